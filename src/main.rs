@@ -1,0 +1,3 @@
+//! The process: configuration, logging, start, signals.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! From the change stream to the sockets.
