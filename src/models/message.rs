@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
-use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, rawdoc};
+use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
+use mongodb::{Collection, Cursor};
 
-use super::{MessageId, RoomId, UserId};
+use super::{Idempotency, IdempotencyKey, MessageId, RoomId, StoreError, UserId};
 
 /// A message as the collection `messages` holds it.
 ///
@@ -105,12 +106,183 @@ impl<'a> Message<'a> {
     }
 }
 
+/// How many documents a batch of a long history holds at most; the server ends one at 16 MiB too.
+const BATCH: u32 = 500;
+
+/// The collection `messages`.
+#[derive(Clone)]
+pub struct Messages {
+    pub(super) collection: Collection<RawDocumentBuf>,
+    pub(super) idempotency: Idempotency,
+}
+
+/// A message that is stored by a majority of the replica set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored<'a> {
+    /// The message; with an idempotency key that was used before, the first one.
+    pub message: Message<'a>,
+    /// True when the key was used before.
+    pub replayed: bool,
+}
+
+/// Why a message was not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The key was used by this user for another message.
+    #[error("the idempotency key was used for another message")]
+    Conflict,
+    /// The database failed. Whether the message is stored is unknown.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A part of a history: the newest messages before one, the oldest after one, or in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// How many messages at most.
+    pub limit: u16,
+    /// Only messages with a lower id.
+    pub before: Option<MessageId>,
+    /// Only messages with a higher id; then the oldest of them.
+    pub after: Option<MessageId>,
+}
+
+impl Messages {
+    /// Stores a message: the one way for REST and sockets alike.
+    ///
+    /// With a key, a retry by the same user stores nothing new.
+    ///
+    /// # Errors
+    /// The key belongs to another message, or the database failed.
+    pub async fn insert<'a>(
+        &self,
+        message: Message<'a>,
+        key: Option<(UserId, &IdempotencyKey)>,
+    ) -> Result<Stored<'a>, SendError> {
+        let Some((user, key)) = key else {
+            self.collection.insert_one(message.to_document()).await.map_err(StoreError::from)?;
+            return Ok(Stored { message, replayed: false });
+        };
+        let (message, replayed) = match self.idempotency.claim(user, key, &message).await? {
+            None => (message, false),
+            Some(first) if first.says_the_same_as(&message) => (first, true),
+            Some(_) => return Err(SendError::Conflict),
+        };
+        match self.collection.insert_one(message.to_document()).await.map_err(StoreError::from) {
+            // A duplicate is the same message, stored by the first attempt.
+            Ok(_) | Err(StoreError::Duplicate) => Ok(Stored { message, replayed }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The whole history of a room, in `_id` order.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn in_room(&self, room: RoomId) -> Result<Cursor<RawDocumentBuf>, StoreError> {
+        let history = self.collection.find(doc! { "room": room.0 });
+        Ok(history.sort(doc! { "_id": 1 }).batch_size(BATCH).await?)
+    }
+
+    /// One page of the history of a room, in `_id` order.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn page(&self, room: RoomId, page: Page) -> Result<Vec<RawDocumentBuf>, StoreError> {
+        let mut filter = doc! { "room": room.0 };
+        let mut range = doc! {};
+        if let Some(before) = page.before {
+            range.insert("$lt", before.0);
+        }
+        if let Some(after) = page.after {
+            range.insert("$gt", after.0);
+        }
+        if !range.is_empty() {
+            filter.insert("_id", range);
+        }
+        let oldest_first = page.after.is_some();
+        let mut found = self
+            .collection
+            .find(filter)
+            .sort(doc! { "_id": if oldest_first { 1 } else { -1 } })
+            .limit(i64::from(page.limit))
+            .await?;
+        let mut messages = Vec::new();
+        while found.advance().await? {
+            messages.push(found.current().to_owned());
+        }
+        if !oldest_first {
+            messages.reverse();
+        }
+        Ok(messages)
+    }
+}
+
+impl Message<'_> {
+    /// Whether a client would call both the same message: what it sent is equal.
+    fn says_the_same_as(&self, other: &Message<'_>) -> bool {
+        (self.room, self.sender, &self.content) == (other.room, other.sender, &other.content)
+    }
+}
+
 /// A whole number, in whichever of BSON's number types a shell or a driver stored it.
-fn integer(value: RawBsonRef<'_>) -> Option<i32> {
+pub(super) fn integer(value: RawBsonRef<'_>) -> Option<i32> {
     match value {
         RawBsonRef::Int32(value) => Some(value),
         RawBsonRef::Int64(value) => i32::try_from(value).ok(),
         RawBsonRef::Double(value) if value.fract() == 0.0 => Some(value as i32),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A document that the original wrote.
+    const ORIGINAL: &str = "80000000075f6964006b02dadd9a22e5a0e1b8e38c07726f6f6d006b02dadd9a22e5a0e1b8e3890773656e646572006b02dadd9a22e5a0e1b8e38502636f6e74656e74000800000070657273697374000963726561746564417400e0ef2603a20100000975706461746564417400e0ef2603a2010000105f5f76000000000000";
+
+    fn original() -> RawDocumentBuf {
+        let bytes = (0..ORIGINAL.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&ORIGINAL[at..at + 2], 16).unwrap())
+            .collect();
+        RawDocumentBuf::from_bytes(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_document_of_the_original_is_read_and_written_byte_for_byte() {
+        let document = original();
+        let message = Message::from_document(&document).unwrap();
+        assert_eq!(message.content, "persist");
+        assert_eq!(message.version, Some(0));
+        assert_eq!(message.to_document().as_bytes(), document.as_bytes());
+        let new = Message::new(message.room, message.sender, "persist");
+        let keys = |document: &RawDocument| {
+            document
+                .iter()
+                .map(|element| element.unwrap().0.as_str().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&new.to_document()), keys(&document));
+        assert_eq!(new.created_at, new.updated_at);
+    }
+
+    #[test]
+    fn any_order_extra_fields_and_missing_stamps_are_read() {
+        let id = bson::oid::ObjectId::new();
+        let document = rawdoc! {
+            "extra": { "a": [1, 2] }, "content": "x", "sender": id, "room": id, "__v": 0_i64, "_id": id,
+        };
+        let message = Message::from_document(&document).unwrap();
+        assert_eq!((message.created_at, message.version), (None, Some(0)));
+        for (field, wrong) in [
+            ("_id", rawdoc! { "_id": 1, "room": id, "sender": id, "content": "x" }),
+            ("room", rawdoc! { "_id": id, "room": "x", "sender": id, "content": "x" }),
+            ("sender", rawdoc! { "_id": id, "room": id, "content": "x" }),
+            ("content", rawdoc! { "_id": id, "room": id, "sender": id, "content": 5 }),
+        ] {
+            assert_eq!(Message::from_document(&wrong), Err(Malformed(field)));
+        }
     }
 }

@@ -1,0 +1,7 @@
+//! Who a client is: tokens and passwords. Nothing here knows a request or a database.
+
+mod password;
+mod token;
+
+pub use password::{PasswordError, Passwords, Verified};
+pub use token::{Claims, TokenError, Tokens};

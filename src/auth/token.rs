@@ -1,0 +1,158 @@
+//! JSON Web Tokens, interchangeable with those of the original: HS256, `{"id","iat","exp"}`.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Validation};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+use crate::models::UserId;
+
+/// How long a token lasts, in seconds: the original's `expiresIn: '1h'`.
+const LIFETIME: u64 = 3600;
+
+/// The header as npm's jsonwebtoken writes it; the crate's own has its keys the other way round.
+const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
+
+/// Issues and verifies tokens with one secret.
+#[derive(Clone)]
+pub struct Tokens {
+    signing: EncodingKey,
+    verifying: DecodingKey,
+    validation: Validation,
+}
+
+/// What a valid token says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claims {
+    /// The user whom it was issued to.
+    pub user: UserId,
+    /// When it expires, in seconds since 1970.
+    pub expires: u64,
+}
+
+/// Why a token is refused. Clients read one text for all; the log tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Not a token, another algorithm, or signed with another secret.
+    #[error("malformed, or not signed by us with HS256")]
+    Signature,
+    /// `exp` has passed, is missing or is no number.
+    #[error("expired, or without an expiry")]
+    Expired,
+    /// `nbf` has not been reached, or is no number.
+    #[error("not valid yet")]
+    NotYet,
+    /// `id` is missing or is no id of a user.
+    #[error("without the id of a user")]
+    User,
+}
+
+impl TokenError {
+    /// The reason as a text that needs no allocation.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Signature => "malformed, or not signed by us with HS256",
+            Self::Expired => "expired, or without an expiry",
+            Self::NotYet => "not valid yet",
+            Self::User => "without the id of a user",
+        }
+    }
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tokens(secret)")
+    }
+}
+
+impl Tokens {
+    /// Tokens of this secret: its UTF-8 bytes are the key, as in the original.
+    pub fn new(secret: &SecretString) -> Self {
+        let secret = secret.expose_secret().as_bytes();
+        let mut validation = Validation::new(Algorithm::HS256);
+        // Only the signature is the crate's business. Its rules for the claims are not those of
+        // npm's jsonwebtoken (fractions of seconds, `aud`, leeway), whose tokens must pass here.
+        validation.required_spec_claims.clear();
+        validation.validate_exp = false;
+        validation.validate_aud = false;
+        Self {
+            signing: EncodingKey::from_secret(secret),
+            verifying: DecodingKey::from_secret(secret),
+            validation,
+        }
+    }
+
+    /// A token for this user, from now on for an hour.
+    pub fn issue(&self, user: UserId) -> String {
+        #[derive(Serialize)]
+        struct Payload {
+            id: String,
+            iat: u64,
+            exp: u64,
+        }
+
+        let iat = jsonwebtoken::get_current_timestamp();
+        let payload = Payload { id: user.to_string(), iat, exp: iat + LIFETIME };
+        let payload = serde_json::to_vec(&payload).expect("three plain fields serialise");
+        let message =
+            format!("{}.{}", URL_SAFE_NO_PAD.encode(HEADER), URL_SAFE_NO_PAD.encode(payload));
+        let signature =
+            jsonwebtoken::crypto::sign(message.as_bytes(), &self.signing, Algorithm::HS256)
+                .expect("HMAC accepts keys and messages of any length");
+        format!("{message}.{signature}")
+    }
+
+    /// Checks signature, expiry and user.
+    ///
+    /// # Errors
+    /// The token must be refused.
+    pub fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+        #[derive(Deserialize)]
+        struct Payload {
+            #[serde(default)]
+            id: serde_json::Value,
+            #[serde(default)]
+            exp: serde_json::Value,
+            nbf: Option<serde_json::Value>,
+        }
+
+        let payload = jsonwebtoken::decode::<Payload>(token, &self.verifying, &self.validation)
+            .map_err(|_| TokenError::Signature)?
+            .claims;
+        // Whole seconds on our side, as npm's jsonwebtoken: a token is dead in its last second.
+        let now = jsonwebtoken::get_current_timestamp() as f64;
+        if let Some(nbf) = payload.nbf {
+            if nbf.as_f64().is_none_or(|nbf| nbf > now) {
+                return Err(TokenError::NotYet);
+            }
+        }
+        let exp = payload.exp.as_f64().filter(|exp| *exp > now).ok_or(TokenError::Expired)?;
+        let user = payload.id.as_str().and_then(|id| id.parse().ok()).ok_or(TokenError::User)?;
+        Ok(Claims { user, expires: exp as u64 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_has_the_original_shape_and_verifies() {
+        let tokens = Tokens::new(&"golden-secret".into());
+        let user = UserId::new();
+        let token = tokens.issue(user);
+        assert!(token.starts_with("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9."));
+        let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+        let text = String::from_utf8(payload).unwrap();
+        assert!(text.starts_with(&format!("{{\"id\":\"{user}\",\"iat\":")), "{text}");
+        let claims = tokens.verify(&token).unwrap();
+        assert_eq!(claims.user, user);
+        assert!(Tokens::new(&"other".into()).verify(&token).is_err());
+    }
+
+    #[test]
+    fn the_secret_is_not_shown() {
+        assert!(!format!("{:?}", Tokens::new(&"golden-secret".into())).contains("golden"));
+    }
+}

@@ -1,0 +1,60 @@
+//! The connection to MongoDB: what we decide, whatever the URI says.
+
+use std::time::Duration;
+
+use mongodb::options::{
+    Acknowledgment, ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern,
+};
+use mongodb::{Client, Database};
+use secrecy::{ExposeSecret, SecretString};
+
+/// The database's name when the URI has none: the original's.
+const DEFAULT_DATABASE: &str = "realTimeChatDatabase";
+
+/// How long the driver looks for a server. Below the deadline of a request, so that the error that
+/// a client causes in the log names the servers and not just the time.
+const SERVER_SELECTION: Duration = Duration::from_millis(4_200);
+
+/// Connections per client; there is one client for each worker and one for the feed. A worker runs
+/// on one thread, which more operations at once than this would not speed up.
+const POOL_SIZE: u32 = 64;
+
+/// How to connect, parsed once; every worker makes a client of its own from it, because a client
+/// shared between runtimes costs a wake-up across threads for each operation.
+#[derive(Debug, Clone)]
+pub struct Connector {
+    options: ClientOptions,
+    database: String,
+}
+
+impl Connector {
+    /// Parses a connection string; `mongodb+srv://` is resolved here.
+    ///
+    /// # Errors
+    /// The string is malformed, or its name cannot be resolved.
+    pub async fn new(uri: &SecretString) -> Result<Self, mongodb::error::Error> {
+        let mut options = ClientOptions::parse(uri.expose_secret()).await?;
+        let database =
+            options.default_database.clone().unwrap_or_else(|| DEFAULT_DATABASE.to_owned());
+        options.app_name.get_or_insert_with(|| env!("CARGO_PKG_NAME").to_owned());
+        options.max_pool_size.get_or_insert(POOL_SIZE);
+        options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
+        options.connect_timeout.get_or_insert(SERVER_SELECTION);
+        // A message is acknowledged once it cannot be rolled back, and only then does the change
+        // stream see it; with `w:1` it would see it 100 ms later. A secondary could lack what the
+        // feed has already delivered.
+        options.write_concern = Some(WriteConcern::builder().w(Acknowledgment::Majority).build());
+        options.read_concern = Some(ReadConcern::local());
+        options.selection_criteria =
+            Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
+        Ok(Self { options, database })
+    }
+
+    /// A database handle with connections of its own, which are made when they are needed.
+    ///
+    /// # Errors
+    /// The options contradict each other.
+    pub fn connect(&self) -> Result<Database, mongodb::error::Error> {
+        Ok(Client::with_options(self.options.clone())?.database(&self.database))
+    }
+}

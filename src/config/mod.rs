@@ -1,0 +1,440 @@
+//! The configuration: every variable, read in one place, once.
+//!
+//! Nothing else in the program reads the environment. A value that makes no sense stops the start
+//! with a line that names the variable, the value and what is allowed. Tests build a [`Config`]
+//! from a closure instead of the environment.
+
+pub mod database;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+/// The name of every variable that [`Config::from_vars`] reads, in the order of `.env.example`.
+/// `RUST_LOG` belongs to env_logger.
+pub const VARIABLES: &[&str] = &[
+    "PORT",
+    "HOST",
+    "MONGO_URI",
+    "MONGODB_URI",
+    "JWT_SECRET",
+    "DATA_DIR",
+    "MONGOD",
+    "CORS_ORIGINS",
+    "LEGACY_TRUST",
+    "ERRORS",
+    "PASSWORD_HASH",
+    "RECOVERY_WINDOW",
+    "RECOVERY_BYTES",
+    "SHUTDOWN_TIMEOUT",
+    "RATE_LIMIT_LOGIN",
+    "RATE_LIMIT_LOGIN_NAME",
+    "RATE_LIMIT_SEND",
+    "RATE_LIMIT_CONNECT",
+    "TRUST_PROXY",
+    "MAX_CONNECTIONS",
+    "WORKERS",
+    "SOCKET_IO_CLIENT_DIR",
+    "METRICS_TOKEN",
+    "DEMO",
+    "RUST_LOG",
+];
+
+const DEFAULT_URI: &str = "mongodb://127.0.0.1:27017/realTimeChatDatabase";
+
+/// Everything that can be set.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `PORT`: where to listen; 0 takes a free port.
+    pub port: u16,
+    /// `HOST`: the address to listen on; `None` is every IPv4 and IPv6 address.
+    pub host: Option<IpAddr>,
+    /// `MONGO_URI`, `MONGODB_URI`, `DATA_DIR`, `MONGOD`: which MongoDB.
+    pub mongo: Mongo,
+    /// `JWT_SECRET`. `None` only with [`Mongo::Embedded`] or [`Mongo::Unset`]: then one is made
+    /// and kept in the data folder.
+    pub jwt_secret: Option<SecretString>,
+    /// `DATA_DIR`, `MONGOD`: used when MongoDB is embedded.
+    pub embedded: Embedded,
+    /// `CORS_ORIGINS`: who may read the answers from a browser page.
+    pub cors: CorsOrigins,
+    /// `LEGACY_TRUST`: believe any `sender`, let sockets in without a token.
+    pub legacy_trust: bool,
+    /// `ERRORS`: the original's statuses and texts, or precise ones.
+    pub errors: ErrorMode,
+    /// `PASSWORD_HASH`: how new passwords are stored.
+    pub password_hash: PasswordHash,
+    /// `RECOVERY_WINDOW`: how long an event stays recoverable at least, bytes permitting.
+    pub recovery_window: Duration,
+    /// `RECOVERY_BYTES`: how much memory recent events may take.
+    pub recovery_bytes: usize,
+    /// `SHUTDOWN_TIMEOUT`: how long a stop may take.
+    pub shutdown_timeout: Duration,
+    /// `RATE_LIMIT_LOGIN`: registrations and logins per minute and address; 0 is no limit.
+    pub rate_limit_login: u32,
+    /// `RATE_LIMIT_LOGIN_NAME`: failed logins per minute for a name from an address.
+    pub rate_limit_login_name: u32,
+    /// `RATE_LIMIT_SEND`: messages per minute and user.
+    pub rate_limit_send: u32,
+    /// `RATE_LIMIT_CONNECT`: handshakes per minute and address.
+    pub rate_limit_connect: u32,
+    /// `TRUST_PROXY`: how many proxies in front set `X-Forwarded-For`.
+    pub trust_proxy: u8,
+    /// `MAX_CONNECTIONS`: sockets and requests at once.
+    pub max_connections: usize,
+    /// `WORKERS`: threads that serve requests.
+    pub workers: usize,
+    /// `SOCKET_IO_CLIENT_DIR`: the folder of the client bundle to serve.
+    pub socket_io_client_dir: Option<PathBuf>,
+    /// `METRICS_TOKEN`: what `/metrics` asks for as a bearer token.
+    pub metrics_token: Option<SecretString>,
+    /// `DEMO`: whether `/demo` is served.
+    pub demo: bool,
+}
+
+/// Which MongoDB to use.
+#[derive(Debug, Clone)]
+pub enum Mongo {
+    /// One that runs already.
+    Uri {
+        /// The connection string; may hold a password, so it is not logged.
+        uri: SecretString,
+    },
+    /// A private one, started with the server and stopped with it.
+    Embedded,
+    /// Nothing was said: the original's database when something listens on its port, else
+    /// [`Mongo::Embedded`].
+    Unset,
+}
+
+impl Mongo {
+    /// The database that the original used, on this machine.
+    pub fn original() -> Self {
+        Self::Uri { uri: DEFAULT_URI.into() }
+    }
+}
+
+/// Where the embedded MongoDB lives.
+#[derive(Debug, Clone)]
+pub struct Embedded {
+    /// `DATA_DIR`: the folder of its data and of the generated secret.
+    pub data_dir: PathBuf,
+    /// `MONGOD`: its binary; `None` looks on `PATH`, then installs one.
+    pub mongod: Option<PathBuf>,
+}
+
+/// Which origins a browser lets read our answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CorsOrigins {
+    /// `*`: all of them.
+    Any,
+    /// These, compared byte for byte with the header `Origin`.
+    List(Vec<String>),
+}
+
+/// What a refusal looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorMode {
+    /// The original's statuses and texts.
+    Original,
+    /// Statuses that fit, and a code.
+    Precise,
+}
+
+/// How new passwords are hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PasswordHash {
+    /// argon2id; bcrypt hashes are replaced at login.
+    Argon2id,
+    /// bcrypt, for a deployment that may go back to Node.
+    Bcrypt,
+}
+
+/// A variable whose value makes no sense, or a needed one that is missing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A value that is not allowed.
+    #[error("{name}={value:?} is not allowed: {allowed}")]
+    Invalid {
+        /// The variable.
+        name: &'static str,
+        /// Its value; never that of a secret.
+        value: String,
+        /// What would be.
+        allowed: &'static str,
+    },
+    /// No secret although the database is not embedded.
+    #[error(
+        "JWT_SECRET is not set, so no token could be signed. Put the secret of your Node server \
+         into .env, or make one: JWT_SECRET=$(openssl rand -hex 32)"
+    )]
+    NoSecret,
+}
+
+impl Config {
+    /// Reads the process environment, on top of the variables of a `.env` file.
+    ///
+    /// # Errors
+    /// A value that is not allowed.
+    pub fn from_env(dotenv: &[(String, String)]) -> Result<Self, ConfigError> {
+        Self::from_vars(|name| {
+            std::env::var(name).ok().or_else(|| {
+                dotenv.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.clone())
+            })
+        })
+    }
+
+    /// Reads variables from wherever `var` finds them. An empty value counts as not set.
+    ///
+    /// # Errors
+    /// A value that is not allowed.
+    pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let vars = Vars(&|name| var(name).filter(|value| !value.is_empty()));
+        let jwt_secret = vars.get("JWT_SECRET");
+        let mongo = vars.mongo(jwt_secret.is_some())?;
+        if jwt_secret.is_none() && matches!(mongo, Mongo::Uri { .. }) {
+            return Err(ConfigError::NoSecret);
+        }
+        Ok(Self {
+            port: vars.parse("PORT", 5000, "a port from 0 to 65535")?,
+            host: vars.optional("HOST", "an IP address, such as 127.0.0.1 or ::")?,
+            mongo,
+            jwt_secret: jwt_secret.map(Into::into),
+            embedded: Embedded {
+                data_dir: vars.get("DATA_DIR").unwrap_or_else(|| "data".to_owned()).into(),
+                mongod: vars.get("MONGOD").map(Into::into),
+            },
+            cors: vars.cors()?,
+            legacy_trust: vars.flag("LEGACY_TRUST", false)?,
+            errors: vars.choice(
+                "ERRORS",
+                &[("original", ErrorMode::Original), ("precise", ErrorMode::Precise)],
+                "original or precise",
+            )?,
+            password_hash: vars.choice(
+                "PASSWORD_HASH",
+                &[("argon2id", PasswordHash::Argon2id), ("bcrypt", PasswordHash::Bcrypt)],
+                "argon2id or bcrypt",
+            )?,
+            recovery_window: vars.seconds("RECOVERY_WINDOW", 120, 86_400)?,
+            recovery_bytes: vars.in_range("RECOVERY_BYTES", 64 << 20, 0, 16 << 30)?,
+            shutdown_timeout: vars.seconds("SHUTDOWN_TIMEOUT", 10, 3600)?,
+            rate_limit_login: vars.parse("RATE_LIMIT_LOGIN", 600, PER_MINUTE)?,
+            rate_limit_login_name: vars.parse("RATE_LIMIT_LOGIN_NAME", 30, PER_MINUTE)?,
+            rate_limit_send: vars.parse("RATE_LIMIT_SEND", 3000, PER_MINUTE)?,
+            rate_limit_connect: vars.parse("RATE_LIMIT_CONNECT", 6000, PER_MINUTE)?,
+            trust_proxy: vars.parse("TRUST_PROXY", 0, "the number of proxies, 0 to 255")?,
+            max_connections: vars.in_range("MAX_CONNECTIONS", 50_000, 1, 10_000_000)?,
+            workers: vars.in_range("WORKERS", cores(), 1, 1024)?,
+            socket_io_client_dir: vars.get("SOCKET_IO_CLIENT_DIR").map(Into::into),
+            metrics_token: vars.get("METRICS_TOKEN").map(Into::into),
+            demo: vars.flag("DEMO", true)?,
+        })
+    }
+}
+
+const PER_MINUTE: &str = "a whole number per minute, 0 for no limit";
+
+/// How many processors this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The variables, with the conversions that more than one of them needs.
+struct Vars<'a>(&'a dyn Fn(&str) -> Option<String>);
+
+impl Vars<'_> {
+    fn get(&self, name: &str) -> Option<String> {
+        (self.0)(name)
+    }
+
+    fn optional<T: std::str::FromStr>(
+        &self,
+        name: &'static str,
+        allowed: &'static str,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.trim().parse() {
+            Ok(parsed) => Ok(Some(parsed)),
+            Err(_) => Err(ConfigError::Invalid { name, value, allowed }),
+        }
+    }
+
+    fn parse<T: std::str::FromStr>(
+        &self,
+        name: &'static str,
+        default: T,
+        allowed: &'static str,
+    ) -> Result<T, ConfigError> {
+        Ok(self.optional(name, allowed)?.unwrap_or(default))
+    }
+
+    fn in_range(
+        &self,
+        name: &'static str,
+        default: usize,
+        least: usize,
+        most: usize,
+    ) -> Result<usize, ConfigError> {
+        let allowed = "a whole number within reason";
+        let value = self.parse(name, default, allowed)?;
+        if !(least..=most).contains(&value) {
+            return Err(ConfigError::Invalid { name, value: value.to_string(), allowed });
+        }
+        Ok(value)
+    }
+
+    fn seconds(
+        &self,
+        name: &'static str,
+        default: u64,
+        most: u64,
+    ) -> Result<Duration, ConfigError> {
+        let allowed = "a whole number of seconds, at most a day";
+        let seconds = self.parse(name, default, allowed)?;
+        if seconds > most {
+            return Err(ConfigError::Invalid { name, value: seconds.to_string(), allowed });
+        }
+        Ok(Duration::from_secs(seconds))
+    }
+
+    fn choice<T: Copy>(
+        &self,
+        name: &'static str,
+        choices: &[(&str, T)],
+        allowed: &'static str,
+    ) -> Result<T, ConfigError> {
+        let value = self.get(name);
+        let wanted = value.as_deref().map(str::trim);
+        match choices.iter().find(|(text, _)| wanted.is_none_or(|wanted| wanted == *text)) {
+            Some((_, choice)) => Ok(*choice),
+            None => Err(ConfigError::Invalid { name, value: value.unwrap_or_default(), allowed }),
+        }
+    }
+
+    fn flag(&self, name: &'static str, default: bool) -> Result<bool, ConfigError> {
+        match self.get(name).as_deref().map(str::trim) {
+            None => Ok(default),
+            Some("true" | "1") => Ok(true),
+            Some("false" | "0") => Ok(false),
+            Some(value) => Err(ConfigError::Invalid {
+                name,
+                value: value.to_owned(),
+                allowed: "true or false",
+            }),
+        }
+    }
+
+    /// A URI wins; a secret alone means the original's `.env`, so its database; nothing at all
+    /// leaves the choice to the start.
+    fn mongo(&self, secret_is_set: bool) -> Result<Mongo, ConfigError> {
+        for name in ["MONGO_URI", "MONGODB_URI"] {
+            let Some(uri) = self.get(name) else { continue };
+            let uri = uri.trim();
+            if uri == "embedded" {
+                return Ok(Mongo::Embedded);
+            }
+            if !uri.starts_with("mongodb://") && !uri.starts_with("mongodb+srv://") {
+                return Err(ConfigError::Invalid {
+                    name,
+                    // A connection string may hold a password: only what it begins with is shown.
+                    value: uri.chars().take_while(char::is_ascii_alphanumeric).take(16).collect(),
+                    allowed: "mongodb://…, mongodb+srv://… or embedded",
+                });
+            }
+            return Ok(Mongo::Uri { uri: uri.into() });
+        }
+        Ok(if secret_is_set { Mongo::original() } else { Mongo::Unset })
+    }
+
+    fn cors(&self) -> Result<CorsOrigins, ConfigError> {
+        let Some(value) = self.get("CORS_ORIGINS") else { return Ok(CorsOrigins::Any) };
+        let origins: Vec<String> =
+            value.split(',').map(|origin| origin.trim().trim_end_matches('/').to_owned()).collect();
+        if origins == ["*"] {
+            return Ok(CorsOrigins::Any);
+        }
+        if origins.iter().any(|origin| origin != "null" && !origin.contains("://")) {
+            return Err(ConfigError::Invalid {
+                name: "CORS_ORIGINS",
+                value,
+                allowed: "* or a list such as https://chat.example.com,http://localhost:3000",
+            });
+        }
+        Ok(CorsOrigins::List(origins))
+    }
+}
+
+impl CorsOrigins {
+    /// Whether a page of this origin may talk to us.
+    pub fn allows(&self, origin: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::List(origins) => origins.iter().any(|allowed| allowed == origin),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(vars: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::from_vars(|name| {
+            vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_defaults_are_the_originals() {
+        let config = config(&[("JWT_SECRET", "s")]).unwrap();
+        assert_eq!(config.port, 5000);
+        assert_eq!(config.host, None);
+        assert!(matches!(config.mongo, Mongo::Uri { .. }));
+        assert_eq!(config.errors, ErrorMode::Original);
+        assert_eq!(config.cors, CorsOrigins::Any);
+        assert!(!config.legacy_trust);
+    }
+
+    #[test]
+    fn nothing_set_leaves_the_database_open_and_a_uri_needs_a_secret() {
+        assert!(matches!(config(&[]).unwrap().mongo, Mongo::Unset));
+        assert!(matches!(config(&[("MONGO_URI", "embedded")]).unwrap().mongo, Mongo::Embedded));
+        let uri = ("MONGODB_URI", "mongodb://db/chat");
+        assert_eq!(config(&[uri]).unwrap_err(), ConfigError::NoSecret);
+        assert!(config(&[uri, ("JWT_SECRET", "s")]).is_ok());
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_what_is_allowed() {
+        for (name, value) in [
+            ("PORT", "70000"),
+            ("HOST", "localhost:80"),
+            ("MONGO_URI", "postgres://x"),
+            ("CORS_ORIGINS", "example.com"),
+            ("LEGACY_TRUST", "yes"),
+            ("ERRORS", "loud"),
+            ("PASSWORD_HASH", "md5"),
+            ("RECOVERY_WINDOW", "2m"),
+            ("WORKERS", "0"),
+            ("MAX_CONNECTIONS", "-1"),
+        ] {
+            let error = config(&[("JWT_SECRET", "s"), (name, value)]).unwrap_err();
+            assert!(matches!(&error, ConfigError::Invalid { name: named, .. } if *named == name));
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_connection_string_is_never_shown() {
+        let error = config(&[("MONGO_URI", "mongo//user:hunter2@db")]).unwrap_err();
+        assert!(!error.to_string().contains("hunter2"));
+        let shown = format!(
+            "{:?}",
+            config(&[("MONGO_URI", "mongodb://u:hunter2@db"), ("JWT_SECRET", "s3cr3t")]).unwrap()
+        );
+        assert!(!shown.contains("hunter2") && !shown.contains("s3cr3t"), "{shown}");
+    }
+}

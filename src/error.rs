@@ -1,0 +1,318 @@
+//! Every refusal that a client can meet, and how it looks in both modes of `ERRORS`.
+//!
+//! A variant is a fact, not a status. What a client reads is one row of the table in
+//! [`ApiError::answer`]: the original's status and text, and what a modern client wants. The
+//! cause behind a refusal goes to the log and nowhere else.
+
+use actix_web::body::BoxBody;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::{HttpResponse, ResponseError};
+
+use crate::config::ErrorMode;
+use crate::models::StoreError;
+
+/// A request that is answered with a refusal.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// Registration with a name that somebody has.
+    #[error("the username is taken")]
+    UsernameTaken,
+    /// A room of this name exists.
+    #[error("a room of this name exists")]
+    RoomExists,
+    /// A field that is missing, empty or of a type that cannot be cast.
+    #[error("the field {field} {problem}")]
+    InvalidField {
+        /// The field's name in the request.
+        field: &'static str,
+        /// What is wrong with it, as the end of a sentence: "is required".
+        problem: &'static str,
+    },
+    /// Login: nobody has this name.
+    #[error("no user has this name")]
+    UserNotFound,
+    /// Login: wrong password, or a name that is an object.
+    #[error("the password does not match")]
+    InvalidCredentials,
+    /// Login: the password is no string; bcryptjs names its JavaScript type to the client.
+    #[error("the password is of the type {0}")]
+    PasswordType(&'static str),
+    /// The room of a message does not exist.
+    #[error("the room does not exist")]
+    RoomNotFound,
+    /// No `Authorization` header.
+    #[error("the request has no token")]
+    TokenMissing,
+    /// An `Authorization` header that is not `Bearer <token>`.
+    #[error("the Authorization header is not `Bearer <token>`")]
+    TokenFormat,
+    /// A token that is malformed, expired, or signed by another secret or algorithm.
+    #[error("the token is invalid: {0}")]
+    TokenInvalid(&'static str),
+    /// A message in another user's name.
+    #[error("the sender is not the authenticated user")]
+    SenderMismatch,
+    /// An idempotency key that this user used for another message.
+    #[error("the idempotency key was used for another message")]
+    IdempotencyConflict,
+    /// An `Idempotency-Key` that is empty, too long or not text.
+    #[error("the idempotency key is not 1 to 255 characters of visible ASCII")]
+    IdempotencyKey,
+    /// No route at this path.
+    #[error("no such route")]
+    NotFound,
+    /// A route at this path, but not for this method; the methods that it has.
+    #[error("no such method on this route, only {0}")]
+    MethodNotAllowed(&'static str),
+    /// A path parameter whose percent-encoding is broken.
+    #[error("the path is not valid percent-encoded UTF-8")]
+    MalformedPath,
+    /// A body that is not what its headers say: broken JSON, gzip or length.
+    #[error("the body is malformed: {0}")]
+    MalformedBody(&'static str),
+    /// A body over the limit, as sent or after inflation.
+    #[error("the body is larger than 100 KiB")]
+    BodyTooLarge,
+    /// A charset or content encoding that is not supported.
+    #[error("the body's charset or encoding is not supported")]
+    UnsupportedBody,
+    /// A body that did not arrive in time.
+    #[error("the body did not arrive in time")]
+    BodyTimeout,
+    /// Too many passwords wait to be hashed.
+    #[error("too many passwords wait to be hashed")]
+    Busy,
+    /// MongoDB did not answer in time, or cannot be reached. Whether a write happened is unknown.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// Anything else; the client learns nothing of it.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// What a client reads: a status, a text and the code of `ERRORS=precise`.
+struct Answer {
+    status: u16,
+    text: &'static str,
+    code: &'static str,
+}
+
+impl ApiError {
+    /// The table of refusals: the original's answer, and the precise one.
+    fn answers(&self) -> (Answer, Answer) {
+        /// One row: the original's status and text, then the precise status, code and text.
+        const fn row(
+            status: u16,
+            text: &'static str,
+            precise: u16,
+            code: &'static str,
+            sentence: &'static str,
+        ) -> (Answer, Answer) {
+            (Answer { status, text, code }, Answer { status: precise, text: sentence, code })
+        }
+        const SERVER: &str = "Server error";
+
+        match self {
+            Self::UsernameTaken => row(500, SERVER, 409, "username_taken", "Username is taken"),
+            Self::RoomExists => {
+                row(400, "Room already exists", 409, "room_exists", "Room already exists")
+            }
+            Self::InvalidField { .. } => row(500, SERVER, 400, "invalid_field", "Invalid field"),
+            Self::UserNotFound => {
+                row(404, "User not found", 401, "invalid_credentials", "Invalid credentials")
+            }
+            Self::InvalidCredentials => {
+                row(400, "Invalid credentials", 401, "invalid_credentials", "Invalid credentials")
+            }
+            Self::PasswordType(_) => row(500, "", 400, "invalid_field", "Invalid field"),
+            Self::RoomNotFound => {
+                row(400, "Room not found", 404, "room_not_found", "Room not found")
+            }
+            Self::TokenMissing => {
+                let text = "Access denied. No token provided.";
+                row(401, text, 401, "token_missing", text)
+            }
+            Self::TokenFormat => {
+                row(401, "Invalid token format", 401, "token_invalid", "Invalid token format")
+            }
+            Self::TokenInvalid(_) => {
+                row(401, "Invalid token", 401, "token_invalid", "Invalid token")
+            }
+            Self::SenderMismatch => {
+                let text = "Sender does not match the authenticated user";
+                row(403, text, 403, "sender_mismatch", text)
+            }
+            Self::IdempotencyConflict => {
+                let text = "Idempotency key was used for another message";
+                row(422, text, 422, "idempotency_conflict", text)
+            }
+            Self::IdempotencyKey => {
+                let text = "Idempotency-Key must be 1 to 255 characters of visible ASCII";
+                row(400, text, 400, "invalid_field", text)
+            }
+            Self::NotFound => row(404, "", 404, "not_found", "No such route"),
+            Self::MethodNotAllowed(_) => {
+                row(404, "", 405, "method_not_allowed", "No such method here")
+            }
+            Self::MalformedPath => {
+                row(400, "Bad Request", 400, "malformed_path", "The path is not valid UTF-8")
+            }
+            Self::MalformedBody(_) => {
+                row(400, "Bad Request", 400, "malformed_json", "The body is not valid JSON")
+            }
+            Self::BodyTooLarge => {
+                let text = "Payload Too Large";
+                row(413, text, 413, "body_too_large", "The body is larger than 100 KiB")
+            }
+            Self::UnsupportedBody => row(
+                415,
+                "Unsupported Media Type",
+                415,
+                "unsupported_media_type",
+                "The body's charset or encoding is not supported",
+            ),
+            Self::BodyTimeout => row(
+                408,
+                "Request Timeout",
+                408,
+                "request_timeout",
+                "The body did not arrive in time",
+            ),
+            Self::Busy => row(503, SERVER, 503, "busy", "Too many logins at once, try again"),
+            Self::Unavailable(_) => {
+                row(503, SERVER, 503, "unavailable", "The database does not answer, try again")
+            }
+            Self::Internal(_) => row(500, SERVER, 500, "internal", SERVER),
+        }
+    }
+
+    /// True for what Express itself refused, outside of any handler: a page, not JSON.
+    fn is_page(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound
+                | Self::MethodNotAllowed(_)
+                | Self::MalformedPath
+                | Self::MalformedBody(_)
+                | Self::BodyTooLarge
+                | Self::UnsupportedBody
+                | Self::BodyTimeout
+        )
+    }
+
+    /// What the client reads in the given mode: the sentence, and the code where there is one.
+    ///
+    /// Sockets use it as it is; over HTTP it is the body.
+    pub fn sentence(&self, mode: ErrorMode) -> (String, &'static str) {
+        let (original, precise) = self.answers();
+        let text = match (self, mode) {
+            (Self::PasswordType(name), ErrorMode::Original) => {
+                format!("Illegal arguments: {name}, string")
+            }
+            (Self::PasswordType(name), ErrorMode::Precise) => {
+                format!("password must be a string, not {name}")
+            }
+            (Self::InvalidField { field, problem }, ErrorMode::Precise) => {
+                format!("{field} {problem}")
+            }
+            (_, ErrorMode::Original) => original.text.to_owned(),
+            (_, ErrorMode::Precise) => precise.text.to_owned(),
+        };
+        (text, precise.code)
+    }
+
+    /// The answer in the given mode. `requested` is the method and path that a 404 page names.
+    ///
+    /// This is the one place that logs a refusal: a client's mistake at debug level, a failure of
+    /// ours as an error.
+    pub fn respond(&self, mode: ErrorMode, requested: &dyn std::fmt::Display) -> HttpResponse {
+        let (original, precise) = self.answers();
+        let status = match mode {
+            ErrorMode::Original => original.status,
+            ErrorMode::Precise => precise.status,
+        };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        match self {
+            Self::Internal(_) => log::error!("{requested}: {self}"),
+            Self::Unavailable(_) | Self::Busy => log::warn!("{requested}: {self}"),
+            _ => log::debug!("{requested}: {status}: {self}"),
+        }
+
+        let (text, code) = self.sentence(mode);
+        let mut answer = HttpResponse::build(status);
+        if matches!(self, Self::Unavailable(_) | Self::Busy) {
+            answer.insert_header((header::RETRY_AFTER, HeaderValue::from_static("1")));
+        }
+        if matches!(self, Self::BodyTimeout) {
+            answer.force_close();
+        }
+        match mode {
+            ErrorMode::Original if self.is_page() => {
+                let line = match self {
+                    Self::NotFound | Self::MethodNotAllowed(_) => format!("Cannot {requested}"),
+                    _ => text,
+                };
+                answer
+                    .insert_header(("Content-Security-Policy", "default-src 'none'"))
+                    .insert_header(("X-Content-Type-Options", "nosniff"))
+                    .insert_header((header::CONTENT_TYPE, "text/html; charset=utf-8"))
+                    .body(page(&line))
+            }
+            ErrorMode::Original => answer.json(serde_json::json!({ "error": text })),
+            ErrorMode::Precise => {
+                if let Self::MethodNotAllowed(methods) = self {
+                    answer.insert_header((header::ALLOW, *methods));
+                }
+                answer.json(Precise { error: &text, code })
+            }
+        }
+    }
+}
+
+/// The body of a refusal in `ERRORS=precise`; a struct, since its keys have an order.
+#[derive(serde::Serialize)]
+struct Precise<'a> {
+    error: &'a str,
+    code: &'a str,
+}
+
+/// The page that Express's final handler sends in production.
+fn page(line: &str) -> String {
+    let mut escaped = String::with_capacity(line.len());
+    for c in line.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c => escaped.push(c),
+        }
+    }
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <title>Error</title>\n</head>\n<body>\n<pre>{escaped}</pre>\n</body>\n</html>\n"
+    )
+}
+
+/// Handlers return the error itself. The mode of `ERRORS` is not known here, so this is only what
+/// a client would see if the express middleware, which renders it, were missing.
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::INTERNAL_SERVER_ERROR
+    }
+
+    fn error_response(&self) -> HttpResponse<BoxBody> {
+        HttpResponse::new(self.status_code())
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(cause) => Self::Unavailable(cause.to_string()),
+            error => Self::Internal(error.to_string()),
+        }
+    }
+}

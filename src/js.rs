@@ -1,0 +1,325 @@
+//! JSON values with JavaScript's meaning, and Mongoose's casts of them.
+//!
+//! The original read every field through `JSON.parse` and Mongoose's schema types, and clients
+//! have come to rely on what those accept: a number as a name, `{"_id": "…"}` where a string is
+//! meant, an id inside an array. This file holds those rules and nothing of routes or documents.
+//! Values are read with bounded depth, however deep a body is nested.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::models::NotAnId;
+
+/// How deep arrays and objects are kept. No cast looks further than an array inside an `_id`;
+/// what lies deeper is an [`Js::Object`] without an `_id`, which no cast accepts.
+const MAX_DEPTH: u8 = 16;
+
+/// A value as a JavaScript handler sees a field of `req.body`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Js {
+    /// The field is not there.
+    #[default]
+    Undefined,
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number; those beyond the range of a double are infinite, as in JavaScript.
+    Number(f64),
+    /// A string. A lone surrogate has become U+FFFD, which is what the database would hold.
+    String(String),
+    /// An array.
+    Array(Vec<Js>),
+    /// An object, of which only `_id` matters to any cast.
+    Object {
+        /// The value of `_id`, [`Js::Undefined`] when there is none.
+        id: Box<Js>,
+    },
+}
+
+/// A value that Mongoose refuses to cast to the type of the field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("cannot be cast")]
+pub struct CastError;
+
+impl Js {
+    /// Casts to a string field as Mongoose's `castString` does: scalars print themselves, an
+    /// object with a non-empty string `_id` becomes that string.
+    ///
+    /// # Errors
+    /// `null`, a missing field, an array and any other object cannot be cast. (Mongoose lets
+    /// `null` through for its `required` validator to refuse; here it is refused at once.)
+    pub fn to_text(&self) -> Result<Cow<'_, str>, CastError> {
+        match self {
+            Self::String(text) => Ok(text.into()),
+            Self::Bool(_) | Self::Number(_) => Ok(self.print().into()),
+            Self::Object { id } => match id.as_ref() {
+                Self::String(text) if !text.is_empty() => Ok(text.into()),
+                _ => Err(CastError),
+            },
+            Self::Undefined | Self::Null | Self::Array(_) => Err(CastError),
+        }
+    }
+
+    /// Casts to an id as Mongoose's `castObjectId` does: what the value, or else its `_id`, prints
+    /// must be 24 hexadecimal digits.
+    ///
+    /// # Errors
+    /// Everything else, `null` and a missing field included.
+    pub fn to_id<Id: std::str::FromStr<Err = NotAnId>>(&self) -> Result<Id, CastError> {
+        let printed = match self {
+            Self::Undefined | Self::Null => return Err(CastError),
+            Self::String(text) => Cow::from(text),
+            Self::Object { id } if id.is_truthy() => id.print().into(),
+            value => value.print().into(),
+        };
+        printed.parse().map_err(|_| CastError)
+    }
+
+    /// True for a missing field and for `null`, which JavaScript's `== null` does not tell apart.
+    pub fn is_nullish(&self) -> bool {
+        matches!(self, Self::Undefined | Self::Null)
+    }
+
+    /// What the operator `typeof` answers.
+    pub fn type_of(&self) -> &'static str {
+        match self {
+            Self::Undefined => "undefined",
+            Self::Bool(_) => "boolean",
+            Self::Number(_) => "number",
+            Self::String(_) => "string",
+            Self::Null | Self::Array(_) | Self::Object { .. } => "object",
+        }
+    }
+
+    fn is_truthy(&self) -> bool {
+        match self {
+            Self::Undefined | Self::Null => false,
+            Self::Bool(value) => *value,
+            Self::Number(value) => *value != 0.0 && !value.is_nan(),
+            Self::String(text) => !text.is_empty(),
+            Self::Array(_) | Self::Object { .. } => true,
+        }
+    }
+
+    /// What `toString()` answers; the elements of an array are joined by commas.
+    fn print(&self) -> String {
+        let mut out = String::new();
+        self.print_into(&mut out);
+        out
+    }
+
+    fn print_into(&self, out: &mut String) {
+        match self {
+            Self::Undefined | Self::Null => {}
+            Self::Bool(value) => write!(out, "{value}").expect("writing into a string cannot fail"),
+            Self::Number(value) => out.push_str(ryu_js::Buffer::new().format(*value)),
+            Self::String(text) => out.push_str(text),
+            Self::Object { .. } => out.push_str("[object Object]"),
+            Self::Array(elements) => {
+                for (index, element) in elements.iter().enumerate() {
+                    if index > 0 {
+                        out.push(',');
+                    }
+                    element.print_into(out);
+                }
+            }
+        }
+    }
+
+    /// Reads the text of one value. A text that serde_json has accepted as JSON always succeeds.
+    fn from_raw(raw: &RawValue, depth: u8) -> Result<Self, serde_json::Error> {
+        let text = raw.get();
+        Ok(match text.as_bytes().first() {
+            Some(b'"') => Self::String(serde_json::from_str(text)?),
+            Some(b'n') => Self::Null,
+            Some(b't') => Self::Bool(true),
+            Some(b'f') => Self::Bool(false),
+            Some(b'[') if depth < MAX_DEPTH => Self::Array(
+                serde_json::from_str::<Vec<&RawValue>>(text)?
+                    .into_iter()
+                    .map(|element| Self::from_raw(element, depth + 1))
+                    .collect::<Result<_, _>>()?,
+            ),
+            Some(b'{') if depth < MAX_DEPTH => {
+                Self::Object { id: Box::new(Fields::parse(text, depth + 1)?.take("_id")) }
+            }
+            Some(b'[' | b'{') => Self::Object { id: Box::default() },
+            // JSON's numbers are a subset of what Rust parses, and an overflow is infinite in both.
+            _ => Self::Number(text.parse().unwrap_or(f64::NAN)),
+        })
+    }
+}
+
+/// The fields of a JSON object, with JavaScript's rule for duplicates: the last one counts.
+#[derive(Debug, Clone, Default)]
+pub struct Fields(Vec<(String, Js)>);
+
+impl Fields {
+    /// Reads a JSON object.
+    ///
+    /// # Errors
+    /// The text is no JSON object.
+    pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        Self::parse(text, 0)
+    }
+
+    /// Takes a field out; [`Js::Undefined`] when it is not there.
+    pub fn take(&mut self, name: &str) -> Js {
+        match self.0.iter().rposition(|(key, _)| key == name) {
+            Some(index) => self.0.swap_remove(index).1,
+            None => Js::Undefined,
+        }
+    }
+
+    fn parse(text: &str, depth: u8) -> Result<Self, serde_json::Error> {
+        struct Object(u8);
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some((key, raw)) = map.next_entry::<String, &RawValue>()? {
+                    let value = Js::from_raw(raw, self.0).map_err(serde::de::Error::custom)?;
+                    fields.push((key, value));
+                }
+                Ok(Fields(fields))
+            }
+        }
+
+        let mut json = serde_json::Deserializer::from_str(text);
+        let fields = json.deserialize_map(Object(depth))?;
+        json.end()?;
+        Ok(fields)
+    }
+}
+
+impl<'de> Deserialize<'de> for Js {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&RawValue>::deserialize(deserializer)?;
+        Self::from_raw(raw, 0).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Replaces the escapes of lone surrogates, which are JSON but no Unicode, by `\ufffd`.
+///
+/// `JSON.parse` accepts them and the driver writes U+FFFD into the document; serde_json would
+/// refuse the whole body. The text keeps its length, so this allocates only when there is one.
+pub fn replace_lone_surrogates(text: &str) -> Cow<'_, str> {
+    let mut replaced: Option<String> = None;
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == b'\\')) {
+        at += found;
+        match (unit(bytes, at), unit(bytes, at + 6)) {
+            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => at += 12,
+            (Some(0xD800..=0xDFFF), _) => {
+                replaced
+                    .get_or_insert_with(|| text.to_owned())
+                    .replace_range(at + 2..at + 6, "fffd");
+                at += 6;
+            }
+            (Some(_), _) => at += 6,
+            // Any other escape is two bytes long: `\\u` must not be taken for `\u`.
+            (None, _) => at += 2,
+        }
+    }
+    replaced.map_or(Cow::Borrowed(text), Cow::Owned)
+}
+
+/// The UTF-16 code unit of a `\uXXXX` escape that begins at `at`.
+fn unit(bytes: &[u8], at: usize) -> Option<u16> {
+    let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
+    if !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::RoomId;
+
+    fn js(json: &str) -> Js {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn strings_are_cast_as_mongoose_casts_them() {
+        for (json, text) in [
+            ("\"a\"", Some("a")),
+            ("1.50", Some("1.5")),
+            ("1e21", Some("1e+21")),
+            ("1e999", Some("Infinity")),
+            ("-0", Some("0")),
+            ("123456789012345680000", Some("123456789012345680000")),
+            ("1e-7", Some("1e-7")),
+            ("true", Some("true")),
+            (r#"{"_id":"x"}"#, Some("x")),
+            (r#"{"_id":"x","_id":"y"}"#, Some("y")),
+            (r#"{"_id":""}"#, None),
+            (r#"{"_id":5}"#, None),
+            (r#"{"a":1}"#, None),
+            (r#"["a"]"#, None),
+            ("null", None),
+        ] {
+            assert_eq!(js(json).to_text().ok().as_deref(), text, "{json}");
+        }
+    }
+
+    #[test]
+    fn ids_are_cast_as_mongoose_casts_them() {
+        let id = "0123456789abcdef01234567";
+        for (json, valid) in [
+            (format!("\"{id}\""), true),
+            (format!("\"{}\"", id.to_uppercase()), true),
+            (format!("[\"{id}\"]"), true),
+            (format!("[[\"{id}\"]]"), true),
+            (format!("{{\"_id\":\"{id}\"}}"), true),
+            (format!("{{\"_id\":[\"{id}\"]}}"), true),
+            (format!("{{\"_id\":{{\"_id\":\"{id}\"}}}}"), false),
+            (format!("[{{\"_id\":\"{id}\"}}]"), false),
+            (format!("[\"{id}\",\"{id}\"]"), false),
+            ("\"abcdefghijkl\"".to_owned(), false),
+            ("12345".to_owned(), false),
+            ("[]".to_owned(), false),
+            ("{}".to_owned(), false),
+        ] {
+            assert_eq!(js(&json).to_id::<RoomId>().is_ok(), valid, "{json}");
+        }
+    }
+
+    #[test]
+    fn any_depth_is_read_and_none_is_kept_beyond_the_bound() {
+        let deep = format!("{}{}", "[".repeat(50_000), "]".repeat(50_000));
+        assert!(js(&deep).to_id::<RoomId>().is_err());
+        let mut fields = Fields::from_json(&format!("{{\"a\":{deep},\"b\":1}}")).unwrap();
+        assert_eq!(fields.take("b"), Js::Number(1.0));
+    }
+
+    #[test]
+    fn lone_surrogates_become_the_replacement_character() {
+        for (json, read) in [
+            (r#""\ud83d\ude00""#, "😀"),
+            (r#""\ud83d""#, "\u{fffd}"),
+            (r#""\ude00\ud83d""#, "\u{fffd}\u{fffd}"),
+            (r#""\ud83d\ud83d\ude00""#, "\u{fffd}😀"),
+            (r#""\\ud83d""#, "\\ud83d"),
+            (r#""\uD83Dx""#, "\u{fffd}x"),
+        ] {
+            let text: String = serde_json::from_str(&replace_lone_surrogates(json)).unwrap();
+            assert_eq!(text, read, "{json}");
+        }
+        assert!(matches!(replace_lone_surrogates("{\"a\":\"\\n\"}"), Cow::Borrowed(_)));
+    }
+}

@@ -1,0 +1,66 @@
+//! Idempotency keys: a retry finds the message that the first attempt prepared.
+//!
+//! The key is written first and holds the whole message, its id included. Whoever comes with the
+//! same key, on any instance and after any failure in between, stores that same message; its `_id`
+//! makes sure that there is one. The message documents themselves stay as the original's.
+
+use bson::{DateTime, RawDocument, RawDocumentBuf, doc, rawdoc};
+use mongodb::Collection;
+
+use super::message::Malformed;
+use super::{Message, StoreError, UserId};
+
+/// The longest key, in bytes.
+const MAX_KEY: usize = 255;
+
+/// A key that a client chose for one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdempotencyKey(String);
+
+impl IdempotencyKey {
+    /// Checks a key: 1 to 255 bytes.
+    pub fn new(key: &str) -> Option<Self> {
+        (1..=MAX_KEY).contains(&key.len()).then(|| Self(key.to_owned()))
+    }
+}
+
+/// The collection `idempotency`: `{_id: {user, key}, message, createdAt}`, gone after a day.
+#[derive(Clone)]
+pub struct Idempotency {
+    pub(super) collection: Collection<RawDocumentBuf>,
+}
+
+impl Idempotency {
+    /// Claims a key for a message. Gives `None` when the key is new, else the message that the
+    /// first attempt prepared.
+    pub(super) async fn claim(
+        &self,
+        user: UserId,
+        key: &IdempotencyKey,
+        message: &Message<'_>,
+    ) -> Result<Option<Message<'static>>, StoreError> {
+        let record = rawdoc! {
+            "_id": { "user": user.0, "key": key.0.as_str() },
+            "message": message.to_document(),
+            "createdAt": DateTime::now(),
+        };
+        match self.collection.insert_one(record).await.map_err(StoreError::from) {
+            Ok(_) => return Ok(None),
+            Err(StoreError::Duplicate) => {}
+            Err(error) => return Err(error),
+        }
+        match self.collection.find_one(doc! { "_id": { "user": user.0, "key": &key.0 } }).await? {
+            Some(record) => Ok(Some(prepared(&record)?)),
+            // It expired in this moment: the same as a key that was never used.
+            None => Ok(None),
+        }
+    }
+}
+
+fn prepared(record: &RawDocument) -> Result<Message<'static>, StoreError> {
+    let message = record.get_document("message").map_err(|_| MALFORMED)?;
+    let message = Message::from_document(message);
+    message.map(Message::into_owned).map_err(|Malformed(_)| MALFORMED)
+}
+
+const MALFORMED: StoreError = StoreError::Malformed("idempotency", "message");

@@ -1,0 +1,109 @@
+//! Rooms: the document that Mongoose's `Room` model writes.
+
+use std::borrow::Cow;
+
+use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
+use mongodb::{Collection, Cursor};
+
+use super::message::{Malformed, integer};
+use super::{RoomId, StoreError, UniqueIndex};
+
+/// A room as the collection `rooms` holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Room<'a> {
+    /// `_id`.
+    pub id: RoomId,
+    /// `name`, unique.
+    pub name: Cow<'a, str>,
+    /// `createdAt`; missing in documents that a person wrote.
+    pub created_at: Option<DateTime>,
+    /// `updatedAt`.
+    pub updated_at: Option<DateTime>,
+    /// `__v`.
+    pub version: Option<i32>,
+}
+
+impl<'a> Room<'a> {
+    /// Reads a stored document; order and additional fields do not matter.
+    ///
+    /// # Errors
+    /// `_id` is no id or `name` no text.
+    pub fn from_document(document: &'a RawDocument) -> Result<Self, Malformed> {
+        let (mut id, mut name) = (None, None);
+        let (mut created_at, mut updated_at, mut version) = (None, None, None);
+        for element in document {
+            // Bytes that are no BSON at all: nothing behind them can be read either.
+            let Ok((key, value)) = element else { break };
+            match (key.as_str(), value) {
+                ("_id", RawBsonRef::ObjectId(value)) => id = Some(RoomId(value)),
+                ("name", RawBsonRef::String(value)) => name = Some(value),
+                ("createdAt", RawBsonRef::DateTime(value)) => created_at = Some(value),
+                ("updatedAt", RawBsonRef::DateTime(value)) => updated_at = Some(value),
+                ("__v", value) => version = integer(value),
+                _ => {}
+            }
+        }
+        Ok(Self {
+            id: id.ok_or(Malformed("_id"))?,
+            name: name.ok_or(Malformed("name"))?.into(),
+            created_at,
+            updated_at,
+            version,
+        })
+    }
+}
+
+/// The collection `rooms`.
+#[derive(Clone)]
+pub struct Rooms {
+    pub(super) collection: Collection<RawDocumentBuf>,
+    pub(super) name_index: UniqueIndex,
+}
+
+impl Rooms {
+    /// Stores a new room.
+    ///
+    /// # Errors
+    /// [`StoreError::Duplicate`] when a room of this name exists.
+    pub async fn insert<'a>(&self, name: &'a str) -> Result<Room<'a>, StoreError> {
+        if self.name_index.is_missing() {
+            let same = self.collection.find_one(doc! { "name": name });
+            if same.projection(doc! { "_id": 1 }).await?.is_some() {
+                return Err(StoreError::Duplicate);
+            }
+        }
+        let (id, now) = (RoomId::new(), DateTime::now());
+        let room = rawdoc! {
+            "_id": id.0,
+            "name": name,
+            "createdAt": now,
+            "updatedAt": now,
+            "__v": 0_i32,
+        };
+        self.collection.insert_one(room).await?;
+        Ok(Room {
+            id,
+            name: name.into(),
+            created_at: Some(now),
+            updated_at: Some(now),
+            version: Some(0),
+        })
+    }
+
+    /// Whether a room exists.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn exists(&self, id: RoomId) -> Result<bool, StoreError> {
+        let found = self.collection.find_one(doc! { "_id": id.0 });
+        Ok(found.projection(doc! { "_id": 1 }).await?.is_some())
+    }
+
+    /// All rooms, in the order stored.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn all(&self) -> Result<Cursor<RawDocumentBuf>, StoreError> {
+        Ok(self.collection.find(doc! {}).await?)
+    }
+}

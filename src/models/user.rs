@@ -1,0 +1,153 @@
+//! Users: the document that Mongoose's `User` model writes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bson::oid::ObjectId;
+use bson::{DateTime, RawBsonRef, RawDocumentBuf, doc, rawdoc};
+use moka::sync::Cache;
+use mongodb::Collection;
+
+use super::{StoreError, UniqueIndex, UserId};
+
+/// How old the name of a sender may be.
+const NAME_AGE: Duration = Duration::from_secs(10);
+/// How many names are remembered.
+const NAMES: u64 = 10_000;
+
+/// The names of users by id, shared by all workers; `None` for a user who is gone.
+pub type Names = Cache<UserId, Option<Arc<str>>>;
+
+/// An empty cache of names, bounded in number and age.
+pub(super) fn names() -> Names {
+    Cache::builder().max_capacity(NAMES).time_to_live(NAME_AGE).build()
+}
+
+/// The collection `users`.
+#[derive(Clone)]
+pub struct Users {
+    pub(super) collection: Collection<RawDocumentBuf>,
+    pub(super) names: Names,
+    pub(super) name_index: UniqueIndex,
+}
+
+/// What a login needs of a user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// `_id`.
+    pub id: UserId,
+    /// `password`: a hash of either kind; empty when the stored value is no text at all.
+    pub password: String,
+}
+
+impl Users {
+    /// Stores a new user.
+    ///
+    /// # Errors
+    /// [`StoreError::Duplicate`] when the name is taken.
+    pub async fn insert(&self, username: &str, password_hash: &str) -> Result<UserId, StoreError> {
+        if self.name_index.is_missing() && self.by_name(username).await?.is_some() {
+            return Err(StoreError::Duplicate);
+        }
+        let id = UserId::new();
+        let now = DateTime::now();
+        let user = rawdoc! {
+            "_id": id.0,
+            "username": username,
+            "password": password_hash,
+            "createdAt": now,
+            "updatedAt": now,
+            "__v": 0_i32,
+        };
+        self.collection.insert_one(user).await?;
+        Ok(id)
+    }
+
+    /// The user of this name.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn by_name(&self, username: &str) -> Result<Option<Credentials>, StoreError> {
+        let found = self
+            .collection
+            .find_one(doc! { "username": username })
+            .projection(doc! { "password": 1 })
+            .await?;
+        let Some(user) = found else { return Ok(None) };
+        let Ok(Some(RawBsonRef::ObjectId(id))) = user.get("_id") else {
+            return Err(StoreError::Malformed("users", "_id"));
+        };
+        let password = user.get_str("password").unwrap_or_default().to_owned();
+        Ok(Some(Credentials { id: UserId(id), password }))
+    }
+
+    /// Replaces a hash, unless somebody else has replaced it meanwhile.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn replace_password(
+        &self,
+        user: &Credentials,
+        new_hash: &str,
+    ) -> Result<(), StoreError> {
+        self.collection
+            .update_one(
+                doc! { "_id": user.id.0, "password": &user.password },
+                doc! { "$set": { "password": new_hash } },
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Whether a user with a bcrypt hash exists, which the default would rewrite at login.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn any_with_bcrypt(&self) -> Result<bool, StoreError> {
+        let bcrypt = doc! { "password": { "$regex": "^\\$2[aby]\\$" } };
+        Ok(self.collection.find_one(bcrypt).projection(doc! { "_id": 1 }).await?.is_some())
+    }
+
+    /// The names of these users, with one query for those that are not remembered.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn names_of(
+        &self,
+        ids: impl IntoIterator<Item = UserId>,
+    ) -> Result<HashMap<UserId, Option<Arc<str>>>, StoreError> {
+        let mut names = HashMap::new();
+        let mut unknown: Vec<ObjectId> = Vec::new();
+        for id in ids {
+            if names.contains_key(&id) {
+                continue;
+            }
+            match self.names.get(&id) {
+                Some(name) => drop(names.insert(id, name)),
+                None => {
+                    names.insert(id, None);
+                    unknown.push(id.0);
+                }
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(names);
+        }
+        let mut found = self
+            .collection
+            .find(doc! { "_id": { "$in": &unknown } })
+            .projection(doc! { "username": 1 })
+            .await?;
+        while found.advance().await? {
+            let user = found.current();
+            if let (Ok(id), Ok(name)) = (user.get_object_id("_id"), user.get_str("username")) {
+                names.insert(UserId(id), Some(Arc::from(name)));
+            }
+        }
+        for id in unknown.into_iter().map(UserId) {
+            self.names.insert(id, names.get(&id).cloned().flatten());
+        }
+        Ok(names)
+    }
+}
