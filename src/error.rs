@@ -11,6 +11,7 @@ use actix_web::{HttpResponse, ResponseError};
 
 use crate::config::ErrorMode;
 use crate::models::StoreError;
+use crate::views;
 
 /// A request that is answered with a refusal.
 #[derive(Debug, thiserror::Error)]
@@ -259,12 +260,14 @@ impl ApiError {
                     .insert_header((header::CONTENT_TYPE, "text/html; charset=utf-8"))
                     .body(page(&line))
             }
-            ErrorMode::Original => answer.json(serde_json::json!({ "error": text })),
+            ErrorMode::Original => {
+                answer.content_type(views::CONTENT_TYPE).json(serde_json::json!({ "error": text }))
+            }
             ErrorMode::Precise => {
                 if let Self::MethodNotAllowed(methods) = self {
                     answer.insert_header((header::ALLOW, *methods));
                 }
-                answer.json(Precise { error: &text, code })
+                answer.content_type(views::CONTENT_TYPE).json(Precise { error: &text, code })
             }
         }
     }

@@ -1,9 +1,13 @@
 //! A chat backend: Express routes, JWT, WebSocket and Socket.IO over MongoDB change streams.
 
+pub mod app;
 pub mod auth;
 pub mod config;
+pub mod controllers;
 pub mod error;
 pub mod js;
+pub mod middleware;
 pub mod models;
 pub mod realtime;
+pub mod routes;
 pub mod views;

@@ -5,7 +5,31 @@
 
 use bson::DateTime;
 
-use crate::models::{Message, UserId};
+use crate::models::{Message, Room, UserId};
+
+/// The media type of every JSON answer, byte for byte as Express writes it.
+pub const CONTENT_TYPE: &str = "application/json; charset=utf-8";
+
+/// Appends `{name,_id,createdAt,updatedAt,__v}`: a room as the answer to its creation has it.
+pub fn new_room(out: &mut Vec<u8>, room: &Room<'_>) {
+    out.extend_from_slice(b"{\"name\":");
+    push_string(out, &room.name);
+    out.extend_from_slice(b",\"_id\":\"");
+    push_display(out, room.id);
+    out.push(b'"');
+    push_stamps(out, room.created_at, room.updated_at, room.version);
+    out.push(b'}');
+}
+
+/// Appends `{_id,name,createdAt,updatedAt,__v}`: a room of the list.
+pub fn room(out: &mut Vec<u8>, room: &Room<'_>) {
+    out.extend_from_slice(b"{\"_id\":\"");
+    push_display(out, room.id);
+    out.extend_from_slice(b"\",\"name\":");
+    push_string(out, &room.name);
+    push_stamps(out, room.created_at, room.updated_at, room.version);
+    out.push(b'}');
+}
 
 /// Appends `{room,sender,content,_id,createdAt,updatedAt,__v}`: a message as `POST /message`
 /// answers it and as `receiveMessage` carries it, the sender a plain id.

@@ -122,10 +122,10 @@ impl Tokens {
             .claims;
         // Whole seconds on our side, as npm's jsonwebtoken: a token is dead in its last second.
         let now = jsonwebtoken::get_current_timestamp() as f64;
-        if let Some(nbf) = payload.nbf {
-            if nbf.as_f64().is_none_or(|nbf| nbf > now) {
-                return Err(TokenError::NotYet);
-            }
+        if let Some(nbf) = payload.nbf
+            && nbf.as_f64().is_none_or(|nbf| nbf > now)
+        {
+            return Err(TokenError::NotYet);
         }
         let exp = payload.exp.as_f64().filter(|exp| *exp > now).ok_or(TokenError::Expired)?;
         let user = payload.id.as_str().and_then(|id| id.parse().ok()).ok_or(TokenError::User)?;

@@ -214,10 +214,10 @@ const PASSING: [i32; 15] =
 
 impl From<Error> for StoreError {
     fn from(error: Error) -> Self {
-        if let ErrorKind::Write(WriteFailure::WriteError(write)) = error.kind.as_ref() {
-            if write.code == DUPLICATE_KEY {
-                return Self::Duplicate;
-            }
+        if let ErrorKind::Write(WriteFailure::WriteError(write)) = error.kind.as_ref()
+            && write.code == DUPLICATE_KEY
+        {
+            return Self::Duplicate;
         }
         if is_passing(&error) { Self::Unavailable(error) } else { Self::Database(error) }
     }

@@ -95,8 +95,19 @@ impl Rooms {
     /// # Errors
     /// The database failed.
     pub async fn exists(&self, id: RoomId) -> Result<bool, StoreError> {
-        let found = self.collection.find_one(doc! { "_id": id.0 });
-        Ok(found.projection(doc! { "_id": 1 }).await?.is_some())
+        self.any_exists(&[id]).await
+    }
+
+    /// Whether at least one of these rooms exists.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn any_exists(&self, ids: &[RoomId]) -> Result<bool, StoreError> {
+        let filter = match ids {
+            [id] => doc! { "_id": id.0 },
+            ids => doc! { "_id": { "$in": ids.iter().map(|id| id.0).collect::<Vec<_>>() } },
+        };
+        Ok(self.collection.find_one(filter).projection(doc! { "_id": 1 }).await?.is_some())
     }
 
     /// All rooms, in the order stored.

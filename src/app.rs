@@ -1,0 +1,181 @@
+//! The one file that knows every part: what is started in which order, and stopped in which.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::time::Duration;
+
+use actix_web::dev::{Server, ServerHandle};
+use actix_web::web::Data;
+use actix_web::{App, HttpServer};
+use secrecy::{ExposeSecret, SecretString};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::{Passwords, Tokens};
+use crate::config::database::Connector;
+use crate::config::{Config, Mongo, PasswordHash};
+use crate::models::{Shared, Store, StoreError};
+use crate::routes;
+
+/// Secrets shorter than this, in bytes, are weaker than the HMAC that they key.
+const STRONG_SECRET: usize = 32;
+
+/// A server that listens, and everything behind it.
+pub struct Application {
+    addr: SocketAddr,
+    server: Server,
+    shutdown_timeout: Duration,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// Why the server did not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address is taken or not ours.
+    #[error(
+        "cannot listen on {addr}: {source}. Is another server running? Set PORT to use another port"
+    )]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// `MONGO_URI` is malformed, or its name cannot be resolved.
+    #[error("MONGO_URI cannot be used: {0}")]
+    Uri(mongodb::error::Error),
+    /// The server stopped with an error.
+    #[error("the server failed: {0}")]
+    Server(io::Error),
+}
+
+impl Application {
+    /// Connects the parts and listens. MongoDB may be down: that is said in the log, requests get
+    /// 503, and everything works when it comes.
+    ///
+    /// # Errors
+    /// The address cannot be used or the configuration not be followed.
+    pub async fn build(config: Config) -> Result<Self, StartError> {
+        let uri = match &config.mongo {
+            Mongo::Uri { uri } => uri.clone(),
+            Mongo::Embedded | Mongo::Unset => todo!("embedded MongoDB"),
+        };
+        let secret = config.jwt_secret.clone().unwrap_or_default();
+        warn_if_weak(&secret);
+
+        let connector = Connector::new(&uri).await.map_err(StartError::Uri)?;
+        let shared = Shared::default();
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let store = Store::new(connector.connect().map_err(StartError::Uri)?, &shared);
+        let prepare = prepare_database(store, config.password_hash);
+        tasks.spawn(stop.clone().run_until_cancelled_owned(prepare));
+
+        let listener = listen(config.host, config.port)?;
+        let addr = listener.local_addr().map_err(StartError::Server)?;
+        let shutdown_timeout = config.shutdown_timeout;
+        let workers = config.workers;
+        let per_worker = config.max_connections.div_ceil(workers);
+        let config = Data::new(config);
+        let tokens = Data::new(Tokens::new(&secret));
+        let passwords = Data::new(Passwords::new(config.password_hash));
+        let server = HttpServer::new(move || {
+            let database = connector.connect().expect("the same options have connected before");
+            App::new()
+                .app_data(config.clone())
+                .app_data(tokens.clone())
+                .app_data(passwords.clone())
+                .app_data(Data::new(Store::new(database, &shared)))
+                .configure(routes::configure)
+        })
+        .workers(workers)
+        .max_connections(per_worker)
+        .shutdown_timeout(shutdown_timeout.as_secs())
+        // An aborted long poll must end its handler, and with it what it holds.
+        .h1_allow_half_closed(false)
+        .disable_signals()
+        .listen(listener)
+        .map_err(StartError::Server)?
+        .run();
+        Ok(Self { addr, server, shutdown_timeout, tasks, stop })
+    }
+
+    /// Where it listens: the real port when 0 was asked for.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until `signal`, then stops: what runs is finished within `SHUTDOWN_TIMEOUT`.
+    ///
+    /// # Errors
+    /// The server ended by itself.
+    pub async fn run_until(self, signal: impl Future<Output = ()>) -> Result<(), StartError> {
+        let handle: ServerHandle = self.server.handle();
+        let mut serving = tokio::spawn(self.server);
+        let ended = tokio::select! {
+            ended = &mut serving => Some(ended),
+            () = signal => None,
+        };
+        let result = match ended {
+            Some(ended) => ended,
+            None => {
+                log::info!("Stopping");
+                handle.stop(true).await;
+                serving.await
+            }
+        };
+        self.stop.cancel();
+        self.tasks.close();
+        // The tasks only wait for the database; what it does not answer is not worth waiting for.
+        let _ = tokio::time::timeout(self.shutdown_timeout, self.tasks.wait()).await;
+        result.map_err(io::Error::other).and_then(|served| served).map_err(StartError::Server)
+    }
+}
+
+/// Builds the indexes and looks at what a move from Node would change, once MongoDB answers.
+async fn prepare_database(store: Store, scheme: PasswordHash) {
+    let mut wait = Duration::from_millis(250);
+    while let Err(error) = build_and_look(&store, scheme).await {
+        match &error {
+            StoreError::Unavailable(_) => log::warn!("MongoDB cannot be reached yet: {error}"),
+            error => log::error!("The indexes cannot be built: {error}"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(15));
+    }
+}
+
+async fn build_and_look(store: &Store, scheme: PasswordHash) -> Result<(), StoreError> {
+    store.build_indexes().await?;
+    if scheme == PasswordHash::Argon2id && store.users.any_with_bcrypt().await? {
+        log::warn!(
+            "Users of the Node server were found. Their bcrypt hashes are replaced by argon2id at \
+             their next login, which bcryptjs cannot read: set PASSWORD_HASH=bcrypt if you may go \
+             back to Node or run both side by side"
+        );
+    }
+    Ok(())
+}
+
+fn warn_if_weak(secret: &SecretString) {
+    let length = secret.expose_secret().len();
+    if length < STRONG_SECRET {
+        log::warn!(
+            "JWT_SECRET has {length} bytes; one of at least {STRONG_SECRET} cannot be guessed: \
+             openssl rand -hex 32. Changing it ends all sessions"
+        );
+    }
+}
+
+/// Listens on one address, or on all: IPv6 with IPv4 where the system has it, as Node does.
+fn listen(host: Option<IpAddr>, port: u16) -> Result<TcpListener, StartError> {
+    if let Some(host) = host {
+        let addr = SocketAddr::new(host, port);
+        return TcpListener::bind(addr).map_err(|source| StartError::Listen { addr, source });
+    }
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    TcpListener::bind(any).or_else(|_| {
+        let addr = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        TcpListener::bind(addr).map_err(|source| StartError::Listen { addr, source })
+    })
+}

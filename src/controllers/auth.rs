@@ -1,0 +1,146 @@
+//! `POST /api/auth/register` and `POST /api/auth/login`.
+
+use std::time::Duration;
+
+use actix_web::HttpResponse;
+use actix_web::http::StatusCode;
+use actix_web::web::Data;
+use tokio::time::Instant;
+
+use super::json;
+use crate::auth::{PasswordError, Passwords, Tokens, Verified};
+use crate::config::{Config, ErrorMode};
+use crate::error::ApiError;
+use crate::js::{Fields, Js};
+use crate::models::{Credentials, Store, StoreError};
+
+/// How long a failed login takes at least in `ERRORS=precise`. Longer than either kind of hash, so
+/// that a stranger cannot tell from the time whether a user exists and by what the password is
+/// hashed.
+const FAILED_LOGIN: Duration = Duration::from_millis(250);
+
+/// Stores a new user.
+///
+/// # Errors
+/// The name is taken, a field is missing or cannot be cast, or too many passwords wait.
+pub async fn register(
+    mut body: Fields,
+    store: Data<Store>,
+    passwords: Data<Passwords>,
+) -> Result<HttpResponse, ApiError> {
+    let username = body.take("username");
+    let username = required_text("username", &username)?;
+    let Js::String(password) = body.take("password") else {
+        return Err(ApiError::InvalidField { field: "password", problem: "must be a string" });
+    };
+    let hash = passwords.hash(password).await?;
+    match store.users.insert(&username, &hash).await {
+        Ok(_) => {}
+        Err(StoreError::Duplicate) => return Err(ApiError::UsernameTaken),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(json(StatusCode::CREATED, r#"{"message":"User registered successfully"}"#))
+}
+
+/// Exchanges a name and a password for a token.
+///
+/// # Errors
+/// Nobody has this name, the password is wrong or no string, or too many passwords wait.
+pub async fn login(
+    mut body: Fields,
+    config: Data<Config>,
+    store: Data<Store>,
+    passwords: Data<Passwords>,
+    tokens: Data<Tokens>,
+) -> Result<HttpResponse, ApiError> {
+    let started = Instant::now();
+    let result = credentials(&mut body, config.errors, &store, &passwords).await;
+    if config.errors == ErrorMode::Precise
+        && matches!(result, Err(ApiError::UserNotFound | ApiError::InvalidCredentials))
+    {
+        tokio::time::sleep_until(started + FAILED_LOGIN).await;
+    }
+    let user = result?.id;
+    let token = tokens.issue(user);
+    Ok(json(StatusCode::OK, format!(r#"{{"token":"{token}","userId":"{user}"}}"#)))
+}
+
+/// Finds the user and verifies the password.
+async fn credentials(
+    body: &mut Fields,
+    mode: ErrorMode,
+    store: &Store,
+    passwords: &Passwords,
+) -> Result<Credentials, ApiError> {
+    let (username, password) = (body.take("username"), body.take("password"));
+    let user = match &username {
+        username if username.is_nullish() => None,
+        username => {
+            // An object would be a query to the original; here it is a name that nobody has.
+            let name = username.to_text().map_err(|_| ApiError::InvalidCredentials)?;
+            store.users.by_name(&name).await?
+        }
+    };
+    let (Some(user), Js::String(password)) = (&user, &password) else {
+        return match (user, password) {
+            (None, password) => {
+                if mode == ErrorMode::Precise {
+                    passwords.verify_nobody(text_or_empty(password)).await?;
+                }
+                Err(ApiError::UserNotFound)
+            }
+            (Some(_), password) => Err(ApiError::PasswordType(password.type_of())),
+        };
+    };
+    match passwords.verify(password.clone(), user.password.clone()).await? {
+        Verified::No => return Err(ApiError::InvalidCredentials),
+        Verified::Yes => {}
+        Verified::Outdated => upgrade(store, passwords, user, password.clone()).await,
+    }
+    Ok(user.clone())
+}
+
+/// Replaces a bcrypt hash now that the password is known. The login has succeeded already, so a
+/// failure here only means that the next login tries again.
+async fn upgrade(store: &Store, passwords: &Passwords, user: &Credentials, password: String) {
+    let replaced = match passwords.hash(password).await {
+        Ok(hash) => store.users.replace_password(user, &hash).await.map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = replaced {
+        log::warn!("The password hash of user {} was not upgraded: {error}", user.id);
+    }
+}
+
+/// A text that Mongoose's `required` accepts: there, castable and not empty.
+pub(super) fn required_text<'a>(
+    field: &'static str,
+    value: &'a Js,
+) -> Result<std::borrow::Cow<'a, str>, ApiError> {
+    if value.is_nullish() {
+        return Err(ApiError::InvalidField { field, problem: "is required" });
+    }
+    match value.to_text() {
+        Ok(text) if text.is_empty() => {
+            Err(ApiError::InvalidField { field, problem: "must not be empty" })
+        }
+        Ok(text) => Ok(text),
+        Err(_) => Err(ApiError::InvalidField { field, problem: "must be a string" }),
+    }
+}
+
+fn text_or_empty(value: Js) -> String {
+    match value {
+        Js::String(text) => text,
+        _ => String::new(),
+    }
+}
+
+impl From<PasswordError> for ApiError {
+    fn from(error: PasswordError) -> Self {
+        match error {
+            PasswordError::Busy => Self::Busy,
+            PasswordError::Failed => Self::Internal(error.to_string()),
+        }
+    }
+}

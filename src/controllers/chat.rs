@@ -1,0 +1,209 @@
+//! `POST /api/chat/room`, `GET /api/chat/rooms`, `GET /api/chat/messages/:room` and
+//! `POST /api/chat/message`.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::web::{Data, Path, Query};
+use actix_web::{HttpRequest, HttpResponse};
+
+use super::auth::required_text;
+use super::json;
+use super::list::{self, History, RoomList};
+use crate::config::{Config, ErrorMode};
+use crate::error::ApiError;
+use crate::js::{Fields, Js};
+use crate::middleware::auth::CurrentUser;
+use crate::middleware::express::insert_exposed;
+use crate::models::message::{Page, SendError};
+use crate::models::{IdempotencyKey, Message, RoomId, Rooms, Store, StoreError};
+use crate::views;
+
+/// Creates a room.
+///
+/// # Errors
+/// A room of this name exists, or the name is missing or cannot be cast.
+pub async fn create_room(mut body: Fields, store: Data<Store>) -> Result<HttpResponse, ApiError> {
+    let name = body.take("name");
+    let name = required_text("name", &name)?;
+    let room = match store.rooms.insert(&name).await {
+        Ok(room) => room,
+        Err(StoreError::Duplicate) => return Err(ApiError::RoomExists),
+        Err(error) => return Err(error.into()),
+    };
+    let mut body = br#"{"message":"Room created successfully","room":"#.to_vec();
+    views::new_room(&mut body, &room);
+    body.push(b'}');
+    Ok(json(StatusCode::CREATED, body))
+}
+
+/// Lists all rooms, in the order stored.
+///
+/// # Errors
+/// The database failed.
+pub async fn get_all_rooms(store: Data<Store>) -> Result<HttpResponse, ApiError> {
+    list::respond(RoomList::new(store.rooms.all().await?)).await
+}
+
+/// Lists the messages of a room: all of them, or a page when the query asks for one.
+///
+/// # Errors
+/// The path holds no id, or (in `ERRORS=precise`) the query no valid page.
+pub async fn get_messages(
+    path: Path<String>,
+    req: HttpRequest,
+    config: Data<Config>,
+    store: Data<Store>,
+) -> Result<HttpResponse, ApiError> {
+    let room: RoomId = path.parse().map_err(|_| ApiError::InvalidField {
+        field: "room",
+        problem: "must be an id of 24 hexadecimal digits",
+    })?;
+    let names = store.users.clone();
+    match page(req.query_string(), config.errors)? {
+        None => list::respond(History::new(store.messages.in_room(room).await?, names)).await,
+        Some(page) => {
+            let messages = store.messages.page(room, page).await?;
+            let mut body = vec![b'['];
+            list::write_history(&mut body, &messages, &names).await?;
+            body.push(b']');
+            Ok(json(StatusCode::OK, body))
+        }
+    }
+}
+
+/// Stores a message. Everyone in its room gets it from the change stream, not from here.
+///
+/// # Errors
+/// The room does not exist, a field is missing or cannot be cast, the sender is somebody else, or
+/// the idempotency key belongs to another message.
+pub async fn send_message(
+    mut body: Fields,
+    req: HttpRequest,
+    user: CurrentUser,
+    config: Data<Config>,
+    store: Data<Store>,
+) -> Result<HttpResponse, ApiError> {
+    let key = idempotency_key(&req)?;
+    let room = existing_room(&body.take("room"), &store.rooms).await?;
+    let sender = body.take("sender");
+    if sender.is_nullish() {
+        return Err(ApiError::InvalidField { field: "sender", problem: "is required" });
+    }
+    let sender = sender.to_id().map_err(|_| ApiError::InvalidField {
+        field: "sender",
+        problem: "must be an id of 24 hexadecimal digits",
+    })?;
+    let content = body.take("content");
+    let content = required_text("content", &content)?;
+    if sender != user.0 && !config.legacy_trust {
+        return Err(ApiError::SenderMismatch);
+    }
+
+    let message = Message::new(room, sender, content);
+    let stored = store.messages.insert(message, key.as_ref().map(|key| (user.0, key))).await?;
+    let mut body = br#"{"message":"#.to_vec();
+    views::message(&mut body, &stored.message);
+    body.push(b'}');
+    let mut answer = json(StatusCode::CREATED, body);
+    if stored.replayed {
+        insert_exposed(&mut answer, REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(answer)
+}
+
+/// Says that the key was used before, as other services with idempotency keys do.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// The original looks the room up first and casts it for the message afterwards. An array is a
+/// `$in` to the look-up and its elements joined by commas to the cast, so only one id passes both.
+async fn existing_room(value: &Js, rooms: &Rooms) -> Result<RoomId, ApiError> {
+    let invalid = |_| ApiError::InvalidField {
+        field: "room",
+        problem: "must be an id of 24 hexadecimal digits",
+    };
+    let wanted: Vec<RoomId> = match value {
+        Js::Undefined | Js::Null => Vec::new(),
+        Js::Array(elements) => elements
+            .iter()
+            .filter(|element| !element.is_nullish())
+            .map(|element| element.to_id().map_err(invalid))
+            .collect::<Result<_, _>>()?,
+        value => vec![value.to_id().map_err(invalid)?],
+    };
+    if wanted.is_empty() || !rooms.any_exists(&wanted).await? {
+        return Err(ApiError::RoomNotFound);
+    }
+    value.to_id().map_err(invalid)
+}
+
+fn idempotency_key(req: &HttpRequest) -> Result<Option<IdempotencyKey>, ApiError> {
+    let Some(value) = req.headers().get("Idempotency-Key") else { return Ok(None) };
+    let key = value.to_str().ok().and_then(IdempotencyKey::new);
+    key.map(Some).ok_or(ApiError::IdempotencyKey)
+}
+
+/// How many messages a page has when it is asked for by a neighbour only.
+const DEFAULT_LIMIT: u16 = 50;
+const MAX_LIMIT: u16 = 1000;
+
+/// The page that a query asks for; `None` is the whole list, as the original always answers.
+fn page(query: &str, mode: ErrorMode) -> Result<Option<Page>, ApiError> {
+    let parameters = Query::<Vec<(String, String)>>::from_query(query);
+    let parameters = parameters.map(Query::into_inner).unwrap_or_default();
+    let (mut limit, mut before, mut after) = (None, None, None);
+    for (name, value) in &parameters {
+        let invalid = match name.as_str() {
+            "limit" => {
+                limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+                limit.is_none().then_some(("limit", "must be a whole number from 1 to 1000"))
+            }
+            "before" => {
+                before = value.parse().ok();
+                before.is_none().then_some(("before", "must be the id of a message"))
+            }
+            "after" => {
+                after = value.parse().ok();
+                after.is_none().then_some(("after", "must be the id of a message"))
+            }
+            _ => None,
+        };
+        if let (Some((field, problem)), ErrorMode::Precise) = (invalid, mode) {
+            return Err(ApiError::InvalidField { field, problem });
+        }
+    }
+    if limit.is_none() && before.is_none() && after.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Page { limit: limit.unwrap_or(DEFAULT_LIMIT), before, after }))
+}
+
+impl From<SendError> for ApiError {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Conflict => Self::IdempotencyConflict,
+            SendError::Store(error) => error.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_asked_for_by_any_valid_parameter() {
+        let id = "0123456789abcdef01234567";
+        let original = |query: &str| page(query, ErrorMode::Original).unwrap();
+        assert_eq!(original(""), None);
+        assert_eq!(original("limit=0&room=zz"), None);
+        assert_eq!(original("before=x"), None);
+        assert_eq!(original("limit=1000").unwrap().limit, 1000);
+        let both = original(&format!("before={id}&after={id}&limit=x")).unwrap();
+        assert_eq!(both.limit, 50);
+        assert!(both.before.is_some() && both.after.is_some());
+        for query in ["limit=0", "limit=1001", "limit=", "before=x", "after=1"] {
+            assert!(page(query, ErrorMode::Precise).is_err(), "{query}");
+        }
+        assert_eq!(page("other=1", ErrorMode::Precise).unwrap(), None);
+    }
+}

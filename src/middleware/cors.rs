@@ -1,0 +1,33 @@
+//! Cross-origin resource sharing as npm's `cors` does it: for every answer, of every path.
+
+use actix_web::HttpResponse;
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
+
+use crate::config::CorsOrigins;
+
+/// The methods that a preflight of a REST path is told, whatever the path.
+pub const REST_METHODS: &str = "GET,HEAD,PUT,PATCH,POST,DELETE";
+
+/// Answers a preflight: 204, with the requested headers echoed.
+pub fn preflight(headers: &HeaderMap, methods: &'static str) -> HttpResponse {
+    let mut res = HttpResponse::NoContent();
+    res.insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, methods))
+        .append_header((header::VARY, "Access-Control-Request-Headers"));
+    if let Some(requested) = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+        res.insert_header((header::ACCESS_CONTROL_ALLOW_HEADERS, requested));
+    }
+    res.insert_header((header::CONTENT_LENGTH, "0")).finish()
+}
+
+/// Adds `Access-Control-Allow-Origin`: `*`, or the request's own origin when it is on the list.
+pub fn allow_origin(headers: &mut HeaderMap, origins: &CorsOrigins, origin: Option<&HeaderValue>) {
+    let CorsOrigins::List(_) = origins else {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        return;
+    };
+    headers.append(header::VARY, HeaderValue::from_static("Origin"));
+    let allowed = origin.filter(|origin| origin.to_str().is_ok_and(|text| origins.allows(text)));
+    if let Some(origin) = allowed {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    }
+}

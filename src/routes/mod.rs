@@ -1,0 +1,60 @@
+//! The whole route table.
+
+use actix_web::dev::HttpServiceFactory;
+use actix_web::guard::{Any, Get, Head};
+use actix_web::middleware::from_fn;
+use actix_web::web::{self, ServiceConfig, post, resource, route, scope};
+use actix_web::{Resource, Route};
+
+use crate::controllers::{auth, chat, health, not_found};
+use crate::error::ApiError;
+use crate::middleware::auth::require_auth;
+use crate::middleware::deadline::deadline;
+use crate::middleware::express::express;
+
+/// Every path that this server answers.
+pub fn configure(cfg: &mut ServiceConfig) {
+    cfg.service(rest());
+}
+
+/// What Express served: everything that is no socket.
+fn rest() -> impl HttpServiceFactory {
+    scope("")
+        .wrap(from_fn(express))
+        .service(only("POST", "/api/auth/register", open(post().to(auth::register))))
+        .service(only("POST", "/api/auth/login", open(post().to(auth::login))))
+        .service(only("POST", "/api/chat/room", guarded(post().to(chat::create_room))))
+        .service(only("GET, HEAD", "/api/chat/rooms", guarded(get().to(chat::get_all_rooms))))
+        .service(only(
+            "GET, HEAD",
+            "/api/chat/messages/{room}",
+            guarded(get().to(chat::get_messages)),
+        ))
+        .service(only("POST", "/api/chat/message", guarded(post().to(chat::send_message))))
+        .service(only("GET, HEAD", "/healthz", get().to(health::healthz)))
+        .service(only("GET, HEAD", "/readyz", get().to(health::readyz)))
+        .default_service(web::to(not_found))
+}
+
+/// A path with one route. Other methods are an unknown route to Express; `methods` is what
+/// `ERRORS=precise` names in `Allow`.
+fn only(methods: &'static str, path: &str, route: Route) -> Resource {
+    resource(path).route(route).default_service(web::to(move || async move {
+        Err::<String, _>(ApiError::MethodNotAllowed(methods))
+    }))
+}
+
+/// A GET route, which Express also serves to HEAD.
+fn get() -> Route {
+    route().guard(Any(Get()).or(Head()))
+}
+
+/// A route for everyone.
+fn open(route: Route) -> Route {
+    route.wrap(from_fn(deadline))
+}
+
+/// A route behind the guard.
+fn guarded(route: Route) -> Route {
+    route.wrap(from_fn(deadline)).wrap(from_fn(require_auth))
+}
