@@ -5,6 +5,7 @@
 //! from a closure instead of the environment.
 
 pub mod database;
+pub mod dotenv;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
