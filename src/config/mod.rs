@@ -438,4 +438,31 @@ mod tests {
         );
         assert!(!shown.contains("hunter2") && !shown.contains("s3cr3t"), "{shown}");
     }
+
+    #[test]
+    fn the_example_file_names_every_variable_with_its_default() {
+        let example = include_str!("../../.env.example");
+        let named = |line: &str| {
+            let (name, value) = line.trim_start_matches("# ").split_once('=')?;
+            let is_name = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+            is_name.then(|| (name.to_owned(), value.to_owned()))
+        };
+        let shown: Vec<(String, String)> = example.lines().filter_map(named).collect();
+        let names: Vec<&str> = shown.iter().map(|(name, _)| name.as_str()).collect();
+        for name in VARIABLES {
+            assert_eq!(names.iter().filter(|shown| *shown == name).count(), 1, "{name}");
+        }
+        assert_eq!(names.len(), VARIABLES.len(), "{names:?}");
+
+        let read = |shown: &[(String, String)]| {
+            let mut config = Config::from_vars(|name| match name {
+                "JWT_SECRET" => Some("s".to_owned()),
+                name => shown.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()),
+            })
+            .unwrap();
+            config.workers = 0;
+            format!("{config:?}")
+        };
+        assert_eq!(read(&shown), read(&[]), "the values shown are the defaults");
+    }
 }

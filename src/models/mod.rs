@@ -173,14 +173,16 @@ impl Store {
     }
 }
 
-/// Whether a unique index is known to be missing; shared by all workers.
+/// Whether a unique index is known to be there; shared by all workers. At first it is not.
 #[derive(Debug, Clone, Default)]
-pub struct UniqueIndex(Arc<AtomicBool>);
+pub struct UniqueIndex {
+    built: Arc<AtomicBool>,
+}
 
 impl UniqueIndex {
-    /// True when the index could not be built, so that an insert does not find duplicates.
+    /// True while the index is not known to be there, so that an insert may not find duplicates.
     fn is_missing(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        !self.built.load(Ordering::Relaxed)
     }
 }
 
@@ -250,9 +252,8 @@ async fn unique(
     let options = IndexOptions::builder().name(format!("{field}_1")).unique(true).build();
     let index = IndexModel::builder().keys(doc! { field: 1 }).options(options).build();
     match collection.create_index(index).await {
-        Ok(_) => state.0.store(false, Ordering::Relaxed),
+        Ok(_) => state.built.store(true, Ordering::Relaxed),
         Err(error) if has_code(&error, &[DUPLICATE_KEY]) => {
-            state.0.store(true, Ordering::Relaxed);
             let duplicates = duplicates(collection, field).await?;
             log::warn!(
                 "{}.{field} is not unique, so its index cannot be built: {duplicates}. New \
@@ -262,7 +263,6 @@ async fn unique(
             );
         }
         Err(error) if has_code(&error, &INDEX_CONFLICTS) => {
-            state.0.store(true, Ordering::Relaxed);
             log::warn!("{}.{field} has an index with other options: {error}", collection.name());
         }
         Err(error) => return Err(error.into()),
