@@ -6,6 +6,7 @@
 pub mod idempotency;
 pub mod message;
 pub mod room;
+pub mod socket;
 pub mod user;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use mongodb::{Collection, Database, IndexModel};
 pub use idempotency::{Idempotency, IdempotencyKey};
 pub use message::{Message, Messages};
 pub use room::{Room, Rooms};
+pub use socket::{Owner, SocketRecord, Sockets};
 pub use user::{Credentials, Users};
 
 /// Declares the id of one kind of document: an `ObjectId` that no other kind accepts.
@@ -105,6 +107,8 @@ pub struct Store {
     pub rooms: Rooms,
     /// `messages`, with `idempotency` behind it.
     pub messages: Messages,
+    /// `sockets`: what sessions leave for when their clients come back.
+    pub sockets: Sockets,
     database: Database,
 }
 
@@ -125,6 +129,7 @@ impl Store {
                 collection: database.collection("messages"),
                 idempotency: Idempotency { collection: database.collection("idempotency") },
             },
+            sockets: Sockets { collection: database.collection("sockets") },
             database,
         }
     }
@@ -160,16 +165,9 @@ impl Store {
             .options(IndexOptions::builder().name("room_1__id_1".to_owned()).build())
             .build();
         build(&self.database.collection("messages"), by_room).await?;
-        let expiry = IndexModel::builder()
-            .keys(doc! { "createdAt": 1 })
-            .options(
-                IndexOptions::builder()
-                    .name("createdAt_1".to_owned())
-                    .expire_after(IDEMPOTENCY_AGE)
-                    .build(),
-            )
-            .build();
-        build(&self.database.collection("idempotency"), expiry).await
+        let keys = expiring("createdAt", IDEMPOTENCY_AGE);
+        build(&self.database.collection("idempotency"), keys).await?;
+        build(&self.database.collection("sockets"), expiring("expires", Duration::ZERO)).await
     }
 }
 
@@ -268,6 +266,12 @@ async fn unique(
         Err(error) => return Err(error.into()),
     }
     Ok(())
+}
+
+/// An index by which MongoDB removes documents some time after the date in `field`.
+fn expiring(field: &str, after: Duration) -> IndexModel {
+    let options = IndexOptions::builder().name(format!("{field}_1")).expire_after(after).build();
+    IndexModel::builder().keys(doc! { field: 1 }).options(options).build()
 }
 
 /// Builds an index that existing documents cannot forbid.

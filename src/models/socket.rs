@@ -1,0 +1,201 @@
+//! Sockets that may come back: what a Socket.IO session leaves for whichever instance its client
+//! reaches next.
+//!
+//! A record is made at the first join and written by a majority before the session enters a room,
+//! so that no instance can forget a room that its client believes to be in. It belongs to one
+//! connection at a time, the newest; every write of an older one finds nothing to change. The
+//! position texts are opaque here.
+
+use bson::oid::ObjectId;
+use bson::{Bson, DateTime, Document, doc};
+use mongodb::Collection;
+use mongodb::options::ReturnDocument;
+
+use super::{RoomId, StoreError, UserId};
+
+/// The connection that a record belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The process, by an id that it makes at start.
+    pub instance: ObjectId,
+    /// How often the record has changed hands.
+    pub generation: i64,
+}
+
+/// What a client that comes back gets again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketRecord {
+    /// The private id that the client proves itself with.
+    pub pid: String,
+    /// The public id of its socket, which it keeps.
+    pub sid: String,
+    /// Whose session it is.
+    pub user: UserId,
+    /// Which connection it belongs to.
+    pub owner: Owner,
+    /// The rooms that it is in, with the position from which each was joined.
+    pub rooms: Vec<(RoomId, String)>,
+}
+
+/// The collection `sockets`: `{_id: pid, sid, user, owner, expires, rooms: {<id>: <position>}}`.
+#[derive(Clone)]
+pub struct Sockets {
+    pub(super) collection: Collection<Document>,
+}
+
+impl Sockets {
+    /// Makes the record of a session that joins its first room.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn insert(&self, record: &SocketRecord, expires: DateTime) -> Result<(), StoreError> {
+        let rooms: Document = record
+            .rooms
+            .iter()
+            .map(|(room, position)| (room.to_string(), Bson::from(position)))
+            .collect();
+        self.collection
+            .insert_one(doc! {
+                "_id": &record.pid,
+                "sid": &record.sid,
+                "user": record.user.0,
+                "owner": {
+                    "instance": record.owner.instance,
+                    "generation": record.owner.generation,
+                },
+                "expires": expires,
+                "rooms": rooms,
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Writes down that the session is in a room from a position on. False when the record
+    /// belongs to another connection, or is gone.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn join(
+        &self,
+        pid: &str,
+        owner: Owner,
+        room: RoomId,
+        position: &str,
+    ) -> Result<bool, StoreError> {
+        self.change(pid, owner, doc! { "$set": { format!("rooms.{room}"): position } }).await
+    }
+
+    /// Writes down that the session left a room.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn leave(&self, pid: &str, owner: Owner, room: RoomId) -> Result<bool, StoreError> {
+        self.change(pid, owner, doc! { "$unset": { format!("rooms.{room}"): "" } }).await
+    }
+
+    /// Sets when the record ends: with the token while connected, the recovery window after a
+    /// clean end.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn keep_until(
+        &self,
+        pid: &str,
+        owner: Owner,
+        expires: DateTime,
+    ) -> Result<bool, StoreError> {
+        self.change(pid, owner, doc! { "$set": { "expires": expires } }).await
+    }
+
+    /// Removes the record of a session that cannot or need not come back.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn remove(&self, pid: &str, owner: Owner) -> Result<(), StoreError> {
+        self.collection.delete_one(owned(pid, owner)).await?;
+        Ok(())
+    }
+
+    /// Takes a record over for a new connection of the same user, whoever owned it before. `None`
+    /// when there is none, it has ended or it is another user's.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn claim(
+        &self,
+        pid: &str,
+        user: UserId,
+        instance: ObjectId,
+        expires: DateTime,
+    ) -> Result<Option<SocketRecord>, StoreError> {
+        let claimed = self
+            .collection
+            .find_one_and_update(
+                doc! { "_id": pid, "user": user.0, "expires": { "$gt": DateTime::now() } },
+                doc! {
+                    "$set": { "owner.instance": instance, "expires": expires },
+                    "$inc": { "owner.generation": 1_i64 },
+                },
+            )
+            .return_document(ReturnDocument::After)
+            .await?;
+        claimed.map(|document| read(pid, user, &document)).transpose()
+    }
+
+    /// Which of these records, all once owned by `instance`, belong to another one now.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn taken_over(
+        &self,
+        pids: &[String],
+        instance: ObjectId,
+    ) -> Result<Vec<String>, StoreError> {
+        let mut found = self
+            .collection
+            .find(doc! { "_id": { "$in": pids }, "owner.instance": { "$ne": instance } })
+            .projection(doc! { "_id": 1 })
+            .await?;
+        let mut taken = Vec::new();
+        while found.advance().await? {
+            if let Ok(pid) = found.current().get_str("_id") {
+                taken.push(pid.to_owned());
+            }
+        }
+        Ok(taken)
+    }
+
+    async fn change(&self, pid: &str, owner: Owner, update: Document) -> Result<bool, StoreError> {
+        let changed = self.collection.update_one(owned(pid, owner), update).await?;
+        Ok(changed.matched_count == 1)
+    }
+}
+
+fn owned(pid: &str, owner: Owner) -> Document {
+    doc! {
+        "_id": pid,
+        "owner.instance": owner.instance,
+        "owner.generation": owner.generation,
+    }
+}
+
+fn read(pid: &str, user: UserId, document: &Document) -> Result<SocketRecord, StoreError> {
+    let malformed = |field| move |_| StoreError::Malformed("sockets", field);
+    let owner = document.get_document("owner").map_err(malformed("owner"))?;
+    let rooms = document.get_document("rooms").map_err(malformed("rooms"))?;
+    let rooms = rooms.iter().map(|(room, position)| {
+        let room = room.parse().map_err(|_| StoreError::Malformed("sockets", "rooms"))?;
+        let position = position.as_str().ok_or(StoreError::Malformed("sockets", "rooms"))?;
+        Ok((room, position.to_owned()))
+    });
+    Ok(SocketRecord {
+        pid: pid.to_owned(),
+        sid: document.get_str("sid").map_err(malformed("sid"))?.to_owned(),
+        user,
+        owner: Owner {
+            instance: owner.get_object_id("instance").map_err(malformed("owner"))?,
+            generation: owner.get_i64("generation").map_err(malformed("owner"))?,
+        },
+        rooms: rooms.collect::<Result<_, StoreError>>()?,
+    })
+}
