@@ -1,0 +1,318 @@
+//! The rooms of one worker and who is in them.
+//!
+//! Each worker has a hub of its own, which only its thread touches. A dispatcher follows the ring
+//! by sequence number and puts each event into the inboxes of the local members of its room, so a
+//! message costs one wake-up of each worker, not one of each member across threads; and joining
+//! is atomic with respect to the stream, because nothing is dispatched while a member is seated.
+//! The hub knows rooms, seats and inboxes; no socket, no wire, no database.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, hash_map::Entry},
+    rc::Rc,
+    sync::Arc,
+};
+
+use indexmap::IndexMap;
+
+use super::{
+    event::{Delivery, Event},
+    inbox::{Bounds, Inbox, Mail},
+    member::Member,
+    position::Position,
+    ring::{Ring, Seq, Standing},
+};
+use crate::models::RoomId;
+
+/// Events that are handed out before the sessions of this worker get to run.
+const DISPATCH_AT_ONCE: usize = 64;
+
+/// See the [module](self). Clones are handles on the same hub.
+#[derive(Clone)]
+pub struct Hub {
+    ring: Arc<Ring>,
+    bounds: Bounds,
+    // Borrowed for one operation at a time, never across an await.
+    shard: Rc<RefCell<Shard>>,
+}
+
+struct Shard {
+    /// The number of the first event that is not yet dispatched.
+    cursor: Seq,
+    /// How far the events before it reach.
+    dispatched: Option<Position>,
+    /// No room without seats.
+    rooms: HashMap<RoomId, IndexMap<MemberId, Seat>>,
+    next_member: MemberId,
+}
+
+/// The number of a member of this hub.
+pub(super) type MemberId = u64;
+
+struct Seat {
+    inbox: Rc<Inbox>,
+    /// The member has had what is not after this.
+    floor: Option<Position>,
+}
+
+impl Hub {
+    /// A hub without members that follows `ring` from now on, once [`run`](Self::run) does.
+    pub fn new(ring: Arc<Ring>, bounds: Bounds) -> Self {
+        let tail = ring.tail();
+        let shard = Shard {
+            cursor: tail.seq,
+            dispatched: tail.standing.through,
+            rooms: HashMap::new(),
+            next_member: 0,
+        };
+        Self { ring, bounds, shard: Rc::new(RefCell::new(shard)) }
+    }
+
+    /// Dispatches events until the ring is gone. To be spawned once, on the thread of this hub.
+    pub async fn run(self) {
+        let mut ends = self.ring.ends();
+        loop {
+            while self.dispatch(DISPATCH_AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
+            if ends.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A new member, in no room yet.
+    pub fn enter(&self) -> Member {
+        let mut shard = self.shard.borrow_mut();
+        let id = shard.next_member;
+        shard.next_member += 1;
+        Member::new(self.clone(), id, Inbox::new(self.bounds))
+    }
+
+    /// Where this worker stands in the stream.
+    pub fn standing(&self) -> Standing {
+        let shard = self.shard.borrow();
+        self.ring.standing_at(shard.cursor, shard.dispatched)
+    }
+
+    /// The ring that this hub follows.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// How many rooms have members here.
+    pub fn rooms(&self) -> usize {
+        self.shard.borrow().rooms.len()
+    }
+
+    /// Hands out up to `max` events; `false` when there are no more.
+    pub(super) fn dispatch(&self, max: usize) -> bool {
+        let mut shard = self.shard.borrow_mut();
+        match self.ring.after(shard.cursor, max) {
+            Ok(events) => {
+                let more = events.len() == max;
+                for event in events {
+                    shard.dispatch(event);
+                }
+                more
+            }
+            Err(overtaken) => {
+                let tail = overtaken.tail;
+                shard.cursor = tail.seq;
+                shard.dispatched = tail.standing.through;
+                shard.tell_all(|| Mail::Resync { before: tail.seq, position: tail.standing.live });
+                true
+            }
+        }
+    }
+
+    /// The number of the first event that the members are still to be given.
+    pub(super) fn cursor(&self) -> Seq {
+        self.shard.borrow().cursor
+    }
+
+    /// Gives `member` what is dispatched to `room` from now on and comes after `floor`.
+    pub(super) fn seat(
+        &self,
+        room: RoomId,
+        member: MemberId,
+        inbox: &Rc<Inbox>,
+        floor: Option<Position>,
+    ) {
+        let seat = Seat { inbox: inbox.clone(), floor };
+        self.shard.borrow_mut().rooms.entry(room).or_default().insert(member, seat);
+    }
+
+    /// Takes `member` out of `room`, where it need not be.
+    pub(super) fn unseat(&self, room: RoomId, member: MemberId) {
+        let mut shard = self.shard.borrow_mut();
+        if let Entry::Occupied(mut seats) = shard.rooms.entry(room) {
+            seats.get_mut().swap_remove(&member);
+            if seats.get().is_empty() {
+                seats.remove();
+            }
+        }
+    }
+}
+
+impl Shard {
+    fn dispatch(&mut self, event: Arc<Event>) {
+        let seq = self.cursor;
+        self.cursor += 1;
+        self.dispatched = event.position().or(self.dispatched);
+        let Entry::Occupied(mut seats) = self.rooms.entry(event.room()) else { return };
+        let delivery = Delivery::new(event);
+        let position = delivery.event().position();
+        seats.get_mut().retain(|_, seat| {
+            let had = position.is_some() && position <= seat.floor;
+            had || seat.inbox.put(Mail::Event(seq, delivery.clone()))
+        });
+        if seats.get().is_empty() {
+            seats.remove();
+        }
+    }
+
+    /// Puts the same mail into the inbox of everyone who is in a room, once.
+    fn tell_all(&mut self, mail: impl Fn() -> Mail) {
+        let seats = self.rooms.values().flatten();
+        let members: HashMap<_, _> = seats.map(|(id, seat)| (*id, seat.inbox.clone())).collect();
+        for inbox in members.values() {
+            inbox.put(mail());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        task::{Context, Poll, Waker},
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::realtime::{
+        member::Start,
+        ring::{Batch, Limits},
+    };
+
+    fn hub(events: usize, bytes: usize) -> Hub {
+        let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
+        let ring = Arc::new(Ring::new(limits));
+        ring.open(Position::ZERO, Position::ZERO);
+        Hub::new(ring, Bounds { events, bytes })
+    }
+
+    fn publish(hub: &Hub, room: RoomId, count: u32) {
+        let start = hub.ring.newest().map_or(0, |newest| newest.time().1);
+        let position = |increment| Some(Position::first_of(1, increment));
+        let events =
+            (start + 1..=start + count).map(|n| Event::resync(room, position(n))).collect();
+        let newest = position(start + count);
+        hub.ring.publish(Batch { events, newest, through: None, second: 1 });
+        while hub.dispatch(10) {}
+    }
+
+    /// How many events wait, and whether the member is still served.
+    fn drain(member: &mut Member) -> (usize, bool) {
+        let context = Context::from_waker(Waker::noop());
+        for count in 0.. {
+            match member.poll_next(&context) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return (count, false),
+                Poll::Pending => return (count, true),
+            }
+        }
+        unreachable!("the members of these tests have few events")
+    }
+
+    #[test]
+    fn a_full_inbox_ends_its_member_and_no_other() {
+        let hub = hub(10, usize::MAX);
+        let room = RoomId::new();
+        let [mut quick, mut slow] = [(); 2].map(|()| hub.enter());
+        quick.join(room, Start::Live);
+        slow.join(room, Start::Live);
+        for _ in 0..3 {
+            publish(&hub, room, 5);
+            assert_eq!(drain(&mut quick), (5, true));
+        }
+        assert_eq!(drain(&mut slow), (0, false));
+        assert_eq!(hub.shard.borrow().rooms[&room].len(), 1);
+    }
+
+    #[test]
+    fn an_inbox_is_bounded_in_bytes_but_for_a_single_event() {
+        let hub = hub(usize::MAX, 100);
+        let room = RoomId::new();
+        let mut member = hub.enter();
+        member.join(room, Start::Live);
+        publish(&hub, room, 1);
+        assert_eq!(drain(&mut member), (1, true));
+        publish(&hub, room, 2);
+        assert_eq!(drain(&mut member), (0, false));
+    }
+
+    #[test]
+    fn rooms_that_nobody_is_in_cost_nothing() {
+        let hub = hub(10, usize::MAX);
+        let mut member = hub.enter();
+        for _ in 0..100 {
+            let room = RoomId::new();
+            member.join(room, Start::Live);
+            member.leave(room);
+            publish(&hub, RoomId::new(), 1);
+        }
+        assert_eq!(hub.rooms(), 0);
+        let rooms = [(); 5].map(|()| RoomId::new());
+        for room in rooms {
+            member.join(room, Start::Live);
+        }
+        assert_eq!(hub.rooms(), 5);
+        drop(member);
+        assert_eq!(hub.rooms(), 0);
+    }
+
+    #[test]
+    fn who_leaves_is_given_nothing_more() {
+        let hub = hub(10, usize::MAX);
+        let room = RoomId::new();
+        let mut member = hub.enter();
+        member.join(room, Start::Live);
+        publish(&hub, room, 3);
+        member.leave(room);
+        assert_eq!(drain(&mut member), (0, true));
+        member.join(room, Start::Live);
+        publish(&hub, room, 1);
+        assert_eq!(drain(&mut member), (1, true));
+    }
+
+    #[test]
+    fn a_backlog_waits_in_the_ring_and_not_in_the_inbox() {
+        let hub = hub(10, usize::MAX);
+        let room = RoomId::new();
+        publish(&hub, room, 1_000);
+        let mut member = hub.enter();
+        let joined = member.join(room, Start::After(Position::ZERO));
+        assert!(joined.recovered);
+        assert_eq!(drain(&mut member), (1_000, true));
+        publish(&hub, room, 1);
+        assert_eq!(drain(&mut member), (1, true));
+    }
+
+    #[test]
+    fn without_positions_events_are_delivered_and_nothing_is_recovered() {
+        let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
+        let hub = Hub::new(Arc::new(Ring::new(limits)), Bounds { events: 10, bytes: usize::MAX });
+        let [room, other] = [(); 2].map(|()| RoomId::new());
+        let mut member = hub.enter();
+        let joined = member.join(room, Start::Live);
+        assert_eq!((joined.position, joined.recovered), (None, false));
+        let joined = member.join(other, Start::After(Position::first_of(1, 1)));
+        assert_eq!((joined.position, joined.recovered), (None, false));
+        assert_eq!(drain(&mut member), (1, true), "a resync of the other room");
+        let events = vec![Event::resync(room, None), Event::resync(other, None)];
+        hub.ring.publish(Batch { events, newest: None, through: None, second: 7 });
+        while hub.dispatch(10) {}
+        assert_eq!(drain(&mut member), (2, true));
+    }
+}

@@ -1,0 +1,114 @@
+//! What waits to be written to one session, bounded by count and bytes.
+//!
+//! The hub of the same worker puts in and never waits; the session takes out. A session that
+//! lets its inbox overflow is too slow: what waited is dropped at once and the session ends, as
+//! it can resume from the last position that it was given. One thread owns both ends, so there
+//! is no lock and no channel.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use super::{event::Delivery, position::Position, ring::Seq};
+
+/// The bounds of one inbox.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// How many events may wait.
+    pub events: usize,
+    /// How many bytes they may have in all.
+    pub bytes: usize,
+}
+
+/// This session let its inbox overflow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too slow")]
+pub struct TooSlow;
+
+/// What the hub has for a session.
+#[derive(Debug)]
+pub(super) enum Mail {
+    /// The event with this number, for a room in which the session is.
+    Event(Seq, Rc<Delivery>),
+    /// The hub itself was overtaken: all that the session was in before the number `before` may
+    /// have missed messages up to `position`.
+    Resync { before: Seq, position: Option<Position> },
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Inbox {
+    bounds: Bounds,
+    state: RefCell<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Mail>,
+    bytes: usize,
+    reader: Option<Waker>,
+    overflowed: bool,
+}
+
+/// What an event counts beside its text.
+const OVERHEAD: usize = 64;
+
+/// A drained queue with more room than this gives its memory back: most sessions are idle.
+const KEPT_CAPACITY: usize = 32;
+
+impl Inbox {
+    pub(super) fn new(bounds: Bounds) -> Rc<Self> {
+        Rc::new(Self { bounds, state: RefCell::default() })
+    }
+
+    /// Puts `mail` in; `false` when this inbox has overflowed, now or earlier.
+    pub(super) fn put(&self, mail: Mail) -> bool {
+        let mut state = self.state.borrow_mut();
+        if state.overflowed {
+            return false;
+        }
+        state.bytes += mail.weight();
+        state.waiting.push_back(mail);
+        let waiting = state.waiting.len();
+        // One event alone always fits, however large: its reader has not been slow.
+        if waiting > 1 && (waiting > self.bounds.events || state.bytes > self.bounds.bytes) {
+            *state = State { overflowed: true, reader: state.reader.take(), ..State::default() };
+        }
+        let fits = !state.overflowed;
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        fits
+    }
+
+    /// Takes the oldest mail out; pending when there is none.
+    pub(super) fn poll_take(&self, context: &Context<'_>) -> Poll<Result<Mail, TooSlow>> {
+        let mut state = self.state.borrow_mut();
+        if state.overflowed {
+            return Poll::Ready(Err(TooSlow));
+        }
+        let Some(mail) = state.waiting.pop_front() else {
+            state.reader = Some(context.waker().clone());
+            return Poll::Pending;
+        };
+        state.bytes -= mail.weight();
+        if state.waiting.is_empty() && state.waiting.capacity() > KEPT_CAPACITY {
+            state.waiting = VecDeque::new();
+        }
+        Poll::Ready(Ok(mail))
+    }
+}
+
+impl Mail {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Event(_, delivery) => OVERHEAD + delivery.event().len(),
+            Self::Resync { .. } => OVERHEAD,
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! One session's rooms: what it is in, what it was given, what comes next.
+//!
+//! A member is given the events of its rooms in stream order, each once. A room that is joined
+//! with a position is first replayed from the ring, one event at a time and only when the session
+//! asks for the next one, so that a backlog waits in the ring and not in memory of its own; the
+//! step that finds nothing more to replay seats the member in the same instant, without a gap or
+//! an overlap. Whatever cannot be given becomes a `resync`, never silence. Nothing here knows a
+//! wire, a request or a clock.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytestring::ByteString;
+
+use super::{
+    event::{Delivery, Event, Wire},
+    hub::{Hub, MemberId},
+    inbox::{Inbox, Mail, TooSlow},
+    offset::Offset,
+    position::Position,
+    ring::{RoomEvent, Seq},
+};
+use crate::models::RoomId;
+
+/// See the [module](self). Dropping it leaves all rooms.
+pub struct Member {
+    hub: Hub,
+    id: MemberId,
+    inbox: Rc<Inbox>,
+    places: HashMap<RoomId, Place>,
+    /// The rooms that are replayed, by the number of the event that each goes on with.
+    replays: BTreeSet<(Seq, RoomId)>,
+    /// Rooms that are owed a `resync` up to a position, which is told before anything else.
+    resyncs: VecDeque<(RoomId, Option<Position>)>,
+    /// The last live position that was given.
+    base: Option<Position>,
+    /// No place in a room was ever ahead of this.
+    highest: Option<Position>,
+}
+
+/// Being in a room.
+struct Place {
+    /// What [`Joined::recovered`] said.
+    recovered: bool,
+    /// Everything of this room up to here was given, or was not wanted.
+    through: Option<Position>,
+    /// A `resync` is still to be told; what was missed lies behind `through`.
+    owed: bool,
+    state: State,
+}
+
+enum State {
+    /// Live from the event with this number on.
+    Live(Seq),
+    /// Replayed, next the event with this number.
+    Replayed(Seq),
+}
+
+/// Where a member wants to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With what comes from now on.
+    Live,
+    /// With what came after a position that it was given, which must not be ahead of the
+    /// cluster. One that the ring no longer promises is answered by a `resync`.
+    After(Position),
+    /// From now on, but it has missed something: a `resync` first.
+    Resync,
+}
+
+/// The answer to a join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Joined {
+    /// The member is given everything after this position; `None` on a standalone MongoDB.
+    pub position: Option<Position>,
+    /// Whether that is the position which it asked for.
+    pub recovered: bool,
+}
+
+impl Member {
+    pub(super) fn new(hub: Hub, id: MemberId, inbox: Rc<Inbox>) -> Self {
+        Self {
+            hub,
+            id,
+            inbox,
+            places: HashMap::new(),
+            replays: BTreeSet::new(),
+            resyncs: VecDeque::new(),
+            base: None,
+            highest: None,
+        }
+    }
+
+    /// Enters `room`. Being there already changes nothing, and the answer is that of the first
+    /// time with what was given since.
+    pub fn join(&mut self, room: RoomId, start: Start) -> Joined {
+        if let Some(place) = self.places.get(&room) {
+            return Joined { position: self.given(place), recovered: place.recovered };
+        }
+        // The first room decides where the account of what was given begins.
+        let standing = self.hub.standing();
+        self.base = self.base.or(standing.through).or(standing.live);
+        match start {
+            Start::After(since) if self.hub.ring().recovers(since) => self.recover(room, since),
+            Start::Live => self.go_live(room),
+            Start::After(_) | Start::Resync => {
+                let joined = self.go_live(room);
+                let had = if let Start::After(since) = start { since } else { Position::ZERO };
+                self.owe_resync(room, Some(had), joined.position);
+                joined
+            }
+        }
+    }
+
+    /// Leaves `room`; nothing of it is given any more.
+    pub fn leave(&mut self, room: RoomId) {
+        match self.places.remove(&room).map(|place| place.state) {
+            Some(State::Live(_)) => self.hub.unseat(room, self.id),
+            Some(State::Replayed(next)) => {
+                self.replays.remove(&(next, room));
+            }
+            None => {}
+        }
+        self.resyncs.retain(|&(owed, _)| owed != room);
+    }
+
+    /// The rooms that it is in.
+    pub fn rooms(&self) -> impl ExactSizeIterator<Item = RoomId> {
+        self.places.keys().copied()
+    }
+
+    /// Whether it is in `room`.
+    pub fn is_in(&self, room: RoomId) -> bool {
+        self.places.contains_key(&room)
+    }
+
+    /// The next event for this session: live ones first, because those are what its bounded
+    /// inbox holds; then what is replayed, of all such rooms in stream order.
+    pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Result<Rc<Delivery>, TooSlow>> {
+        loop {
+            if let Some((room, position)) = self.resyncs.pop_front() {
+                return Poll::Ready(Ok(self.resync(room, position)));
+            }
+            match self.inbox.poll_take(context)? {
+                Poll::Ready(mail) => {
+                    if let Some(delivery) = self.open(mail) {
+                        return Poll::Ready(Ok(delivery));
+                    }
+                }
+                Poll::Pending => match self.replays.pop_first() {
+                    Some((next, room)) => {
+                        if let Some(delivery) = self.replay(room, next) {
+                            return Poll::Ready(Ok(delivery));
+                        }
+                    }
+                    None => return Poll::Pending,
+                },
+            }
+        }
+    }
+
+    /// The frame of an event that [`poll_next`](Self::poll_next) has just given, with the offset
+    /// of this session where the wire carries one. Shared by all members wherever it can be.
+    pub fn frame(&self, delivery: &Delivery, wire: Wire) -> ByteString {
+        if wire != Wire::SocketIoOffset {
+            return delivery.frame(wire);
+        }
+        match self.offset() {
+            Some(offset) if Some(offset.base) != delivery.event().position() => {
+                delivery.event().encode_with_offset(offset)
+            }
+            Some(offset) if !offset.exceptions.is_empty() => {
+                delivery.event().encode_with_offset(offset)
+            }
+            _ => delivery.frame(wire),
+        }
+    }
+
+    /// What this session has been given; `None` before it is in a room and on a standalone
+    /// MongoDB.
+    pub fn offset(&self) -> Option<Offset> {
+        let base = self.base?;
+        let mut exceptions = Vec::new();
+        if !self.replays.is_empty() || !self.resyncs.is_empty() || self.highest > self.base {
+            let places = self.places.iter();
+            let given = places.filter_map(|(&room, place)| Some((self.given(place)?, room)));
+            exceptions.extend(given.filter(|&(given, _)| given != base));
+            exceptions.sort_unstable();
+        }
+        Some(Offset { base, exceptions })
+    }
+
+    fn recover(&mut self, room: RoomId, since: Position) -> Joined {
+        let first = self.hub.ring().first_after(room, since);
+        let through = Some(since);
+        let place = |state| Place { recovered: true, through, owed: false, state };
+        if first < self.hub.cursor() {
+            self.replays.insert((first, room));
+            self.places.insert(room, place(State::Replayed(first)));
+        } else {
+            // Nothing to replay; its own position is the floor, which may be ahead of this hub's.
+            self.places.insert(room, place(State::Live(0)));
+            self.take_seat(room, through, through);
+        }
+        Joined { position: Some(since), recovered: true }
+    }
+
+    fn go_live(&mut self, room: RoomId) -> Joined {
+        let live = self.hub.standing().live;
+        let place = Place { recovered: false, through: live, owed: false, state: State::Live(0) };
+        self.places.insert(room, place);
+        self.take_seat(room, live, live);
+        Joined { position: live, recovered: false }
+    }
+
+    /// Makes a place live: everything up to `through` was given, what the hub dispatches after
+    /// `floor` will be.
+    fn take_seat(&mut self, room: RoomId, through: Option<Position>, floor: Option<Position>) {
+        if let Some(place) = self.places.get_mut(&room) {
+            place.state = State::Live(self.hub.cursor());
+            place.through = through;
+            self.highest = self.highest.max(through);
+            self.hub.seat(room, self.id, &self.inbox, floor);
+        }
+    }
+
+    /// What is in the mail for this member, if it is still in that room, and in it since before
+    /// the mail was sent.
+    fn open(&mut self, mail: Mail) -> Option<Rc<Delivery>> {
+        match mail {
+            Mail::Event(seq, delivery) => {
+                let place = self.places.get(&delivery.event().room())?;
+                let State::Live(from) = place.state else { return None };
+                if seq < from {
+                    return None;
+                }
+                self.base = delivery.event().position().or(self.base);
+                Some(delivery)
+            }
+            Mail::Resync { before, position } => {
+                let missed = self
+                    .places
+                    .iter()
+                    .filter(|(_, place)| matches!(place.state, State::Live(from) if from < before));
+                let missed: Vec<_> =
+                    missed.map(|(&room, place)| (room, self.given(place))).collect();
+                for (room, given) in missed {
+                    self.owe_resync(room, given, position);
+                }
+                self.base = self.base.max(position);
+                None
+            }
+        }
+    }
+
+    /// One step of the replay of `room`: its next event, or, when there is nothing more that was
+    /// dispatched before, its seat.
+    fn replay(&mut self, room: RoomId, next: Seq) -> Option<Rc<Delivery>> {
+        let cursor = self.hub.cursor();
+        match self.hub.ring().event_of(room, next) {
+            Ok(Some(RoomEvent { event, seq, next })) if seq < cursor => {
+                let place = self.places.get_mut(&room)?;
+                place.through = event.position();
+                if next < cursor {
+                    place.state = State::Replayed(next);
+                    self.replays.insert((next, room));
+                } else {
+                    let standing = self.hub.standing();
+                    let through = event.position().max(standing.through);
+                    self.take_seat(room, through, event.position());
+                }
+                Some(Delivery::new(event))
+            }
+            Ok(_) => {
+                let through = self.hub.standing().through;
+                self.take_seat(room, through, None);
+                None
+            }
+            Err(_overtaken) => {
+                let given = self.places.get(&room)?.through;
+                let live = self.hub.standing().live;
+                self.take_seat(room, live, live);
+                self.owe_resync(room, given, live);
+                None
+            }
+        }
+    }
+
+    /// Up to where everything of a room was given.
+    fn given(&self, place: &Place) -> Option<Position> {
+        match place.state {
+            State::Live(_) if !place.owed => place.through.max(self.base),
+            _ => place.through,
+        }
+    }
+
+    /// From now on `room`, of which everything up to `given` was given, owes a `resync` up to
+    /// `position`.
+    fn owe_resync(&mut self, room: RoomId, given: Option<Position>, position: Option<Position>) {
+        if let Some(place) = self.places.get_mut(&room) {
+            if !place.owed {
+                place.through = given;
+            }
+            place.owed = true;
+            self.resyncs.retain(|&(owed, _)| owed != room);
+            self.resyncs.push_back((room, position));
+        }
+    }
+
+    fn resync(&mut self, room: RoomId, position: Option<Position>) -> Rc<Delivery> {
+        if let Some(place) = self.places.get_mut(&room) {
+            place.owed = false;
+            place.through = place.through.max(position);
+            self.highest = self.highest.max(place.through);
+        }
+        Delivery::new(Arc::new(Event::resync(room, position)))
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        for (&room, place) in &self.places {
+            if let State::Live(_) = place.state {
+                self.hub.unseat(room, self.id);
+            }
+        }
+    }
+}

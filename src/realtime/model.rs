@@ -1,0 +1,284 @@
+//! Ring, hub and members together against a simple model of what a member must be given.
+//!
+//! The model knows the whole stream as a list. A property test drives the real parts through
+//! random publishes, dispatches, joins, leaves, reads, evictions and reopenings, and compares
+//! each step with that list: no gap, no repetition, no other order, and an offset that says
+//! exactly what was given.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use proptest::{prelude::*, test_runner::TestCaseResult};
+
+use super::{
+    event::Event,
+    hub::Hub,
+    inbox::{Bounds, TooSlow},
+    member::{Member, Start},
+    offset::Offset,
+    position::Position,
+    ring::{Batch, Limits, Ring},
+};
+use crate::models::{Message, RoomId, UserId};
+
+const ROOMS: usize = 3;
+const MEMBERS: usize = 2;
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Inserts into these rooms, in one reply; `true` shares the cluster time of the one before.
+    Publish(Vec<(usize, bool)>),
+    /// Time passes and the stream says that it saw nothing.
+    Quiet(u32),
+    /// The worker dispatches up to so many events.
+    Dispatch(usize),
+    JoinLive(usize, usize),
+    /// Joins behind the position with this index from the end; 0 is ahead of this instance.
+    JoinAfter(usize, usize, usize),
+    /// Comes back as another session with the offset of the last one.
+    Return(usize),
+    Leave(usize, usize),
+    /// The session reads up to so many events.
+    Take(usize, usize),
+    /// The history was lost: the ring is opened anew.
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let member = 0..MEMBERS;
+    let room = 0..ROOMS;
+    prop_oneof![
+        6 => proptest::collection::vec((room.clone(), any::<bool>()), 1..6).prop_map(Step::Publish),
+        1 => (1..4_u32).prop_map(Step::Quiet),
+        4 => (1..6_usize).prop_map(Step::Dispatch),
+        2 => (member.clone(), room.clone()).prop_map(|(m, r)| Step::JoinLive(m, r)),
+        4 => (member.clone(), room.clone(), 0..20_usize)
+            .prop_map(|(m, r, back)| Step::JoinAfter(m, r, back)),
+        2 => member.clone().prop_map(Step::Return),
+        1 => (member.clone(), room).prop_map(|(m, r)| Step::Leave(m, r)),
+        6 => (member, 1..4_usize).prop_map(|(m, n)| Step::Take(m, n)),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// What the model knows of a member in a room.
+#[derive(Debug)]
+struct Expected {
+    /// It must be given every event after this, unless told that it missed some.
+    after: Position,
+    /// It was promised a `resync` before anything else.
+    resync: bool,
+    /// The history was lost: sooner or later it must be told.
+    lost: bool,
+}
+
+struct Model {
+    ring: Arc<Ring>,
+    hub: Hub,
+    rooms: [RoomId; ROOMS],
+    /// The whole stream.
+    stream: Vec<(Position, usize)>,
+    members: Vec<(Member, HashMap<usize, Expected>)>,
+}
+
+impl Model {
+    fn new(limits: Limits) -> Self {
+        let ring = Arc::new(Ring::new(limits));
+        let start = Position::first_of(100, 1);
+        ring.open(start, start);
+        let hub = Hub::new(ring.clone(), Bounds { events: usize::MAX, bytes: usize::MAX });
+        let members = (0..MEMBERS).map(|_| (hub.enter(), HashMap::new())).collect();
+        let rooms = [(); ROOMS].map(|()| RoomId::new());
+        Self { ring, hub, rooms, stream: vec![(start, usize::MAX)], members }
+    }
+
+    fn newest(&self) -> Position {
+        self.stream.last().unwrap().0
+    }
+
+    fn run(&mut self, step: Step) -> TestCaseResult {
+        match step {
+            Step::Publish(inserts) => self.publish(&inserts),
+            Step::Quiet(seconds) => self.quiet(seconds),
+            Step::Dispatch(max) => {
+                self.hub.dispatch(max);
+            }
+            Step::JoinLive(member, room) => self.join(member, room, Start::Live)?,
+            Step::JoinAfter(member, room, 0) => {
+                let ahead = Position::first_of(self.newest().seconds() + 1, 0);
+                self.join(member, room, Start::After(ahead))?;
+            }
+            Step::JoinAfter(member, room, back) => {
+                let since = self.stream[self.stream.len().saturating_sub(back)].0;
+                self.join(member, room, Start::After(since))?;
+            }
+            Step::Return(member) => self.come_back(member)?,
+            Step::Leave(member, room) => {
+                let (member, expected) = &mut self.members[member];
+                member.leave(self.rooms[room]);
+                expected.remove(&room);
+            }
+            Step::Take(member, max) => {
+                for _ in 0..max {
+                    self.take(member)?;
+                }
+            }
+            Step::Reopen => {
+                let now = Position::first_of(self.newest().seconds() + 1, 0);
+                self.stream.push((now, usize::MAX));
+                self.ring.open(now, now);
+                for (_, expected) in &mut self.members {
+                    expected.values_mut().for_each(|expected| expected.lost = true);
+                }
+            }
+        }
+        (0..MEMBERS).try_for_each(|member| self.check_offset(member))
+    }
+
+    fn publish(&mut self, inserts: &[(usize, bool)]) {
+        let mut events = Vec::new();
+        for &(room, shared) in inserts {
+            let (last, of) = *self.stream.last().unwrap();
+            let position = match shared && of != usize::MAX {
+                true => last.next_of_same_time(),
+                false => Position::first_of(last.seconds() + 1, 1),
+            };
+            self.stream.push((position, room));
+            let message = Message::new(self.rooms[room], UserId::new(), "hello");
+            events.push(Event::message(&message, Some(position)));
+        }
+        let newest = self.newest();
+        let second = newest.seconds();
+        self.ring.publish(Batch { events, newest: Some(newest), through: None, second });
+    }
+
+    fn quiet(&mut self, seconds: u32) {
+        let now = Position::first_of(self.newest().seconds() + seconds, 0);
+        self.stream.push((now, usize::MAX));
+        let second = now.seconds();
+        self.ring.publish(Batch { events: vec![], newest: None, through: Some(now), second });
+    }
+
+    fn join(&mut self, member: usize, room: usize, start: Start) -> TestCaseResult {
+        let recoverable = matches!(start, Start::After(since) if self.ring.recovers(since));
+        let (member, expected) = &mut self.members[member];
+        let joined = member.join(self.rooms[room], start);
+        let position = joined.position.expect("the ring is open");
+        if let Some(expected) = expected.get(&room) {
+            // A second join changes nothing, and promises nothing that was not yet given.
+            prop_assert!(position >= expected.after || expected.resync);
+            return Ok(());
+        }
+        prop_assert_eq!(joined.recovered, recoverable);
+        if let Start::After(since) = start
+            && recoverable
+        {
+            prop_assert_eq!(position, since);
+        }
+        let resync = start != Start::Live && !recoverable;
+        expected.insert(room, Expected { after: position, resync, lost: false });
+        Ok(())
+    }
+
+    /// The connection is lost with whatever waited in it; the client reconnects.
+    fn come_back(&mut self, index: usize) -> TestCaseResult {
+        let (member, expected) = &mut self.members[index];
+        let offset = member.offset();
+        let rooms: Vec<usize> = expected.keys().copied().collect();
+        *member = self.hub.enter();
+        expected.clear();
+        let Some(offset) = offset else { return Ok(()) };
+        let offset: Offset = offset.to_string().parse().unwrap();
+        for room in rooms {
+            self.join(index, room, Start::After(offset.of(self.rooms[room])))?;
+        }
+        Ok(())
+    }
+
+    /// Lets a session read one event; `false` when there is none.
+    fn take(&mut self, index: usize) -> Result<bool, TestCaseError> {
+        let (member, expected) = &mut self.members[index];
+        let Poll::Ready(next) = member.poll_next(&Context::from_waker(Waker::noop())) else {
+            return Ok(false);
+        };
+        let delivery = next.map_err(|TooSlow| TestCaseError::fail("too slow"))?;
+        let event = delivery.event();
+        let room = self.rooms.iter().position(|&room| room == event.room()).unwrap();
+        let position = event.position().unwrap();
+        let expected = expected.get_mut(&room);
+        prop_assert!(expected.is_some(), "an event of a room that it is not in");
+        let expected = expected.unwrap();
+        if event.is_resync() {
+            // It may lie before an event that was given, never ahead of the stream.
+            prop_assert!(position <= self.stream.last().unwrap().0);
+            expected.after = expected.after.max(position);
+            (expected.resync, expected.lost) = (false, false);
+        } else {
+            prop_assert!(!expected.resync, "an event before the promised resync");
+            let next = self.stream.iter().find(|&&(at, of)| of == room && at > expected.after);
+            prop_assert_eq!(Some(&(position, room)), next, "not the next event of this room");
+            expected.after = position;
+        }
+        Ok(true)
+    }
+
+    /// The offset names, for each room, a position up to which all was given and behind which
+    /// nothing was.
+    fn check_offset(&self, index: usize) -> TestCaseResult {
+        let (member, expected) = &self.members[index];
+        let Some(offset) = member.offset() else { return Ok(()) };
+        for (&room, expected) in expected.iter().filter(|(_, expected)| !expected.resync) {
+            let given = offset.of(self.rooms[room]);
+            let (low, high) = (given.min(expected.after), given.max(expected.after));
+            let between =
+                self.stream.iter().filter(|&&(at, of)| of == room && at > low && at <= high);
+            let lost = self.ring.tail().standing.through.unwrap();
+            // A reopened ring has yet to tell this member; until then the account may differ.
+            let stale = !self.ring.recovers(given) || lost < given;
+            prop_assert!(
+                stale || between.count() == 0,
+                "offset {} of room {} is not {}",
+                offset,
+                room,
+                expected.after
+            );
+        }
+        Ok(())
+    }
+
+    /// When everything has come to rest, everyone has had everything.
+    fn settle(&mut self) -> TestCaseResult {
+        while self.hub.dispatch(100) {}
+        for index in 0..MEMBERS {
+            while self.take(index)? {}
+            for (&room, expected) in &self.members[index].1 {
+                prop_assert!(!expected.resync && !expected.lost, "a resync that never came");
+                let missing =
+                    self.stream.iter().find(|&&(at, of)| of == room && at > expected.after);
+                prop_assert_eq!(missing, None, "never given");
+            }
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn members_are_given_every_event_once_in_order(
+        steps in proptest::collection::vec(step(), 1..80),
+        bytes in prop_oneof![Just(usize::MAX), 1_000..20_000_usize],
+        window in prop_oneof![Just(u64::MAX), 1..60_u64],
+    ) {
+        let mut model = Model::new(Limits { window: Duration::from_secs(window), bytes });
+        for step in steps {
+            model.run(step)?;
+        }
+        model.settle()?;
+    }
+}

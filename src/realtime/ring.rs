@@ -1,0 +1,467 @@
+//! The recent events of all rooms, in stream order, shared by all workers.
+//!
+//! The feed writes at one end. Each worker follows it by sequence number, and a session that
+//! comes back reads the events of its rooms behind its last position. What is kept is bounded by
+//! age and bytes; the ring knows the position of the newest event that it no longer promises
+//! ([`Ring::recovers`]), and tells every reader that was overtaken ([`Overtaken`]), so nobody
+//! misses an event without being told. Age is counted in cluster time, never by our clock.
+//!
+//! Nothing awaits under the lock, and each operation under it is short: a push, a look at one
+//! end, or a binary search in the index of one room.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::{event::Event, position::Position};
+use crate::models::RoomId;
+
+/// The number of an event in this process, counted from 0. Unlike positions, these exist on a
+/// standalone MongoDB, too, and end with the process.
+pub type Seq = u64;
+
+/// How much of the past the ring promises.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The age from which an event may be evicted (`RECOVERY_WINDOW`); zero: nothing is promised.
+    pub window: Duration,
+    /// The bytes beyond which the oldest events are evicted (`RECOVERY_BYTES`).
+    pub bytes: usize,
+}
+
+/// What followers may lag behind, whatever the limits say: a worker must get to see an event
+/// before it is gone, also where nothing is kept for recovery.
+const FOLLOWERS: Limits = Limits { window: Duration::from_secs(10), bytes: 1 << 20 };
+
+/// What an event costs beside its text: its place in the ring, in the index, and itself.
+const OVERHEAD: usize = 192;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Ring {
+    limits: Limits,
+    // A standard lock: nothing awaits while it is held.
+    kept: RwLock<Kept>,
+    end: watch::Sender<Seq>,
+}
+
+/// The events that a reader wanted are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("overtaken by eviction")]
+pub struct Overtaken {
+    /// Where the ring ends now, to go on from.
+    pub tail: Tail,
+}
+
+/// The end of the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tail {
+    /// The number that the next event will have.
+    pub seq: Seq,
+    /// How far the stream was read.
+    pub standing: Standing,
+}
+
+/// How far a reader of the ring stands in the stream. Both are `None` before the feed has begun
+/// and on a standalone MongoDB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// The reader has been given everything up to here, and nothing more of it will follow.
+    pub through: Option<Position>,
+    /// What comes after this is live. Ahead of `through` only while the ring is filled with what
+    /// happened before it was opened.
+    pub live: Option<Position>,
+}
+
+/// An event of a room, and where that room goes on.
+#[derive(Debug, Clone)]
+pub struct RoomEvent {
+    /// The event.
+    pub event: Arc<Event>,
+    /// Its number.
+    pub seq: Seq,
+    /// The number of the room's next event, or that of the ring's next when there is none yet.
+    pub next: Seq,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    entries: VecDeque<Entry>,
+    /// The number of the first entry.
+    first: Seq,
+    /// The sum of the entries' footprints.
+    bytes: usize,
+    /// The first entry within the limits. Those before it wait for followers only.
+    promised: Seq,
+    /// The sum of the footprints from `promised` on.
+    promised_bytes: usize,
+    /// The numbers of each room's entries, in order; no room without entries.
+    rooms: HashMap<RoomId, VecDeque<Seq>>,
+    /// Everything after this position is still here. `None`: nothing is promised.
+    evicted: Option<Position>,
+    /// Where the stream stood when the ring was opened: what is older was not live.
+    opened: Option<Position>,
+    /// See [`Standing::through`].
+    through: Option<Position>,
+    /// The position of the newest insert that was seen, delivered or not.
+    newest: Option<Position>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    event: Arc<Event>,
+    /// When it happened, in seconds of the cluster time.
+    second: u32,
+}
+
+/// What the feed read from one reply of the database.
+#[derive(Debug)]
+pub struct Batch {
+    /// The events in stream order, each later than all published before.
+    pub events: Vec<Event>,
+    /// The position of the last insert, also when no event was made of it.
+    pub newest: Option<Position>,
+    /// No event at or before this position is to come.
+    pub through: Option<Position>,
+    /// The present, in seconds of the cluster time.
+    pub second: u32,
+}
+
+impl Ring {
+    /// An empty ring that promises nothing yet.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, kept: RwLock::default(), end: watch::Sender::new(0) }
+    }
+
+    /// Forgets everything and begins anew: the stream will bring all inserts after `from`, those
+    /// up to `live` being past. Whoever reads the ring is overtaken.
+    pub fn open(&self, from: Position, live: Position) {
+        let mut kept = self.write();
+        // The number of an event that never was: also a reader at the very end has missed it.
+        let next = kept.end() + 1;
+        *kept = Kept {
+            first: next,
+            promised: next,
+            evicted: Some(from),
+            opened: Some(live).max(kept.newest),
+            through: Some(from),
+            newest: kept.newest,
+            ..Kept::default()
+        };
+        self.end.send_replace(next);
+    }
+
+    /// Appends what the feed read.
+    pub fn publish(&self, batch: Batch) {
+        let mut kept = self.write();
+        let was = kept.end();
+        for event in batch.events {
+            let second = event.position().map_or(batch.second, Position::seconds);
+            kept.push(event, second);
+        }
+        kept.newest = kept.newest.max(batch.newest);
+        kept.through = kept.through.max(batch.newest).max(batch.through);
+        kept.evict(self.limits, batch.second);
+        if kept.end() != was {
+            self.end.send_replace(kept.end());
+        }
+    }
+
+    /// Where the ring ends.
+    pub fn tail(&self) -> Tail {
+        self.read().tail()
+    }
+
+    /// Announces the number behind the last event, each time that it grows.
+    pub fn ends(&self) -> watch::Receiver<Seq> {
+        self.end.subscribe()
+    }
+
+    /// The position of the newest insert that the feed has seen since the ring was opened.
+    pub fn newest(&self) -> Option<Position> {
+        self.read().newest
+    }
+
+    /// Up to `max` events from number `from` on; none when there are none yet.
+    pub fn after(&self, from: Seq, max: usize) -> Result<Vec<Arc<Event>>, Overtaken> {
+        let kept = self.read();
+        let skip = kept.index(from)?;
+        Ok(kept.entries.iter().skip(skip).take(max).map(|entry| entry.event.clone()).collect())
+    }
+
+    /// Where a reader stands that has handed on everything before number `seq`, the last of it
+    /// at the position `dispatched`.
+    pub fn standing_at(&self, seq: Seq, dispatched: Option<Position>) -> Standing {
+        let kept = self.read();
+        kept.standing(if seq >= kept.end() { kept.through } else { dispatched })
+    }
+
+    /// Whether every event after `since` is still here.
+    pub fn recovers(&self, since: Position) -> bool {
+        !self.limits.window.is_zero() && self.read().evicted.is_some_and(|evicted| since >= evicted)
+    }
+
+    /// The number of the first event of `room` after `since`, or that of the ring's next event.
+    pub fn first_after(&self, room: RoomId, since: Position) -> Seq {
+        let kept = self.read();
+        let Some(numbers) = kept.rooms.get(&room) else { return kept.end() };
+        let passed = numbers.partition_point(|&seq| {
+            kept.entry(seq).and_then(|entry| entry.event.position()) <= Some(since)
+        });
+        numbers.get(passed).copied().unwrap_or_else(|| kept.end())
+    }
+
+    /// The first event of `room` from the number `seq` on, which
+    /// [`first_after`](Self::first_after) or [`RoomEvent::next`] gave; `None` when there is none
+    /// yet.
+    pub fn event_of(&self, room: RoomId, seq: Seq) -> Result<Option<RoomEvent>, Overtaken> {
+        let kept = self.read();
+        kept.index(seq)?;
+        let Some(numbers) = kept.rooms.get(&room) else { return Ok(None) };
+        let mut numbers = numbers.range(numbers.partition_point(|&number| number < seq)..);
+        let found = numbers.next().and_then(|&seq| Some((seq, kept.entry(seq)?)));
+        Ok(found.map(|(seq, entry)| RoomEvent {
+            event: entry.event.clone(),
+            seq,
+            next: numbers.next().copied().unwrap_or_else(|| kept.end()),
+        }))
+    }
+
+    /// How many events the ring holds, and the bytes that it counts for them.
+    pub fn size(&self) -> (usize, usize) {
+        let kept = self.read();
+        (kept.entries.len(), kept.bytes)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Kept> {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Kept> {
+        self.kept.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn end(&self) -> Seq {
+        self.first + self.entries.len() as Seq
+    }
+
+    fn tail(&self) -> Tail {
+        Tail { seq: self.end(), standing: self.standing(self.through) }
+    }
+
+    fn standing(&self, through: Option<Position>) -> Standing {
+        Standing { through, live: self.opened.max(through) }
+    }
+
+    /// The index of the entry `seq`, or one behind the last when it has not happened yet.
+    fn index(&self, seq: Seq) -> Result<usize, Overtaken> {
+        let behind = seq.checked_sub(self.first).ok_or(Overtaken { tail: self.tail() })?;
+        Ok(usize::try_from(behind).unwrap_or(usize::MAX))
+    }
+
+    fn entry(&self, seq: Seq) -> Option<&Entry> {
+        self.entries.get(self.index(seq).ok()?)
+    }
+
+    fn push(&mut self, event: Event, second: u32) {
+        let seq = self.end();
+        self.rooms.entry(event.room()).or_default().push_back(seq);
+        let entry = Entry { event: Arc::new(event), second };
+        self.bytes += entry.footprint();
+        self.promised_bytes += entry.footprint();
+        self.entries.push_back(entry);
+    }
+
+    /// Takes back the promise for what exceeds the limits, then drops what no follower should
+    /// need any more.
+    fn evict(&mut self, limits: Limits, now: u32) {
+        while let Some(entry) = self.entry(self.promised)
+            && (self.promised_bytes > limits.bytes || entry.is_older(limits.window, now))
+        {
+            let (footprint, position) = (entry.footprint(), entry.event.position());
+            self.promised_bytes -= footprint;
+            self.evicted = self.evicted.max(position);
+            self.promised += 1;
+        }
+        let bytes = limits.bytes.max(FOLLOWERS.bytes);
+        let window = limits.window.max(FOLLOWERS.window);
+        while self.first < self.promised
+            && let Some(oldest) = self.entries.front()
+            && (self.bytes > bytes || oldest.is_older(window, now))
+        {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        let Some(entry) = self.entries.pop_front() else { return };
+        self.bytes -= entry.footprint();
+        self.first += 1;
+        let room = entry.event.room();
+        if let Some(numbers) = self.rooms.get_mut(&room) {
+            numbers.pop_front();
+            if numbers.is_empty() {
+                self.rooms.remove(&room);
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn footprint(&self) -> usize {
+        OVERHEAD + self.event.len()
+    }
+
+    fn is_older(&self, age: Duration, now: u32) -> bool {
+        u64::from(now.saturating_sub(self.second)) > age.as_secs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u32) -> Position {
+        Position::first_of(seconds, 1)
+    }
+
+    fn ring(window: u64, bytes: usize) -> Ring {
+        let ring = Ring::new(Limits { window: Duration::from_secs(window), bytes });
+        ring.open(at(10), at(10));
+        ring
+    }
+
+    /// Publishes one event of no text for each second.
+    fn publish(ring: &Ring, room: RoomId, seconds: impl IntoIterator<Item = u32>) {
+        for second in seconds {
+            let position = Some(at(second));
+            let events = vec![Event::resync(room, position)];
+            ring.publish(Batch { events, newest: position, through: None, second });
+        }
+    }
+
+    fn seconds(events: Result<Vec<Arc<Event>>, Overtaken>) -> Vec<u32> {
+        events.unwrap().iter().map(|event| event.position().unwrap().seconds()).collect()
+    }
+
+    #[test]
+    fn an_unopened_ring_promises_nothing() {
+        let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: 1 << 20 });
+        assert!(!ring.recovers(at(u32::MAX)));
+        assert_eq!(ring.tail().standing, Standing::default());
+    }
+
+    #[test]
+    fn a_position_at_or_after_the_newest_evicted_event_is_recoverable() {
+        let ring = ring(5, usize::MAX);
+        assert!(ring.recovers(at(10)) && !ring.recovers(at(9)));
+        publish(&ring, RoomId::new(), [11, 12, 16, 17]);
+        assert!(ring.recovers(at(11)) && !ring.recovers(at(10)));
+        publish(&ring, RoomId::new(), [18]);
+        assert!(ring.recovers(at(12)) && !ring.recovers(at(11)));
+    }
+
+    #[test]
+    fn a_quiet_ring_never_grows_too_old() {
+        let ring = ring(5, usize::MAX);
+        publish(&ring, RoomId::new(), [11]);
+        let through = Some(at(100_000));
+        ring.publish(Batch { events: vec![], newest: None, through, second: 100_000 });
+        assert!(ring.recovers(at(11)));
+        assert_eq!(ring.size(), (0, 0));
+    }
+
+    #[test]
+    fn bytes_are_bounded() {
+        let ring = ring(u64::MAX, 3 << 20);
+        for _ in 0..4 {
+            publish(&ring, RoomId::new(), 11..10_011);
+            assert!(ring.size().1 <= 3 << 20);
+        }
+        assert_eq!(ring.size().0, (3 << 20) / OVERHEAD);
+        assert!(!ring.recovers(at(10)));
+    }
+
+    #[test]
+    fn followers_see_what_is_not_kept_for_recovery() {
+        for (window, bytes) in [(0, usize::MAX), (60, 0)] {
+            let ring = ring(window, bytes);
+            let from = ring.tail().seq;
+            publish(&ring, RoomId::new(), [11, 12]);
+            assert_eq!(seconds(ring.after(from, 10)), [11, 12]);
+            assert!(!ring.recovers(at(11)));
+        }
+    }
+
+    #[test]
+    fn without_a_window_nothing_is_recoverable() {
+        assert!(!ring(0, usize::MAX).recovers(at(11)));
+    }
+
+    #[test]
+    fn a_follower_that_is_overtaken_is_told_where_to_go_on() {
+        let ring = ring(5, usize::MAX);
+        let from = ring.tail().seq;
+        publish(&ring, RoomId::new(), [11, 12, 13, 30]);
+        let Err(overtaken) = ring.after(from, 10) else { panic!("not overtaken") };
+        assert_eq!(overtaken.tail, ring.tail());
+        assert_eq!(overtaken.tail.standing.through, Some(at(30)));
+        assert!(ring.after(overtaken.tail.seq, 10).unwrap().is_empty());
+    }
+
+    #[test]
+    fn reopening_overtakes_also_a_follower_at_the_end() {
+        let ring = ring(60, usize::MAX);
+        let end = ring.tail().seq;
+        ring.open(at(20), at(20));
+        assert!(ring.after(end, 10).is_err());
+        assert!(!ring.recovers(at(19)) && ring.recovers(at(20)));
+    }
+
+    #[test]
+    fn a_room_is_read_without_the_others() {
+        let ring = ring(60, usize::MAX);
+        let [room, other] = [(); 2].map(|()| RoomId::new());
+        publish(&ring, other, [11]);
+        publish(&ring, room, [12]);
+        publish(&ring, other, [13, 14]);
+        publish(&ring, room, [15, 16]);
+        let mut seen = Vec::new();
+        let mut next = ring.first_after(room, at(12));
+        while let Some(found) = ring.event_of(room, next).unwrap() {
+            assert_eq!(found.event.room(), room);
+            seen.push(found.event.position().unwrap());
+            next = found.next;
+        }
+        assert_eq!(seen, [15, 16].map(at));
+        assert_eq!(next, ring.tail().seq);
+    }
+
+    #[test]
+    fn rooms_without_events_leave_no_trace() {
+        let ring = ring(11, usize::MAX);
+        for second in 11..1_000 {
+            publish(&ring, RoomId::new(), [second]);
+        }
+        assert_eq!(ring.read().rooms.len(), ring.size().0);
+        assert!(ring.size().0 <= 12);
+    }
+
+    #[test]
+    fn before_the_fill_is_done_live_is_ahead() {
+        let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: usize::MAX });
+        ring.open(at(10), at(20));
+        publish(&ring, RoomId::new(), [11]);
+        let standing = ring.tail().standing;
+        assert_eq!((standing.through, standing.live), (Some(at(11)), Some(at(20))));
+        publish(&ring, RoomId::new(), [21]);
+        let standing = ring.tail().standing;
+        assert_eq!((standing.through, standing.live), (Some(at(21)), Some(at(21))));
+    }
+}
