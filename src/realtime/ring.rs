@@ -155,6 +155,14 @@ impl Ring {
         self.end.send_replace(next);
     }
 
+    /// Forgets everything; from now on events have no position. Whoever reads is overtaken.
+    pub fn close(&self) {
+        let mut kept = self.write();
+        let next = kept.end() + 1;
+        *kept = Kept { first: next, promised: next, ..Kept::default() };
+        self.end.send_replace(next);
+    }
+
     /// Appends what the feed read.
     pub fn publish(&self, batch: Batch) {
         let mut kept = self.write();

@@ -1,0 +1,440 @@
+//! MongoDB's change stream on `messages`, one reply of the server at a time.
+//!
+//! This is the one file that knows what the server says: the pipeline, the events, the resume
+//! token, and which errors mean what. It reads whole replies instead of the driver's
+//! `ChangeStream`, for three reasons. A stream is resumed here by cluster time, with what was
+//! published dropped by position, so that all instances count alike; the driver would resume by
+//! token. A reply says how far the stream and the cluster are, so silence and standstill can be
+//! told apart. And no error is retried out of sight. When to open, close and open again is the
+//! feed's decision.
+
+use std::time::Duration;
+
+use bson::{Document, RawDocument, RawDocumentBuf, Timestamp, doc};
+use futures::StreamExt;
+use mongodb::{
+    Collection, Database,
+    error::ErrorKind,
+    options::{ReadConcern, ReadPreference, SelectionCriteria},
+    raw_batch_cursor::RawBatchCursor,
+};
+
+use super::{event::Event, position::Position};
+use crate::models::{Message, RoomId, message::Malformed};
+
+/// A larger document is not delivered but becomes a `resync` of its room. The server cuts it, so
+/// that it costs neither side more than its room.
+pub const LARGEST_DOCUMENT: i32 = 256 * 1024;
+
+/// How long the server holds a reply back while it has no event. Also the pace at which a quiet
+/// stream shows that it is alive.
+const MAX_AWAIT: Duration = Duration::from_secs(1);
+
+/// Events in one reply at most; bounds the work that is done without a pause.
+const BATCH: u32 = 1_000;
+
+/// An open change stream.
+pub(super) struct ChangeStream {
+    cursor: RawBatchCursor,
+    /// Where it was opened.
+    from: Timestamp,
+    /// The position of the last insert that it brought.
+    last: Option<Position>,
+}
+
+/// What the server answered.
+#[derive(Debug)]
+pub(super) struct Reply {
+    /// Events that were not published before, in stream order.
+    pub events: Vec<Event>,
+    /// The position of the last insert, published before or not.
+    pub newest: Option<Position>,
+    /// The stream has brought everything before this time, and may bring more of it.
+    pub progress: Timestamp,
+    /// The newest time of the cluster that the server knows.
+    pub cluster_time: Timestamp,
+    /// The collection was dropped, renamed or replaced at this time; the stream ends here.
+    pub ended: Option<Timestamp>,
+    /// Inserts that no event could be made of.
+    pub poison: Vec<Poison>,
+    /// Inserts that became a `resync` because of their size.
+    pub oversized: u64,
+}
+
+/// Why there is no reply.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StreamError {
+    /// The server or the driver refused or failed.
+    #[error(transparent)]
+    Database(#[from] mongodb::error::Error),
+    /// An answer that MongoDB does not give.
+    #[error("MongoDB answered what cannot be read: {0}")]
+    Unreadable(String),
+    /// There are no change streams here.
+    #[error("this MongoDB is a standalone")]
+    Standalone,
+    /// A member of a replica set that waits for `rs.initiate` or was removed.
+    #[error("this member belongs to no replica set yet: rs.initiate() makes one")]
+    NotInitiated,
+}
+
+/// A document in `messages` that is no message.
+#[derive(Debug)]
+pub(super) struct Poison {
+    /// Where it was inserted.
+    pub position: Position,
+    /// What is wrong with it.
+    pub cause: Malformed,
+}
+
+/// What an error of the server means for the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Open it again where it was.
+    Retry,
+    /// Open it again where it was, but if that fails again and again, the fault is in the stream.
+    RetryBriefly,
+    /// It cannot go on from there: the oplog no longer has it, or an event cannot be read.
+    Lost,
+    /// This MongoDB has no change streams.
+    Standalone,
+}
+
+impl ChangeStream {
+    /// Opens the stream at the first event of the cluster time `from`, which may lie ahead.
+    pub async fn open(database: &Database, from: Timestamp) -> Result<Self, StreamError> {
+        let messages: Collection<RawDocumentBuf> = database.collection("messages");
+        let cursor = messages
+            .aggregate(pipeline(from))
+            .read_concern(ReadConcern::majority())
+            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+            .batch_size(BATCH)
+            .max_await_time(MAX_AWAIT)
+            .batch()
+            .await?;
+        Ok(Self { cursor, from, last: None })
+    }
+
+    /// The next reply, without the events up to `published`; `None` when the server has closed
+    /// the stream. A future that is dropped leaves the stream unusable.
+    pub async fn next(
+        &mut self,
+        published: Option<Position>,
+    ) -> Option<Result<Reply, StreamError>> {
+        let reply = self.cursor.next().await?;
+        Some(match reply {
+            Ok(batch) => self.read(batch.as_raw_document(), published),
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    fn read(
+        &mut self,
+        reply: &RawDocument,
+        published: Option<Position>,
+    ) -> Result<Reply, StreamError> {
+        let reply = read_reply(reply, self.from, self.last, published)?;
+        self.last = reply.newest.or(self.last);
+        self.from = reply.progress;
+        Ok(reply)
+    }
+}
+
+/// The stages: inserts, and what ends a stream on a collection; of each only what is read here.
+fn pipeline(from: Timestamp) -> Vec<Document> {
+    let is_large = doc! { "$gt": [{ "$bsonSize": "$fullDocument" }, LARGEST_DOCUMENT] };
+    let room_is_id = doc! { "$eq": [{ "$type": "$fullDocument.room" }, "objectId"] };
+    // What ends the stream must pass: a stream that never sees its own end would stand still.
+    let operations = ["insert", "drop", "rename", "dropDatabase", "invalidate"];
+    vec![
+        doc! { "$changeStream": { "startAtOperationTime": from } },
+        doc! { "$match": { "operationType": { "$in": operations.as_slice() } } },
+        doc! { "$project": {
+            "operationType": 1,
+            "clusterTime": 1,
+            "fullDocument": { "$cond": [&is_large, "$$REMOVE", "$fullDocument"] },
+            "large": { "$cond": [
+                &is_large,
+                { "room": { "$cond": [room_is_id, "$fullDocument.room", null] } },
+                "$$REMOVE",
+            ] },
+        } },
+    ]
+}
+
+/// Reads a reply of `aggregate` or `getMore`. `from` is the progress before it, `last` the
+/// position of the last insert that this stream has brought.
+fn read_reply(
+    reply: &RawDocument,
+    from: Timestamp,
+    last: Option<Position>,
+    published: Option<Position>,
+) -> Result<Reply, StreamError> {
+    let cursor = reply.get_document("cursor").map_err(unreadable)?;
+    let events = cursor.get_array("nextBatch").or_else(|_| cursor.get_array("firstBatch"));
+    let mut read = Reply {
+        events: Vec::new(),
+        newest: None,
+        progress: from,
+        cluster_time: from,
+        ended: None,
+        poison: Vec::new(),
+        oversized: 0,
+    };
+    let mut last = last;
+    for event in events.map_err(unreadable)? {
+        let event = event.map_err(unreadable)?;
+        let event = event.as_document().ok_or_else(|| unreadable("an event is no document"))?;
+        let time = event.get_timestamp("clusterTime").map_err(unreadable)?;
+        read.progress = read.progress.max(time);
+        match event.get_str("operationType").map_err(unreadable)? {
+            "insert" => {
+                // Every insert counts, also one that is not delivered: all instances agree on it.
+                let position = position_after(last, time);
+                last = Some(position);
+                read.newest = last;
+                if last > published {
+                    read.insert(event, position);
+                }
+            }
+            _ => read.ended = read.ended.max(Some(time)),
+        }
+    }
+    read.progress = read.progress.max(token_time(cursor).unwrap_or(from));
+    read.cluster_time = cluster_time(reply).unwrap_or(read.progress);
+    Ok(read)
+}
+
+impl Reply {
+    fn insert(&mut self, event: &RawDocument, position: Position) {
+        match read_insert(event, position) {
+            Ok(event) => {
+                self.oversized += u64::from(event.is_resync());
+                self.events.push(event);
+            }
+            Err(cause) => self.poison.push(Poison { position, cause }),
+        }
+    }
+}
+
+fn read_insert(event: &RawDocument, position: Position) -> Result<Event, Malformed> {
+    if let Ok(large) = event.get_document("large") {
+        let room = large.get_object_id("room").map_err(|_| Malformed("room"))?;
+        return Ok(Event::resync(RoomId(room), Some(position)));
+    }
+    let document = event.get_document("fullDocument").map_err(|_| Malformed("fullDocument"))?;
+    Ok(Event::message(&Message::from_document(document)?, Some(position)))
+}
+
+/// The position of an insert at `time` that comes after one at `last`.
+fn position_after(last: Option<Position>, time: Timestamp) -> Position {
+    let first = Position::first_of(time.time, time.increment);
+    match last {
+        Some(last) if last.time() == first.time() => last.next_of_same_time(),
+        _ => first,
+    }
+}
+
+/// Up to where the server has searched the oplog, also when it found nothing. The token's text is
+/// opaque by contract, but has begun with the cluster time since MongoDB 4.0: `82`, then seconds
+/// and increment, as other readers of it rely on. Should that ever change, a quiet stream merely
+/// seems to stand still at its last event.
+fn token_time(cursor: &RawDocument) -> Option<Timestamp> {
+    let token = cursor.get_document("postBatchResumeToken").ok()?.get_str("_data").ok()?;
+    let time = token.strip_prefix("82")?;
+    let number = |from, to| u32::from_str_radix(time.get(from..to)?, 16).ok();
+    Some(Timestamp { time: number(0, 8)?, increment: number(8, 16)? })
+}
+
+fn cluster_time(reply: &RawDocument) -> Option<Timestamp> {
+    reply.get_document("$clusterTime").ok()?.get_timestamp("clusterTime").ok()
+}
+
+/// What the cluster says of itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cluster {
+    /// Not a standalone.
+    pub has_change_streams: bool,
+    /// The newest write that a majority has, so that no failover takes it back.
+    pub committed: Timestamp,
+    /// The newest write.
+    pub latest: Timestamp,
+}
+
+impl Cluster {
+    /// Asks the primary.
+    pub async fn ask(database: &Database) -> Result<Self, StreamError> {
+        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+        let hello = database.run_command(doc! { "hello": 1 }).selection_criteria(primary);
+        Self::read(&hello.await?)
+    }
+
+    fn read(hello: &Document) -> Result<Self, StreamError> {
+        let is_member = hello.contains_key("setName");
+        let is_router = hello.get_str("msg").is_ok_and(|message| message == "isdbgrid");
+        if !is_member && !is_router {
+            if hello.get_bool("isreplicaset").unwrap_or(false) {
+                return Err(StreamError::NotInitiated);
+            }
+            let never = Timestamp { time: 0, increment: 0 };
+            return Ok(Self { has_change_streams: false, committed: never, latest: never });
+        }
+        let latest = hello.get_timestamp("operationTime").map_err(unreadable)?;
+        let last_write = hello.get_document("lastWrite");
+        let majority = last_write.and_then(|last| last.get_document("majorityOpTime"));
+        let committed = majority.and_then(|last| last.get_timestamp("ts")).unwrap_or(latest);
+        Ok(Self { has_change_streams: true, committed, latest })
+    }
+}
+
+impl Fate {
+    /// Judges an error of [`ChangeStream::open`] or [`ChangeStream::next`].
+    pub fn of(error: &StreamError) -> Self {
+        let error = match error {
+            StreamError::Database(error) => error,
+            StreamError::Unreadable(_) => return Self::RetryBriefly,
+            StreamError::NotInitiated => return Self::Retry,
+            StreamError::Standalone => return Self::Standalone,
+        };
+        let ErrorKind::Command(command) = error.kind.as_ref() else { return Self::Retry };
+        match command.code {
+            // "The $changeStream stage is only supported on replica sets".
+            40573 => Self::Standalone,
+            // CappedPositionLost, ChangeStreamFatalError, ChangeStreamHistoryLost,
+            // BSONObjectTooLarge.
+            136 | 280 | 286 | 10334 => Self::Lost,
+            _ if error.contains_label("NonResumableChangeStreamError") => Self::Lost,
+            _ if error.contains_label("ResumableChangeStreamError") => Self::Retry,
+            _ => Self::RetryBriefly,
+        }
+    }
+}
+
+fn unreadable(cause: impl ToString) -> StreamError {
+    StreamError::Unreadable(cause.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::{oid::ObjectId, rawdoc};
+
+    use super::*;
+
+    fn time(time: u32, increment: u32) -> Timestamp {
+        Timestamp { time, increment }
+    }
+
+    fn insert(at: Timestamp) -> RawDocumentBuf {
+        let id = ObjectId::new();
+        let message = rawdoc! { "_id": id, "room": id, "sender": id, "content": "x" };
+        rawdoc! { "operationType": "insert", "clusterTime": at, "fullDocument": message }
+    }
+
+    fn reply(events: Vec<RawDocumentBuf>, token: &str) -> RawDocumentBuf {
+        let mut batch = bson::RawArrayBuf::new();
+        events.into_iter().for_each(|event| batch.push(event));
+        rawdoc! {
+            "cursor": { "nextBatch": batch, "postBatchResumeToken": { "_data": token } },
+            "$clusterTime": { "clusterTime": time(50, 1) },
+        }
+    }
+
+    fn texts(reply: &Reply) -> Vec<String> {
+        reply.events.iter().map(|event| event.position().unwrap().to_string()).collect()
+    }
+
+    #[test]
+    fn inserts_of_one_cluster_time_are_counted_in_stream_order() {
+        let shared = time(7, 2);
+        let events = vec![insert(time(7, 1)), insert(shared), insert(shared)];
+        let first = read_reply(&reply(events, "8200"), time(7, 0), None, None).unwrap();
+        assert_eq!(texts(&first), ["7.1", "7.2", "7.2.1"]);
+        // The count goes on in the next reply.
+        let events = vec![insert(shared), insert(time(7, 3))];
+        let second =
+            read_reply(&reply(events, "8200"), first.progress, first.newest, None).unwrap();
+        assert_eq!(texts(&second), ["7.2.2", "7.3"]);
+    }
+
+    #[test]
+    fn what_is_not_delivered_counts_all_the_same() {
+        let shared = time(7, 2);
+        let poison = rawdoc! {
+            "operationType": "insert", "clusterTime": shared, "fullDocument": { "content": 5 },
+        };
+        let room = ObjectId::new();
+        let large = rawdoc! {
+            "operationType": "insert", "clusterTime": shared, "large": { "room": room },
+        };
+        let large_poison = rawdoc! {
+            "operationType": "insert", "clusterTime": shared, "large": { "room": null },
+        };
+        let events = vec![poison, large, large_poison, insert(shared)];
+        let reply = read_reply(&reply(events, "8200"), shared, None, None).unwrap();
+        assert_eq!(texts(&reply), ["7.2.1", "7.2.3"]);
+        assert!(reply.events[0].is_resync() && reply.events[0].room() == RoomId(room));
+        assert_eq!((reply.poison.len(), reply.oversized), (2, 1));
+    }
+
+    #[test]
+    fn what_was_published_is_dropped_by_position() {
+        let shared = time(7, 2);
+        let events = vec![insert(shared), insert(shared), insert(shared)];
+        let published = Some(Position::first_of(7, 2).next_of_same_time());
+        let reply = read_reply(&reply(events, "8200"), shared, None, published).unwrap();
+        assert_eq!(texts(&reply), ["7.2.2"]);
+    }
+
+    #[test]
+    fn an_empty_reply_shows_progress() {
+        let token = "8200000009000000032B0229296E04";
+        let empty = read_reply(&reply(vec![], token), time(7, 1), None, None).unwrap();
+        assert_eq!((empty.progress, empty.cluster_time), (time(9, 3), time(50, 1)));
+        for unknown in ["", "82", "82000000", "8200000009zzzzzzzz", "9900000009000000032B"] {
+            let empty = read_reply(&reply(vec![], unknown), time(7, 1), None, None).unwrap();
+            assert_eq!(empty.progress, time(7, 1), "{unknown:?}");
+        }
+        // A stream that was opened in the future does not go back.
+        let empty = read_reply(&reply(vec![], token), time(10, 1), None, None).unwrap();
+        assert_eq!(empty.progress, time(10, 1));
+    }
+
+    #[test]
+    fn the_end_of_the_collection_ends_the_stream() {
+        let at = time(8, 1);
+        let end = |operation| rawdoc! { "operationType": operation, "clusterTime": at };
+        let events = vec![insert(time(7, 1)), end("drop"), end("invalidate")];
+        let reply = read_reply(&reply(events, "8200"), time(7, 0), None, None).unwrap();
+        assert_eq!((texts(&reply).len(), reply.ended), (1, Some(at)));
+    }
+
+    #[test]
+    fn an_answer_of_another_shape_is_an_error() {
+        let answers = [
+            rawdoc! {},
+            rawdoc! { "cursor": 1 },
+            rawdoc! { "cursor": { "nextBatch": [5] } },
+            rawdoc! { "cursor": { "nextBatch": [{}] } },
+            rawdoc! { "cursor": { "nextBatch": [{ "clusterTime": time(1, 1) }] } },
+        ];
+        for answer in answers {
+            assert!(read_reply(&answer, time(1, 1), None, None).is_err(), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_says_what_it_is() {
+        let standalone = Cluster::read(&doc! { "isWritablePrimary": true }).unwrap();
+        assert!(!standalone.has_change_streams);
+        let member = doc! {
+            "setName": "rs0", "operationTime": time(9, 2),
+            "lastWrite": { "majorityOpTime": { "ts": time(9, 1), "t": 1_i64 } },
+        };
+        let member = Cluster::read(&member).unwrap();
+        assert_eq!((member.committed, member.latest), (time(9, 1), time(9, 2)));
+        let router = doc! { "msg": "isdbgrid", "operationTime": time(9, 2) };
+        assert_eq!(Cluster::read(&router).unwrap().committed, time(9, 2));
+        let waiting = Cluster::read(&doc! { "isreplicaset": true });
+        assert!(matches!(waiting, Err(StreamError::NotInitiated)));
+    }
+}
