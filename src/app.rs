@@ -13,12 +13,20 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{Passwords, Tokens};
 use crate::config::database::Connector;
-use crate::config::{Config, Mongo, PasswordHash};
+use crate::config::{Config, ConfigError, Embedded, Mongo, PasswordHash};
 use crate::models::{Shared, Store, StoreError};
+use crate::mongod::{self, InstallError, Installer, Mongod, MongodError, Options};
 use crate::routes;
 
 /// Secrets shorter than this, in bytes, are weaker than the HMAC that they key.
 const STRONG_SECRET: usize = 32;
+
+/// Where the original's database listens.
+const ORIGINAL_MONGODB: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 27017);
+/// How long that address may take to accept a connection.
+const KNOCK: Duration = Duration::from_millis(300);
+/// The database's name in an embedded MongoDB.
+const EMBEDDED_DATABASE: &str = "realTimeChatDatabase";
 
 /// A server that listens, and everything behind it.
 pub struct Application {
@@ -27,6 +35,8 @@ pub struct Application {
     shutdown_timeout: Duration,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Last, since everything above still uses it while it stops.
+    mongod: Option<Mongod>,
 }
 
 /// Why the server did not start, or ended by itself.
@@ -42,6 +52,18 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// Something listens where the original's database is, but there is no secret.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no `mongod` for the embedded MongoDB.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// The embedded MongoDB did not start.
+    #[error("the embedded MongoDB did not start: {0}")]
+    Mongod(#[from] MongodError),
+    /// The secret in the data folder cannot be read or made.
+    #[error("the secret in the data folder cannot be used: {0}")]
+    Secret(io::Error),
     /// `MONGO_URI` is malformed, or its name cannot be resolved.
     #[error("MONGO_URI cannot be used: {0}")]
     Uri(mongodb::error::Error),
@@ -57,11 +79,7 @@ impl Application {
     /// # Errors
     /// The address cannot be used or the configuration not be followed.
     pub async fn build(config: Config) -> Result<Self, StartError> {
-        let uri = match &config.mongo {
-            Mongo::Uri { uri } => uri.clone(),
-            Mongo::Embedded | Mongo::Unset => todo!("embedded MongoDB"),
-        };
-        let secret = config.jwt_secret.clone().unwrap_or_default();
+        let (uri, secret, mongod) = database(&config).await?;
         warn_if_weak(&secret);
 
         let connector = Connector::new(&uri).await.map_err(StartError::Uri)?;
@@ -97,7 +115,7 @@ impl Application {
         .listen(listener)
         .map_err(StartError::Server)?
         .run();
-        Ok(Self { addr, server, shutdown_timeout, tasks, stop })
+        Ok(Self { addr, server, shutdown_timeout, tasks, stop, mongod })
     }
 
     /// Where it listens: the real port when 0 was asked for.
@@ -128,8 +146,49 @@ impl Application {
         self.tasks.close();
         // The tasks only wait for the database; what it does not answer is not worth waiting for.
         let _ = tokio::time::timeout(self.shutdown_timeout, self.tasks.wait()).await;
+        if let Some(mongod) = self.mongod {
+            mongod.stop().await;
+        }
         result.map_err(io::Error::other).and_then(|served| served).map_err(StartError::Server)
     }
+}
+
+/// The database to use and the secret that goes with it; starts the embedded one if that is it.
+async fn database(
+    config: &Config,
+) -> Result<(SecretString, SecretString, Option<Mongod>), StartError> {
+    let uri = match &config.mongo {
+        Mongo::Uri { uri } => Some(uri.clone()),
+        Mongo::Embedded => None,
+        Mongo::Unset if original_is_there().await => return Err(ConfigError::NoSecret.into()),
+        Mongo::Unset => None,
+    };
+    if let Some(uri) = uri {
+        let secret = config.jwt_secret.clone().ok_or(ConfigError::NoSecret)?;
+        return Ok((uri, secret, None));
+    }
+    let Embedded { data_dir, mongod } = config.embedded.clone();
+    let installer = Installer::from_env(mongod);
+    let binary = tokio::task::spawn_blocking(move || installer.binary());
+    let binary = binary.await.map_err(|error| StartError::Secret(io::Error::other(error)))??;
+    let mongod = Mongod::start(Options::new(binary, data_dir.clone())).await?;
+    log::info!(
+        "Embedded MongoDB on port {}, its data in {}: for trying and developing, set MONGO_URI in \
+         production",
+        mongod.port(),
+        data_dir.display()
+    );
+    let secret = match &config.jwt_secret {
+        Some(secret) => secret.clone(),
+        None => mongod::secret(&data_dir).map_err(StartError::Secret)?,
+    };
+    Ok((mongod.uri(EMBEDDED_DATABASE).into(), secret, Some(mongod)))
+}
+
+/// Whether something listens where the original's database is.
+async fn original_is_there() -> bool {
+    let knock = tokio::net::TcpStream::connect(ORIGINAL_MONGODB);
+    matches!(tokio::time::timeout(KNOCK, knock).await, Ok(Ok(_)))
 }
 
 /// Builds the indexes and looks at what a move from Node would change, once MongoDB answers.

@@ -8,6 +8,7 @@ pub mod error;
 pub mod js;
 pub mod middleware;
 pub mod models;
+pub mod mongod;
 pub mod realtime;
 pub mod routes;
 pub mod views;

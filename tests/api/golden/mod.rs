@@ -15,6 +15,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use serde_json::value::RawValue;
 
+use crate::helpers::TestServer;
+
 use self::{
     template::{Fit, Variables},
     transcript::{BodyMode, Expectation, Request, Scenario, Step},
@@ -27,7 +29,6 @@ pub enum Profile {
     /// Our server with its defaults.
     Secure,
     /// Our server with `LEGACY_TRUST=true`.
-    #[expect(dead_code, reason = "the server that it judges comes with the REST routes")]
     Legacy,
     /// The Node original itself: its answers are the recording.
     Original,
@@ -267,4 +268,21 @@ async fn the_original_answers_what_was_recorded() {
     let address = std::env::var("ORIGINAL").expect("ORIGINAL is host:port of the Node original");
     let address = address.parse().expect("ORIGINAL is an IP address and a port");
     replay(address, Profile::Original, |_| true).await.assert_passed(400);
+}
+
+/// The socket transcripts, until Socket.IO is served.
+fn is_rest(name: &str) -> bool {
+    !name.starts_with("70-") && !name.starts_with("71-")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_server_answers_what_the_original_answered() {
+    let server = TestServer::start().await;
+    replay(server.addr, Profile::Secure, is_rest).await.assert_passed(350);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_server_with_legacy_trust_answers_what_the_original_answered() {
+    let server = TestServer::start_with(&[("LEGACY_TRUST", "true")]).await;
+    replay(server.addr, Profile::Legacy, is_rest).await.assert_passed(350);
 }

@@ -1,0 +1,188 @@
+//! What the tests share: real servers on free ports, and clients with verbs.
+
+pub mod mongod;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use realtime_chat_backend::app::Application;
+use realtime_chat_backend::config::Config;
+use reqwest::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// The secret of every server here: the transcripts hold tokens signed with it.
+pub const SECRET: &str = "golden-secret";
+
+/// The real application in this process, on a port of its own.
+///
+/// Dropping it stops it without waiting; [`TestServer::stop`] stops it as a signal would.
+pub struct TestServer {
+    pub addr: SocketAddr,
+    signal: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<()>,
+}
+
+impl TestServer {
+    /// Starts with the defaults and a database of its own.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts with these variables, and a database of its own unless they name one.
+    pub async fn start_with(vars: &[(&str, &str)]) -> Self {
+        let uri = match vars.iter().find(|(name, _)| *name == "MONGO_URI") {
+            Some((_, uri)) => (*uri).to_owned(),
+            None => mongod::fresh_database().await,
+        };
+        let config = config(&uri, vars);
+        let application = Application::build(config).await.expect("the server starts");
+        let addr = application.addr();
+        let (signal, stopped) = oneshot::channel();
+        let serving = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            application.run_until(stopped).await.expect("the server stops cleanly");
+        });
+        Self { addr, signal: Some(signal), serving }
+    }
+
+    /// Stops as on SIGTERM, and waits until everything has ended.
+    pub async fn stop(mut self) {
+        drop(self.signal.take());
+        let serving = &mut self.serving;
+        tokio::time::timeout(Duration::from_secs(30), serving)
+            .await
+            .expect("the server stops in time")
+            .expect("the server does not panic");
+    }
+
+    /// The address of a path.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.addr)
+    }
+
+    /// A request with an optional token and JSON body.
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        body: Option<&Value>,
+    ) -> Response {
+        let mut request = client().request(method, self.url(path));
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        request.send().await.expect("the server answers")
+    }
+
+    /// A new user, logged in.
+    pub async fn register(&self, name: &str) -> User<'_> {
+        let credentials = json!({ "username": name, "password": format!("password of {name}") });
+        let path = "/api/auth/register";
+        let answer = self.request(Method::POST, path, None, Some(&credentials)).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        self.login(name).await
+    }
+
+    /// A user who registered before, perhaps on another instance.
+    pub async fn login(&self, name: &str) -> User<'_> {
+        let credentials = json!({ "username": name, "password": format!("password of {name}") });
+        let answer = self.request(Method::POST, "/api/auth/login", None, Some(&credentials)).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let answer: Value = answer.json().await.unwrap();
+        User {
+            server: self,
+            id: answer["userId"].as_str().unwrap().to_owned(),
+            token: answer["token"].as_str().unwrap().to_owned(),
+        }
+    }
+}
+
+/// A configuration for tests: a free port on the loopback, the given database, no rate limits.
+pub fn config(uri: &str, vars: &[(&str, &str)]) -> Config {
+    let defaults = [
+        ("PORT", "0"),
+        ("HOST", "127.0.0.1"),
+        ("JWT_SECRET", SECRET),
+        ("MONGO_URI", uri),
+        ("RATE_LIMIT_LOGIN", "0"),
+        ("RATE_LIMIT_LOGIN_NAME", "0"),
+        ("RATE_LIMIT_SEND", "0"),
+        ("RATE_LIMIT_CONNECT", "0"),
+    ];
+    Config::from_vars(|name| {
+        let set = vars.iter().chain(&defaults).find(|(key, _)| *key == name);
+        set.map(|(_, value)| (*value).to_owned())
+    })
+    .expect("the configuration is valid")
+}
+
+/// Asks again and again until the answer is yes, for 20 s at most.
+pub async fn eventually(claim: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let asking = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(Duration::from_secs(20), asking).await;
+    assert!(in_time.is_ok(), "not in time: {claim}");
+}
+
+/// A client that waits long enough for a slow machine and never retries.
+pub fn client() -> reqwest::Client {
+    reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap()
+}
+
+/// A logged-in user of one server.
+pub struct User<'a> {
+    server: &'a TestServer,
+    pub id: String,
+    pub token: String,
+}
+
+impl User<'_> {
+    /// A request with this user's token.
+    pub async fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Response {
+        self.server.request(method, path, Some(&self.token), body).await
+    }
+
+    /// The JSON that a path answers, which must be 200.
+    pub async fn get(&self, path: &str) -> Value {
+        let answer = self.request(Method::GET, path, None).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+        answer.json().await.unwrap()
+    }
+
+    /// A new room; gives its id.
+    pub async fn create_room(&self, name: &str) -> String {
+        let body = json!({ "name": name });
+        let answer = self.request(Method::POST, "/api/chat/room", Some(&body)).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        let answer: Value = answer.json().await.unwrap();
+        answer["room"]["_id"].as_str().unwrap().to_owned()
+    }
+
+    /// Sends a message; gives it as answered.
+    pub async fn send(&self, room: &str, content: &str) -> Value {
+        let body = json!({ "room": room, "sender": self.id, "content": content });
+        let answer = self.request(Method::POST, "/api/chat/message", Some(&body)).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        let mut answer: Value = answer.json().await.unwrap();
+        answer["message"].take()
+    }
+
+    /// The whole history of a room.
+    pub async fn history(&self, room: &str) -> Vec<Value> {
+        match self.get(&format!("/api/chat/messages/{room}")).await {
+            Value::Array(messages) => messages,
+            other => panic!("not a list: {other}"),
+        }
+    }
+}
