@@ -171,7 +171,7 @@ impl Fields {
     /// Takes a field out; [`Js::Undefined`] when it is not there.
     pub fn take(&mut self, name: &str) -> Js {
         match self.0.iter().rposition(|(key, _)| key == name) {
-            Some(index) => self.0.swap_remove(index).1,
+            Some(index) => self.0.remove(index).1,
             None => Js::Undefined,
         }
     }
@@ -305,6 +305,15 @@ mod tests {
         assert!(js(&deep).to_id::<RoomId>().is_err());
         let mut fields = Fields::from_json(&format!("{{\"a\":{deep},\"b\":1}}")).unwrap();
         assert_eq!(fields.take("b"), Js::Number(1.0));
+    }
+
+    #[test]
+    fn the_last_of_duplicate_fields_counts_whatever_was_taken_before() {
+        let mut fields = Fields::from_json(r#"{"a":1,"a":2,"b":3,"b":4,"c":5,"c":6}"#).unwrap();
+        for (name, value) in [("a", 2.0), ("b", 4.0), ("c", 6.0)] {
+            assert_eq!(fields.take(name), Js::Number(value), "{name}");
+        }
+        assert_eq!(fields.take("d"), Js::Undefined);
     }
 
     #[test]
