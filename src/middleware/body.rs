@@ -18,6 +18,7 @@ use futures::StreamExt;
 use regex::Regex;
 use serde::de::IgnoredAny;
 
+use super::joined;
 use crate::error::ApiError;
 use crate::js::{Fields, replace_lone_surrogates};
 
@@ -118,7 +119,8 @@ fn json_charset(headers: &HeaderMap) -> Option<Cow<'static, str>> {
             parameter.get(1).is_some_and(|n| n.as_str().eq_ignore_ascii_case("charset"))
         })
         .last()
-        .and_then(|parameter| Some(parameter.get(2)?.as_str().trim_matches('"').to_lowercase()));
+        .and_then(|parameter| Some(parameter.get(2)?.as_str().trim_matches('"').to_lowercase()))
+        .filter(|charset| !charset.is_empty());
     Some(charset.map_or("utf-8".into(), Cow::Owned))
 }
 
@@ -158,16 +160,15 @@ impl Charset {
             // JSON begins with ASCII, whose zero byte comes first in big endian.
             (Self::Utf16, bytes) => matches!(bytes, [0, ..]),
         };
-        let units = bytes.chunks(2).map(|pair| match *pair {
-            [first, second] if big_endian => u16::from_be_bytes([first, second]),
-            [first, second] => u16::from_le_bytes([first, second]),
-            // Half a unit at the end, which Node's decoder drops.
-            _ => 0xFEFF,
+        // Half a unit at the end is dropped, as Node's decoder does.
+        let units = bytes.as_chunks().0.iter().map(|pair| match big_endian {
+            true => u16::from_be_bytes(*pair),
+            false => u16::from_le_bytes(*pair),
         });
         let text: String = char::decode_utf16(units)
             .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
             .collect();
-        text.trim_matches('\u{FEFF}').to_owned()
+        text.strip_prefix('\u{FEFF}').map(str::to_owned).unwrap_or(text)
     }
 }
 
@@ -181,11 +182,11 @@ enum Encoding {
 
 impl Encoding {
     fn of(headers: &HeaderMap) -> Option<Self> {
-        let Some(value) = headers.get(header::CONTENT_ENCODING) else {
+        let Some(value) = joined(headers, header::CONTENT_ENCODING) else {
             return Some(Self::Identity);
         };
-        match value.to_str().ok()?.to_ascii_lowercase().as_str() {
-            "" | "identity" => Some(Self::Identity),
+        match value.to_ascii_lowercase().as_str() {
+            "identity" => Some(Self::Identity),
             "gzip" => Some(Self::Gzip),
             "deflate" => Some(Self::Deflate),
             _ => None,
@@ -244,6 +245,7 @@ mod tests {
             ("application/json; charset=\"utf-8\"", Some("utf-8")),
             ("application/json; foo=bar; charset=latin1", Some("latin1")),
             ("application/json; foo=bar", Some("utf-8")),
+            ("application/json; charset=\"\"", Some("utf-8")),
             ("application/json;", None),
             ("application/json,text/plain", None),
             ("text/json", None),

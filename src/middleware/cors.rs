@@ -3,6 +3,7 @@
 use actix_web::HttpResponse;
 use actix_web::http::header::{self, HeaderMap, HeaderValue};
 
+use super::joined;
 use crate::config::CorsOrigins;
 
 /// The methods that a preflight of a REST path is told, whatever the path.
@@ -13,7 +14,7 @@ pub fn preflight(headers: &HeaderMap, methods: &'static str) -> HttpResponse {
     let mut res = HttpResponse::NoContent();
     res.insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, methods))
         .append_header((header::VARY, "Access-Control-Request-Headers"));
-    if let Some(requested) = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+    if let Some(requested) = joined(headers, header::ACCESS_CONTROL_REQUEST_HEADERS) {
         res.insert_header((header::ACCESS_CONTROL_ALLOW_HEADERS, requested));
     }
     res.insert_header((header::CONTENT_LENGTH, "0")).finish()

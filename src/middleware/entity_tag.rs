@@ -12,6 +12,8 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
 
+use super::joined;
+
 /// Tags a JSON answer, or replaces it by 304 when the request has it already.
 pub fn apply(res: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
     let is_json = res
@@ -49,14 +51,13 @@ fn tag(body: &Bytes) -> HeaderValue {
 /// Whether the client's copy is current, by the rules of npm's `fresh`: `Cache-Control: no-cache`
 /// asks for a new one, and a date never matches, since our answers have no `Last-Modified`.
 fn is_fresh(headers: &HeaderMap, tag: &HeaderValue) -> bool {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let Some(known) = text(header::IF_NONE_MATCH) else { return false };
-    let no_cache = text(header::CACHE_CONTROL)
+    let Some(known) = joined(headers, header::IF_NONE_MATCH) else { return false };
+    let no_cache = joined(headers, header::CACHE_CONTROL)
         .is_some_and(|value| value.split(',').any(|directive| directive.trim() == "no-cache"));
-    if no_cache || headers.contains_key(header::IF_MODIFIED_SINCE) {
+    if no_cache || joined(headers, header::IF_MODIFIED_SINCE).is_some() {
         return false;
     }
-    let weak = |tag: &str| tag.strip_prefix("W/").unwrap_or(tag).to_owned();
-    let tag = weak(tag.to_str().unwrap_or_default());
-    known == "*" || known.split(',').any(|known| weak(known.trim_matches(' ')) == tag)
+    let strong = |tag: &str| tag.strip_prefix("W/").unwrap_or(tag).to_owned();
+    let tag = strong(tag.to_str().unwrap_or_default());
+    known == "*" || known.split(',').any(|known| strong(known.trim_matches(' ')) == tag)
 }

@@ -84,7 +84,7 @@ fn is_http_to_node(req: &ServiceRequest) -> bool {
 }
 
 /// `http.METHODS` of Node 20.
-const NODE_METHODS: [&str; 34] = [
+const NODE_METHODS: [&str; 35] = [
     "GET",
     "POST",
     "OPTIONS",
@@ -109,6 +109,7 @@ const NODE_METHODS: [&str; 34] = [
     "PROPFIND",
     "PROPPATCH",
     "PURGE",
+    "QUERY",
     "REBIND",
     "REPORT",
     "SEARCH",

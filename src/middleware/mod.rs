@@ -7,3 +7,13 @@ pub mod deadline;
 pub mod entity_tag;
 pub mod express;
 pub mod path;
+
+use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+
+/// The value of a header as a handler in Node sees it: its lines joined by commas, and an empty
+/// one as good as none.
+fn joined(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    let lines = headers.get_all(name).map(HeaderValue::to_str);
+    let value = lines.collect::<Result<Vec<_>, _>>().ok()?.join(", ");
+    Some(value).filter(|value| !value.is_empty())
+}
