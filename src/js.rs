@@ -135,7 +135,7 @@ impl Js {
     fn from_raw(raw: &RawValue, depth: u8) -> Result<Self, serde_json::Error> {
         let text = raw.get();
         Ok(match text.as_bytes().first() {
-            Some(b'"') => Self::String(serde_json::from_str(text)?),
+            Some(b'"') => Self::String(serde_json::from_str(&replace_lone_surrogates(text))?),
             Some(b'n') => Self::Null,
             Some(b't') => Self::Bool(true),
             Some(b'f') => Self::Bool(false),
@@ -157,7 +157,11 @@ impl Js {
 
 /// The fields of a JSON object, with JavaScript's rule for duplicates: the last one counts.
 #[derive(Debug, Clone, Default)]
-pub struct Fields(Vec<(String, Js)>);
+pub struct Fields {
+    values: Vec<(String, Js)>,
+    /// What [`stringify`] made of the strings with lone surrogates: hardly ever is there one.
+    echoes: Vec<(String, String)>,
+}
 
 impl Fields {
     /// Reads a JSON object.
@@ -170,10 +174,18 @@ impl Fields {
 
     /// Takes a field out; [`Js::Undefined`] when it is not there.
     pub fn take(&mut self, name: &str) -> Js {
-        match self.0.iter().rposition(|(key, _)| key == name) {
-            Some(index) => self.0.remove(index).1,
+        match self.values.iter().rposition(|(key, _)| key == name) {
+            Some(index) => self.values.remove(index).1,
             None => Js::Undefined,
         }
+    }
+
+    /// The JSON that an answer must hold for a field that came with a lone surrogate and is echoed:
+    /// JavaScript still has the surrogate then, although the database has U+FFFD. `None` when the
+    /// field's text is an ordinary one.
+    pub fn take_echo(&mut self, name: &str) -> Option<String> {
+        let index = self.echoes.iter().rposition(|(key, _)| key == name)?;
+        Some(self.echoes.swap_remove(index).1)
     }
 
     fn parse(text: &str, depth: u8) -> Result<Self, serde_json::Error> {
@@ -187,12 +199,11 @@ impl Fields {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let mut fields = Vec::new();
-                while let Some((key, raw)) = map.next_entry::<String, &RawValue>()? {
-                    let value = Js::from_raw(raw, self.0).map_err(serde::de::Error::custom)?;
-                    fields.push((key, value));
+                let mut fields = Fields::default();
+                while let Some((key, raw)) = map.next_entry::<&RawValue, &RawValue>()? {
+                    fields.push(key, raw, self.0).map_err(serde::de::Error::custom)?;
                 }
-                Ok(Fields(fields))
+                Ok(fields)
             }
         }
 
@@ -200,6 +211,14 @@ impl Fields {
         let fields = json.deserialize_map(Object(depth))?;
         json.end()?;
         Ok(fields)
+    }
+
+    fn push(&mut self, key: &RawValue, raw: &RawValue, depth: u8) -> Result<(), serde_json::Error> {
+        let key: String = serde_json::from_str(&replace_lone_surrogates(key.get()))?;
+        self.echoes.retain(|(known, _)| *known != key);
+        self.echoes.extend(stringify(raw.get()).map(|echo| (key.clone(), echo)));
+        self.values.push((key, Js::from_raw(raw, depth)?));
+        Ok(())
     }
 }
 
@@ -213,27 +232,61 @@ impl<'de> Deserialize<'de> for Js {
 /// Replaces the escapes of lone surrogates, which are JSON but no Unicode, by `\ufffd`.
 ///
 /// `JSON.parse` accepts them and the driver writes U+FFFD into the document; serde_json would
-/// refuse the whole body. The text keeps its length, so this allocates only when there is one.
-pub fn replace_lone_surrogates(text: &str) -> Cow<'_, str> {
-    let mut replaced: Option<String> = None;
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == b'\\')) {
-        at += found;
-        match (unit(bytes, at), unit(bytes, at + 6)) {
-            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => at += 12,
-            (Some(0xD800..=0xDFFF), _) => {
-                replaced
-                    .get_or_insert_with(|| text.to_owned())
-                    .replace_range(at + 2..at + 6, "fffd");
-                at += 6;
-            }
-            (Some(_), _) => at += 6,
-            // Any other escape is two bytes long: `\\u` must not be taken for `\u`.
-            (None, _) => at += 2,
-        }
+/// refuse the text.
+fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
+    let mut replaced = Cow::Borrowed(json);
+    for (at, _) in lone_surrogates(json) {
+        replaced.to_mut().replace_range(at + 2..at + 6, "fffd");
     }
-    replaced.map_or(Cow::Borrowed(text), Cow::Owned)
+    replaced
+}
+
+/// What `JSON.stringify` makes of a string literal with lone surrogates: they stay escapes, and
+/// everything else is written plainly. `None` for all other JSON.
+fn stringify(json: &str) -> Option<String> {
+    let literal = json.strip_prefix('"')?.strip_suffix('"')?;
+    let mut out = String::from("\"");
+    let mut at = 0;
+    for (lone, unit) in lone_surrogates(literal) {
+        out.push_str(&plain(literal.get(at..lone)?)?);
+        write!(out, "\\u{unit:04x}").ok()?;
+        at = lone + 6;
+    }
+    if at == 0 {
+        return None;
+    }
+    out.push_str(&plain(literal.get(at..)?)?);
+    out.push('"');
+    Some(out)
+}
+
+/// A part of a string literal without the escapes that it needs not have.
+fn plain(part: &str) -> Option<String> {
+    let text: String = serde_json::from_str(&format!("\"{part}\"")).ok()?;
+    let json = serde_json::to_string(&text).ok()?;
+    Some(json.strip_prefix('"')?.strip_suffix('"')?.to_owned())
+}
+
+/// The escapes of lone surrogates in a JSON text: where they begin, and which they are.
+fn lone_surrogates(json: &str) -> impl Iterator<Item = (usize, u16)> {
+    let bytes = json.as_bytes();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            at += bytes.get(at..)?.iter().position(|byte| *byte == b'\\')?;
+            let begin = at;
+            match (unit(bytes, at), unit(bytes, at + 6)) {
+                (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => at += 12,
+                (Some(lone @ 0xD800..=0xDFFF), _) => {
+                    at += 6;
+                    return Some((begin, lone));
+                }
+                (Some(_), _) => at += 6,
+                // Any other escape is two bytes long: `\\u` must not be taken for `\u`.
+                (None, _) => at += 2,
+            }
+        }
+    })
 }
 
 /// The UTF-16 code unit of a `\uXXXX` escape that begins at `at`.
@@ -317,18 +370,22 @@ mod tests {
     }
 
     #[test]
-    fn lone_surrogates_become_the_replacement_character() {
-        for (json, read) in [
-            (r#""\ud83d\ude00""#, "😀"),
-            (r#""\ud83d""#, "\u{fffd}"),
-            (r#""\ude00\ud83d""#, "\u{fffd}\u{fffd}"),
-            (r#""\ud83d\ud83d\ude00""#, "\u{fffd}😀"),
-            (r#""\\ud83d""#, "\\ud83d"),
-            (r#""\uD83Dx""#, "\u{fffd}x"),
+    fn lone_surrogates_become_the_replacement_character_and_are_echoed() {
+        for (json, read, echo) in [
+            (r#""\ud83d\ude00""#, "😀", None),
+            (r#""\ud83d""#, "\u{fffd}", Some(r#""\ud83d""#)),
+            (r#""\ude00\ud83d""#, "\u{fffd}\u{fffd}", Some(r#""\ude00\ud83d""#)),
+            (r#""\ud83d\ud83d\ude00""#, "\u{fffd}😀", Some(r#""\ud83d😀""#)),
+            (r#""\\ud83d""#, "\\ud83d", None),
+            (r#""\uD83Dx\u0041\n""#, "\u{fffd}xA\n", Some(r#""\ud83dxA\n""#)),
+            (r#""\ufffd""#, "\u{fffd}", None),
         ] {
-            let text: String = serde_json::from_str(&replace_lone_surrogates(json)).unwrap();
-            assert_eq!(text, read, "{json}");
+            let mut fields = Fields::from_json(&format!("{{\"a\":{json}}}")).unwrap();
+            assert_eq!(fields.take("a"), Js::String(read.to_owned()), "{json}");
+            assert_eq!(fields.take_echo("a").as_deref(), echo, "{json}");
         }
-        assert!(matches!(replace_lone_surrogates("{\"a\":\"\\n\"}"), Cow::Borrowed(_)));
+        let mut fields = Fields::from_json(r#"{"\ud800":1,"a":"\ud800","a":"b"}"#).unwrap();
+        assert_eq!(fields.take("\u{fffd}"), Js::Number(1.0));
+        assert_eq!(fields.take_echo("a"), None);
     }
 }

@@ -11,9 +11,10 @@ use crate::models::{Message, Room, UserId};
 pub const CONTENT_TYPE: &str = "application/json; charset=utf-8";
 
 /// Appends `{name,_id,createdAt,updatedAt,__v}`: a room as the answer to its creation has it.
-pub fn new_room(out: &mut Vec<u8>, room: &Room<'_>) {
+/// `echo` is the JSON of its name where that differs from what was stored.
+pub fn new_room(out: &mut Vec<u8>, room: &Room<'_>, echo: Option<&str>) {
     out.extend_from_slice(b"{\"name\":");
-    push_string(out, &room.name);
+    push_echo(out, &room.name, echo);
     out.extend_from_slice(b",\"_id\":\"");
     push_display(out, room.id);
     out.push(b'"');
@@ -34,12 +35,18 @@ pub fn room(out: &mut Vec<u8>, room: &Room<'_>) {
 /// Appends `{room,sender,content,_id,createdAt,updatedAt,__v}`: a message as `POST /message`
 /// answers it and as `receiveMessage` carries it, the sender a plain id.
 pub fn message(out: &mut Vec<u8>, message: &Message<'_>) {
+    new_message(out, message, None);
+}
+
+/// The same for the answer to its sender. `echo` is the JSON of its content where that differs
+/// from what was stored.
+pub fn new_message(out: &mut Vec<u8>, message: &Message<'_>, echo: Option<&str>) {
     out.extend_from_slice(b"{\"room\":\"");
     push_display(out, message.room);
     out.extend_from_slice(b"\",\"sender\":\"");
     push_display(out, message.sender);
     out.extend_from_slice(b"\",\"content\":");
-    push_string(out, &message.content);
+    push_echo(out, &message.content, echo);
     out.extend_from_slice(b",\"_id\":\"");
     push_display(out, message.id);
     out.push(b'"');
@@ -89,6 +96,13 @@ pub(crate) fn push_stamps(
     if let Some(version) = version {
         out.extend_from_slice(b",\"__v\":");
         push_display(out, version);
+    }
+}
+
+fn push_echo(out: &mut Vec<u8>, text: &str, echo: Option<&str>) {
+    match echo {
+        Some(json) => out.extend_from_slice(json.as_bytes()),
+        None => push_string(out, text),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::views;
 /// # Errors
 /// A room of this name exists, or the name is missing or cannot be cast.
 pub async fn create_room(mut body: Fields, store: Data<Store>) -> Result<HttpResponse, ApiError> {
-    let name = body.take("name");
+    let (name, echo) = (body.take("name"), body.take_echo("name"));
     let name = required_text("name", &name)?;
     let room = match store.rooms.insert(&name).await {
         Ok(room) => room,
@@ -31,7 +31,7 @@ pub async fn create_room(mut body: Fields, store: Data<Store>) -> Result<HttpRes
         Err(error) => return Err(error.into()),
     };
     let mut body = br#"{"message":"Room created successfully","room":"#.to_vec();
-    views::new_room(&mut body, &room);
+    views::new_room(&mut body, &room, echo.as_deref());
     body.push(b'}');
     Ok(json(StatusCode::CREATED, body))
 }
@@ -93,7 +93,7 @@ pub async fn send_message(
         field: "sender",
         problem: "must be an id of 24 hexadecimal digits",
     })?;
-    let content = body.take("content");
+    let (content, echo) = (body.take("content"), body.take_echo("content"));
     let content = required_text("content", &content)?;
     if sender != user.0 && !config.legacy_trust {
         return Err(ApiError::SenderMismatch);
@@ -102,7 +102,8 @@ pub async fn send_message(
     let message = Message::new(room, sender, content);
     let stored = store.messages.insert(message, key.as_ref().map(|key| (user.0, key))).await?;
     let mut body = br#"{"message":"#.to_vec();
-    views::message(&mut body, &stored.message);
+    let echo = echo.filter(|_| !stored.replayed);
+    views::new_message(&mut body, &stored.message, echo.as_deref());
     body.push(b'}');
     let mut answer = json(StatusCode::CREATED, body);
     if stored.replayed {

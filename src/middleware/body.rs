@@ -20,7 +20,7 @@ use serde::de::IgnoredAny;
 
 use super::joined;
 use crate::error::ApiError;
-use crate::js::{Fields, replace_lone_surrogates};
+use crate::js::Fields;
 
 /// The largest body, before and after inflation: `express.json`'s default of 100 KiB.
 pub const MAX_BODY: usize = 102_400;
@@ -76,10 +76,6 @@ fn validated(text: String) -> Result<String, ApiError> {
     if !matches!(first, Some('{' | '[')) {
         return Err(ApiError::MalformedBody("neither an object nor an array"));
     }
-    let text = match replace_lone_surrogates(&text) {
-        Cow::Borrowed(_) => text,
-        Cow::Owned(replaced) => replaced,
-    };
     // Iterative, so that a deeply nested body cannot exhaust the stack.
     serde_json::from_str::<IgnoredAny>(&text).map_err(|_| ApiError::MalformedBody("not JSON"))?;
     Ok(text)
