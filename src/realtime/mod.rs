@@ -8,6 +8,7 @@ pub mod member;
 pub mod offset;
 pub mod position;
 pub mod ring;
+pub mod socket;
 pub mod stream;
 
 #[cfg(test)]
