@@ -1,0 +1,405 @@
+//! An Engine.IO server, protocol revision 4: sessions over HTTP long-polling and WebSocket.
+//!
+//! [`Server::handle`] is the one handler for every method below its path. A session begins with a
+//! handshake on either transport and may be upgraded from polling to WebSocket; to its
+//! application it is a [`Connection`], served by one task on the worker of the handshake. Nothing
+//! here knows what the messages mean. The protocol:
+//! <https://github.com/socketio/engine.io-protocol>.
+
+pub mod packet;
+mod polling;
+mod registry;
+mod session;
+mod websocket;
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
+use actix_web::http::{Method, StatusCode};
+use actix_web::web::{Payload, Query};
+use actix_web::{HttpRequest, HttpResponse};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::FutureExt;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+pub use registry::Registry;
+pub use session::{CloseReason, Ended, Message};
+
+use crate::config::CorsOrigins;
+use crate::middleware::cors;
+use packet::Packet;
+use session::{Session, Transport};
+
+/// The methods that a preflight is told.
+const METHODS: &str = "GET,POST";
+
+/// What can be set. [`Config::default`] is what the Node server uses.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Between a pong and the next ping.
+    pub ping_interval: Duration,
+    /// How long a pong may take.
+    pub ping_timeout: Duration,
+    /// How long an upgrade may take.
+    pub upgrade_timeout: Duration,
+    /// The largest body of a post and the largest frame, in bytes.
+    pub max_payload: usize,
+    /// How many packets may wait for a client.
+    pub max_queue: usize,
+    /// How many bytes they may have.
+    pub max_queue_bytes: usize,
+    /// How many messages may wait for the application.
+    pub incoming: usize,
+    /// Who may connect from a browser page.
+    pub origins: CorsOrigins,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ping_interval: Duration::from_secs(25),
+            ping_timeout: Duration::from_secs(20),
+            upgrade_timeout: Duration::from_secs(10),
+            max_payload: 1_000_000,
+            max_queue: 4_096,
+            max_queue_bytes: 4 << 20,
+            incoming: 32,
+            origins: CorsOrigins::Any,
+        }
+    }
+}
+
+/// What runs on top.
+pub trait Application: 'static {
+    /// Whether a session may begin; refused before anything is kept of it.
+    ///
+    /// # Errors
+    /// The client is told so.
+    fn admit(&self, handshake: &Handshake) -> Result<(), Refusal>;
+
+    /// Serves a connection until the application is done with it; dropping the [`Connection`]
+    /// ends it. Runs on the worker of the handshake.
+    fn serve(&self, connection: Connection) -> impl Future<Output = ()> + 'static;
+}
+
+/// Why a handshake is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// 403 and the protocol's "Forbidden".
+    Forbidden,
+    /// 503: too many connections, or the server is stopping. Clients try again.
+    Unavailable,
+}
+
+/// What the request of the handshake said, as far as applications ask for it.
+#[derive(Debug, Clone)]
+pub struct Handshake {
+    /// The query string, which may hold a token: not for the log.
+    pub query: Box<str>,
+    /// The header `Authorization`.
+    pub authorization: Option<HeaderValue>,
+    /// The header `X-Forwarded-For`.
+    pub forwarded_for: Option<HeaderValue>,
+    /// The address at the other end.
+    pub peer: Option<SocketAddr>,
+}
+
+/// An application's end of a session.
+#[derive(Debug)]
+pub struct Connection {
+    session: Arc<Session>,
+    incoming: mpsc::Receiver<Message>,
+    /// What the handshake said.
+    pub handshake: Handshake,
+}
+
+/// Sends to one session, from anywhere.
+#[derive(Debug, Clone)]
+pub struct Sender(Arc<Session>);
+
+impl Connection {
+    /// The next message; `None` when the session has ended. Cancel-safe.
+    pub async fn recv(&mut self) -> Option<Message> {
+        tokio::select! {
+            biased;
+            () = self.session.ended.cancelled() => None,
+            message = self.incoming.recv() => message,
+        }
+    }
+
+    /// A handle that sends.
+    pub fn sender(&self) -> Sender {
+        Sender(Arc::clone(&self.session))
+    }
+}
+
+/// The application is done with it.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.session.end(CloseReason::Server, Some(Packet::Close));
+    }
+}
+
+impl Sender {
+    /// Queues packets without waiting, all together: nothing comes between them.
+    ///
+    /// # Errors
+    /// The session has ended; it does when its client is too slow.
+    pub fn send(&self, packets: impl IntoIterator<Item = Packet>) -> Result<(), Ended> {
+        self.0.send(packets)
+    }
+
+    /// Waits until the client has taken most of what was sent before.
+    pub async fn ready(&self) {
+        self.0.ready().await;
+    }
+
+    /// Ends the session by closing its transport: clients come back by themselves.
+    pub fn close(&self, reason: CloseReason) {
+        self.0.end(reason, Some(Packet::Close));
+    }
+
+    /// Why it ended, once it has.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.0.ended().map(|end| end.reason)
+    }
+
+    /// Resolves when the session has ended.
+    pub async fn ended(&self) {
+        self.0.ended.cancelled().await;
+    }
+}
+
+/// The server: one for each worker, over a registry that all share.
+pub struct Server<A> {
+    application: A,
+    config: Arc<Config>,
+    registry: Registry,
+}
+
+#[derive(Debug, Deserialize)]
+struct Parameters {
+    #[serde(rename = "EIO")]
+    revision: Option<String>,
+    transport: Option<String>,
+    sid: Option<String>,
+}
+
+/// The errors that the protocol knows, in the words of the original.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    UnknownTransport,
+    UnknownSession,
+    BadMethod,
+    BadRequest,
+    Forbidden,
+    UnsupportedRevision,
+    Unavailable,
+}
+
+impl<A: Application> Server<A> {
+    /// A server on this worker; sessions are found by every server of the same registry.
+    pub fn new(application: A, config: Config, registry: Registry) -> Self {
+        Self { application, config: Arc::new(config), registry }
+    }
+
+    /// Answers any request below the server's path.
+    pub async fn handle(&self, req: HttpRequest, payload: Payload) -> HttpResponse {
+        let origin = req.headers().get(header::ORIGIN);
+        let mut response = if req.method() == Method::OPTIONS {
+            cors::preflight(req.headers(), METHODS)
+        } else {
+            self.route(&req, payload).await.unwrap_or_else(Refused::respond)
+        };
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            cors::allow_origin(response.headers_mut(), &self.config.origins, origin);
+        }
+        response
+    }
+
+    /// The checks, in the order of the original.
+    async fn route(&self, req: &HttpRequest, payload: Payload) -> Result<HttpResponse, Refused> {
+        let parameters = Query::<Parameters>::from_query(req.query_string());
+        let parameters = parameters.map_err(|_| Refused::BadRequest)?.into_inner();
+        let transport = match parameters.transport.as_deref() {
+            Some("polling") => Transport::Polling,
+            Some("websocket") => Transport::WebSocket,
+            _ => return Err(Refused::UnknownTransport),
+        };
+        let upgrade = is_upgrade(req.headers());
+        if let Some(sid) = parameters.sid {
+            return match (transport, upgrade) {
+                (Transport::WebSocket, true) => {
+                    let session = self.registry.find(&sid).ok_or(Refused::UnknownSession)?;
+                    self.check_origin(req)?;
+                    websocket::upgrade(session, req, payload)
+                }
+                (Transport::Polling, false) => {
+                    let session = self.registry.find_for_poll(&sid, req.method());
+                    let session = session.ok_or(Refused::UnknownSession)?;
+                    polling::handle(session, req, payload).await
+                }
+                _ => {
+                    self.registry.find(&sid).ok_or(Refused::UnknownSession)?;
+                    Err(Refused::BadRequest)
+                }
+            };
+        }
+        if req.method() != Method::GET {
+            return Err(Refused::BadMethod);
+        }
+        if (transport == Transport::WebSocket) != upgrade {
+            return Err(Refused::BadRequest);
+        }
+        self.check_origin(req)?;
+        let handshake = Handshake::of(req);
+        match self.application.admit(&handshake) {
+            Ok(()) => {}
+            Err(Refusal::Forbidden) => return Err(Refused::Forbidden),
+            Err(Refusal::Unavailable) => return Err(Refused::Unavailable),
+        }
+        if parameters.revision.as_deref() != Some("4") {
+            return Err(Refused::UnsupportedRevision);
+        }
+        match transport {
+            Transport::Polling => {
+                let session = self.begin(handshake, transport);
+                let open = session.open_packet(&["websocket"]);
+                Ok(polling::answer(open.to_string()))
+            }
+            Transport::WebSocket => {
+                let max = self.config.max_payload;
+                let (response, socket) = crate::realtime::socket::Socket::accept(req, payload, max)
+                    .map_err(|_| Refused::BadRequest)?;
+                let session = self.begin(handshake, transport);
+                let open = session.open_packet(&[]);
+                actix_web::rt::spawn(websocket::serve(session, socket, Some(open)));
+                Ok(response)
+            }
+        }
+    }
+
+    /// A new session and the task that serves it.
+    fn begin(&self, handshake: Handshake, transport: Transport) -> Arc<Session> {
+        let config = Arc::clone(&self.config);
+        let (session, incoming) = Session::new(random_id(), config, transport);
+        self.registry.insert(&session);
+        let connection = Connection { session: Arc::clone(&session), incoming, handshake };
+        let serving = AssertUnwindSafe(self.application.serve(connection)).catch_unwind();
+        let (ended, registry) = (Arc::clone(&session), self.registry.clone());
+        actix_web::rt::spawn(async move {
+            let beating = ended.beat();
+            tokio::pin!(serving, beating);
+            let mut done = false;
+            loop {
+                // The heartbeat ends only with the session; the application may outlive that,
+                // to put its things in order.
+                tokio::select! {
+                    result = &mut serving => {
+                        if result.is_err() {
+                            log::error!("A session ended because its application panicked");
+                            ended.end(CloseReason::Panic, Some(Packet::Close));
+                        }
+                        break;
+                    }
+                    () = &mut beating, if !done => {
+                        done = true;
+                        registry.remove(&ended);
+                    }
+                }
+            }
+            ended.end(CloseReason::Server, Some(Packet::Close));
+            registry.remove(&ended);
+        });
+        session
+    }
+
+    /// A WebSocket is not bound by CORS, so its origin is checked here.
+    fn check_origin(&self, req: &HttpRequest) -> Result<(), Refused> {
+        let origin = req.headers().get(header::ORIGIN);
+        let allowed = origin.is_none_or(|origin| {
+            origin.to_str().is_ok_and(|origin| self.config.origins.allows(origin))
+        });
+        if allowed || !is_upgrade(req.headers()) { Ok(()) } else { Err(Refused::Forbidden) }
+    }
+}
+
+impl Session {
+    fn open_packet(&self, upgrades: &[&str]) -> Packet {
+        /// Exactly these five keys, in this order.
+        #[derive(serde::Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Open<'a> {
+            sid: &'a str,
+            upgrades: &'a [&'a str],
+            ping_interval: u128,
+            ping_timeout: u128,
+            max_payload: usize,
+        }
+
+        let open = Open {
+            sid: &self.sid,
+            upgrades,
+            ping_interval: self.config.ping_interval.as_millis(),
+            ping_timeout: self.config.ping_timeout.as_millis(),
+            max_payload: self.config.max_payload,
+        };
+        Packet::Open(serde_json::to_string(&open).expect("five plain fields serialise").into())
+    }
+}
+
+impl Handshake {
+    fn of(req: &HttpRequest) -> Self {
+        Self {
+            query: req.query_string().into(),
+            authorization: req.headers().get(header::AUTHORIZATION).cloned(),
+            forwarded_for: req.headers().get("X-Forwarded-For").cloned(),
+            peer: req.peer_addr(),
+        }
+    }
+}
+
+impl Refused {
+    fn respond(self) -> HttpResponse {
+        let (code, message) = match self {
+            Self::UnknownTransport => (0, "Transport unknown"),
+            Self::UnknownSession => (1, "Session ID unknown"),
+            Self::BadMethod => (2, "Bad handshake method"),
+            Self::BadRequest => (3, "Bad request"),
+            Self::Forbidden => (4, "Forbidden"),
+            Self::UnsupportedRevision => (5, "Unsupported protocol version"),
+            Self::Unavailable => {
+                return HttpResponse::ServiceUnavailable()
+                    .insert_header((header::RETRY_AFTER, "1"))
+                    .finish();
+            }
+        };
+        let status = match self {
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        HttpResponse::build(status)
+            .content_type("application/json")
+            .body(format!("{{\"code\":{code},\"message\":\"{message}\"}}"))
+    }
+}
+
+fn is_upgrade(headers: &HeaderMap) -> bool {
+    let upgrade = headers.get(header::UPGRADE).and_then(|value| value.to_str().ok());
+    upgrade.is_some_and(|value| value.eq_ignore_ascii_case("websocket"))
+}
+
+/// 120 random bits in 20 characters of `[A-Za-z0-9_-]`: whoever has a session's id can use it.
+///
+/// # Panics
+/// When the system has no randomness left, and with it no secrets.
+pub fn random_id() -> String {
+    let mut random = [0; 15];
+    getrandom::fill(&mut random).expect("the system has randomness");
+    URL_SAFE_NO_PAD.encode(random)
+}

@@ -1,0 +1,181 @@
+//! The polling transport: one GET that waits for packets, one POST that brings them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::http::header::{self, HeaderMap};
+use actix_web::http::{Method, StatusCode};
+use actix_web::web::Payload;
+use actix_web::{HttpRequest, HttpResponse};
+use bytes::{Bytes, BytesMut};
+use bytestring::ByteString;
+use futures::StreamExt;
+
+use super::Refused;
+use super::packet::{Packet, join_payload, parse_payload};
+use super::session::{CloseReason, Message, Session, Transport};
+
+/// How long a poll waits while an upgrade is tried: the client waits for its end.
+const POLL_WHILE_PROBING: Duration = Duration::from_millis(100);
+/// How long the body of a post may take to arrive, and its messages to be taken.
+const POST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A request of a session that polls.
+pub(super) async fn handle(
+    session: Arc<Session>,
+    req: &HttpRequest,
+    payload: Payload,
+) -> Result<HttpResponse, Refused> {
+    if session.state().transport != Transport::Polling {
+        return Err(Refused::BadRequest);
+    }
+    match *req.method() {
+        Method::GET => poll(&session).await,
+        Method::POST => post(&session, req.headers(), payload).await,
+        // Not a reason to end the session.
+        _ => Err(Refused::BadRequest),
+    }
+}
+
+/// Packets as a poll is answered.
+pub(super) fn answer(payload: String) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, "text/plain; charset=UTF-8"))
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .body(payload)
+}
+
+/// Waits for packets and answers with all of them.
+async fn poll(session: &Arc<Session>) -> Result<HttpResponse, Refused> {
+    let already = std::mem::replace(&mut session.state().polling, true);
+    if already {
+        session.end(CloseReason::Overlap, Some(Packet::Close));
+        return Err(Refused::BadRequest);
+    }
+    let mut guard = Request { session, of: |state| &mut state.polling, done: false };
+    let waiting = session.wait_for(|state| {
+        if let Some(end) = &state.end {
+            return Some(end.last_word.clone().map(|last| vec![last]));
+        }
+        match state.take_queue() {
+            Some(packets) => Some(Some(packets)),
+            // The WebSocket has taken over: this poll is over.
+            None if state.transport == Transport::WebSocket => Some(Some(vec![Packet::Noop])),
+            None => None,
+        }
+    });
+    let probing = async {
+        session.wait_for(|state| state.probing.then_some(())).await;
+        tokio::time::sleep(POLL_WHILE_PROBING).await;
+    };
+    let packets = tokio::select! {
+        biased;
+        packets = waiting => packets,
+        () = probing => Some(vec![Packet::Noop]),
+    };
+    guard.done = true;
+    packets.map(|packets| answer(join_payload(&packets))).ok_or(Refused::UnknownSession)
+}
+
+/// Takes what the client sends. Its answer waits until the application has taken the messages,
+/// which is what slows a client down.
+async fn post(
+    session: &Arc<Session>,
+    headers: &HeaderMap,
+    payload: Payload,
+) -> Result<HttpResponse, Refused> {
+    let already = std::mem::replace(&mut session.state().posting, true);
+    if already {
+        session.end(CloseReason::Overlap, Some(Packet::Close));
+        return Err(Refused::BadRequest);
+    }
+    let mut guard = Request { session, of: |state| &mut state.posting, done: false };
+    let is_binary = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/octet-stream"));
+    let taking = async {
+        if is_binary {
+            return Err(Rejected::Broken(CloseReason::Parse));
+        }
+        let body = collect(payload, session.config.max_payload).await?;
+        take(session, body).await.map_err(Rejected::Broken)
+    };
+    let timed_out = Err(Rejected::Broken(CloseReason::Transport));
+    let taken = tokio::time::timeout(POST_TIMEOUT, taking).await.unwrap_or(timed_out);
+    guard.done = true;
+    drop(guard);
+    match taken {
+        Ok(()) => Ok(HttpResponse::Ok()
+            .insert_header((header::CONTENT_TYPE, "text/html"))
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .body("ok")),
+        // The close of a client is a packet like any other; its pending poll gets a noop.
+        Err(Rejected::Broken(CloseReason::Client)) => {
+            session.end(CloseReason::Client, Some(Packet::Noop));
+            Ok(HttpResponse::Ok()
+                .insert_header((header::CONTENT_TYPE, "text/html"))
+                .insert_header((header::CACHE_CONTROL, "no-store"))
+                .body("ok"))
+        }
+        Err(Rejected::Broken(reason)) => {
+            session.end(reason, Some(Packet::Close));
+            Err(Refused::BadRequest)
+        }
+        Err(Rejected::TooLarge) => {
+            Ok(HttpResponse::build(StatusCode::PAYLOAD_TOO_LARGE).force_close().finish())
+        }
+    }
+}
+
+/// A post that is not taken.
+enum Rejected {
+    TooLarge,
+    Broken(CloseReason),
+}
+
+async fn collect(mut payload: Payload, max: usize) -> Result<Bytes, Rejected> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|_| Rejected::Broken(CloseReason::Transport))?;
+        if body.len() + chunk.len() > max {
+            return Err(Rejected::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+async fn take(session: &Session, body: Bytes) -> Result<(), CloseReason> {
+    let payload = ByteString::try_from(body).map_err(|_| CloseReason::Parse)?;
+    let packets = parse_payload(&payload).map_err(|_| CloseReason::Parse)?;
+    for packet in packets {
+        session.control(&packet)?;
+        let message = match (packet.text(), packet) {
+            (Some(text), _) => Message::Text(text),
+            (None, Packet::Binary(bytes)) => Message::Binary(bytes),
+            _ => continue,
+        };
+        tokio::select! {
+            sent = session.incoming.send(message) => sent.map_err(|_| CloseReason::Server)?,
+            () = session.ended.cancelled() => return Err(CloseReason::Server),
+        }
+    }
+    Ok(())
+}
+
+/// A poll or post under way. One that its client aborts ends the session: what it would have
+/// carried is lost.
+struct Request<'a> {
+    session: &'a Arc<Session>,
+    of: fn(&mut super::session::State) -> &mut bool,
+    done: bool,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        *(self.of)(&mut self.session.state()) = false;
+        if !self.done {
+            self.session.end(CloseReason::Transport, None);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The WebSocket transport: packets as frames, from the handshake or after an upgrade.
+
+use std::sync::Arc;
+
+use actix_web::web::Payload;
+use actix_web::{HttpRequest, HttpResponse};
+use bytestring::ByteString;
+use tokio::sync::mpsc;
+
+use super::Refused;
+use super::packet::Packet;
+use super::session::{CloseReason, Message, Session, Transport};
+use crate::realtime::socket::{self, CloseCode, Frame, Socket};
+
+/// Tries a WebSocket for a session that polls. One that comes at the wrong time is accepted and
+/// closed, as the session must not suffer.
+pub(super) fn upgrade(
+    session: Arc<Session>,
+    req: &HttpRequest,
+    payload: Payload,
+) -> Result<HttpResponse, Refused> {
+    let (response, socket) = Socket::accept(req, payload, session.config.max_payload)
+        .map_err(|_| Refused::BadRequest)?;
+    let mut state = session.state();
+    let begins = state.end.is_none() && state.transport == Transport::Polling && !state.probing;
+    state.probing |= begins;
+    drop(state);
+    session.changed.notify_waiters();
+    if begins {
+        actix_web::rt::spawn(probe(session, socket));
+    } else {
+        actix_web::rt::spawn(socket.close(CloseCode::Normal, ""));
+    }
+    Ok(response)
+}
+
+/// Answers the probe and waits for the upgrade; meanwhile polling stays the transport.
+async fn probe(session: Arc<Session>, mut socket: Socket) {
+    let probing = tokio::time::timeout(session.config.upgrade_timeout, probed(&mut socket));
+    let upgraded = tokio::select! {
+        result = probing => result == Ok(true),
+        () = session.ended.cancelled() => false,
+    };
+    let mut state = session.state();
+    state.probing = false;
+    if upgraded && state.end.is_none() {
+        state.transport = Transport::WebSocket;
+    }
+    let serves = state.transport == Transport::WebSocket && state.end.is_none();
+    drop(state);
+    // Releases the poll that is still pending.
+    session.changed.notify_waiters();
+    if serves {
+        serve(session, socket, None).await;
+    } else {
+        socket.close(CloseCode::Normal, "").await;
+    }
+}
+
+/// Whether the client tried this WebSocket and then chose it.
+async fn probed(socket: &mut Socket) -> bool {
+    loop {
+        let text = match socket.recv().await {
+            Ok(socket::Message::Text(text)) => text,
+            Ok(socket::Message::Alive) => continue,
+            Ok(socket::Message::Binary(_)) | Err(_) => return false,
+        };
+        match Packet::parse(&text) {
+            Ok(Packet::Ping(data)) if data == "probe" => {
+                let pong = Packet::Pong("probe".into()).to_string();
+                if socket.send(Frame::Text(pong.into())).await.is_err() {
+                    return false;
+                }
+            }
+            Ok(Packet::Upgrade) => return true,
+            _ => return false,
+        }
+    }
+}
+
+/// Carries a session until it ends.
+pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Option<Packet>) {
+    let reason = match carry(&session, &mut socket, open).await {
+        Ok(()) => CloseReason::Server,
+        Err(reason) => reason,
+    };
+    session.end(reason, None);
+    let ended = session.ended().map_or(reason, |end| end.reason);
+    let (code, text) = match ended {
+        CloseReason::Client | CloseReason::Server => (CloseCode::Normal, ""),
+        CloseReason::TooSlow => (CloseCode::Again, "too slow"),
+        CloseReason::Panic => (CloseCode::Error, ""),
+        // Nobody is there to read it.
+        CloseReason::Transport | CloseReason::PingTimeout => return,
+        CloseReason::Parse | CloseReason::Overlap => (CloseCode::Protocol, "parse error"),
+    };
+    socket.close(code, text).await;
+}
+
+async fn carry(
+    session: &Session,
+    socket: &mut Socket,
+    open: Option<Packet>,
+) -> Result<(), CloseReason> {
+    if let Some(open) = open {
+        send(socket, open).await?;
+    }
+    // A message that the application has no room for yet; until it has, nothing more is read.
+    let mut waiting: Option<Message> = None;
+    loop {
+        let queued = session.wait_for(|state| {
+            if state.end.is_some() { Some(None) } else { state.take_queue().map(Some) }
+        });
+        tokio::select! {
+            packets = queued => {
+                for packet in packets.ok_or(CloseReason::Server)? {
+                    send(socket, packet).await?;
+                }
+            }
+            room = session.incoming.reserve(), if waiting.is_some() => {
+                give(room, waiting.take())?;
+            }
+            received = socket.recv(), if waiting.is_none() => {
+                waiting = match received {
+                    Ok(socket::Message::Text(text)) => {
+                        let packet = Packet::parse(&text).map_err(|_| CloseReason::Parse)?;
+                        session.control(&packet)?;
+                        match (packet.text(), packet) {
+                            (Some(text), _) => Some(Message::Text(text)),
+                            (None, Packet::Binary(bytes)) => Some(Message::Binary(bytes)),
+                            _ => None,
+                        }
+                    }
+                    Ok(socket::Message::Binary(bytes)) => Some(Message::Binary(bytes)),
+                    Ok(socket::Message::Alive) => None,
+                    Err(closed) => return Err(lost(&closed)),
+                };
+                // Mostly there is room at once.
+                if let Some(message) = waiting.take() {
+                    match session.incoming.try_send(message) {
+                        Ok(()) => {}
+                        Err(mpsc::error::TrySendError::Full(message)) => waiting = Some(message),
+                        Err(mpsc::error::TrySendError::Closed(_)) => {
+                            return Err(CloseReason::Server);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn give(
+    room: Result<mpsc::Permit<'_, Message>, mpsc::error::SendError<()>>,
+    message: Option<Message>,
+) -> Result<(), CloseReason> {
+    let room = room.map_err(|_| CloseReason::Server)?;
+    if let Some(message) = message {
+        room.send(message);
+    }
+    Ok(())
+}
+
+async fn send(socket: &mut Socket, packet: Packet) -> Result<(), CloseReason> {
+    let frame = match packet {
+        Packet::Text(text) => Frame::Text(text),
+        Packet::Binary(bytes) => Frame::Binary(bytes),
+        packet => Frame::Text(ByteString::from(packet.to_string())),
+    };
+    socket.send(frame).await.map_err(|_| CloseReason::Transport)
+}
+
+fn lost(closed: &socket::Closed) -> CloseReason {
+    match closed {
+        socket::Closed::ByClient => CloseReason::Transport,
+        _ => CloseReason::Parse,
+    }
+}
