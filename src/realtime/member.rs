@@ -105,7 +105,9 @@ impl Member {
         let standing = self.hub.standing();
         self.base = self.base.or(standing.through).or(standing.live);
         match start {
-            Start::After(since) if self.hub.ring().recovers(since) => self.recover(room, since),
+            Start::After(since) if self.hub.ring().recovers(room, since) => {
+                self.recover(room, since)
+            }
             Start::Live => self.go_live(room),
             Start::After(_) | Start::Resync => {
                 let joined = self.go_live(room);

@@ -164,7 +164,8 @@ impl Model {
     }
 
     fn join(&mut self, member: usize, room: usize, start: Start) -> TestCaseResult {
-        let recoverable = matches!(start, Start::After(since) if self.ring.recovers(since));
+        let recoverable =
+            matches!(start, Start::After(since) if self.ring.recovers(self.rooms[room], since));
         let (member, expected) = &mut self.members[member];
         let joined = member.join(self.rooms[room], start);
         let position = joined.position.expect("the ring is open");
@@ -238,7 +239,7 @@ impl Model {
                 self.stream.iter().filter(|&&(at, of)| of == room && at > low && at <= high);
             let lost = self.ring.tail().standing.through.unwrap();
             // A reopened ring has yet to tell this member; until then the account may differ.
-            let stale = !self.ring.recovers(given) || lost < given;
+            let stale = !self.ring.recovers(self.rooms[room], given) || lost < given;
             prop_assert!(
                 stale || between.count() == 0,
                 "offset {} of room {} is not {}",

@@ -2,9 +2,10 @@
 //!
 //! The feed writes at one end. Each worker follows it by sequence number, and a session that
 //! comes back reads the events of its rooms behind its last position. What is kept is bounded by
-//! age and bytes; the ring knows the position of the newest event that it no longer promises
-//! ([`Ring::recovers`]), and tells every reader that was overtaken ([`Overtaken`]), so nobody
-//! misses an event without being told. Age is counted in cluster time, never by our clock.
+//! age and bytes; the ring knows the position of the newest event of each room that it no longer
+//! promises ([`Ring::recovers`]), so that a quiet room never grows too old, and tells every reader
+//! that was overtaken ([`Overtaken`]), so nobody misses an event without being told. Age is counted
+//! in cluster time, never by our clock.
 //!
 //! Nothing awaits under the lock, and each operation under it is short: a push, a look at one
 //! end, or a binary search in the index of one room.
@@ -36,6 +37,10 @@ pub struct Limits {
 /// What followers may lag behind, whatever the limits say: a worker must get to see an event
 /// before it is gone, also where nothing is kept for recovery.
 const FOLLOWERS: Limits = Limits { window: Duration::from_secs(10), bytes: 1 << 20 };
+
+/// Of how many rooms the newest evicted event is known. With more, the oldest promises of all rooms
+/// are taken back together.
+const MAX_EVICTED: usize = 20_000;
 
 /// What an event costs beside its text: its place in the ring, in the index, and itself.
 const OVERHEAD: usize = 192;
@@ -101,8 +106,11 @@ struct Kept {
     promised_bytes: usize,
     /// The numbers of each room's entries, in order; no room without entries.
     rooms: HashMap<RoomId, VecDeque<Seq>>,
-    /// Everything after this position is still here. `None`: nothing is promised.
-    evicted: Option<Position>,
+    /// The newest event of a room that is not promised any more.
+    evicted: HashMap<RoomId, Position>,
+    /// Of rooms that are not in `evicted`, everything after this is still here. `None`: nothing
+    /// is promised.
+    floor: Option<Position>,
     /// Where the stream stood when the ring was opened: what is older was not live.
     opened: Option<Position>,
     /// See [`Standing::through`].
@@ -146,7 +154,7 @@ impl Ring {
         *kept = Kept {
             first: next,
             promised: next,
-            evicted: Some(from),
+            floor: Some(from),
             opened: Some(live).max(kept.newest),
             through: Some(from),
             newest: kept.newest,
@@ -208,9 +216,18 @@ impl Ring {
         kept.standing(if seq >= kept.end() { kept.through } else { dispatched })
     }
 
-    /// Whether every event after `since` is still here.
-    pub fn recovers(&self, since: Position) -> bool {
-        !self.limits.window.is_zero() && self.read().evicted.is_some_and(|evicted| since >= evicted)
+    /// Whether every event of `room` after `since` is still here.
+    pub fn recovers(&self, room: RoomId, since: Position) -> bool {
+        let kept = self.read();
+        let floor = kept.evicted.get(&room).copied().or(kept.floor);
+        !self.limits.window.is_zero() && floor.is_some_and(|floor| since >= floor)
+    }
+
+    /// Where the memory of this ring begins, when it has seen nothing of `room` since then that it
+    /// does not promise any more. What came before can be asked of the database only.
+    pub fn beginning(&self, room: RoomId) -> Option<Position> {
+        let kept = self.read();
+        if kept.evicted.contains_key(&room) { None } else { kept.floor }
     }
 
     /// The number of the first event of `room` after `since`, or that of the ring's next event.
@@ -292,10 +309,15 @@ impl Kept {
         while let Some(entry) = self.entry(self.promised)
             && (self.promised_bytes > limits.bytes || entry.is_older(limits.window, now))
         {
-            let (footprint, position) = (entry.footprint(), entry.event.position());
+            let (footprint, event) = (entry.footprint(), Arc::clone(&entry.event));
             self.promised_bytes -= footprint;
-            self.evicted = self.evicted.max(position);
             self.promised += 1;
+            let Some(position) = event.position() else { continue };
+            self.evicted.insert(event.room(), position);
+            if self.evicted.len() > MAX_EVICTED {
+                self.evicted = HashMap::new();
+                self.floor = Some(position);
+            }
         }
         let bytes = limits.bytes.max(FOLLOWERS.bytes);
         let window = limits.window.max(FOLLOWERS.window);
@@ -361,55 +383,76 @@ mod tests {
     #[test]
     fn an_unopened_ring_promises_nothing() {
         let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: 1 << 20 });
-        assert!(!ring.recovers(at(u32::MAX)));
+        assert!(!ring.recovers(RoomId::new(), at(u32::MAX)));
         assert_eq!(ring.tail().standing, Standing::default());
     }
 
     #[test]
     fn a_position_at_or_after_the_newest_evicted_event_is_recoverable() {
-        let ring = ring(5, usize::MAX);
-        assert!(ring.recovers(at(10)) && !ring.recovers(at(9)));
-        publish(&ring, RoomId::new(), [11, 12, 16, 17]);
-        assert!(ring.recovers(at(11)) && !ring.recovers(at(10)));
+        let (ring, room) = (ring(5, usize::MAX), RoomId::new());
+        assert!(ring.recovers(room, at(10)) && !ring.recovers(room, at(9)));
+        publish(&ring, room, [11, 12, 16, 17]);
+        assert!(ring.recovers(room, at(11)) && !ring.recovers(room, at(10)));
         publish(&ring, RoomId::new(), [18]);
-        assert!(ring.recovers(at(12)) && !ring.recovers(at(11)));
+        assert!(ring.recovers(room, at(12)) && !ring.recovers(room, at(11)));
+    }
+
+    #[test]
+    fn a_room_does_not_grow_old_by_the_events_of_others() {
+        let (ring, room, other) = (ring(5, usize::MAX), RoomId::new(), RoomId::new());
+        publish(&ring, other, 11..1_000);
+        assert!(ring.recovers(room, at(10)) && !ring.recovers(other, at(10)));
+        assert_eq!((ring.beginning(room), ring.beginning(other)), (Some(at(10)), None));
+    }
+
+    #[test]
+    fn the_memory_of_evicted_rooms_is_bounded() {
+        let ring = ring(5, usize::MAX);
+        let last = 100 + u32::try_from(MAX_EVICTED).unwrap();
+        for second in 11..=last {
+            publish(&ring, RoomId::new(), [second]);
+        }
+        assert!(ring.read().evicted.len() <= MAX_EVICTED);
+        let floor = ring.beginning(RoomId::new()).unwrap();
+        assert!(floor > at(10) && ring.recovers(RoomId::new(), floor));
+        assert!(!ring.recovers(RoomId::new(), at(10)));
     }
 
     #[test]
     fn a_quiet_ring_never_grows_too_old() {
-        let ring = ring(5, usize::MAX);
-        publish(&ring, RoomId::new(), [11]);
+        let (ring, room) = (ring(5, usize::MAX), RoomId::new());
+        publish(&ring, room, [11]);
         let through = Some(at(100_000));
         ring.publish(Batch { events: vec![], newest: None, through, second: 100_000 });
-        assert!(ring.recovers(at(11)));
+        assert!(ring.recovers(room, at(11)) && !ring.recovers(room, at(10)));
         assert_eq!(ring.size(), (0, 0));
     }
 
     #[test]
     fn bytes_are_bounded() {
-        let ring = ring(u64::MAX, 3 << 20);
+        let (ring, room) = (ring(u64::MAX, 3 << 20), RoomId::new());
         for _ in 0..4 {
-            publish(&ring, RoomId::new(), 11..10_011);
+            publish(&ring, room, 11..10_011);
             assert!(ring.size().1 <= 3 << 20);
         }
         assert_eq!(ring.size().0, (3 << 20) / OVERHEAD);
-        assert!(!ring.recovers(at(10)));
+        assert!(!ring.recovers(room, at(10)));
     }
 
     #[test]
     fn followers_see_what_is_not_kept_for_recovery() {
         for (window, bytes) in [(0, usize::MAX), (60, 0)] {
-            let ring = ring(window, bytes);
+            let (ring, room) = (ring(window, bytes), RoomId::new());
             let from = ring.tail().seq;
-            publish(&ring, RoomId::new(), [11, 12]);
+            publish(&ring, room, [11, 12]);
             assert_eq!(seconds(ring.after(from, 10)), [11, 12]);
-            assert!(!ring.recovers(at(11)));
+            assert!(!ring.recovers(room, at(11)));
         }
     }
 
     #[test]
     fn without_a_window_nothing_is_recoverable() {
-        assert!(!ring(0, usize::MAX).recovers(at(11)));
+        assert!(!ring(0, usize::MAX).recovers(RoomId::new(), at(11)));
     }
 
     #[test]
@@ -429,7 +472,8 @@ mod tests {
         let end = ring.tail().seq;
         ring.open(at(20), at(20));
         assert!(ring.after(end, 10).is_err());
-        assert!(!ring.recovers(at(19)) && ring.recovers(at(20)));
+        let room = RoomId::new();
+        assert!(!ring.recovers(room, at(19)) && ring.recovers(room, at(20)));
     }
 
     #[test]

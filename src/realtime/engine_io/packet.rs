@@ -161,7 +161,7 @@ mod tests {
         let payload = "4hello\x1e2\x1ebAQID".into();
         let packets = parse_payload(&payload).unwrap();
         assert_eq!(packets.len(), 3);
-        assert_eq!(join_payload(&packets), payload);
+        assert_eq!(join_payload(&packets), *payload);
         for broken in ["", "4a\x1e", "\x1e4a", "4a\x1e\x1e4b", "4a\x1ex"] {
             assert_eq!(parse_payload(&broken.into()), Err(NotAPacket), "{broken:?}");
         }

@@ -155,8 +155,8 @@ impl Session {
             state.push(packet);
         }
         // One call alone always fits, however large: its reader has not been slow.
-        let full = state.queue.len() > self.config.max_queue
-            || state.bytes > self.config.max_queue_bytes;
+        let full =
+            state.queue.len() > self.config.max_queue || state.bytes > self.config.max_queue_bytes;
         drop(state);
         if full && before > 0 {
             self.end(CloseReason::TooSlow, None);
