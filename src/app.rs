@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::{Server, ServerHandle};
@@ -12,10 +13,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Passwords, Tokens};
+use crate::chat::Chat;
 use crate::config::database::Connector;
 use crate::config::{Config, ConfigError, Embedded, Mongo, PasswordHash};
 use crate::models::{Shared, Store, StoreError};
 use crate::mongod::{self, InstallError, Installer, Mongod, MongodError, Options};
+use crate::realtime::feed::Feed;
+use crate::realtime::hub::Hub;
+use crate::realtime::ring::Limits;
+use crate::realtime::worker::{INBOX, Process, Worker};
 use crate::routes;
 
 /// Secrets shorter than this, in bytes, are weaker than the HMAC that they key.
@@ -25,6 +31,8 @@ const STRONG_SECRET: usize = 32;
 const ORIGINAL_MONGODB: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 27017);
 /// How long that address may take to accept a connection.
 const KNOCK: Duration = Duration::from_millis(300);
+/// How long the start waits for the feed.
+const FEED_START: Duration = Duration::from_secs(2);
 /// The database's name in an embedded MongoDB.
 const EMBEDDED_DATABASE: &str = "realTimeChatDatabase";
 
@@ -32,6 +40,7 @@ const EMBEDDED_DATABASE: &str = "realTimeChatDatabase";
 pub struct Application {
     addr: SocketAddr,
     server: Server,
+    process: Arc<Process>,
     shutdown_timeout: Duration,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -86,8 +95,21 @@ impl Application {
         let shared = Shared::default();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let store = Store::new(connector.connect().map_err(StartError::Uri)?, &shared);
-        let prepare = prepare_database(store, config.password_hash);
+        let prepare = prepare_database(store.clone(), config.password_hash);
         tasks.spawn(stop.clone().run_until_cancelled_owned(prepare));
+
+        let limits = Limits { window: config.recovery_window, bytes: config.recovery_bytes };
+        let feed = Feed::new(connector.connect().map_err(StartError::Uri)?, limits);
+        let feed = Arc::new(feed);
+        let process = Arc::new(Process::new(config.max_connections));
+        let following = Arc::clone(&feed);
+        let following = async move { following.run().await };
+        tasks.spawn(stop.clone().run_until_cancelled_owned(following));
+        let sweep = Arc::clone(&process).sweep(store);
+        tasks.spawn(stop.clone().run_until_cancelled_owned(sweep));
+        // Whoever connects at once should find the feed where it will be; a database that is not
+        // there must not hold the start up.
+        let _ = tokio::time::timeout(FEED_START, feed.started()).await;
 
         let listener = listen(config.host, config.port)?;
         let addr = listener.local_addr().map_err(StartError::Server)?;
@@ -97,13 +119,30 @@ impl Application {
         let config = Data::new(config);
         let tokens = Data::new(Tokens::new(&secret));
         let passwords = Data::new(Passwords::new(config.password_hash));
+        let draining = Arc::clone(&process);
         let server = HttpServer::new(move || {
             let database = connector.connect().expect("the same options have connected before");
+            let store = Store::new(database, &shared);
+            let chat = Chat::new(store.clone(), Arc::clone(&feed), config.legacy_trust);
+            let hub = Hub::new(Arc::clone(feed.ring()), INBOX);
+            // This closure runs on the worker's thread, and so will the hub.
+            actix_web::rt::spawn(hub.clone().run());
+            let worker = Worker {
+                store: store.clone(),
+                chat: chat.clone(),
+                hub,
+                feed: Arc::clone(&feed),
+                tokens: tokens.clone(),
+                config: config.clone(),
+                process: Arc::clone(&process),
+            };
             App::new()
                 .app_data(config.clone())
                 .app_data(tokens.clone())
                 .app_data(passwords.clone())
-                .app_data(Data::new(Store::new(database, &shared)))
+                .app_data(Data::new(store))
+                .app_data(Data::new(chat))
+                .app_data(Data::new(worker))
                 .configure(routes::configure)
         })
         .workers(workers)
@@ -115,7 +154,7 @@ impl Application {
         .listen(listener)
         .map_err(StartError::Server)?
         .run();
-        Ok(Self { addr, server, shutdown_timeout, tasks, stop, mongod })
+        Ok(Self { addr, server, process: draining, shutdown_timeout, tasks, stop, mongod })
     }
 
     /// Where it listens: the real port when 0 was asked for.
@@ -138,7 +177,13 @@ impl Application {
             Some(ended) => ended,
             None => {
                 log::info!("Stopping");
-                handle.stop(true).await;
+                let deadline = tokio::time::Instant::now() + self.shutdown_timeout;
+                // Sockets first, since they would keep the server from stopping; until they are
+                // gone it answers, so that a load balancer sees it unready.
+                self.process.drain(self.shutdown_timeout / 4 * 3).await;
+                if tokio::time::timeout_at(deadline, handle.stop(true)).await.is_err() {
+                    handle.stop(false).await;
+                }
                 serving.await
             }
         };

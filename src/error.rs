@@ -223,10 +223,35 @@ impl ApiError {
         (text, precise.code)
     }
 
+    /// The data of an error on sockets, `{error,code}`, and for one that is pushed `event`: the
+    /// JSON of what was asked for.
+    pub fn to_json(&self, mode: ErrorMode, event: Option<&str>) -> String {
+        let (text, code) = self.sentence(mode);
+        let mut json = br#"{"error":"#.to_vec();
+        views::push_string(&mut json, &text);
+        json.extend_from_slice(b",\"code\":\"");
+        json.extend_from_slice(code.as_bytes());
+        json.push(b'"');
+        if let Some(event) = event {
+            json.extend_from_slice(b",\"event\":");
+            json.extend_from_slice(event.as_bytes());
+        }
+        json.push(b'}');
+        String::from_utf8(json).expect("views write UTF-8")
+    }
+
+    /// Logs a refusal: a client's mistake at debug level, a failure of ours as an error.
+    pub fn log(&self, requested: &dyn std::fmt::Display) {
+        match self {
+            Self::Internal(_) => log::error!("{requested}: {self}"),
+            Self::Unavailable(_) | Self::Busy => log::warn!("{requested}: {self}"),
+            _ => log::debug!("{requested}: {self}"),
+        }
+    }
+
     /// The answer in the given mode. `requested` is the method and path that a 404 page names.
     ///
-    /// This is the one place that logs a refusal: a client's mistake at debug level, a failure of
-    /// ours as an error.
+    /// It is logged, too.
     pub fn respond(&self, mode: ErrorMode, requested: &dyn std::fmt::Display) -> HttpResponse {
         let (original, precise) = self.answers();
         let status = match mode {
@@ -234,12 +259,7 @@ impl ApiError {
             ErrorMode::Precise => precise.status,
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        match self {
-            Self::Internal(_) => log::error!("{requested}: {self}"),
-            Self::Unavailable(_) | Self::Busy => log::warn!("{requested}: {self}"),
-            _ => log::debug!("{requested}: {status}: {self}"),
-        }
-
+        self.log(requested);
         let (text, code) = self.sentence(mode);
         let mut answer = HttpResponse::build(status);
         if matches!(self, Self::Unavailable(_) | Self::Busy) {

@@ -2,6 +2,8 @@
 
 pub mod app;
 pub mod auth;
+pub mod casts;
+pub mod chat;
 pub mod config;
 pub mod controllers;
 pub mod error;

@@ -12,6 +12,9 @@ use crate::models::UserId;
 /// How long a token lasts, in seconds: the original's `expiresIn: '1h'`.
 const LIFETIME: u64 = 3600;
 
+/// The end of the year 9999: no date is later, whatever a token says.
+const LATEST: u64 = 253_402_300_799;
+
 /// The header as npm's jsonwebtoken writes it; the crate's own has its keys the other way round.
 const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 
@@ -27,7 +30,7 @@ pub struct Tokens {
 pub struct Claims {
     /// The user whom it was issued to.
     pub user: UserId,
-    /// When it expires, in seconds since 1970.
+    /// When it expires, in seconds since 1970; the year 9999 at the latest.
     pub expires: u64,
 }
 
@@ -111,7 +114,7 @@ impl Tokens {
         let exp = time("exp").filter(|exp| *exp > now).ok_or(TokenError::Expired)?;
         let id = payload.get("id").and_then(Value::as_str);
         let user = id.and_then(|id| id.parse().ok()).ok_or(TokenError::User)?;
-        Ok(Claims { user, expires: exp as u64 })
+        Ok(Claims { user, expires: (exp as u64).min(LATEST) })
     }
 
     /// The payload of a token that we, or a server with our secret, have signed with HS256.

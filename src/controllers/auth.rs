@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::json;
 use crate::auth::{PasswordError, Passwords, Tokens, Verified};
+use crate::casts::required_text;
 use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
@@ -109,23 +110,6 @@ async fn upgrade(store: &Store, passwords: &Passwords, user: &Credentials, passw
     };
     if let Err(error) = replaced {
         log::warn!("The password hash of user {} was not upgraded: {error}", user.id);
-    }
-}
-
-/// A text that Mongoose's `required` accepts: there, castable and not empty.
-pub(super) fn required_text<'a>(
-    field: &'static str,
-    value: &'a Js,
-) -> Result<std::borrow::Cow<'a, str>, ApiError> {
-    if value.is_nullish() {
-        return Err(ApiError::InvalidField { field, problem: "is required" });
-    }
-    match value.to_text() {
-        Ok(text) if text.is_empty() => {
-            Err(ApiError::InvalidField { field, problem: "must not be empty" })
-        }
-        Ok(text) => Ok(text),
-        Err(_) => Err(ApiError::InvalidField { field, problem: "must be a string" }),
     }
 }
 

@@ -6,16 +6,17 @@ use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::web::{Data, Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
 
-use super::auth::required_text;
 use super::json;
 use super::list::{self, History, RoomList};
+use crate::casts::required_text;
+use crate::chat::{Chat, Draft};
 use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
-use crate::js::{Fields, Js};
+use crate::js::Fields;
 use crate::middleware::auth::CurrentUser;
 use crate::middleware::express::insert_exposed;
-use crate::models::message::{Page, SendError};
-use crate::models::{IdempotencyKey, Message, RoomId, Rooms, Store, StoreError};
+use crate::models::message::Page;
+use crate::models::{IdempotencyKey, RoomId, Store, StoreError};
 use crate::views;
 
 /// Creates a room.
@@ -74,39 +75,17 @@ pub async fn get_messages(
 /// Stores a message. Everyone in its room gets it from the change stream, not from here.
 ///
 /// # Errors
-/// The room does not exist, a field is missing or cannot be cast, the sender is somebody else, or
-/// the idempotency key belongs to another message.
+/// Those of [`Chat::send`], and an idempotency key that is none.
 pub async fn send_message(
     mut body: Fields,
     req: HttpRequest,
     user: CurrentUser,
-    config: Data<Config>,
-    store: Data<Store>,
+    chat: Data<Chat>,
 ) -> Result<HttpResponse, ApiError> {
     let key = idempotency_key(&req)?;
-    let room = existing_room(&body.take("room"), &store.rooms).await?;
-    let sender = body.take("sender");
-    if sender.is_nullish() {
-        return Err(ApiError::InvalidField { field: "sender", problem: "is required" });
-    }
-    let sender = sender.to_id().map_err(|_| ApiError::InvalidField {
-        field: "sender",
-        problem: "must be an id of 24 hexadecimal digits",
-    })?;
-    let (content, echo) = (body.take("content"), body.take_echo("content"));
-    let content = required_text("content", &content)?;
-    if sender != user.0 && !config.legacy_trust {
-        return Err(ApiError::SenderMismatch);
-    }
-
-    let message = Message::new(room, sender, content);
-    let stored = store.messages.insert(message, key.as_ref().map(|key| (user.0, key))).await?;
-    let mut body = br#"{"message":"#.to_vec();
-    let echo = echo.filter(|_| !stored.replayed);
-    views::new_message(&mut body, &stored.message, echo.as_deref());
-    body.push(b'}');
-    let mut answer = json(StatusCode::CREATED, body);
-    if stored.replayed {
+    let sent = chat.send(Draft::take(&mut body), Some(user.0), key.as_ref()).await?;
+    let mut answer = json(StatusCode::CREATED, sent.to_json());
+    if sent.replayed {
         insert_exposed(&mut answer, REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(answer)
@@ -114,28 +93,6 @@ pub async fn send_message(
 
 /// Says that the key was used before, as other services with idempotency keys do.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-
-/// The original looks the room up first and casts it for the message afterwards. An array is a
-/// `$in` to the look-up and its elements joined by commas to the cast, so only one id passes both.
-async fn existing_room(value: &Js, rooms: &Rooms) -> Result<RoomId, ApiError> {
-    let invalid = |_| ApiError::InvalidField {
-        field: "room",
-        problem: "must be an id of 24 hexadecimal digits",
-    };
-    let wanted: Vec<RoomId> = match value {
-        Js::Undefined | Js::Null => Vec::new(),
-        Js::Array(elements) => elements
-            .iter()
-            .filter(|element| !element.is_nullish())
-            .map(|element| element.to_id().map_err(invalid))
-            .collect::<Result<_, _>>()?,
-        value => vec![value.to_id().map_err(invalid)?],
-    };
-    if wanted.is_empty() || !rooms.any_exists(&wanted).await? {
-        return Err(ApiError::RoomNotFound);
-    }
-    value.to_id().map_err(invalid)
-}
 
 fn idempotency_key(req: &HttpRequest) -> Result<Option<IdempotencyKey>, ApiError> {
     let Some(value) = req.headers().get("Idempotency-Key") else { return Ok(None) };
@@ -176,15 +133,6 @@ fn page(query: &str, mode: ErrorMode) -> Result<Option<Page>, ApiError> {
         return Ok(None);
     }
     Ok(Some(Page { limit: limit.unwrap_or(DEFAULT_LIMIT), before, after }))
-}
-
-impl From<SendError> for ApiError {
-    fn from(error: SendError) -> Self {
-        match error {
-            SendError::Conflict => Self::IdempotencyConflict,
-            SendError::Store(error) => error.into(),
-        }
-    }
 }
 
 #[cfg(test)]

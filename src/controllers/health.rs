@@ -8,6 +8,9 @@ use actix_web::web::Data;
 
 use super::json;
 use crate::models::Store;
+use crate::realtime::feed::Phase;
+use crate::realtime::worker::Worker;
+use crate::views;
 
 /// How long MongoDB may take to answer before this instance is called unready.
 const PING: Duration = Duration::from_secs(2);
@@ -17,15 +20,27 @@ pub async fn healthz() -> HttpResponse {
     json(StatusCode::OK, r#"{"status":"ok"}"#)
 }
 
-/// Answers 200 when requests can succeed, 503 with the reason when not.
-pub async fn readyz(store: Data<Store>) -> HttpResponse {
-    let reason = match tokio::time::timeout(PING, store.ping()).await {
-        Ok(Ok(())) => return json(StatusCode::OK, r#"{"status":"ready"}"#),
-        Ok(Err(_)) => "MongoDB cannot be reached",
-        Err(_) => "MongoDB does not answer",
-    };
-    json(
-        StatusCode::SERVICE_UNAVAILABLE,
-        format!(r#"{{"status":"unavailable","reason":"{reason}"}}"#),
-    )
+/// Answers 200 when requests can succeed and messages are delivered, 503 with the reason when not.
+pub async fn readyz(store: Data<Store>, worker: Data<Worker>) -> HttpResponse {
+    match readiness(&store, &worker).await {
+        Ok(Phase::Local) => json(StatusCode::OK, r#"{"status":"ready","realtime":"local"}"#),
+        Ok(_) => json(StatusCode::OK, r#"{"status":"ready","realtime":"cluster"}"#),
+        Err(reason) => {
+            let mut body = br#"{"status":"unavailable","reason":"#.to_vec();
+            views::push_string(&mut body, &reason);
+            body.push(b'}');
+            json(StatusCode::SERVICE_UNAVAILABLE, body)
+        }
+    }
+}
+
+async fn readiness(store: &Store, worker: &Worker) -> Result<Phase, String> {
+    if worker.process.is_draining() {
+        return Err("the server stops".to_owned());
+    }
+    match tokio::time::timeout(PING, store.ping()).await {
+        Ok(Ok(())) => worker.feed.live().map_err(|error| error.to_string()),
+        Ok(Err(_)) => Err("MongoDB cannot be reached".to_owned()),
+        Err(_) => Err("MongoDB does not answer".to_owned()),
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use bson::oid::ObjectId;
 use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
 use mongodb::{Collection, Cursor};
 
@@ -109,6 +110,9 @@ impl<'a> Message<'a> {
 /// How many documents a batch of a long history holds at most; the server ends one at 16 MiB too.
 const BATCH: u32 = 500;
 
+/// By how many seconds the clocks of senders and of the cluster may differ.
+const CLOCK_SLACK: u32 = 10;
+
 /// The collection `messages`.
 #[derive(Clone)]
 pub struct Messages {
@@ -182,6 +186,18 @@ impl Messages {
     pub async fn in_room(&self, room: RoomId) -> Result<Cursor<RawDocumentBuf>, StoreError> {
         let history = self.collection.find(doc! { "room": room.0 });
         Ok(history.sort(doc! { "_id": 1 }).batch_size(BATCH).await?)
+    }
+
+    /// Whether a room may have got a message at or after a time, in seconds since 1970. Ids are
+    /// made by the clocks of those who send, so messages of the last moments before count too.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn any_since(&self, room: RoomId, seconds: u32) -> Result<bool, StoreError> {
+        let [a, b, c, d] = seconds.saturating_sub(CLOCK_SLACK).to_be_bytes();
+        let since = ObjectId::from_bytes([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let found = self.collection.find_one(doc! { "room": room.0, "_id": { "$gte": since } });
+        Ok(found.projection(doc! { "_id": 1 }).await?.is_some())
     }
 
     /// One page of the history of a room, in `_id` order.

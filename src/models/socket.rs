@@ -38,7 +38,7 @@ pub struct SocketRecord {
 }
 
 /// The collection `sockets`: `{_id: pid, sid, user, owner, expires, rooms: {<id>: <position>}}`.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Sockets {
     pub(super) collection: Collection<Document>,
 }

@@ -68,6 +68,8 @@ pub enum Start {
     /// With what came after a position that it was given, which must not be ahead of the
     /// cluster. One that the ring no longer promises is answered by a `resync`.
     After(Position),
+    /// Live since a moment ago: with what came after this position of this hub.
+    From(Position),
     /// From now on, but it has missed something: a `resync` first.
     Resync,
 }
@@ -106,12 +108,18 @@ impl Member {
         self.base = self.base.or(standing.through).or(standing.live);
         match start {
             Start::After(since) if self.hub.ring().recovers(room, since) => {
-                self.recover(room, since)
+                self.take_up(room, since, true)
+            }
+            Start::From(since) if self.hub.ring().recovers(room, since) => {
+                self.take_up(room, since, false)
             }
             Start::Live => self.go_live(room),
-            Start::After(_) | Start::Resync => {
+            Start::After(_) | Start::From(_) | Start::Resync => {
                 let joined = self.go_live(room);
-                let had = if let Start::After(since) = start { since } else { Position::ZERO };
+                let had = match start {
+                    Start::After(since) | Start::From(since) => since,
+                    _ => Position::ZERO,
+                };
                 self.owe_resync(room, Some(had), joined.position);
                 joined
             }
@@ -196,10 +204,11 @@ impl Member {
         Some(Offset { base, exceptions })
     }
 
-    fn recover(&mut self, room: RoomId, since: Position) -> Joined {
+    /// Goes on after `since`, of which the client knows when it is `recovered`.
+    fn take_up(&mut self, room: RoomId, since: Position, recovered: bool) -> Joined {
         let first = self.hub.ring().first_after(room, since);
         let through = Some(since);
-        let place = |state| Place { recovered: true, through, owed: false, state };
+        let place = |state| Place { recovered, through, owed: false, state };
         if first < self.hub.cursor() {
             self.replays.insert((first, room));
             self.places.insert(room, place(State::Replayed(first)));
@@ -208,7 +217,7 @@ impl Member {
             self.places.insert(room, place(State::Live(0)));
             self.take_seat(room, through, through);
         }
-        Joined { position: Some(since), recovered: true }
+        Joined { position: Some(since), recovered }
     }
 
     fn go_live(&mut self, room: RoomId) -> Joined {

@@ -8,9 +8,13 @@ pub mod inbox;
 pub mod member;
 pub mod offset;
 pub mod position;
+pub mod recovery;
 pub mod ring;
+pub mod session;
 pub mod socket;
 pub mod stream;
+pub mod worker;
+pub mod ws;
 
 #[cfg(test)]
 mod model;

@@ -11,10 +11,11 @@ use crate::error::ApiError;
 use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
 use crate::middleware::express::express;
+use crate::realtime::ws;
 
 /// Every path that this server answers.
 pub fn configure(cfg: &mut ServiceConfig) {
-    cfg.service(rest());
+    cfg.service(resource("/ws").to(ws::connect)).service(rest());
 }
 
 /// What Express served: everything that is no socket.

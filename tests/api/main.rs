@@ -1,5 +1,11 @@
 //! The black-box tests: one binary, one private mongod, a database for each test.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "what a test does not expect is its failure"
+)]
+
 mod auth;
 mod golden;
 mod helpers;
@@ -8,3 +14,4 @@ mod mongod;
 mod odd_input;
 mod outage;
 mod pages;
+mod realtime;

@@ -41,13 +41,14 @@ async fn probe(session: Arc<Session>, mut socket: Socket) {
         result = probing => result == Ok(true),
         () = session.ended.cancelled() => false,
     };
-    let mut state = session.state();
-    state.probing = false;
-    if upgraded && state.end.is_none() {
-        state.transport = Transport::WebSocket;
-    }
-    let serves = state.transport == Transport::WebSocket && state.end.is_none();
-    drop(state);
+    let serves = {
+        let mut state = session.state();
+        state.probing = false;
+        if upgraded && state.end.is_none() {
+            state.transport = Transport::WebSocket;
+        }
+        state.transport == Transport::WebSocket && state.end.is_none()
+    };
     // Releases the poll that is still pending.
     session.changed.notify_waiters();
     if serves {

@@ -1,6 +1,7 @@
 //! What the tests share: real servers on free ports, and clients with verbs.
 
 pub mod mongod;
+pub mod socket;
 
 use std::net::SocketAddr;
 use std::time::Duration;

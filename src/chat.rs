@@ -1,0 +1,142 @@
+//! Sending a message: the one way, for REST and sockets alike.
+//!
+//! What is checked, in which order, and what is stored. Nobody is told of the message here: the
+//! feed delivers it, which on a standalone MongoDB has to be handed it.
+
+use std::sync::Arc;
+
+use crate::casts::{required_id, required_text};
+use crate::error::ApiError;
+use crate::js::{Fields, Js};
+use crate::models::message::SendError;
+use crate::models::{IdempotencyKey, Message, RoomId, Rooms, Store, UserId};
+use crate::realtime::feed::Feed;
+use crate::views;
+
+/// What sends.
+#[derive(Clone)]
+pub struct Chat {
+    store: Store,
+    feed: Arc<Feed>,
+    believes_senders: bool,
+}
+
+/// A message that a client wants to send, as it came.
+#[derive(Debug)]
+pub struct Draft {
+    room: Js,
+    sender: Js,
+    content: Js,
+    /// The JSON of the content where that differs from what is stored.
+    echo: Option<String>,
+}
+
+/// A message that is stored, and how its sender is told.
+#[derive(Debug)]
+pub struct Sent {
+    message: Message<'static>,
+    echo: Option<String>,
+    /// Whether an idempotency key was used before, so that this is the first one's message.
+    pub replayed: bool,
+}
+
+impl Draft {
+    /// Takes `room`, `sender` and `content` out of a request.
+    pub fn take(fields: &mut Fields) -> Self {
+        Self {
+            room: fields.take("room"),
+            sender: fields.take("sender"),
+            content: fields.take("content"),
+            echo: fields.take_echo("content"),
+        }
+    }
+
+    /// The same in the name of `user`, when it names no sender itself.
+    pub fn or_from(mut self, user: Option<UserId>) -> Self {
+        if let (true, Some(user)) = (self.sender.is_nullish(), user) {
+            self.sender = Js::String(user.to_string());
+        }
+        self
+    }
+
+    /// The length of the body in which REST would take it, in bytes, however it was escaped.
+    pub fn body_length(&self) -> usize {
+        const AROUND_CONTENT: usize = r#"{"room":"","sender":"","content":}"#.len() + 2 * 24;
+        let mut json = Vec::new();
+        if let Ok(text) = self.content.to_text() {
+            views::push_string(&mut json, &text);
+        }
+        AROUND_CONTENT + json.len()
+    }
+}
+
+impl Chat {
+    /// Sends through this store. `believes_senders` is `LEGACY_TRUST`.
+    pub fn new(store: Store, feed: Arc<Feed>, believes_senders: bool) -> Self {
+        Self { store, feed, believes_senders }
+    }
+
+    /// Stores a message of `user`; `None` is an anonymous socket of `LEGACY_TRUST`.
+    ///
+    /// # Errors
+    /// The room does not exist, a field is missing or cannot be cast, the sender is somebody else,
+    /// or the idempotency key belongs to another message.
+    pub async fn send(
+        &self,
+        draft: Draft,
+        user: Option<UserId>,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Sent, ApiError> {
+        let room = existing_room(&draft.room, &self.store.rooms).await?;
+        let sender: UserId = required_id("sender", &draft.sender)?;
+        let content = required_text("content", &draft.content)?;
+        if user != Some(sender) && !self.believes_senders {
+            return Err(ApiError::SenderMismatch);
+        }
+        let message = Message::new(room, sender, content.into_owned());
+        let key = key.map(|key| (user.unwrap_or(sender), key));
+        let stored = self.store.messages.insert(message, key).await?;
+        if !stored.replayed {
+            self.feed.publish_local(&stored.message);
+        }
+        let echo = draft.echo.filter(|_| !stored.replayed);
+        Ok(Sent { message: stored.message, echo, replayed: stored.replayed })
+    }
+}
+
+impl Sent {
+    /// `{"message":{…}}`: the body of REST's answer and the ack on sockets.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = br#"{"message":"#.to_vec();
+        views::new_message(&mut json, &self.message, self.echo.as_deref());
+        json.push(b'}');
+        json
+    }
+}
+
+/// The original looks the room up first and casts it for the message afterwards. An array is a
+/// `$in` to the look-up and its elements joined by commas to the cast, so only one id passes both.
+async fn existing_room(value: &Js, rooms: &Rooms) -> Result<RoomId, ApiError> {
+    let wanted: Vec<RoomId> = match value {
+        Js::Undefined | Js::Null => Vec::new(),
+        Js::Array(elements) => elements
+            .iter()
+            .filter(|element| !element.is_nullish())
+            .map(|element| required_id("room", element))
+            .collect::<Result<_, _>>()?,
+        value => vec![required_id("room", value)?],
+    };
+    if wanted.is_empty() || !rooms.any_exists(&wanted).await? {
+        return Err(ApiError::RoomNotFound);
+    }
+    required_id("room", value)
+}
+
+impl From<SendError> for ApiError {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Conflict => Self::IdempotencyConflict,
+            SendError::Store(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Connection state recovery: what a Socket.IO client finds again when it comes back.
+//!
+//! The client proves itself with the private id (`pid`) of its last session and its token, and
+//! says how far it got (`offset`). The rooms are in a record of the database, so any instance can
+//! go on, also when the one before was killed; the messages are in the ring of each instance.
+
+use std::cell::Cell;
+use std::time::{Duration, SystemTime};
+
+use bson::DateTime;
+
+use super::engine_io::random_id;
+use super::member::Start;
+use super::offset::Offset;
+use super::position::Position;
+use super::worker::Worker;
+use crate::auth::Claims;
+use crate::error::ApiError;
+use crate::models::{Owner, RoomId, SocketRecord, Sockets, StoreError, UserId};
+
+/// Keeps the record of one session while it lasts.
+#[derive(Debug)]
+pub struct Journal {
+    sockets: Sockets,
+    /// The private id.
+    pub pid: String,
+    /// The public id, which the client keeps when it comes back.
+    pub sid: String,
+    user: UserId,
+    owner: Owner,
+    /// How long after its token a session may still be come back to.
+    window: Duration,
+    expires: Cell<DateTime>,
+    /// Whether there is a record: a session without rooms needs none.
+    stored: Cell<bool>,
+}
+
+/// A session that goes on.
+#[derive(Debug)]
+pub struct Return {
+    /// Its record, which belongs to this connection now.
+    pub journal: Journal,
+    /// The rooms that it was in, and where each goes on.
+    pub rooms: Vec<(RoomId, Start)>,
+}
+
+impl Journal {
+    /// The journal of a new session.
+    pub fn new(worker: &Worker, claims: Claims) -> Self {
+        let window = worker.config.recovery_window;
+        Self {
+            sockets: worker.store.sockets.clone(),
+            pid: random_id(),
+            sid: random_id(),
+            user: claims.user,
+            owner: Owner { instance: worker.process.instance, generation: 0 },
+            window,
+            expires: Cell::new(expiry(claims, window)),
+            stored: Cell::new(false),
+        }
+    }
+
+    /// Writes down that the session is in a room, with what comes after a position.
+    ///
+    /// # Errors
+    /// The database failed, or the session was taken over.
+    pub async fn join(&self, room: RoomId, from: Position) -> Result<(), ApiError> {
+        if !self.stored.get() {
+            let record = SocketRecord {
+                pid: self.pid.clone(),
+                sid: self.sid.clone(),
+                user: self.user,
+                owner: self.owner,
+                rooms: vec![(room, from.to_string())],
+            };
+            match self.sockets.insert(&record, self.expires.get()).await {
+                Ok(()) => {
+                    self.stored.set(true);
+                    return Ok(());
+                }
+                // An earlier attempt got through although it was answered with an error.
+                Err(StoreError::Duplicate) => self.stored.set(true),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let joined = self.sockets.join(&self.pid, self.owner, room, &from.to_string()).await?;
+        self.still_ours(joined)
+    }
+
+    /// Writes down that the session left a room.
+    ///
+    /// # Errors
+    /// The database failed, or the session was taken over.
+    pub async fn leave(&self, room: RoomId) -> Result<(), ApiError> {
+        if !self.stored.get() {
+            return Ok(());
+        }
+        let left = self.sockets.leave(&self.pid, self.owner, room).await?;
+        self.still_ours(left)
+    }
+
+    /// Writes down that the session has a newer token.
+    ///
+    /// # Errors
+    /// The database failed, or the session was taken over.
+    pub async fn extend(&self, claims: Claims) -> Result<(), ApiError> {
+        self.expires.set(expiry(claims, self.window));
+        if !self.stored.get() {
+            return Ok(());
+        }
+        let kept = self.sockets.keep_until(&self.pid, self.owner, self.expires.get()).await?;
+        self.still_ours(kept)
+    }
+
+    /// Removes the record: the client said goodbye.
+    pub async fn remove(&self) {
+        if self.stored.get()
+            && let Err(error) = self.sockets.remove(&self.pid, self.owner).await
+        {
+            log::debug!("The record of a socket was not removed and will expire: {error}");
+        }
+    }
+
+    fn still_ours(&self, ours: bool) -> Result<(), ApiError> {
+        // The connection that took it over also ends this one.
+        if ours { Ok(()) } else { Err(ApiError::Unavailable("the session moved".to_owned())) }
+    }
+}
+
+impl Worker {
+    /// Whether sessions can be come back to at all.
+    pub fn recovers(&self) -> bool {
+        !self.config.recovery_window.is_zero() && self.hub.standing().live.is_some()
+    }
+
+    /// Takes a session over for a client that comes back. `None` when it is unknown, another
+    /// user's, or something that it missed is gone: then the client begins anew.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn take_over(
+        &self,
+        pid: &str,
+        offset: Option<&str>,
+        claims: Claims,
+    ) -> Result<Option<Return>, ApiError> {
+        let window = self.config.recovery_window;
+        let expires = expiry(claims, window);
+        let offset = match offset.map(str::parse::<Offset>) {
+            Some(Ok(offset)) => Some(offset),
+            Some(Err(_)) => return Ok(None),
+            None => None,
+        };
+        let sockets = &self.store.sockets;
+        let claimed = sockets.claim(pid, claims.user, self.process.instance, expires).await?;
+        let Some(record) = claimed else { return Ok(None) };
+        self.process.take_over(pid);
+        let journal = Journal {
+            sockets: sockets.clone(),
+            pid: record.pid,
+            sid: record.sid,
+            user: record.user,
+            owner: record.owner,
+            window,
+            expires: Cell::new(expires),
+            stored: Cell::new(true),
+        };
+        let mut rooms = Vec::with_capacity(record.rooms.len());
+        for (room, joined) in record.rooms {
+            let Ok(joined) = joined.parse::<Position>() else { return Ok(None) };
+            let since = offset.as_ref().map_or(joined, |offset| offset.of(room).max(joined));
+            let start = self.start_after(room, since).await?;
+            match start {
+                Start::After(since) if self.hub.ring().recovers(room, since) => {
+                    rooms.push((room, start));
+                }
+                _ => {
+                    journal.remove().await;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(Return { journal, rooms }))
+    }
+}
+
+/// Until when a session can be come back to. The client needs a valid token all the same.
+fn expiry(claims: Claims, window: Duration) -> DateTime {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(claims.expires) + window;
+    DateTime::from_system_time(at)
+}

@@ -1,0 +1,440 @@
+//! One client's conversation, whatever its wire: join, leave, send, authenticate, receive.
+//!
+//! A wire hands requests in ([`Session::request`]) and writes what comes out
+//! ([`Session::next`]). Requests are done one at a time, in the order in which they came, while
+//! events go on being given; a request that is not done within the deadline since it came is
+//! answered as such. Each request asks the database first and then takes effect in one step with
+//! its answer, so that the ack of a join precedes the first event that it brings. Nothing here
+//! knows a frame or a packet.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use actix_web::web::Data;
+use bytestring::ByteString;
+use futures::future::{FutureExt, LocalBoxFuture};
+use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use super::event::{Delivery, Wire};
+use super::feed::Phase;
+use super::member::{Member, Start};
+use super::offset::Offset;
+use super::position::Position;
+use super::recovery::Journal;
+use super::worker::{Place, Worker};
+use crate::auth::Claims;
+use crate::casts::required_id;
+use crate::chat::Draft;
+use crate::error::ApiError;
+use crate::js::{Fields, Js};
+use crate::middleware::body::MAX_BODY;
+use crate::middleware::deadline::DEADLINE;
+use crate::models::{IdempotencyKey, RoomId, UserId};
+
+/// How many requests may wait; a wire reads no more then.
+const MAX_WAITING: usize = 64;
+
+/// How long a join waits for the ring to be filled. Within the deadline of a request, which would
+/// answer with an error instead.
+const FILL: Duration = Duration::from_secs(4);
+
+/// See the [module](self). `T` is how the wire knows whom to answer.
+pub struct Session<T> {
+    worker: Data<Worker>,
+    user: Option<UserId>,
+    member: Member,
+    journal: Option<Rc<Journal>>,
+    doing: Option<Doing<T>>,
+    waiting: VecDeque<(Request, T)>,
+    told_to_end: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    ending: Option<(Pin<Box<Sleep>>, End)>,
+    // Given back at the very end.
+    _place: Place,
+}
+
+/// What a client may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Be given the messages of a room.
+    JoinRoom,
+    /// No longer.
+    LeaveRoom,
+    /// Store a message.
+    SendMessage,
+    /// Go on with a newer token.
+    Authenticate,
+}
+
+/// A request as it came.
+#[derive(Debug)]
+pub struct Request {
+    verb: Verb,
+    /// JSON.
+    data: ByteString,
+    deadline: Instant,
+}
+
+/// What a wire is to write, or to do.
+pub enum Output<T> {
+    /// The answer to a request.
+    Answer(Answer<T>),
+    /// An event of a room.
+    Event(Rc<Delivery>),
+    /// The session is over.
+    End(End),
+}
+
+/// The answer to a request.
+pub struct Answer<T> {
+    /// Whom to answer.
+    pub to: T,
+    /// What it had asked for.
+    pub verb: Verb,
+    /// JSON, or why it was refused.
+    pub result: Result<String, ApiError>,
+}
+
+/// Why a session is ended from this side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum End {
+    /// Its token expired.
+    #[error("the token expired")]
+    Expired,
+    /// Its client does not read.
+    #[error("too slow")]
+    TooSlow,
+    /// Its client came back by another connection.
+    #[error("taken over by another connection")]
+    TakenOver,
+    /// The server stops.
+    #[error("the server stops")]
+    Draining,
+}
+
+struct Doing<T> {
+    to: T,
+    verb: Verb,
+    future: LocalBoxFuture<'static, Result<Done, ApiError>>,
+}
+
+/// A request that the database has answered, about to take effect.
+enum Done {
+    Join { room: RoomId, start: Start, since: Option<Position> },
+    Leave(RoomId),
+    Sent(Vec<u8>),
+    Extended(Claims),
+}
+
+impl Verb {
+    /// The event's name on every wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::JoinRoom => "joinRoom",
+            Self::LeaveRoom => "leaveRoom",
+            Self::SendMessage => "sendMessage",
+            Self::Authenticate => "authenticate",
+        }
+    }
+
+    /// The verb of an event's name.
+    pub fn of(name: &str) -> Option<Self> {
+        [Self::JoinRoom, Self::LeaveRoom, Self::SendMessage, Self::Authenticate]
+            .into_iter()
+            .find(|verb| verb.name() == name)
+    }
+}
+
+impl Request {
+    /// A request that came just now; `data` is JSON, or empty when there was none.
+    pub fn new(verb: Verb, data: ByteString) -> Self {
+        Self { verb, data, deadline: Instant::now() + DEADLINE }
+    }
+}
+
+impl<T> Session<T> {
+    /// A session of this user until the token expires; `None` is an anonymous one, which only
+    /// `LEGACY_TRUST` lets in.
+    pub fn new(worker: Data<Worker>, place: Place, claims: Option<Claims>) -> Self {
+        let member = worker.hub.enter();
+        Self {
+            worker,
+            user: claims.map(|claims| claims.user),
+            member,
+            journal: None,
+            doing: None,
+            waiting: VecDeque::new(),
+            told_to_end: Some(Box::pin(place.end.clone().cancelled_owned())),
+            ending: claims.map(|claims| (Box::pin(sleep_until(expiry(claims))), End::Expired)),
+            _place: place,
+        }
+    }
+
+    /// Makes it a session that its client can come back to.
+    pub fn keep_journal(&mut self, journal: Rc<Journal>) {
+        self.journal = Some(journal);
+    }
+
+    /// Enters rooms that an earlier connection of this client was in; what was missed there is
+    /// given first.
+    pub fn enter(&mut self, rooms: impl IntoIterator<Item = (RoomId, Start)>) {
+        for (room, start) in rooms {
+            self.member.join(room, start);
+        }
+    }
+
+    /// Whether nobody in particular is at the other end.
+    pub fn is_anonymous(&self) -> bool {
+        self.user.is_none()
+    }
+
+    /// Whether one more request can be handed in.
+    pub fn has_room(&self) -> bool {
+        self.waiting.len() < MAX_WAITING
+    }
+
+    /// Hands a request in, which is answered in its turn. Not to be called without
+    /// [room](Self::has_room).
+    pub fn request(&mut self, request: Request, to: T) {
+        self.waiting.push_back((request, to));
+    }
+
+    /// What the wire is to do next. Cancel-safe.
+    pub async fn next(&mut self) -> Output<T> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The frame of an event that was just given.
+    pub fn frame(&self, delivery: &Delivery, wire: Wire) -> ByteString {
+        self.member.frame(delivery, wire)
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Output<T>> {
+        if let Some(end) = self.poll_end(context) {
+            return Poll::Ready(Output::End(end));
+        }
+        if self.doing.is_none()
+            && let Some((request, to)) = self.waiting.pop_front()
+        {
+            self.begin(request, to);
+        }
+        if let Some(doing) = &mut self.doing
+            && let Poll::Ready(result) = doing.future.as_mut().poll(context)
+            && let Some(Doing { to, verb, .. }) = self.doing.take()
+        {
+            let result = result.map(|done| self.finish(done));
+            return Poll::Ready(Output::Answer(Answer { to, verb, result }));
+        }
+        match self.member.poll_next(context) {
+            Poll::Ready(Ok(delivery)) => Poll::Ready(Output::Event(delivery)),
+            Poll::Ready(Err(_)) => Poll::Ready(Output::End(End::TooSlow)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Option<End> {
+        if let Some(told) = &mut self.told_to_end
+            && told.as_mut().poll(context).is_ready()
+        {
+            self.told_to_end = None;
+            if !self.worker.process.is_draining() {
+                return Some(End::TakenOver);
+            }
+            let at = Instant::now() + self.worker.process.time_left();
+            self.ending = Some((Box::pin(sleep_until(at)), End::Draining));
+        }
+        let (sleep, end) = self.ending.as_mut()?;
+        sleep.as_mut().poll(context).is_ready().then_some(*end)
+    }
+
+    /// Starts a request. What needs no database takes effect at the next poll all the same, so
+    /// that there is one order.
+    fn begin(&mut self, Request { verb, data, deadline }: Request, to: T) {
+        let work = match verb {
+            Verb::JoinRoom => self.join(&data),
+            Verb::LeaveRoom => self.leave(&data),
+            Verb::SendMessage => self.send(&data),
+            Verb::Authenticate => self.authenticate(&data),
+        };
+        let work = async move {
+            let late = || ApiError::Unavailable("no answer within the deadline".to_owned());
+            timeout_at(deadline, work).await.unwrap_or_else(|_| Err(late()))
+        };
+        self.doing = Some(Doing { to, verb, future: work.boxed_local() });
+    }
+
+    fn finish(&mut self, done: Done) -> String {
+        match done {
+            Done::Join { room, start, since } => {
+                let joined = self.member.join(room, start);
+                let position = since.filter(|_| joined.recovered).or(joined.position);
+                let position = position.map_or("null".into(), |at| format!("\"{at}\""));
+                let recovered = joined.recovered;
+                format!(r#"{{"room":"{room}","position":{position},"recovered":{recovered}}}"#)
+            }
+            Done::Leave(room) => format!(r#"{{"room":"{room}"}}"#),
+            Done::Sent(json) => String::from_utf8(json).expect("views write UTF-8"),
+            Done::Extended(claims) => {
+                self.user = Some(claims.user);
+                self.ending = Some((Box::pin(sleep_until(expiry(claims))), End::Expired));
+                format!(r#"{{"expires":{}}}"#, claims.expires)
+            }
+        }
+    }
+
+    fn join(&mut self, data: &str) -> LocalBoxFuture<'static, Result<Done, ApiError>> {
+        let (room, since) = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
+            Some(Ok(mut fields)) => (fields.take("room"), fields.take("since")),
+            _ => (value(data), Js::Undefined),
+        };
+        let room = match required_id("room", &room) {
+            Ok(room) => room,
+            Err(error) => return refused(error),
+        };
+        if self.member.is_in(room) {
+            let done = Done::Join { room, start: Start::Live, since: None };
+            return futures::future::ready(Ok(done)).boxed_local();
+        }
+        let (worker, journal) = (self.worker.clone(), self.journal.clone());
+        async move {
+            worker.feed.started().await;
+            if !worker.store.rooms.exists(room).await? {
+                return Err(ApiError::RoomNotFound);
+            }
+            let since = match since {
+                Js::Undefined | Js::Null => None,
+                Js::String(text) => Some(text.parse().ok().map(|offset: Offset| offset.of(room))),
+                _ => Some(None),
+            };
+            let mut start = match since {
+                None => Start::Live,
+                Some(None) => Start::Resync,
+                Some(Some(since)) => worker.start_after(room, since).await?,
+            };
+            if let (Some(journal), Some(live)) = (journal, worker.hub.standing().live) {
+                let from = match start {
+                    Start::After(since) => since,
+                    _ => live,
+                };
+                journal.join(room, from).await?;
+                if start == Start::Live {
+                    // The record says from where; in the meantime there may have been messages.
+                    start = Start::From(live);
+                }
+            }
+            Ok(Done::Join { room, start, since: since.flatten() })
+        }
+        .boxed_local()
+    }
+
+    fn leave(&mut self, data: &str) -> LocalBoxFuture<'static, Result<Done, ApiError>> {
+        let room = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
+            Some(Ok(mut fields)) => fields.take("room"),
+            _ => value(data),
+        };
+        let room = match required_id("room", &room) {
+            Ok(room) => room,
+            Err(error) => return refused(error),
+        };
+        let was_in = self.member.is_in(room);
+        self.member.leave(room);
+        let journal = self.journal.clone().filter(|_| was_in);
+        async move {
+            if let Some(journal) = journal {
+                journal.leave(room).await?;
+            }
+            Ok(Done::Leave(room))
+        }
+        .boxed_local()
+    }
+
+    fn send(&mut self, data: &str) -> LocalBoxFuture<'static, Result<Done, ApiError>> {
+        // Anything but an object has no fields: the room is missing then.
+        let mut fields = Fields::from_json(data).unwrap_or_default();
+        let key = match fields.take("clientId") {
+            Js::Undefined | Js::Null => None,
+            id => match id.to_text().ok().and_then(|id| IdempotencyKey::new(&id)) {
+                Some(key) => Some(key),
+                None => {
+                    let problem = "must be a string of 1 to 255 bytes";
+                    return refused(ApiError::InvalidField { field: "clientId", problem });
+                }
+            },
+        };
+        let (worker, user) = (self.worker.clone(), self.user);
+        let draft = Draft::take(&mut fields).or_from(user);
+        if draft.body_length() > MAX_BODY {
+            return refused(ApiError::BodyTooLarge);
+        }
+        async move {
+            let sent = worker.chat.send(draft, user, key.as_ref()).await?;
+            Ok(Done::Sent(sent.to_json()))
+        }
+        .boxed_local()
+    }
+
+    fn authenticate(&mut self, data: &str) -> LocalBoxFuture<'static, Result<Done, ApiError>> {
+        let token = Fields::from_json(data).unwrap_or_default().take("token");
+        let claims = match token {
+            Js::String(token) => self.worker.tokens.verify(&token),
+            _ => return refused(ApiError::TokenMissing),
+        };
+        let claims = match claims {
+            Ok(claims) if self.user.is_none_or(|user| user == claims.user) => claims,
+            Ok(_) => return refused(ApiError::TokenInvalid("of another user")),
+            Err(error) => return refused(ApiError::TokenInvalid(error.reason())),
+        };
+        let journal = self.journal.clone();
+        async move {
+            if let Some(journal) = journal {
+                journal.extend(claims).await?;
+            }
+            Ok(Done::Extended(claims))
+        }
+        .boxed_local()
+    }
+}
+
+impl Worker {
+    /// Where a client begins in a room that has had everything up to `since`.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn start_after(&self, room: RoomId, since: Position) -> Result<Start, ApiError> {
+        if timeout(FILL, self.feed.filled()).await.is_err() || self.feed.phase() == Phase::Local {
+            return Ok(Start::Resync);
+        }
+        let ahead = self.hub.standing().through.is_none_or(|through| since > through);
+        if ahead && !self.feed.cluster_reached(since).await {
+            return Ok(Start::Resync);
+        }
+        let ring = self.hub.ring();
+        if let Some(beginning) = ring.beginning(room)
+            && since < beginning
+            && !self.store.messages.any_since(room, since.seconds()).await?
+        {
+            // Older than anything that this process remembers, but nothing was missed.
+            return Ok(Start::After(beginning));
+        }
+        Ok(Start::After(since))
+    }
+}
+
+/// When a token expires, on the clock of timers.
+fn expiry(claims: Claims) -> Instant {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(claims.expires);
+    Instant::now() + at.duration_since(SystemTime::now()).unwrap_or_default()
+}
+
+fn refused(error: ApiError) -> LocalBoxFuture<'static, Result<Done, ApiError>> {
+    futures::future::ready(Err(error)).boxed_local()
+}
+
+/// A JSON value; what is none counts as missing.
+fn value(json: &str) -> Js {
+    serde_json::from_str(json).unwrap_or_default()
+}

@@ -1,0 +1,222 @@
+//! What the sessions of one worker share, and what all workers of the process know together.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use actix_web::web::Data;
+use bson::oid::ObjectId;
+use tokio_util::sync::CancellationToken;
+
+use super::feed::Feed;
+use super::hub::Hub;
+use super::inbox::Bounds;
+use crate::auth::Tokens;
+use crate::chat::Chat;
+use crate::config::Config;
+use crate::models::Store;
+
+/// What may wait for one session: enough for a burst, little enough that thousands of clients
+/// that do not read are no danger.
+pub const INBOX: Bounds = Bounds { events: 1_024, bytes: 1 << 20 };
+
+/// How often sessions without a token are logged at most.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// How long after one another sessions are ended by a drain, as long as there is time: so many
+/// clients do not come back elsewhere in one instant.
+const DRAIN_PACE: Duration = Duration::from_millis(1);
+
+/// How often the records of other instances are looked through for sessions that moved there.
+const SWEEP: Duration = Duration::from_secs(10);
+/// How many records one query of a sweep names.
+const SWEEP_AT_ONCE: usize = 1_000;
+
+/// The parts that a session uses: one for each worker.
+pub struct Worker {
+    /// The database, over the connections of this worker.
+    pub store: Store,
+    /// Sends messages into it.
+    pub chat: Chat,
+    /// The rooms of this worker.
+    pub hub: Hub,
+    /// What fills them.
+    pub feed: Arc<Feed>,
+    /// Verifies tokens.
+    pub tokens: Data<Tokens>,
+    /// The configuration.
+    pub config: Data<Config>,
+    /// What all workers share.
+    pub process: Arc<Process>,
+}
+
+/// The process as sessions see it.
+#[derive(Debug)]
+pub struct Process {
+    /// Names this process in the records of sockets.
+    pub instance: ObjectId,
+    max_sessions: usize,
+    sessions: AtomicUsize,
+    drain: CancellationToken,
+    /// Over how many milliseconds a drain is spread.
+    drain_spread: AtomicU64,
+    /// The sessions that a client may come back for, by their private ids.
+    returnable: Mutex<HashMap<String, CancellationToken>>,
+    warned: Mutex<Option<Instant>>,
+}
+
+/// A session's place among those that the process allows. Dropping it makes room for another.
+#[derive(Debug)]
+pub struct Place {
+    process: Arc<Process>,
+    /// Cancelled when the session must end: another connection took it over, or a drain began.
+    pub end: CancellationToken,
+    pid: Option<String>,
+}
+
+impl Process {
+    /// A process without sessions that allows `max_sessions`.
+    pub fn new(max_sessions: usize) -> Self {
+        Self {
+            instance: ObjectId::new(),
+            max_sessions,
+            sessions: AtomicUsize::new(0),
+            drain: CancellationToken::new(),
+            drain_spread: AtomicU64::new(0),
+            returnable: Mutex::default(),
+            warned: Mutex::default(),
+        }
+    }
+
+    /// A place for one more session; `None` when there are too many, or the process stops.
+    pub fn enter(self: &Arc<Self>) -> Option<Place> {
+        if self.is_draining() {
+            return None;
+        }
+        let taken = self.sessions.fetch_add(1, Ordering::Relaxed);
+        // Made at once, so that it gives the place back also when there was none.
+        let place = Place { process: Arc::clone(self), end: self.drain.child_token(), pid: None };
+        (taken < self.max_sessions).then_some(place)
+    }
+
+    /// How many sessions there are.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Whether sessions are being ended, and no more are let in.
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
+    /// Ends all sessions within `most`, each at a moment of its own, and waits until they are
+    /// gone.
+    pub async fn drain(&self, most: Duration) {
+        let sessions = u32::try_from(self.sessions()).unwrap_or(u32::MAX);
+        let spread = DRAIN_PACE.saturating_mul(sessions).min(most / 2);
+        let millis = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
+        self.drain_spread.store(millis, Ordering::Relaxed);
+        self.drain.cancel();
+        let deadline = tokio::time::Instant::now() + most;
+        while self.sessions() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// How long a session may go on while the process drains.
+    pub fn time_left(&self) -> Duration {
+        let spread = self.drain_spread.load(Ordering::Relaxed);
+        let mut random = [0; 8];
+        // Without randomness all end at once, which is allowed.
+        let _ = getrandom::fill(&mut random);
+        Duration::from_millis(u64::from_ne_bytes(random) % spread.max(1))
+    }
+
+    /// Ends the session of this process that a client came back for, if it is here.
+    pub fn take_over(&self, pid: &str) {
+        if let Some(end) = self.returnable().remove(pid) {
+            end.cancel();
+        }
+    }
+
+    /// Ends sessions that moved to other instances, for ever. To be spawned once.
+    pub async fn sweep(self: Arc<Self>, store: Store) {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            let pids: Vec<String> = self.returnable().keys().cloned().collect();
+            for pids in pids.chunks(SWEEP_AT_ONCE) {
+                match store.sockets.taken_over(pids, self.instance).await {
+                    Ok(taken) => taken.iter().for_each(|pid| self.take_over(pid)),
+                    Err(error) => log::debug!("The records of sockets were not read: {error}"),
+                }
+            }
+        }
+    }
+
+    /// Says, once a minute at most, what a front end without a token needs.
+    pub fn warn_of_missing_token(&self) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            *warned = Some(Instant::now());
+            log::warn!(
+                "A socket without a token was refused. Its front end needs `auth: {{ token }}` in \
+                 its io() call; LEGACY_TRUST=true lets it in as the Node server did"
+            );
+        }
+    }
+
+    fn returnable(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.returnable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Makes the session one that a client may come back for with this private id.
+    pub fn make_returnable(&mut self, pid: &str) {
+        self.pid = Some(pid.to_owned());
+        self.process.returnable().insert(pid.to_owned(), self.end.clone());
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.process.sessions.fetch_sub(1, Ordering::Relaxed);
+        // Whoever took the session over has a cancelled token replaced by a living one.
+        if let Some(pid) = &self.pid
+            && !self.end.is_cancelled()
+        {
+            self.process.returnable().remove(pid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_bounded_and_given_back() {
+        let process = Arc::new(Process::new(2));
+        let places: Vec<_> = (0..3).map(|_| process.enter()).collect();
+        assert_eq!(places.iter().filter(|place| place.is_some()).count(), 2);
+        assert_eq!(process.sessions(), 2);
+        drop(places);
+        assert_eq!(process.sessions(), 0);
+        assert!(process.enter().is_some());
+    }
+
+    #[test]
+    fn who_takes_over_ends_the_other_and_stays() {
+        let process = Arc::new(Process::new(9));
+        let mut old = process.enter().unwrap();
+        old.make_returnable("pid");
+        process.take_over("pid");
+        let mut new = process.enter().unwrap();
+        new.make_returnable("pid");
+        assert!(old.end.is_cancelled() && !new.end.is_cancelled());
+        drop(old);
+        process.take_over("pid");
+        assert!(new.end.is_cancelled());
+    }
+}

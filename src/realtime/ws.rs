@@ -1,0 +1,289 @@
+//! `/ws`: the plain wire, JSON frames on a WebSocket.
+//!
+//! A client sends `{"event","data","id"?}`, is answered `{"ack":<id>,"data":…}` and is pushed
+//! `{"event","data","position"?}`. This file turns frames into requests and outputs into frames,
+//! and keeps the connection alive; what they mean is the [session](super::session)'s.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderMap};
+use actix_web::web::{Data, Payload, Query};
+use actix_web::{HttpRequest, HttpResponse};
+use bytestring::ByteString;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::event::Wire;
+use super::session::{Answer, End, Output, Request, Session, Verb};
+use super::socket::{CloseCode, Frame, Gone, Message, Socket};
+use super::worker::{Place, Worker};
+use crate::auth::Claims;
+use crate::error::ApiError;
+use crate::middleware::auth::authenticate;
+
+/// The longest frame, in bytes.
+const MAX_FRAME: usize = 128 * 1024;
+/// How long a client without a token may take to authenticate.
+const AUTHENTICATE: Duration = Duration::from_secs(10);
+/// Between two pings.
+const PING: Duration = Duration::from_secs(25);
+/// A client that was silent for so long is gone.
+const IDLE: Duration = Duration::from_secs(45);
+
+/// No token, an invalid one, or one that expired.
+const TOKEN_REFUSED: CloseCode = CloseCode::Other(4401);
+
+/// Serves one WebSocket.
+pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -> HttpResponse {
+    let origin = req.headers().get(header::ORIGIN);
+    let allowed = origin
+        .is_none_or(|origin| origin.to_str().is_ok_and(|origin| worker.config.cors.allows(origin)));
+    if !allowed {
+        return HttpResponse::Forbidden().finish();
+    }
+    let token = token(&worker, req.headers(), req.query_string());
+    let (answer, socket) = match Socket::accept(&req, payload, MAX_FRAME) {
+        Ok(accepted) => accepted,
+        Err(_) => {
+            return HttpResponse::build(StatusCode::UPGRADE_REQUIRED)
+                .insert_header((header::UPGRADE, "websocket"))
+                .finish();
+        }
+    };
+    let Some(place) = worker.process.enter() else {
+        return HttpResponse::ServiceUnavailable()
+            .insert_header((header::RETRY_AFTER, "1"))
+            .finish();
+    };
+    actix_web::rt::spawn(serve(worker, place, socket, token));
+    answer
+}
+
+/// The token of the upgrade: of the header, else of the query.
+fn token(worker: &Worker, headers: &HeaderMap, query: &str) -> Result<Claims, ApiError> {
+    #[derive(Deserialize)]
+    struct Parameters {
+        token: Option<String>,
+    }
+
+    if headers.contains_key(header::AUTHORIZATION) {
+        return authenticate(&worker.tokens, headers);
+    }
+    let parameters = Query::<Parameters>::from_query(query);
+    let token = parameters.ok().and_then(|parameters| parameters.into_inner().token);
+    let token = token.filter(|token| !token.is_empty()).ok_or(ApiError::TokenMissing)?;
+    worker.tokens.verify(&token).map_err(|error| ApiError::TokenInvalid(error.reason()))
+}
+
+async fn serve(
+    worker: Data<Worker>,
+    place: Place,
+    mut socket: Socket,
+    token: Result<Claims, ApiError>,
+) {
+    let claims = match token {
+        Ok(claims) => Some(claims),
+        Err(ApiError::TokenMissing) if worker.config.legacy_trust => None,
+        Err(ApiError::TokenMissing) => {
+            let first = timeout(AUTHENTICATE, first_frame(&worker, &mut socket));
+            match first.await.unwrap_or(Err(ApiError::TokenMissing)) {
+                Ok(claims) => Some(claims),
+                Err(error) => {
+                    worker.process.warn_of_missing_token();
+                    return refuse(&worker, socket, &error).await;
+                }
+            }
+        }
+        // Browsers cannot see an HTTP status, so the upgrade is accepted and then closed.
+        Err(error) => return refuse(&worker, socket, &error).await,
+    };
+    let mut session = Session::new(worker.clone(), place, claims);
+    let (code, reason) = match converse(&worker, &mut session, &mut socket).await {
+        Closing::With(code, reason) => (code, reason),
+        Closing::Gone => return,
+    };
+    // Its places and its inbox must not wait for the client to read the close.
+    drop(session);
+    socket.close(code, &reason).await;
+}
+
+/// The token that a client sends before anything else; its answer is written here.
+async fn first_frame(worker: &Worker, socket: &mut Socket) -> Result<Claims, ApiError> {
+    #[derive(Deserialize)]
+    struct Token {
+        token: String,
+    }
+
+    loop {
+        let text = match socket.recv().await {
+            Ok(Message::Text(text)) => text,
+            Ok(Message::Alive) => continue,
+            Ok(Message::Binary(_)) | Err(_) => return Err(ApiError::TokenMissing),
+        };
+        let Ok(frame) = serde_json::from_str::<ClientFrame<'_>>(&text) else {
+            return Err(ApiError::TokenMissing);
+        };
+        if frame.event != Verb::Authenticate.name() {
+            return Err(ApiError::TokenMissing);
+        }
+        let token = frame.data.map(|data| serde_json::from_str::<Token>(data.get()));
+        let Some(Ok(Token { token })) = token else { return Err(ApiError::TokenMissing) };
+        let claims = worker.tokens.verify(&token);
+        let claims = claims.map_err(|error| ApiError::TokenInvalid(error.reason()))?;
+        if let Some(id) = frame.id {
+            let answer = format!(r#"{{"ack":{id},"data":{{"expires":{}}}}}"#, claims.expires);
+            let _ = socket.send(Frame::Text(answer.into())).await;
+        }
+        return Ok(claims);
+    }
+}
+
+async fn refuse(worker: &Worker, socket: Socket, error: &ApiError) {
+    let (text, _) = error.sentence(worker.config.errors);
+    socket.close(TOKEN_REFUSED, &text).await;
+}
+
+/// How a connection ends.
+enum Closing {
+    With(CloseCode, String),
+    /// There is nobody to tell.
+    Gone,
+}
+
+impl From<Gone> for Closing {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+async fn converse(
+    worker: &Worker,
+    session: &mut Session<Option<Box<RawValue>>>,
+    socket: &mut Socket,
+) -> Closing {
+    match try_converse(worker, session, socket).await {
+        Ok(never) => match never {},
+        Err(closing) => closing,
+    }
+}
+
+async fn try_converse(
+    worker: &Worker,
+    session: &mut Session<Option<Box<RawValue>>>,
+    socket: &mut Socket,
+) -> Result<std::convert::Infallible, Closing> {
+    let mut heard = Instant::now();
+    let mut ping_due = heard + PING;
+    let mut timer = pin!(sleep_until(ping_due));
+    loop {
+        tokio::select! {
+            output = session.next() => {
+                let frame = match output {
+                    Output::Event(delivery) => Some(session.frame(&delivery, Wire::Plain)),
+                    Output::Answer(answer) => answer_frame(worker, answer),
+                    Output::End(end) => return Err(closing(end)),
+                };
+                if let Some(frame) = frame {
+                    socket.send(Frame::Text(frame)).await?;
+                }
+            }
+            received = socket.recv(), if session.has_room() => {
+                heard = Instant::now();
+                match received {
+                    Ok(Message::Text(text)) => {
+                        if let Err(error) = request(session, &text) {
+                            let frame = error_frame(worker, &error, "null");
+                            socket.send(Frame::Text(frame)).await?;
+                        }
+                    }
+                    Ok(Message::Alive) => {}
+                    Ok(Message::Binary(_)) => {
+                        let reason = "only text is understood".to_owned();
+                        return Err(Closing::With(CloseCode::Unsupported, reason));
+                    }
+                    Err(closed) => {
+                        let code = closed.code().ok_or(Closing::Gone)?;
+                        return Err(Closing::With(code, closed.to_string()));
+                    }
+                }
+            }
+            () = timer.as_mut() => {
+                let now = Instant::now();
+                if now >= heard + IDLE {
+                    let reason = "nothing heard from the client".to_owned();
+                    return Err(Closing::With(CloseCode::Policy, reason));
+                }
+                if now >= ping_due {
+                    socket.send(Frame::Ping).await?;
+                    ping_due = now + PING;
+                }
+                timer.as_mut().reset(ping_due.min(heard + IDLE));
+            }
+        }
+    }
+}
+
+/// What a client sends.
+#[derive(Deserialize)]
+struct ClientFrame<'a> {
+    event: String,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+    #[serde(default)]
+    id: Option<Box<RawValue>>,
+}
+
+/// The longest `id`, which is sent back as it came.
+const MAX_ID: usize = 256;
+
+fn request(
+    session: &mut Session<Option<Box<RawValue>>>,
+    text: &ByteString,
+) -> Result<(), ApiError> {
+    let frame: ClientFrame<'_> = serde_json::from_str(text)
+        .map_err(|_| ApiError::MalformedBody("not {\"event\":…,\"data\":…,\"id\":…}"))?;
+    if frame.id.as_ref().is_some_and(|id| id.get().len() > MAX_ID) {
+        return Err(ApiError::InvalidField { field: "id", problem: "is too long" });
+    }
+    let verb = Verb::of(&frame.event)
+        .ok_or(ApiError::InvalidField { field: "event", problem: "is unknown" })?;
+    let data = frame.data.map(|data| text.slice_ref(data.get())).unwrap_or_default();
+    session.request(Request::new(verb, data), frame.id);
+    Ok(())
+}
+
+/// The frame of an answer; who gave no `id` is told of errors only.
+fn answer_frame(worker: &Worker, answer: Answer<Option<Box<RawValue>>>) -> Option<ByteString> {
+    let Answer { to, verb, result } = answer;
+    let json = match (&to, result) {
+        (_, Ok(json)) => json,
+        (None, Err(error)) => {
+            error.log(&verb.name());
+            return Some(error_frame(worker, &error, &format!("\"{}\"", verb.name())));
+        }
+        (Some(_), Err(error)) => {
+            error.log(&verb.name());
+            error.to_json(worker.config.errors, None)
+        }
+    };
+    to.map(|id| format!(r#"{{"ack":{id},"data":{json}}}"#).into())
+}
+
+/// The push for a request that asked for no answer, or that could not be read.
+fn error_frame(worker: &Worker, error: &ApiError, event: &str) -> ByteString {
+    let data = error.to_json(worker.config.errors, Some(event));
+    format!(r#"{{"event":"error","data":{data}}}"#).into()
+}
+
+fn closing(end: End) -> Closing {
+    let code = match end {
+        End::Expired => TOKEN_REFUSED,
+        End::TooSlow => CloseCode::Again,
+        End::Draining => CloseCode::Away,
+        End::TakenOver => CloseCode::Policy,
+    };
+    Closing::With(code, end.to_string())
+}

@@ -1,0 +1,218 @@
+//! What one client and the server say to each other.
+
+use std::time::Duration;
+
+use realtime_chat_backend::auth::Tokens;
+use realtime_chat_backend::realtime::position::Position;
+use serde_json::json;
+use tokio_tungstenite::connect_async;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+
+use crate::helpers::socket::Socket;
+use crate::helpers::{SECRET, TestServer};
+
+/// A token of a user that ends in so many seconds.
+fn token_for(user: &str, seconds: u64) -> String {
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use jsonwebtoken::{Algorithm, EncodingKey};
+
+    let now = jsonwebtoken::get_current_timestamp();
+    let payload = json!({ "id": user, "iat": now, "exp": now + seconds }).to_string();
+    let header = r#"{"alg":"HS256","typ":"JWT"}"#;
+    let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+    let token = format!("{message}.{signature}");
+    assert!(Tokens::new(&SECRET.into()).verify(&token).is_ok());
+    token
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_reaches_members_however_it_was_sent() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    let joined = socket.join(&room).await;
+
+    let by_rest = ada.send(&room, "by REST").await;
+    let frame = socket.next().await;
+    assert_eq!(frame["event"], "receiveMessage");
+    assert_eq!(frame["data"], by_rest);
+    let position: Position = frame["position"].as_str().unwrap().parse().unwrap();
+    assert!(position > joined.parse().unwrap());
+
+    let ack = socket.ask("sendMessage", json!({ "room": room, "content": "by socket" })).await;
+    assert_eq!(ack["message"]["sender"], ada.id);
+    let frame = socket.next().await;
+    assert_eq!(frame["data"], ack["message"]);
+
+    let left = socket.ask("leaveRoom", json!(room)).await;
+    assert_eq!(left, json!({ "room": room }));
+    ada.send(&room, "to nobody").await;
+    socket.assert_silent(Duration::from_millis(300)).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_with_a_client_id_is_the_same_message() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    let data = json!({ "room": room, "content": "once", "clientId": "c-1" });
+    let first = socket.ask("sendMessage", data.clone()).await;
+    let again = socket.ask("sendMessage", data).await;
+    assert_eq!(first, again);
+    let other = json!({ "room": room, "content": "twice", "clientId": "c-1" });
+    assert_eq!(socket.ask("sendMessage", other).await["code"], "idempotency_conflict");
+    assert_eq!(ada.history(&room).await.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_done_is_answered_and_life_goes_on() {
+    let server = TestServer::start_with(&[("ERRORS", "precise")]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let nowhere = "0123456789abcdef01234567";
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    for (event, data, code) in [
+        ("joinRoom", json!(nowhere), "room_not_found"),
+        ("joinRoom", json!("lounge"), "invalid_field"),
+        ("joinRoom", json!(null), "invalid_field"),
+        ("joinRoom", json!({ "since": "1.1" }), "invalid_field"),
+        ("leaveRoom", json!(5), "invalid_field"),
+        ("sendMessage", json!({ "room": nowhere, "content": "x" }), "room_not_found"),
+        ("sendMessage", json!({ "room": room }), "invalid_field"),
+        ("sendMessage", json!("x"), "room_not_found"),
+        (
+            "sendMessage",
+            json!({ "room": room, "content": "x", "sender": nowhere }),
+            "sender_mismatch",
+        ),
+        ("sendMessage", json!({ "room": room, "content": "x", "clientId": "" }), "invalid_field"),
+        ("sendMessage", json!({ "room": room, "content": "x".repeat(102_400) }), "body_too_large"),
+        ("authenticate", json!({}), "token_missing"),
+        ("authenticate", json!({ "token": "x" }), "token_invalid"),
+    ] {
+        let ack = socket.ask(event, data.clone()).await;
+        assert_eq!(ack["code"], code, "{event} {data}: {ack}");
+        assert!(ack["error"].is_string(), "{ack}");
+    }
+    for text in ["", "{", "[]", "5", r#"{"data":1}"#, r#"{"event":"nonsense"}"#] {
+        socket.send_text(text).await;
+        let frame = socket.next().await;
+        assert_eq!((&frame["event"], &frame["data"]["event"]), (&json!("error"), &json!(null)));
+    }
+    // Without an id there is no ack, but errors are told.
+    socket.send_text(json!({ "event": "joinRoom", "data": nowhere }).to_string()).await;
+    let frame = socket.next().await;
+    assert_eq!(frame["event"], "error");
+    assert_eq!(frame["data"]["event"], "joinRoom");
+    let largest = "x".repeat(102_400 - r#"{"room":"","sender":"","content":""}"#.len() - 48);
+    let sent = socket.ask("sendMessage", json!({ "room": room, "content": largest })).await;
+    assert_eq!(sent["message"]["content"], largest);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_comes_by_header_query_or_first_frame() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+
+    let mut request = format!("ws://{}/ws", server.addr).into_client_request().unwrap();
+    let bearer = HeaderValue::from_str(&format!("Bearer {}", ada.token)).unwrap();
+    request.headers_mut().insert("Authorization", bearer);
+    connect_async(request).await.expect("let in by the header");
+
+    let mut socket = Socket::connect_to(&server, "/ws").await;
+    let ack = socket.ask("authenticate", json!({ "token": ada.token })).await;
+    assert!(ack["expires"].as_u64().unwrap() > 1_700_000_000);
+    socket.join(&room).await;
+
+    for path in ["/ws?token=wrong", "/ws?token=a.b.c"] {
+        let closed = Socket::connect_to(&server, path).await.closed().await;
+        assert_eq!(closed, Some((4401, "Invalid token".to_owned())));
+    }
+    let mut wrong = Socket::connect_to(&server, "/ws").await;
+    wrong.send("authenticate", json!({ "token": "wrong" })).await;
+    assert_eq!(wrong.closed().await.unwrap().0, 4401);
+    let mut impatient = Socket::connect_to(&server, "/ws").await;
+    impatient.send("joinRoom", json!(room)).await;
+    let missing = "Access denied. No token provided.".to_owned();
+    assert_eq!(impatient.closed().await, Some((4401, missing)));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_never_authenticates_is_closed() {
+    let server = TestServer::start().await;
+    let begun = std::time::Instant::now();
+    let closed = Socket::connect_to(&server, "/ws").await.closed().await;
+    assert_eq!(closed.unwrap().0, 4401);
+    assert!((9..13).contains(&begun.elapsed().as_secs()));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_with_its_token_unless_it_brings_a_newer_one() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let bob = server.register("bob").await;
+    let room = ada.create_room("lounge").await;
+    let begun = std::time::Instant::now();
+    let mut ends = Socket::connect(&server, &token_for(&ada.id, 3)).await;
+    let mut stays = Socket::connect(&server, &token_for(&ada.id, 3)).await;
+    ends.join(&room).await;
+    let others = json!({ "token": bob.token });
+    assert_eq!(stays.ask("authenticate", others).await["code"], "token_invalid");
+    let extended = stays.ask("authenticate", json!({ "token": ada.token })).await;
+    assert!(extended["expires"].is_u64());
+
+    assert_eq!(ends.closed().await, Some((4401, "the token expired".to_owned())));
+    let lasted = begun.elapsed();
+    assert!(lasted > Duration::from_millis(1_900) && lasted < Duration::from_secs(4), "{lasted:?}");
+    stays.join(&room).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_are_bounded() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    socket.send_text(" ".repeat(129 * 1024)).await;
+    assert_eq!(socket.closed().await.map(|(code, _)| code), Some(1009));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_tells_the_sockets() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    let stopping = tokio::spawn(server_stop(server));
+    assert_eq!(socket.closed().await, Some((1001, "the server stops".to_owned())));
+    stopping.await.unwrap();
+}
+
+async fn server_stop(server: TestServer) {
+    let begun = std::time::Instant::now();
+    server.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_pages_are_refused() {
+    let server = TestServer::start_with(&[("CORS_ORIGINS", "https://chat.example")]).await;
+    for (origin, allowed) in [("https://chat.example", true), ("https://evil.example", false)] {
+        let mut request = format!("ws://{}/ws", server.addr).into_client_request().unwrap();
+        request.headers_mut().insert("Origin", HeaderValue::from_static(origin));
+        assert_eq!(connect_async(request).await.is_ok(), allowed, "{origin}");
+    }
+    server.stop().await;
+}

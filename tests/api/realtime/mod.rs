@@ -1,0 +1,3 @@
+//! Rooms, positions and sessions over `/ws`.
+
+mod conversation;
