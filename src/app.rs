@@ -18,9 +18,13 @@ use crate::config::database::Connector;
 use crate::config::{Config, ConfigError, Embedded, Mongo, PasswordHash};
 use crate::models::{Shared, Store, StoreError};
 use crate::mongod::{self, InstallError, Installer, Mongod, MongodError, Options};
+use crate::realtime::engine_io::{self, Registry};
 use crate::realtime::feed::Feed;
 use crate::realtime::hub::Hub;
+use crate::realtime::io::ChatIo;
 use crate::realtime::ring::Limits;
+use crate::realtime::socket_io::client::Bundles;
+use crate::realtime::socket_io::{self, SocketIo};
 use crate::realtime::worker::{INBOX, Process, Worker};
 use crate::routes;
 
@@ -76,6 +80,9 @@ pub enum StartError {
     /// `MONGO_URI` is malformed, or its name cannot be resolved.
     #[error("MONGO_URI cannot be used: {0}")]
     Uri(mongodb::error::Error),
+    /// The folder of the client bundle is of no use.
+    #[error("SOCKET_IO_CLIENT_DIR cannot be used: {0}")]
+    Bundles(io::Error),
     /// The server stopped with an error.
     #[error("the server failed: {0}")]
     Server(io::Error),
@@ -116,10 +123,14 @@ impl Application {
         let shutdown_timeout = config.shutdown_timeout;
         let workers = config.workers;
         let per_worker = config.max_connections.div_ceil(workers);
+        let folder = config.socket_io_client_dir.as_deref();
+        let bundles = Bundles::load(folder, config.cors.clone()).map_err(StartError::Bundles)?;
+        let bundles = Data::new(bundles);
         let config = Data::new(config);
         let tokens = Data::new(Tokens::new(&secret));
         let passwords = Data::new(Passwords::new(config.password_hash));
         let draining = Arc::clone(&process);
+        let connections = Registry::default();
         let server = HttpServer::new(move || {
             let database = connector.connect().expect("the same options have connected before");
             let store = Store::new(database, &shared);
@@ -136,13 +147,20 @@ impl Application {
                 config: config.clone(),
                 process: Arc::clone(&process),
             };
+            let worker = Data::new(worker);
+            let chat_io = ChatIo::new(worker.clone(), connections.clone());
+            let socket_io = SocketIo::new(chat_io, socket_io::Config::default());
+            let engine = engine_io::Config { origins: config.cors.clone(), ..Default::default() };
+            let socket_io = engine_io::Server::new(socket_io, engine, connections.clone());
             App::new()
                 .app_data(config.clone())
                 .app_data(tokens.clone())
                 .app_data(passwords.clone())
                 .app_data(Data::new(store))
                 .app_data(Data::new(chat))
-                .app_data(Data::new(worker))
+                .app_data(worker)
+                .app_data(Data::new(socket_io))
+                .app_data(bundles.clone())
                 .configure(routes::configure)
         })
         .workers(workers)

@@ -208,6 +208,23 @@ impl<T> Session<T> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
+    /// Stores the messages that its client still wanted to send when it went away; nobody is
+    /// answered. Ends within the deadline of a request.
+    pub async fn finish(&mut self) {
+        self.waiting.retain(|(request, _)| request.verb == Verb::SendMessage);
+        loop {
+            if self.doing.is_none() {
+                let Some((request, to)) = self.waiting.pop_front() else { return };
+                self.begin(request, to);
+            }
+            if let Some(doing) = self.doing.take()
+                && let Err(error) = doing.future.await
+            {
+                error.log(&doing.verb.name());
+            }
+        }
+    }
+
     /// The frame of an event that was just given.
     pub fn frame(&self, delivery: &Delivery, wire: Wire) -> ByteString {
         self.member.frame(delivery, wire)
@@ -226,7 +243,7 @@ impl<T> Session<T> {
             && let Poll::Ready(result) = doing.future.as_mut().poll(context)
             && let Some(Doing { to, verb, .. }) = self.doing.take()
         {
-            let result = result.map(|done| self.finish(done));
+            let result = result.map(|done| self.take_effect(done));
             return Poll::Ready(Output::Answer(Answer { to, verb, result }));
         }
         match self.member.poll_next(context) {
@@ -267,7 +284,7 @@ impl<T> Session<T> {
         self.doing = Some(Doing { to, verb, future: work.boxed_local() });
     }
 
-    fn finish(&mut self, done: Done) -> String {
+    fn take_effect(&mut self, done: Done) -> String {
         match done {
             Done::Join { room, start, since } => {
                 let joined = self.member.join(room, start);

@@ -103,7 +103,7 @@ async fn serve(
     let mut session = Session::new(worker.clone(), place, claims);
     let (code, reason) = match converse(&worker, &mut session, &mut socket).await {
         Closing::With(code, reason) => (code, reason),
-        Closing::Gone => return,
+        Closing::Gone => return session.finish().await,
     };
     // Its places and its inbox must not wait for the client to read the close.
     drop(session);

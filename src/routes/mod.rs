@@ -3,19 +3,38 @@
 use actix_web::dev::HttpServiceFactory;
 use actix_web::guard::{Any, Get, Head};
 use actix_web::middleware::from_fn;
-use actix_web::web::{self, ServiceConfig, post, resource, route, scope};
-use actix_web::{Resource, Route};
+use actix_web::web::{self, Data, Payload, ServiceConfig, post, resource, route, scope};
+use actix_web::{HttpRequest, HttpResponse, Resource, Route};
 
 use crate::controllers::{auth, chat, health, not_found};
 use crate::error::ApiError;
 use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
 use crate::middleware::express::express;
+use crate::realtime::engine_io::Server;
+use crate::realtime::io::ChatIo;
+use crate::realtime::socket_io::SocketIo;
+use crate::realtime::socket_io::client::Bundles;
 use crate::realtime::ws;
 
 /// Every path that this server answers.
 pub fn configure(cfg: &mut ServiceConfig) {
-    cfg.service(resource("/ws").to(ws::connect)).service(rest());
+    cfg.service(resource("/ws").to(ws::connect))
+        .service(resource("/socket.io/{tail}*").to(socket_io))
+        .service(rest());
+}
+
+/// Every method and every path below, as in the original, where Socket.IO came before Express.
+async fn socket_io(
+    req: HttpRequest,
+    payload: Payload,
+    server: Data<Server<SocketIo<ChatIo>>>,
+    bundles: Data<Bundles>,
+) -> HttpResponse {
+    match bundles.respond(&req) {
+        Some(bundle) => bundle,
+        None => server.handle(req, payload).await,
+    }
 }
 
 /// What Express served: everything that is no socket.

@@ -36,6 +36,9 @@ pub enum CloseReason {
     /// The application did.
     #[error("closed by the server")]
     Server,
+    /// The server stops.
+    #[error("the server stops")]
+    GoingAway,
     /// The transport went away: a lost WebSocket, an aborted poll or post.
     #[error("the transport was lost")]
     Transport,

@@ -89,6 +89,7 @@ pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Optio
     let ended = session.ended().map_or(reason, |end| end.reason);
     let (code, text) = match ended {
         CloseReason::Client | CloseReason::Server => (CloseCode::Normal, ""),
+        CloseReason::GoingAway => (CloseCode::Away, "the server stops"),
         CloseReason::TooSlow => (CloseCode::Again, "too slow"),
         CloseReason::Panic => (CloseCode::Error, ""),
         // Nobody is there to read it.

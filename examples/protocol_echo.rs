@@ -1,0 +1,124 @@
+//! A server for the conformance suites of both protocols: everything comes back.
+//!
+//! `cargo run --release --example protocol_echo -- PORT`
+//!
+//! On `/engine.io/` each message is sent back. On `/socket.io/`, in the namespaces `/` and
+//! `/custom`, a client is greeted by the event `auth` with what it sent along, `message` comes
+//! back as `message-back`, and `message-with-ack` as its ack.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use actix_web::web::{Data, Payload, resource};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
+use bytestring::ByteString;
+use realtime_chat_backend::realtime::engine_io::packet::Packet;
+use realtime_chat_backend::realtime::engine_io::{
+    self, Application, Connection, Handshake, Message, Refusal, Registry, Server, random_id,
+};
+use realtime_chat_backend::realtime::socket_io::{self, SocketIo, Visit};
+
+/// Sends every message of an Engine.IO session back.
+struct EngineEcho;
+
+impl Application for EngineEcho {
+    fn admit(&self, _: &Handshake) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn serve(&self, mut connection: Connection) -> impl Future<Output = ()> + 'static {
+        async move {
+            let sender = connection.sender();
+            while let Some(message) = connection.recv().await {
+                let packet = match message {
+                    Message::Text(text) => Packet::message(&text),
+                    Message::Binary(bytes) => Packet::Binary(bytes),
+                };
+                if sender.send([packet]).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Sends every event of a Socket.IO client back.
+struct SocketEcho;
+
+impl socket_io::Application for SocketEcho {
+    fn admit(&self, _: &Handshake) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn has(&self, namespace: &str) -> bool {
+        ["/", "/custom"].contains(&namespace)
+    }
+
+    fn connect(&self, visit: Visit) -> impl Future<Output = ()> + 'static {
+        async move {
+            let auth = if visit.auth.is_empty() { "{}".into() } else { visit.auth.clone() };
+            let mut socket = visit.accept(&random_id(), None);
+            socket.emit("auth", &[auth], Vec::new());
+            while let Some(event) = socket.recv().await {
+                let name = event.arguments.name();
+                let values: Vec<ByteString> = event.arguments.values.into_iter().skip(1).collect();
+                match (name.as_str(), event.ack) {
+                    ("message", _) => socket.emit("message-back", &values, event.attachments),
+                    ("message-with-ack", Some(id)) => socket.ack(id, values, event.attachments),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+async fn handle<A: Application>(
+    req: HttpRequest,
+    payload: Payload,
+    server: Data<Server<A>>,
+) -> HttpResponse {
+    server.handle(req, payload).await
+}
+
+#[actix_web::main]
+async fn main() -> ExitCode {
+    env_logger::init();
+    let port = std::env::args().nth(1).and_then(|port| port.parse::<u16>().ok());
+    let Some(port) = port else {
+        eprintln!("usage: protocol_echo PORT");
+        return ExitCode::FAILURE;
+    };
+    match serve(port).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("protocol_echo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(port: u16) -> std::io::Result<()> {
+    let engine = engine_io::Config {
+        ping_interval: Duration::from_millis(300),
+        ping_timeout: Duration::from_millis(200),
+        max_payload: 1_000_000,
+        ..Default::default()
+    };
+    let socket =
+        socket_io::Config { connect_timeout: Duration::from_millis(1_000), ..Default::default() };
+    let registries = (Registry::default(), Registry::default());
+    HttpServer::new(move || {
+        let (engine_sessions, socket_sessions) = registries.clone();
+        let socket_echo = SocketIo::new(SocketEcho, socket);
+        App::new()
+            .app_data(Data::new(Server::new(EngineEcho, engine.clone(), engine_sessions)))
+            .app_data(Data::new(Server::new(socket_echo, engine.clone(), socket_sessions)))
+            .service(resource("/engine.io/{tail}*").to(handle::<EngineEcho>))
+            .service(resource("/socket.io/{tail}*").to(handle::<SocketIo<SocketEcho>>))
+    })
+    .workers(2)
+    .h1_allow_half_closed(false)
+    .bind(("127.0.0.1", port))?
+    .run()
+    .await
+}

@@ -1,0 +1,239 @@
+//! The chat over Socket.IO: `io.on('connection')` of the original.
+//!
+//! Turns events into requests of a [session](super::session) and its outputs into events and
+//! acks, lets clients in, and lets them come back ([recovery](super::recovery)). What the requests
+//! mean is the session's.
+
+use std::rc::Rc;
+
+use actix_web::web::{Data, Query};
+use bytestring::ByteString;
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use super::engine_io::{CloseReason, Handshake, Refusal, Registry, random_id};
+use super::event::Wire;
+use super::recovery::{Journal, Return};
+use super::session::{Answer, End, Output, Request, Session, Verb};
+use super::socket_io::packet::MAIN;
+use super::socket_io::{Application, Event, Socket, Visit};
+use super::worker::Worker;
+use crate::auth::Claims;
+use crate::error::ApiError;
+use crate::js::{Fields, Js};
+use crate::middleware::auth::bearer;
+use crate::middleware::deadline::DEADLINE;
+
+/// The chat on one worker.
+#[derive(Clone)]
+pub struct ChatIo {
+    worker: Data<Worker>,
+    connections: Registry,
+}
+
+/// What a client sends to enter the namespace.
+struct Auth {
+    token: Option<String>,
+    /// The private id of the session that it comes back to.
+    pid: Option<String>,
+    offset: Option<String>,
+}
+
+impl ChatIo {
+    /// The chat; `connections` are those of all workers, which are counted.
+    pub fn new(worker: Data<Worker>, connections: Registry) -> Self {
+        Self { worker, connections }
+    }
+}
+
+impl Application for ChatIo {
+    fn admit(&self, _: &Handshake) -> Result<(), Refusal> {
+        let full = self.connections.len() >= self.worker.config.max_connections;
+        if full || self.worker.process.is_draining() { Err(Refusal::Unavailable) } else { Ok(()) }
+    }
+
+    fn has(&self, namespace: &str) -> bool {
+        namespace == MAIN
+    }
+
+    fn connect(&self, visit: Visit) -> impl Future<Output = ()> + 'static {
+        enter(self.worker.clone(), visit)
+    }
+}
+
+/// Lets a client in, or refuses it.
+async fn enter(worker: Data<Worker>, visit: Visit) {
+    let auth = Auth::read(&visit.auth);
+    let claims = match claims(&worker, &auth, &visit.handshake) {
+        Ok(claims) => Some(claims),
+        Err(ApiError::TokenMissing) if worker.config.legacy_trust => None,
+        Err(error) => {
+            if matches!(error, ApiError::TokenMissing) {
+                worker.process.warn_of_missing_token();
+            }
+            let (text, code) = error.sentence(worker.config.errors);
+            return visit.refuse(&text, Some(&format!(r#"{{"code":"{code}"}}"#)));
+        }
+    };
+    // From here on a client that cannot be served is not refused, which would be for good, but
+    // disconnected: it comes back by itself.
+    let Some(mut place) = worker.process.enter() else { return visit.close() };
+    let Some(claims) = claims else {
+        let session = Session::new(worker.clone(), place, None);
+        return converse(&worker, visit.accept(&random_id(), None), session, None).await;
+    };
+    // Before the feed has begun nothing is known of positions.
+    let _ = timeout(DEADLINE, worker.feed.started()).await;
+    if !worker.recovers() {
+        let session = Session::new(worker.clone(), place, Some(claims));
+        return converse(&worker, visit.accept(&random_id(), None), session, None).await;
+    }
+    let Ok(returned) = come_back(&worker, &auth, claims).await else { return visit.close() };
+    let (journal, rooms) = match returned {
+        Some(Return { journal, rooms }) => (journal, rooms),
+        None => (Journal::new(&worker, claims), Vec::new()),
+    };
+    let journal = Rc::new(journal);
+    place.make_returnable(&journal.pid);
+    let mut session = Session::new(worker.clone(), place, Some(claims));
+    session.keep_journal(Rc::clone(&journal));
+    let socket = visit.accept(&journal.sid, Some(&journal.pid));
+    session.enter(rooms);
+    converse(&worker, socket, session, Some(journal)).await;
+}
+
+/// The session that a client comes back to, if there is one.
+async fn come_back(
+    worker: &Worker,
+    auth: &Auth,
+    claims: Claims,
+) -> Result<Option<Return>, ApiError> {
+    let Some(pid) = &auth.pid else { return Ok(None) };
+    let taking_over = worker.take_over(pid, auth.offset.as_deref(), claims);
+    let late = |_| ApiError::Unavailable("no answer within the deadline".to_owned());
+    let taken = timeout(DEADLINE, taking_over).await.map_err(late).and_then(|taken| taken);
+    if let Err(error) = &taken {
+        error.log(&"recovery");
+    }
+    taken
+}
+
+/// The token: of the CONNECT, else of the handshake's header, else of its query.
+fn claims(worker: &Worker, auth: &Auth, handshake: &Handshake) -> Result<Claims, ApiError> {
+    #[derive(Deserialize)]
+    struct Parameters {
+        token: Option<String>,
+    }
+
+    if let Some(token) = &auth.token {
+        let claims = worker.tokens.verify(token);
+        return claims.map_err(|error| ApiError::TokenInvalid(error.reason()));
+    }
+    if handshake.authorization.is_some() {
+        return bearer(&worker.tokens, handshake.authorization.as_ref());
+    }
+    let parameters = Query::<Parameters>::from_query(&handshake.query);
+    let token = parameters.ok().and_then(|parameters| parameters.into_inner().token);
+    let token = token.filter(|token| !token.is_empty()).ok_or(ApiError::TokenMissing)?;
+    worker.tokens.verify(&token).map_err(|error| ApiError::TokenInvalid(error.reason()))
+}
+
+impl Auth {
+    /// Reads leniently: what is not a string is not there, and other fields are not ours.
+    fn read(json: &str) -> Self {
+        let mut fields = Fields::from_json(json).unwrap_or_default();
+        let mut text = |name| match fields.take(name) {
+            Js::String(text) if !text.is_empty() => Some(text),
+            _ => None,
+        };
+        Self { token: text("token"), pid: text("pid"), offset: text("offset") }
+    }
+}
+
+/// Serves a session until either side ends it.
+async fn converse(
+    worker: &Worker,
+    mut socket: Socket,
+    mut session: Session<Option<u64>>,
+    journal: Option<Rc<Journal>>,
+) {
+    let wire = if journal.is_some() { Wire::SocketIoOffset } else { Wire::SocketIo };
+    loop {
+        let (sender, has_room) = (socket.sender(), session.has_room());
+        let output = async {
+            // What comes waits where it is bounded: in the inbox, or in the ring.
+            sender.ready().await;
+            session.next().await
+        };
+        tokio::select! {
+            output = output => match output {
+                Output::Event(delivery) => socket.emit_encoded(session.frame(&delivery, wire)),
+                Output::Answer(answer) => reply(worker, &socket, &session, answer),
+                Output::End(end) => {
+                    log::debug!("A Socket.IO session is ended: {end}");
+                    socket.close(match end {
+                        End::TooSlow => CloseReason::TooSlow,
+                        End::Draining => CloseReason::GoingAway,
+                        End::Expired | End::TakenOver => CloseReason::Server,
+                    });
+                    return;
+                }
+            },
+            event = socket.recv(), if has_room => match event {
+                Some(event) => request(worker, &socket, &mut session, event),
+                None => break,
+            },
+        }
+    }
+    // Node would have begun with everything that was sent before the goodbye.
+    session.finish().await;
+    if let (true, Some(journal)) = (socket.has_left(), journal) {
+        journal.remove().await;
+    }
+}
+
+fn request(worker: &Worker, socket: &Socket, session: &mut Session<Option<u64>>, event: Event) {
+    let name = event.arguments.name();
+    match Verb::of(&name) {
+        Some(verb) => {
+            let data = event.arguments.values.into_iter().nth(1).unwrap_or_default();
+            session.request(Request::new(verb, data), event.ack);
+        }
+        // Whoever waits for an answer should not wait for ever; to others the original was silent.
+        None => {
+            if let (Some(id), false) = (event.ack, session.is_anonymous()) {
+                let error = ApiError::InvalidField { field: "event", problem: "is unknown" };
+                let json = error.to_json(worker.config.errors, None);
+                socket.ack(id, vec![json.into()], Vec::new());
+            }
+        }
+    }
+}
+
+fn reply(
+    worker: &Worker,
+    socket: &Socket,
+    session: &Session<Option<u64>>,
+    answer: Answer<Option<u64>>,
+) {
+    let Answer { to, verb, result } = answer;
+    if let Err(error) = &result {
+        error.log(&verb.name());
+    }
+    if session.is_anonymous() && verb != Verb::SendMessage {
+        // The original acknowledged nothing, and its front ends expect nothing.
+        return;
+    }
+    let mode = worker.config.errors;
+    match (to, result) {
+        (Some(id), Ok(json)) => socket.ack(id, vec![json.into()], Vec::new()),
+        (Some(id), Err(error)) => {
+            socket.ack(id, vec![error.to_json(mode, None).into()], Vec::new());
+        }
+        (None, Ok(_)) => {}
+        (None, Err(error)) => {
+            let data = error.to_json(mode, Some(&format!("\"{}\"", verb.name())));
+            socket.emit("error", &[ByteString::from(data)], Vec::new());
+        }
+    }
+}
