@@ -26,18 +26,20 @@ impl Application for EngineEcho {
         Ok(())
     }
 
-    fn serve(&self, mut connection: Connection) -> impl Future<Output = ()> + 'static {
-        async move {
-            let sender = connection.sender();
-            while let Some(message) = connection.recv().await {
-                let packet = match message {
-                    Message::Text(text) => Packet::message(&text),
-                    Message::Binary(bytes) => Packet::Binary(bytes),
-                };
-                if sender.send([packet]).is_err() {
-                    return;
-                }
-            }
+    fn serve(&self, connection: Connection) -> impl Future<Output = ()> + 'static {
+        echo_messages(connection)
+    }
+}
+
+async fn echo_messages(mut connection: Connection) {
+    let sender = connection.sender();
+    while let Some(message) = connection.recv().await {
+        let packet = match message {
+            Message::Text(text) => Packet::message(&text),
+            Message::Binary(bytes) => Packet::Binary(bytes),
+        };
+        if sender.send([packet]).is_err() {
+            return;
         }
     }
 }
@@ -55,19 +57,21 @@ impl socket_io::Application for SocketEcho {
     }
 
     fn connect(&self, visit: Visit) -> impl Future<Output = ()> + 'static {
-        async move {
-            let auth = if visit.auth.is_empty() { "{}".into() } else { visit.auth.clone() };
-            let mut socket = visit.accept(&random_id(), None);
-            socket.emit("auth", &[auth], Vec::new());
-            while let Some(event) = socket.recv().await {
-                let name = event.arguments.name();
-                let values: Vec<ByteString> = event.arguments.values.into_iter().skip(1).collect();
-                match (name.as_str(), event.ack) {
-                    ("message", _) => socket.emit("message-back", &values, event.attachments),
-                    ("message-with-ack", Some(id)) => socket.ack(id, values, event.attachments),
-                    _ => {}
-                }
-            }
+        echo_events(visit)
+    }
+}
+
+async fn echo_events(visit: Visit) {
+    let auth = if visit.auth.is_empty() { "{}".into() } else { visit.auth.clone() };
+    let mut socket = visit.accept(&random_id(), None);
+    socket.emit("auth", &[auth], Vec::new());
+    while let Some(event) = socket.recv().await {
+        let name = event.arguments.name();
+        let values: Vec<ByteString> = event.arguments.values.into_iter().skip(1).collect();
+        match (name.as_str(), event.ack) {
+            ("message", _) => socket.emit("message-back", &values, event.attachments),
+            ("message-with-ack", Some(id)) => socket.ack(id, values, event.attachments),
+            _ => {}
         }
     }
 }
