@@ -16,13 +16,14 @@ use crate::auth::{Passwords, Tokens};
 use crate::chat::Chat;
 use crate::config::database::Connector;
 use crate::config::{Config, ConfigError, Embedded, Mongo, PasswordHash};
+use crate::limits::Limits;
 use crate::models::{Shared, Store, StoreError};
 use crate::mongod::{self, InstallError, Installer, Mongod, MongodError, Options};
 use crate::realtime::engine_io::{self, Registry};
 use crate::realtime::feed::Feed;
 use crate::realtime::hub::Hub;
 use crate::realtime::io::ChatIo;
-use crate::realtime::ring::Limits;
+use crate::realtime::ring;
 use crate::realtime::socket_io::client::Bundles;
 use crate::realtime::socket_io::{self, SocketIo};
 use crate::realtime::worker::{INBOX, Process, Worker};
@@ -105,10 +106,11 @@ impl Application {
         let prepare = prepare_database(store.clone(), config.password_hash);
         tasks.spawn(stop.clone().run_until_cancelled_owned(prepare));
 
-        let limits = Limits { window: config.recovery_window, bytes: config.recovery_bytes };
-        let feed = Feed::new(connector.connect().map_err(StartError::Uri)?, limits);
+        let kept = ring::Limits { window: config.recovery_window, bytes: config.recovery_bytes };
+        let feed = Feed::new(connector.connect().map_err(StartError::Uri)?, kept);
         let feed = Arc::new(feed);
-        let process = Arc::new(Process::new(config.max_connections));
+        let process =
+            Arc::new(Process::new(config.max_connections, config.max_connections_per_address));
         let following = Arc::clone(&feed);
         let following = async move { following.run().await };
         tasks.spawn(stop.clone().run_until_cancelled_owned(following));
@@ -128,13 +130,15 @@ impl Application {
         let bundles = Data::new(bundles);
         let config = Data::new(config);
         let tokens = Data::new(Tokens::new(&secret));
+        let limits = Data::new(Limits::new(&config));
         let passwords = Data::new(Passwords::new(config.password_hash));
         let draining = Arc::clone(&process);
         let connections = Registry::default();
         let server = HttpServer::new(move || {
             let database = connector.connect().expect("the same options have connected before");
             let store = Store::new(database, &shared);
-            let chat = Chat::new(store.clone(), Arc::clone(&feed), config.legacy_trust);
+            let chat =
+                Chat::new(store.clone(), Arc::clone(&feed), limits.clone(), config.legacy_trust);
             let hub = Hub::new(Arc::clone(feed.ring()), INBOX);
             // This closure runs on the worker's thread, and so will the hub.
             actix_web::rt::spawn(hub.clone().run());
@@ -145,6 +149,7 @@ impl Application {
                 feed: Arc::clone(&feed),
                 tokens: tokens.clone(),
                 config: config.clone(),
+                limits: limits.clone(),
                 process: Arc::clone(&process),
             };
             let worker = Data::new(worker);
@@ -156,6 +161,7 @@ impl Application {
                 .app_data(config.clone())
                 .app_data(tokens.clone())
                 .app_data(passwords.clone())
+                .app_data(limits.clone())
                 .app_data(Data::new(store))
                 .app_data(Data::new(chat))
                 .app_data(worker)

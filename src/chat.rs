@@ -5,9 +5,12 @@
 
 use std::sync::Arc;
 
+use actix_web::web::Data;
+
 use crate::casts::{required_id, required_text};
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
+use crate::limits::Limits;
 use crate::models::message::SendError;
 use crate::models::{IdempotencyKey, Message, RoomId, Rooms, Store, UserId};
 use crate::realtime::feed::Feed;
@@ -18,6 +21,7 @@ use crate::views;
 pub struct Chat {
     store: Store,
     feed: Arc<Feed>,
+    limits: Data<Limits>,
     believes_senders: bool,
 }
 
@@ -72,15 +76,20 @@ impl Draft {
 
 impl Chat {
     /// Sends through this store. `believes_senders` is `LEGACY_TRUST`.
-    pub fn new(store: Store, feed: Arc<Feed>, believes_senders: bool) -> Self {
-        Self { store, feed, believes_senders }
+    pub fn new(
+        store: Store,
+        feed: Arc<Feed>,
+        limits: Data<Limits>,
+        believes_senders: bool,
+    ) -> Self {
+        Self { store, feed, limits, believes_senders }
     }
 
     /// Stores a message of `user`; `None` is an anonymous socket of `LEGACY_TRUST`.
     ///
     /// # Errors
     /// The room does not exist, a field is missing or cannot be cast, the sender is somebody else,
-    /// or the idempotency key belongs to another message.
+    /// the idempotency key belongs to another message, or the user sends too much.
     pub async fn send(
         &self,
         draft: Draft,
@@ -93,6 +102,7 @@ impl Chat {
         if user != Some(sender) && !self.believes_senders {
             return Err(ApiError::SenderMismatch);
         }
+        self.limits.send.take(user.unwrap_or(sender))?;
         let message = Message::new(room, sender, content.into_owned());
         let key = key.map(|key| (user.unwrap_or(sender), key));
         let stored = self.store.messages.insert(message, key).await?;

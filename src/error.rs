@@ -84,6 +84,15 @@ pub enum ApiError {
     /// Too many passwords wait to be hashed.
     #[error("too many passwords wait to be hashed")]
     Busy,
+    /// More than a limit allows.
+    #[error("a rate limit was reached")]
+    RateLimited {
+        /// After so many seconds it may be tried again.
+        seconds: u64,
+    },
+    /// A socket that is in as many rooms as it may be.
+    #[error("too many rooms for one socket")]
+    TooManyRooms,
     /// MongoDB did not answer in time, or cannot be reached. Whether a write happened is unknown.
     #[error("the database is not available: {0}")]
     Unavailable(String),
@@ -180,6 +189,14 @@ impl ApiError {
                 "request_timeout",
                 "The body did not arrive in time",
             ),
+            Self::RateLimited { .. } => {
+                let text = "Too many requests, try again later";
+                row(429, text, 429, "rate_limited", text)
+            }
+            Self::TooManyRooms => {
+                let text = "Too many rooms for one socket";
+                row(429, text, 429, "too_many_rooms", text)
+            }
             Self::Busy => row(503, SERVER, 503, "busy", "Too many logins at once, try again"),
             Self::Unavailable(_) => {
                 row(503, SERVER, 503, "unavailable", "The database does not answer, try again")
@@ -264,6 +281,9 @@ impl ApiError {
         let mut answer = HttpResponse::build(status);
         if matches!(self, Self::Unavailable(_) | Self::Busy) {
             answer.insert_header((header::RETRY_AFTER, HeaderValue::from_static("1")));
+        }
+        if let Self::RateLimited { seconds } = self {
+            answer.insert_header((header::RETRY_AFTER, seconds.to_string()));
         }
         if matches!(self, Self::BodyTimeout) {
             answer.force_close();

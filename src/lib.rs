@@ -8,6 +8,7 @@ pub mod config;
 pub mod controllers;
 pub mod error;
 pub mod js;
+pub mod limits;
 pub mod middleware;
 pub mod models;
 pub mod mongod;

@@ -34,8 +34,11 @@ pub const VARIABLES: &[&str] = &[
     "RATE_LIMIT_LOGIN_NAME",
     "RATE_LIMIT_SEND",
     "RATE_LIMIT_CONNECT",
+    "RATE_LIMIT_ROOM",
     "TRUST_PROXY",
     "MAX_CONNECTIONS",
+    "MAX_CONNECTIONS_PER_ADDRESS",
+    "MAX_ROOMS_PER_SESSION",
     "WORKERS",
     "SOCKET_IO_CLIENT_DIR",
     "METRICS_TOKEN",
@@ -81,10 +84,16 @@ pub struct Config {
     pub rate_limit_send: u32,
     /// `RATE_LIMIT_CONNECT`: handshakes per minute and address.
     pub rate_limit_connect: u32,
+    /// `RATE_LIMIT_ROOM`: new rooms per minute and user.
+    pub rate_limit_room: u32,
     /// `TRUST_PROXY`: how many proxies in front set `X-Forwarded-For`.
     pub trust_proxy: u8,
     /// `MAX_CONNECTIONS`: sockets and requests at once.
     pub max_connections: usize,
+    /// `MAX_CONNECTIONS_PER_ADDRESS`: sockets at once from one address; 0 is no limit.
+    pub max_connections_per_address: usize,
+    /// `MAX_ROOMS_PER_SESSION`: rooms that one socket may be in.
+    pub max_rooms_per_session: usize,
     /// `WORKERS`: threads that serve requests.
     pub workers: usize,
     /// `SOCKET_IO_CLIENT_DIR`: the folder of the client bundle to serve.
@@ -226,8 +235,16 @@ impl Config {
             rate_limit_login_name: vars.parse("RATE_LIMIT_LOGIN_NAME", 30, PER_MINUTE)?,
             rate_limit_send: vars.parse("RATE_LIMIT_SEND", 3000, PER_MINUTE)?,
             rate_limit_connect: vars.parse("RATE_LIMIT_CONNECT", 6000, PER_MINUTE)?,
+            rate_limit_room: vars.parse("RATE_LIMIT_ROOM", 600, PER_MINUTE)?,
             trust_proxy: vars.parse("TRUST_PROXY", 0, "the number of proxies, 0 to 255")?,
             max_connections: vars.in_range("MAX_CONNECTIONS", 50_000, 1, 10_000_000)?,
+            max_connections_per_address: vars.in_range(
+                "MAX_CONNECTIONS_PER_ADDRESS",
+                0,
+                0,
+                10_000_000,
+            )?,
+            max_rooms_per_session: vars.in_range("MAX_ROOMS_PER_SESSION", 10_000, 1, 10_000)?,
             workers: vars.in_range("WORKERS", cores(), 1, 1024)?,
             socket_io_client_dir: vars.get("SOCKET_IO_CLIENT_DIR").map(Into::into),
             metrics_token: vars.get("METRICS_TOKEN").map(Into::into),

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
+use actix_web::{HttpRequest, HttpResponse};
 use tokio::time::Instant;
 
 use super::json;
@@ -13,6 +13,7 @@ use crate::casts::required_text;
 use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
+use crate::limits::{Address, Limits};
 use crate::models::{Credentials, Store, StoreError};
 
 /// How long a failed login takes at least in `ERRORS=precise`. Longer than either kind of hash, so
@@ -26,9 +27,12 @@ const FAILED_LOGIN: Duration = Duration::from_millis(250);
 /// The name is taken, a field is missing or cannot be cast, or too many passwords wait.
 pub async fn register(
     mut body: Fields,
+    req: HttpRequest,
+    limits: Data<Limits>,
     store: Data<Store>,
     passwords: Data<Passwords>,
 ) -> Result<HttpResponse, ApiError> {
+    limits.login.take(address(&limits, &req))?;
     let username = body.take("username");
     let username = required_text("username", &username)?;
     let Js::String(password) = body.take("password") else {
@@ -49,13 +53,25 @@ pub async fn register(
 /// Nobody has this name, the password is wrong or no string, or too many passwords wait.
 pub async fn login(
     mut body: Fields,
+    req: HttpRequest,
+    limits: Data<Limits>,
     config: Data<Config>,
     store: Data<Store>,
     passwords: Data<Passwords>,
     tokens: Data<Tokens>,
 ) -> Result<HttpResponse, ApiError> {
     let started = Instant::now();
-    let result = credentials(&mut body, config.errors, &store, &passwords).await;
+    let address = address(&limits, &req);
+    limits.login.take(address)?;
+    let username = body.take("username");
+    let name = (address, username.to_text().unwrap_or_default().into());
+    limits.login_name.check(&name)?;
+    let password = body.take("password");
+    let result = credentials(&username, &password, config.errors, &store, &passwords).await;
+    if let Err(ApiError::UserNotFound | ApiError::InvalidCredentials) = result {
+        // This one is answered as it is; the next one too many is not.
+        let _ = limits.login_name.take(name);
+    }
     if config.errors == ErrorMode::Precise
         && matches!(result, Err(ApiError::UserNotFound | ApiError::InvalidCredentials))
     {
@@ -68,13 +84,13 @@ pub async fn login(
 
 /// Finds the user and verifies the password.
 async fn credentials(
-    body: &mut Fields,
+    username: &Js,
+    password: &Js,
     mode: ErrorMode,
     store: &Store,
     passwords: &Passwords,
 ) -> Result<Credentials, ApiError> {
-    let (username, password) = (body.take("username"), body.take("password"));
-    let user = match &username {
+    let user = match username {
         username if username.is_nullish() => None,
         username => {
             // An object would be a query to the original; here it is a name that nobody has.
@@ -82,7 +98,7 @@ async fn credentials(
             store.users.by_name(&name).await?
         }
     };
-    let (Some(user), Js::String(password)) = (&user, &password) else {
+    let (Some(user), Js::String(password)) = (&user, password) else {
         return match (user, password) {
             (None, password) => {
                 if mode == ErrorMode::Precise {
@@ -113,9 +129,13 @@ async fn upgrade(store: &Store, passwords: &Passwords, user: &Credentials, passw
     }
 }
 
-fn text_or_empty(value: Js) -> String {
+fn address(limits: &Limits, req: &HttpRequest) -> Address {
+    limits.address(req.peer_addr(), req.headers().get("X-Forwarded-For"))
+}
+
+fn text_or_empty(value: &Js) -> String {
     match value {
-        Js::String(text) => text,
+        Js::String(text) => text.clone(),
         _ => String::new(),
     }
 }

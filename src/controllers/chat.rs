@@ -13,6 +13,7 @@ use crate::chat::{Chat, Draft};
 use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
 use crate::js::Fields;
+use crate::limits::Limits;
 use crate::middleware::auth::CurrentUser;
 use crate::middleware::express::insert_exposed;
 use crate::models::message::Page;
@@ -23,7 +24,13 @@ use crate::views;
 ///
 /// # Errors
 /// A room of this name exists, or the name is missing or cannot be cast.
-pub async fn create_room(mut body: Fields, store: Data<Store>) -> Result<HttpResponse, ApiError> {
+pub async fn create_room(
+    mut body: Fields,
+    user: CurrentUser,
+    limits: Data<Limits>,
+    store: Data<Store>,
+) -> Result<HttpResponse, ApiError> {
+    limits.room.take(user.0)?;
     let (name, echo) = (body.take("name"), body.take_echo("name"));
     let name = required_text("name", &name)?;
     let room = match store.rooms.insert(&name).await {

@@ -21,6 +21,7 @@ use super::worker::Worker;
 use crate::auth::Claims;
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
+use crate::limits::Address;
 use crate::middleware::auth::bearer;
 use crate::middleware::deadline::DEADLINE;
 
@@ -47,7 +48,11 @@ impl ChatIo {
 }
 
 impl Application for ChatIo {
-    fn admit(&self, _: &Handshake) -> Result<(), Refusal> {
+    fn admit(&self, handshake: &Handshake) -> Result<(), Refusal> {
+        let address = address(&self.worker, handshake);
+        if let Err(reached) = self.worker.limits.connect.take(address) {
+            return Err(Refusal::TooMany { seconds: reached.seconds() });
+        }
         let full = self.connections.len() >= self.worker.config.max_connections;
         if full || self.worker.process.is_draining() { Err(Refusal::Unavailable) } else { Ok(()) }
     }
@@ -77,7 +82,9 @@ async fn enter(worker: Data<Worker>, visit: Visit) {
     };
     // From here on a client that cannot be served is not refused, which would be for good, but
     // disconnected: it comes back by itself.
-    let Some(mut place) = worker.process.enter() else { return visit.close() };
+    let Some(mut place) = worker.process.enter(address(&worker, &visit.handshake)) else {
+        return visit.close();
+    };
     let Some(claims) = claims else {
         let session = Session::new(worker.clone(), place, None);
         return converse(&worker, visit.accept(&random_id(), None), session, None).await;
@@ -116,6 +123,10 @@ async fn come_back(
         error.log(&"recovery");
     }
     taken
+}
+
+fn address(worker: &Worker, handshake: &Handshake) -> Address {
+    worker.limits.address(handshake.peer, handshake.forwarded_for.as_ref())
 }
 
 /// The token: of the CONNECT, else of the handshake's header, else of its query.

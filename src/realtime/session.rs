@@ -316,6 +316,9 @@ impl<T> Session<T> {
             let done = Done::Join { room, start: Start::Live, since: None };
             return futures::future::ready(Ok(done)).boxed_local();
         }
+        if self.member.rooms().len() >= self.worker.config.max_rooms_per_session {
+            return refused(ApiError::TooManyRooms);
+        }
         let (worker, journal) = (self.worker.clone(), self.journal.clone());
         async move {
             worker.feed.started().await;

@@ -1,6 +1,7 @@
 //! What the sessions of one worker share, and what all workers of the process know together.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use super::inbox::Bounds;
 use crate::auth::Tokens;
 use crate::chat::Chat;
 use crate::config::Config;
+use crate::limits::{Address, Limits};
 use crate::models::Store;
 
 /// What may wait for one session: enough for a burst, little enough that thousands of clients
@@ -47,6 +49,8 @@ pub struct Worker {
     pub tokens: Data<Tokens>,
     /// The configuration.
     pub config: Data<Config>,
+    /// The limits.
+    pub limits: Data<Limits>,
     /// What all workers share.
     pub process: Arc<Process>,
 }
@@ -57,7 +61,10 @@ pub struct Process {
     /// Names this process in the records of sockets.
     pub instance: ObjectId,
     max_sessions: usize,
+    /// Of one address; 0 is no limit.
+    max_per_address: usize,
     sessions: AtomicUsize,
+    addresses: Mutex<HashMap<Address, usize>>,
     drain: CancellationToken,
     /// Over how many milliseconds a drain is spread.
     drain_spread: AtomicU64,
@@ -73,15 +80,19 @@ pub struct Place {
     /// Cancelled when the session must end: another connection took it over, or a drain began.
     pub end: CancellationToken,
     pid: Option<String>,
+    address: Option<Address>,
 }
 
 impl Process {
-    /// A process without sessions that allows `max_sessions`.
-    pub fn new(max_sessions: usize) -> Self {
+    /// A process without sessions that allows `max_sessions`, and `max_per_address` of one
+    /// address, where 0 is no limit.
+    pub fn new(max_sessions: usize, max_per_address: usize) -> Self {
         Self {
             instance: ObjectId::new(),
             max_sessions,
+            max_per_address,
             sessions: AtomicUsize::new(0),
+            addresses: Mutex::default(),
             drain: CancellationToken::new(),
             drain_spread: AtomicU64::new(0),
             returnable: Mutex::default(),
@@ -90,14 +101,33 @@ impl Process {
     }
 
     /// A place for one more session; `None` when there are too many, or the process stops.
-    pub fn enter(self: &Arc<Self>) -> Option<Place> {
+    pub fn enter(self: &Arc<Self>, address: Address) -> Option<Place> {
         if self.is_draining() {
             return None;
         }
         let taken = self.sessions.fetch_add(1, Ordering::Relaxed);
-        // Made at once, so that it gives the place back also when there was none.
-        let place = Place { process: Arc::clone(self), end: self.drain.child_token(), pid: None };
+        // Made at once, so that it gives back what was taken also when that was too much.
+        let mut place = Place {
+            process: Arc::clone(self),
+            end: self.drain.child_token(),
+            pid: None,
+            address: None,
+        };
+        if self.max_per_address > 0 {
+            let mut addresses = self.addresses();
+            let count = addresses.entry(address).or_default();
+            if *count >= self.max_per_address {
+                drop(addresses);
+                return None;
+            }
+            *count += 1;
+            place.address = Some(address);
+        }
         (taken < self.max_sessions).then_some(place)
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, HashMap<Address, usize>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many sessions there are.
@@ -182,6 +212,14 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.process.sessions.fetch_sub(1, Ordering::Relaxed);
+        if let Some(address) = self.address
+            && let Entry::Occupied(mut count) = self.process.addresses().entry(address)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
         // Whoever took the session over has a cancelled token replaced by a living one.
         if let Some(pid) = &self.pid
             && !self.end.is_cancelled()
@@ -193,26 +231,42 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+
+    fn address(last: u8) -> Address {
+        Address::of(Ipv4Addr::new(10, 0, 0, last).into())
+    }
 
     #[test]
     fn places_are_bounded_and_given_back() {
-        let process = Arc::new(Process::new(2));
-        let places: Vec<_> = (0..3).map(|_| process.enter()).collect();
+        let process = Arc::new(Process::new(2, 0));
+        let places: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
         assert_eq!(places.iter().filter(|place| place.is_some()).count(), 2);
         assert_eq!(process.sessions(), 2);
         drop(places);
         assert_eq!(process.sessions(), 0);
-        assert!(process.enter().is_some());
+        assert!(process.enter(address(1)).is_some());
+    }
+
+    #[test]
+    fn an_address_has_its_share() {
+        let process = Arc::new(Process::new(9, 2));
+        let places: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
+        assert_eq!(places.iter().filter(|place| place.is_some()).count(), 2);
+        assert!(process.enter(address(2)).is_some());
+        drop(places);
+        assert!(process.addresses().is_empty() && process.sessions() == 0);
     }
 
     #[test]
     fn who_takes_over_ends_the_other_and_stays() {
-        let process = Arc::new(Process::new(9));
-        let mut old = process.enter().unwrap();
+        let process = Arc::new(Process::new(9, 0));
+        let mut old = process.enter(address(1)).unwrap();
         old.make_returnable("pid");
         process.take_over("pid");
-        let mut new = process.enter().unwrap();
+        let mut new = process.enter(address(1)).unwrap();
         new.make_returnable("pid");
         assert!(old.end.is_cancelled() && !new.end.is_cancelled());
         drop(old);

@@ -44,6 +44,13 @@ pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -
     if !allowed {
         return HttpResponse::Forbidden().finish();
     }
+    let limits = &worker.limits;
+    let address = limits.address(req.peer_addr(), req.headers().get("X-Forwarded-For"));
+    if let Err(reached) = limits.connect.take(address) {
+        return HttpResponse::TooManyRequests()
+            .insert_header((header::RETRY_AFTER, reached.seconds()))
+            .finish();
+    }
     let token = token(&worker, req.headers(), req.query_string());
     let (answer, socket) = match Socket::accept(&req, payload, MAX_FRAME) {
         Ok(accepted) => accepted,
@@ -53,7 +60,7 @@ pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -
                 .finish();
         }
     };
-    let Some(place) = worker.process.enter() else {
+    let Some(place) = worker.process.enter(address) else {
         return HttpResponse::ServiceUnavailable()
             .insert_header((header::RETRY_AFTER, "1"))
             .finish();

@@ -10,6 +10,7 @@ mod auth;
 mod golden;
 mod helpers;
 mod idempotency;
+mod limits;
 mod mongod;
 mod odd_input;
 mod outage;

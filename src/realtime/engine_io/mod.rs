@@ -94,6 +94,11 @@ pub enum Refusal {
     Forbidden,
     /// 503: too many connections, or the server is stopping. Clients try again.
     Unavailable,
+    /// 429: this address makes too many handshakes.
+    TooMany {
+        /// After so many seconds it may try again.
+        seconds: u64,
+    },
 }
 
 /// What the request of the handshake said, as far as applications ask for it.
@@ -200,6 +205,7 @@ enum Refused {
     Forbidden,
     UnsupportedRevision,
     Unavailable,
+    TooMany(u64),
 }
 
 impl<A: Application> Server<A> {
@@ -262,6 +268,7 @@ impl<A: Application> Server<A> {
             Ok(()) => {}
             Err(Refusal::Forbidden) => return Err(Refused::Forbidden),
             Err(Refusal::Unavailable) => return Err(Refused::Unavailable),
+            Err(Refusal::TooMany { seconds }) => return Err(Refused::TooMany(seconds)),
         }
         if parameters.revision.as_deref() != Some("4") {
             return Err(Refused::UnsupportedRevision);
@@ -373,6 +380,11 @@ impl Refused {
             Self::BadRequest => (3, "Bad request"),
             Self::Forbidden => (4, "Forbidden"),
             Self::UnsupportedRevision => (5, "Unsupported protocol version"),
+            Self::TooMany(seconds) => {
+                return HttpResponse::TooManyRequests()
+                    .insert_header((header::RETRY_AFTER, seconds))
+                    .finish();
+            }
             Self::Unavailable => {
                 return HttpResponse::ServiceUnavailable()
                     .insert_header((header::RETRY_AFTER, "1"))

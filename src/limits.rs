@@ -1,0 +1,239 @@
+//! How often one address, name or user may do what is costly, per minute.
+//!
+//! A window begins with the first of them and lasts a minute. Windows are kept in bounded caches,
+//! so that an attacker with many addresses takes no memory; who is forgotten early has a new
+//! window, which errs on the side of honest clients.
+
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use actix_web::http::header::HeaderValue;
+use moka::sync::Cache;
+
+use crate::config::Config;
+use crate::error::ApiError;
+use crate::models::UserId;
+
+/// How long a window lasts.
+const WINDOW: Duration = Duration::from_secs(60);
+/// How many windows of one kind are kept.
+const MAX_WINDOWS: u64 = 100_000;
+
+/// Where a request comes from: an IPv4 address, or the 64 bits of an IPv6 address that one
+/// customer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Address(IpAddr);
+
+/// All limits of the process.
+pub struct Limits {
+    /// Logins and registrations (`RATE_LIMIT_LOGIN`).
+    pub login: Limiter<Address>,
+    /// Failed logins for a name (`RATE_LIMIT_LOGIN_NAME`), by address, so that a stranger cannot
+    /// lock a user out.
+    pub login_name: Limiter<(Address, Box<str>)>,
+    /// Messages (`RATE_LIMIT_SEND`).
+    pub send: Limiter<UserId>,
+    /// New rooms (`RATE_LIMIT_ROOM`).
+    pub room: Limiter<UserId>,
+    /// Handshakes of sockets (`RATE_LIMIT_CONNECT`).
+    pub connect: Limiter<Address>,
+    trusted_proxies: usize,
+}
+
+/// One limit.
+pub struct Limiter<K> {
+    per_minute: u32,
+    windows: Cache<K, Arc<Window>>,
+    refused: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Window {
+    began: Instant,
+    count: AtomicU32,
+}
+
+/// Too much in one window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many requests")]
+pub struct LimitReached {
+    /// When the next window begins.
+    pub retry_after: Duration,
+}
+
+impl Limits {
+    /// The limits of a configuration.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            login: Limiter::new(config.rate_limit_login),
+            login_name: Limiter::new(config.rate_limit_login_name),
+            send: Limiter::new(config.rate_limit_send),
+            room: Limiter::new(config.rate_limit_room),
+            connect: Limiter::new(config.rate_limit_connect),
+            trusted_proxies: usize::from(config.trust_proxy),
+        }
+    }
+
+    /// Where a request comes from: its peer, or what the outermost of the trusted proxies saw.
+    pub fn address(
+        &self,
+        peer: Option<SocketAddr>,
+        forwarded_for: Option<&HeaderValue>,
+    ) -> Address {
+        let peer = peer.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| peer.ip());
+        if self.trusted_proxies == 0 {
+            return Address::of(peer);
+        }
+        let hops = forwarded_for.and_then(|value| value.to_str().ok()).unwrap_or_default();
+        // Each proxy appends whom it saw; what is further left anyone can have written.
+        let seen = hops.rsplit(',').map(str::trim).nth(self.trusted_proxies - 1);
+        Address::of(seen.and_then(|hop| hop.parse().ok()).unwrap_or(peer))
+    }
+
+    /// How often each limit was reached, by its name.
+    pub fn refused(&self) -> [(&'static str, u64); 5] {
+        let count = |refused: &AtomicU64| refused.load(Ordering::Relaxed);
+        [
+            ("login", count(&self.login.refused)),
+            ("login_name", count(&self.login_name.refused)),
+            ("send", count(&self.send.refused)),
+            ("room", count(&self.room.refused)),
+            ("connect", count(&self.connect.refused)),
+        ]
+    }
+}
+
+impl Address {
+    /// The address that an IP address counts as.
+    pub fn of(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V6(ip) => {
+                let [a, b, c, d, ..] = ip.segments();
+                Self(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into())
+            }
+            v4 => Self(v4),
+        }
+    }
+}
+
+impl<K: Hash + Eq + Send + Sync + 'static> Limiter<K> {
+    /// So many per minute; 0 is no limit.
+    pub fn new(per_minute: u32) -> Self {
+        let windows = Cache::builder().max_capacity(MAX_WINDOWS).time_to_live(WINDOW).build();
+        Self { per_minute, windows, refused: AtomicU64::new(0) }
+    }
+
+    /// Counts one more.
+    ///
+    /// # Errors
+    /// It is one too many.
+    pub fn take(&self, key: K) -> Result<(), LimitReached> {
+        if self.per_minute == 0 {
+            return Ok(());
+        }
+        let window = self.windows.get_with(key, Window::begin);
+        let before = window.count.fetch_add(1, Ordering::Relaxed);
+        self.judge(&window, before)
+    }
+
+    /// Whether one more would be allowed, without counting it.
+    ///
+    /// # Errors
+    /// It would be one too many.
+    pub fn check(&self, key: &K) -> Result<(), LimitReached> {
+        match self.windows.get(key) {
+            Some(window) => self.judge(&window, window.count.load(Ordering::Relaxed)),
+            None => Ok(()),
+        }
+    }
+
+    fn judge(&self, window: &Window, before: u32) -> Result<(), LimitReached> {
+        if self.per_minute == 0 || before < self.per_minute {
+            return Ok(());
+        }
+        // Far from an overflow, however long someone goes on.
+        window.count.store(self.per_minute, Ordering::Relaxed);
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        Err(LimitReached { retry_after: WINDOW.saturating_sub(window.began.elapsed()) })
+    }
+}
+
+impl Window {
+    fn begin() -> Arc<Self> {
+        Arc::new(Self { began: Instant::now(), count: AtomicU32::new(0) })
+    }
+}
+
+impl LimitReached {
+    /// The seconds for `Retry-After`, at least one.
+    pub fn seconds(self) -> u64 {
+        self.retry_after.as_secs() + 1
+    }
+}
+
+impl From<LimitReached> for ApiError {
+    fn from(reached: LimitReached) -> Self {
+        Self::RateLimited { seconds: reached.seconds() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(ip: &str) -> Address {
+        Address::of(ip.parse().unwrap())
+    }
+
+    #[test]
+    fn a_window_allows_so_many_for_each_key() {
+        let limiter = Limiter::new(2);
+        assert_eq!([0; 4].map(|key| limiter.take(key).is_ok()), [true, true, false, false]);
+        assert!(limiter.take(1).is_ok());
+        let reached = limiter.take(0).unwrap_err();
+        assert!((55..=60).contains(&reached.seconds()));
+        assert_eq!(limiter.refused.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn a_check_counts_nothing() {
+        let limiter = Limiter::new(1);
+        assert!((0..5).all(|_| limiter.check(&0).is_ok()));
+        assert!(limiter.take(0).is_ok());
+        assert!(limiter.check(&0).is_err());
+    }
+
+    #[test]
+    fn zero_is_no_limit() {
+        let limiter = Limiter::new(0);
+        assert!((0..10_000).all(|_| limiter.take(0).is_ok() && limiter.check(&0).is_ok()));
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_address() {
+        assert_eq!(address("2001:db8:1:2::1"), address("2001:db8:1:2:3:4:5:6"));
+        assert_ne!(address("2001:db8:1:2::1"), address("2001:db8:1:3::1"));
+        assert_eq!(address("::ffff:10.0.0.1"), address("10.0.0.1"));
+        assert_ne!(address("10.0.0.1"), address("10.0.0.2"));
+    }
+
+    #[test]
+    fn only_trusted_proxies_are_believed() {
+        let header = HeaderValue::from_static("6.6.6.6, 10.0.0.1,10.0.0.2");
+        let peer = Some("127.0.0.1:1".parse().unwrap());
+        for (proxies, expected) in
+            [(0, "127.0.0.1"), (1, "10.0.0.2"), (2, "10.0.0.1"), (4, "127.0.0.1")]
+        {
+            let vars = |name: &str| match name {
+                "TRUST_PROXY" => Some(proxies.to_string()),
+                "MONGO_URI" => Some("embedded".to_owned()),
+                _ => None,
+            };
+            let limits = Limits::new(&Config::from_vars(vars).unwrap());
+            assert_eq!(limits.address(peer, Some(&header)), address(expected), "{proxies}");
+        }
+    }
+}
