@@ -17,6 +17,7 @@ use crate::chat::Chat;
 use crate::config::database::Connector;
 use crate::config::{Config, ConfigError, Embedded, Mongo, PasswordHash};
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::models::{Shared, Store, StoreError};
 use crate::mongod::{self, InstallError, Installer, Mongod, MongodError, Options};
 use crate::realtime::engine_io::{self, Registry};
@@ -131,6 +132,7 @@ impl Application {
         let config = Data::new(config);
         let tokens = Data::new(Tokens::new(&secret));
         let limits = Data::new(Limits::new(&config));
+        let metrics = Data::new(Metrics::new());
         let passwords = Data::new(Passwords::new(config.password_hash));
         let draining = Arc::clone(&process);
         let connections = Registry::default();
@@ -150,6 +152,7 @@ impl Application {
                 tokens: tokens.clone(),
                 config: config.clone(),
                 limits: limits.clone(),
+                metrics: metrics.clone(),
                 process: Arc::clone(&process),
             };
             let worker = Data::new(worker);
@@ -162,6 +165,8 @@ impl Application {
                 .app_data(tokens.clone())
                 .app_data(passwords.clone())
                 .app_data(limits.clone())
+                .app_data(metrics.clone())
+                .app_data(Data::new(connections.clone()))
                 .app_data(Data::new(store))
                 .app_data(Data::new(chat))
                 .app_data(worker)

@@ -9,6 +9,7 @@ pub mod controllers;
 pub mod error;
 pub mod js;
 pub mod limits;
+pub mod metrics;
 pub mod middleware;
 pub mod models;
 pub mod mongod;

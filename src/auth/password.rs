@@ -29,6 +29,7 @@ pub struct Passwords {
     scheme: PasswordHash,
     running: Arc<Semaphore>,
     admitted: Arc<Semaphore>,
+    capacity: usize,
     /// Verified in place of the hash of a user who does not exist, so that it takes as long.
     dummy: Arc<str>,
 }
@@ -62,13 +63,20 @@ impl Passwords {
     /// When the system has no randomness at start.
     pub fn new(scheme: PasswordHash) -> Self {
         let threads = (cores() / 2).max(1);
+        let capacity = threads * (1 + QUEUE_PER_THREAD);
         let dummy = hash(scheme, "the password of nobody").expect("the system has randomness");
         Self {
             scheme,
             running: Arc::new(Semaphore::new(threads)),
-            admitted: Arc::new(Semaphore::new(threads * (1 + QUEUE_PER_THREAD))),
+            admitted: Arc::new(Semaphore::new(capacity)),
+            capacity,
             dummy: dummy.into(),
         }
+    }
+
+    /// How many passwords are being hashed or wait for it.
+    pub fn waiting(&self) -> usize {
+        self.capacity.saturating_sub(self.admitted.available_permits())
     }
 
     /// Hashes a new password: a PHC string of argon2id, or bcrypt as bcryptjs reads it.

@@ -4,6 +4,7 @@ pub mod auth;
 pub mod chat;
 pub mod health;
 mod list;
+pub mod metrics;
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse};

@@ -6,6 +6,7 @@ pub mod cors;
 pub mod deadline;
 pub mod entity_tag;
 pub mod express;
+pub mod measure;
 pub mod path;
 
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};

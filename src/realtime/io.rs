@@ -22,6 +22,7 @@ use crate::auth::Claims;
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
 use crate::limits::Address;
+use crate::metrics::WireName;
 use crate::middleware::auth::bearer;
 use crate::middleware::deadline::DEADLINE;
 
@@ -96,6 +97,9 @@ async fn enter(worker: Data<Worker>, visit: Visit) {
         return converse(&worker, visit.accept(&random_id(), None), session, None).await;
     }
     let Ok(returned) = come_back(&worker, &auth, claims).await else { return visit.close() };
+    if auth.pid.is_some() {
+        worker.metrics.recovery(returned.is_some());
+    }
     let (journal, rooms) = match returned {
         Some(Return { journal, rooms }) => (journal, rooms),
         None => (Journal::new(&worker, claims), Vec::new()),
@@ -168,6 +172,7 @@ async fn converse(
     mut session: Session<Option<u64>>,
     journal: Option<Rc<Journal>>,
 ) {
+    let mut open = worker.metrics.open(WireName::SocketIo);
     let wire = if journal.is_some() { Wire::SocketIoOffset } else { Wire::SocketIo };
     loop {
         let (sender, has_room) = (socket.sender(), session.has_room());
@@ -178,10 +183,14 @@ async fn converse(
         };
         tokio::select! {
             output = output => match output {
-                Output::Event(delivery) => socket.emit_encoded(session.frame(&delivery, wire)),
+                Output::Event(delivery) => {
+                    open.delivered();
+                    socket.emit_encoded(session.frame(&delivery, wire));
+                }
                 Output::Answer(answer) => reply(worker, &socket, &session, answer),
                 Output::End(end) => {
                     log::debug!("A Socket.IO session is ended: {end}");
+                    open.closes_because(end.label());
                     socket.close(match end {
                         End::TooSlow => CloseReason::TooSlow,
                         End::Draining => CloseReason::GoingAway,
@@ -195,6 +204,9 @@ async fn converse(
                 None => break,
             },
         }
+    }
+    if let Some(reason) = socket.close_reason() {
+        open.closes_because(reason.label());
     }
     // Node would have begun with everything that was sent before the goodbye.
     session.finish().await;

@@ -149,6 +149,18 @@ impl Verb {
     }
 }
 
+impl End {
+    /// A word for counters.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::TooSlow => "too_slow",
+            Self::TakenOver => "taken_over",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 impl Request {
     /// A request that came just now; `data` is JSON, or empty when there was none.
     pub fn new(verb: Verb, data: ByteString) -> Self {
@@ -288,6 +300,9 @@ impl<T> Session<T> {
         match done {
             Done::Join { room, start, since } => {
                 let joined = self.member.join(room, start);
+                if let Start::After(_) | Start::Resync = start {
+                    self.worker.metrics.recovery(joined.recovered);
+                }
                 let position = since.filter(|_| joined.recovered).or(joined.position);
                 let position = position.map_or("null".into(), |at| format!("\"{at}\""));
                 let recovered = joined.recovered;

@@ -17,6 +17,7 @@ use crate::auth::Tokens;
 use crate::chat::Chat;
 use crate::config::Config;
 use crate::limits::{Address, Limits};
+use crate::metrics::Metrics;
 use crate::models::Store;
 
 /// What may wait for one session: enough for a burst, little enough that thousands of clients
@@ -51,6 +52,8 @@ pub struct Worker {
     pub config: Data<Config>,
     /// The limits.
     pub limits: Data<Limits>,
+    /// What is counted.
+    pub metrics: Data<Metrics>,
     /// What all workers share.
     pub process: Arc<Process>,
 }

@@ -22,6 +22,7 @@ use super::socket::{CloseCode, Frame, Gone, Message, Socket};
 use super::worker::{Place, Worker};
 use crate::auth::Claims;
 use crate::error::ApiError;
+use crate::metrics::{OpenSocket, WireName};
 use crate::middleware::auth::authenticate;
 
 /// The longest frame, in bytes.
@@ -108,7 +109,8 @@ async fn serve(
         Err(error) => return refuse(&worker, socket, &error).await,
     };
     let mut session = Session::new(worker.clone(), place, claims);
-    let (code, reason) = match converse(&worker, &mut session, &mut socket).await {
+    let mut open = worker.metrics.open(WireName::Plain);
+    let (code, reason) = match converse(&worker, &mut session, &mut socket, &mut open).await {
         Closing::With(code, reason) => (code, reason),
         Closing::Gone => return session.finish().await,
     };
@@ -170,8 +172,9 @@ async fn converse(
     worker: &Worker,
     session: &mut Session<Option<Box<RawValue>>>,
     socket: &mut Socket,
+    open: &mut OpenSocket,
 ) -> Closing {
-    match try_converse(worker, session, socket).await {
+    match try_converse(worker, session, socket, open).await {
         Ok(never) => match never {},
         Err(closing) => closing,
     }
@@ -181,6 +184,7 @@ async fn try_converse(
     worker: &Worker,
     session: &mut Session<Option<Box<RawValue>>>,
     socket: &mut Socket,
+    open: &mut OpenSocket,
 ) -> Result<std::convert::Infallible, Closing> {
     let mut heard = Instant::now();
     let mut ping_due = heard + PING;
@@ -189,9 +193,15 @@ async fn try_converse(
         tokio::select! {
             output = session.next() => {
                 let frame = match output {
-                    Output::Event(delivery) => Some(session.frame(&delivery, Wire::Plain)),
+                    Output::Event(delivery) => {
+                        open.delivered();
+                        Some(session.frame(&delivery, Wire::Plain))
+                    }
                     Output::Answer(answer) => answer_frame(worker, answer),
-                    Output::End(end) => return Err(closing(end)),
+                    Output::End(end) => {
+                        open.closes_because(end.label());
+                        return Err(closing(end));
+                    }
                 };
                 if let Some(frame) = frame {
                     socket.send(Frame::Text(frame)).await?;
@@ -220,6 +230,7 @@ async fn try_converse(
             () = timer.as_mut() => {
                 let now = Instant::now();
                 if now >= heard + IDLE {
+                    open.closes_because("idle");
                     let reason = "nothing heard from the client".to_owned();
                     return Err(Closing::With(CloseCode::Policy, reason));
                 }

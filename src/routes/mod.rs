@@ -6,11 +6,12 @@ use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data, Payload, ServiceConfig, post, resource, route, scope};
 use actix_web::{HttpRequest, HttpResponse, Resource, Route};
 
-use crate::controllers::{auth, chat, health, not_found};
+use crate::controllers::{auth, chat, health, metrics, not_found};
 use crate::error::ApiError;
 use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
 use crate::middleware::express::express;
+use crate::middleware::measure::measure;
 use crate::realtime::engine_io::Server;
 use crate::realtime::io::ChatIo;
 use crate::realtime::socket_io::SocketIo;
@@ -41,6 +42,7 @@ async fn socket_io(
 fn rest() -> impl HttpServiceFactory {
     scope("")
         .wrap(from_fn(express))
+        .wrap(from_fn(measure))
         .service(only("POST", "/api/auth/register", open(post().to(auth::register))))
         .service(only("POST", "/api/auth/login", open(post().to(auth::login))))
         .service(only("POST", "/api/chat/room", guarded(post().to(chat::create_room))))
@@ -53,6 +55,7 @@ fn rest() -> impl HttpServiceFactory {
         .service(only("POST", "/api/chat/message", guarded(post().to(chat::send_message))))
         .service(only("GET, HEAD", "/healthz", get().to(health::healthz)))
         .service(only("GET, HEAD", "/readyz", get().to(health::readyz)))
+        .service(only("GET, HEAD", "/metrics", get().to(metrics::metrics)))
         .default_service(web::to(not_found))
 }
 

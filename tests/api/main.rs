@@ -11,6 +11,7 @@ mod golden;
 mod helpers;
 mod idempotency;
 mod limits;
+mod metrics;
 mod mongod;
 mod odd_input;
 mod outage;

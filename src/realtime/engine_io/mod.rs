@@ -15,6 +15,7 @@ mod websocket;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix_web::http::header::{self, HeaderMap, HeaderValue};
@@ -310,6 +311,7 @@ impl<A: Application> Server<A> {
                     result = &mut serving => {
                         if result.is_err() {
                             log::error!("A session ended because its application panicked");
+                            registry.panics().fetch_add(1, Ordering::Relaxed);
                             ended.end(CloseReason::Panic, Some(Packet::Close));
                         }
                         break;

@@ -1,6 +1,7 @@
 //! The sessions of this process, found by their secret names from every worker.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +20,13 @@ const MAX_ENDED: usize = 10_000;
 
 /// Shared by all workers; clones are the same registry.
 #[derive(Debug, Clone, Default)]
-pub struct Registry(Arc<Mutex<Sessions>>);
+pub struct Registry(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    sessions: Mutex<Sessions>,
+    panics: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Sessions {
@@ -37,6 +44,11 @@ impl Registry {
     /// Whether none does.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many sessions ended because their application panicked.
+    pub fn panics(&self) -> &AtomicU64 {
+        &self.0.panics
     }
 
     /// Ends all sessions by closing their transports.
@@ -83,7 +95,7 @@ impl Registry {
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

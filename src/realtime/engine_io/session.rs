@@ -59,6 +59,23 @@ pub enum CloseReason {
     Panic,
 }
 
+impl CloseReason {
+    /// A word for counters.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::GoingAway => "draining",
+            Self::Transport => "transport",
+            Self::PingTimeout => "ping_timeout",
+            Self::Parse => "parse_error",
+            Self::Overlap => "overlap",
+            Self::TooSlow => "too_slow",
+            Self::Panic => "panic",
+        }
+    }
+}
+
 /// How packets reach the client at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transport {

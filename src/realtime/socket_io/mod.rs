@@ -139,6 +139,11 @@ impl Socket {
         self.events.recv().await
     }
 
+    /// Why the connection has ended, once it has.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.sender.close_reason()
+    }
+
     /// Whether the client left the namespace of its own accord.
     pub fn has_left(&self) -> bool {
         self.state.left.get()

@@ -1,0 +1,283 @@
+//! What the process counts, for Prometheus.
+//!
+//! Labels have few values: routes, wires, reasons; never a user, a room or an address. What other
+//! parts count for themselves is read when it is asked for ([`Metrics::render`]).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::auth::Passwords;
+use crate::limits::Limits;
+use crate::realtime::engine_io;
+use crate::realtime::feed::Feed;
+use crate::realtime::worker::Process;
+
+/// Upper bounds of the durations of requests, in seconds.
+const DURATIONS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+
+/// The media type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Everything that is counted. One for each server, shared by its workers.
+pub struct Metrics {
+    registry: Registry,
+    requests: HistogramVec,
+    sockets: IntGaugeVec,
+    deliveries: IntCounterVec,
+    recoveries: IntCounterVec,
+    disconnects: IntCounterVec,
+    limits: IntCounterVec,
+    feed: FeedMetrics,
+    sessions: IntGauge,
+    connections: IntGauge,
+    password_queue: IntGauge,
+    panics: IntCounter,
+}
+
+/// What the feed and the ring count.
+struct FeedMetrics {
+    live: IntGauge,
+    lag: IntGauge,
+    events: IntCounter,
+    poison: IntCounter,
+    oversized: IntCounter,
+    restarts: IntCounter,
+    losses: IntCounter,
+    panics: IntCounter,
+    ring_events: IntGauge,
+    ring_bytes: IntGauge,
+}
+
+/// Which wire a socket speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WireName {
+    /// `/ws`.
+    Plain,
+    /// `/socket.io/`.
+    SocketIo,
+}
+
+/// A socket that is open; counted as long as this lives.
+pub struct OpenSocket {
+    gauge: IntGauge,
+    deliveries: IntCounter,
+    disconnects: IntCounterVec,
+    wire: WireName,
+    reason: &'static str,
+}
+
+/// The parts that count for themselves.
+pub struct Sources<'a> {
+    /// The feed, and its ring.
+    pub feed: &'a Feed,
+    /// The sessions.
+    pub process: &'a Process,
+    /// The Engine.IO connections, with or without a session.
+    pub connections: &'a engine_io::Registry,
+    /// The limits.
+    pub limits: &'a Limits,
+    /// The queue of passwords.
+    pub passwords: &'a Passwords,
+}
+
+impl WireName {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Plain => "ws",
+            Self::SocketIo => "socket.io",
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Everything at zero.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let new = Registering(&registry);
+        let durations = HistogramOpts::new(
+            "chat_http_request_duration_seconds",
+            "How long requests took, by route, method and status.",
+        );
+        let durations = durations.buckets(DURATIONS.to_vec());
+        let requests = HistogramVec::new(durations, &["route", "method", "status"]);
+        Self {
+            requests: new.register(requests),
+            sockets: new.register(IntGaugeVec::new(
+                Opts::new("chat_sockets", "Sockets that are open, by wire."),
+                &["wire"],
+            )),
+            deliveries: new.counters(
+                "chat_deliveries_total",
+                "Events given to sockets, by wire.",
+                &["wire"],
+            ),
+            recoveries: new.counters(
+                "chat_recoveries_total",
+                "Joins and returns with a position, by outcome.",
+                &["outcome"],
+            ),
+            disconnects: new.counters(
+                "chat_disconnects_total",
+                "Sockets that were closed, by wire and reason.",
+                &["wire", "reason"],
+            ),
+            limits: new.counters(
+                "chat_limits_reached_total",
+                "Requests refused because of a limit, by limit.",
+                &["limit"],
+            ),
+            feed: FeedMetrics {
+                live: new.gauge("chat_feed_live", "1 while messages are delivered."),
+                lag: new.gauge("chat_feed_lag_seconds", "How far the feed is behind MongoDB."),
+                events: new.counter("chat_feed_events_total", "Messages that the feed has read."),
+                poison: new.counter("chat_feed_poison_total", "Inserts that are no messages."),
+                oversized: new.counter(
+                    "chat_feed_oversized_total",
+                    "Messages that are too large to deliver and became a resync.",
+                ),
+                restarts: new.counter(
+                    "chat_feed_restarts_total",
+                    "Times that the change stream was opened again.",
+                ),
+                losses: new.counter(
+                    "chat_feed_losses_total",
+                    "Times that the past was lost and all rooms were told to resync.",
+                ),
+                panics: new.counter("chat_feed_panics_total", "Panics of the feed."),
+                ring_events: new.gauge("chat_ring_events", "Recent events kept for recovery."),
+                ring_bytes: new.gauge("chat_ring_bytes", "Bytes that they take."),
+            },
+            sessions: new.gauge("chat_sessions", "Sockets that were let in."),
+            connections: new.gauge("chat_engine_io_connections", "Engine.IO connections."),
+            password_queue: new
+                .gauge("chat_password_queue", "Passwords that are being hashed or wait for it."),
+            panics: new.counter("chat_panics_total", "Sessions that ended by a panic."),
+            registry,
+        }
+    }
+
+    /// A request was answered.
+    pub fn request(&self, route: &str, method: &str, status: u16, took: Duration) {
+        let status = status.to_string();
+        self.requests.with_label_values(&[route, method, &status]).observe(took.as_secs_f64());
+    }
+
+    /// A socket was let in.
+    pub fn open(&self, wire: WireName) -> OpenSocket {
+        let gauge = self.sockets.with_label_values(&[wire.label()]);
+        gauge.inc();
+        OpenSocket {
+            gauge,
+            deliveries: self.deliveries.with_label_values(&[wire.label()]),
+            disconnects: self.disconnects.clone(),
+            wire,
+            reason: "client",
+        }
+    }
+
+    /// A client came with a position: was nothing lost?
+    pub fn recovery(&self, recovered: bool) {
+        let outcome = if recovered { "recovered" } else { "resync" };
+        self.recoveries.with_label_values(&[outcome]).inc();
+    }
+
+    /// Everything as text, in Prometheus' exposition format.
+    pub fn render(&self, sources: &Sources<'_>) -> Vec<u8> {
+        self.read(sources);
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            log::error!("The metrics cannot be written: {error}");
+        }
+        text
+    }
+
+    fn read(&self, sources: &Sources<'_>) {
+        let stats = sources.feed.stats();
+        let feed = &self.feed;
+        feed.live.set(i64::from(sources.feed.live().is_ok()));
+        feed.lag.set(clamp(stats.lag.load(Ordering::Relaxed)));
+        set(&feed.events, &stats.events);
+        set(&feed.poison, &stats.poison);
+        set(&feed.oversized, &stats.oversized);
+        set(&feed.restarts, &stats.restarts);
+        set(&feed.losses, &stats.losses);
+        set(&feed.panics, &stats.panics);
+        let (events, bytes) = sources.feed.ring().size();
+        feed.ring_events.set(clamp(events as u64));
+        feed.ring_bytes.set(clamp(bytes as u64));
+        self.sessions.set(clamp(sources.process.sessions() as u64));
+        self.connections.set(clamp(sources.connections.len() as u64));
+        self.password_queue.set(clamp(sources.passwords.waiting() as u64));
+        set(&self.panics, sources.connections.panics());
+        for (limit, count) in sources.limits.refused() {
+            set(&self.limits.with_label_values(&[limit]), &AtomicU64::new(count));
+        }
+    }
+}
+
+impl OpenSocket {
+    /// An event was given to it.
+    pub fn delivered(&self) {
+        self.deliveries.inc();
+    }
+
+    /// Why it is closed, when it is not its client that closes it.
+    pub fn closes_because(&mut self, reason: &'static str) {
+        self.reason = reason;
+    }
+}
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.gauge.dec();
+        self.disconnects.with_label_values(&[self.wire.label(), self.reason]).inc();
+    }
+}
+
+/// Makes metrics that are part of a registry. Names and labels are constants, so nothing here can
+/// fail but by a mistake in this file, which every test that starts a server would find.
+struct Registering<'a>(&'a Registry);
+
+impl Registering<'_> {
+    fn register<M>(&self, metric: prometheus::Result<M>) -> M
+    where
+        M: prometheus::core::Collector + Clone + 'static,
+    {
+        let metric = metric.expect("a metric's name and labels are valid");
+        self.0.register(Box::new(metric.clone())).expect("each metric has a name of its own");
+        metric
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::new(name, help))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::new(name, help))
+    }
+}
+
+/// Brings a counter to where another one is.
+fn set(counter: &IntCounter, source: &AtomicU64) {
+    let count = source.load(Ordering::Relaxed);
+    counter.inc_by(count.saturating_sub(counter.get()));
+}
+
+fn clamp(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
