@@ -2,10 +2,14 @@
 //!
 //! `cargo run --release --example protocol_echo -- PORT`
 //!
+//! With `actix-ws` as another argument, WebSockets are carried by actix-ws in actix-web's own
+//! server instead of ours.
+//!
 //! On `/engine.io/` each message is sent back. On `/socket.io/`, in the namespaces `/` and
 //! `/custom`, a client is greeted by the event `auth` with what it sent along, `message` comes
 //! back as `message-back`, and `message-with-ack` as its ack.
 
+use std::net::TcpListener;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,6 +21,7 @@ use realtime_chat_backend::realtime::engine_io::{
     self, Application, Connection, Handshake, Message, Refusal, Registry, Server, random_id,
 };
 use realtime_chat_backend::realtime::socket_io::{self, SocketIo, Visit};
+use realtime_chat_backend::server;
 
 /// Sends every message of an Engine.IO session back.
 struct EngineEcho;
@@ -89,10 +94,11 @@ async fn main() -> ExitCode {
     env_logger::init();
     let port = std::env::args().nth(1).and_then(|port| port.parse::<u16>().ok());
     let Some(port) = port else {
-        eprintln!("usage: protocol_echo PORT");
+        eprintln!("usage: protocol_echo PORT [actix-ws]");
         return ExitCode::FAILURE;
     };
-    match serve(port).await {
+    let by_actix_ws = std::env::args().nth(2).is_some_and(|carrier| carrier == "actix-ws");
+    match serve(port, by_actix_ws).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("protocol_echo: {error}");
@@ -101,7 +107,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn serve(port: u16) -> std::io::Result<()> {
+async fn serve(port: u16, by_actix_ws: bool) -> std::io::Result<()> {
     let engine = engine_io::Config {
         ping_interval: Duration::from_millis(300),
         ping_timeout: Duration::from_millis(200),
@@ -111,7 +117,7 @@ async fn serve(port: u16) -> std::io::Result<()> {
     let socket =
         socket_io::Config { connect_timeout: Duration::from_millis(1_000), ..Default::default() };
     let registries = (Registry::default(), Registry::default());
-    HttpServer::new(move || {
+    let app = move || {
         let (engine_sessions, socket_sessions) = registries.clone();
         let socket_echo = SocketIo::new(SocketEcho, socket);
         App::new()
@@ -119,10 +125,18 @@ async fn serve(port: u16) -> std::io::Result<()> {
             .app_data(Data::new(Server::new(socket_echo, engine.clone(), socket_sessions)))
             .service(resource("/engine.io/{tail}*").to(handle::<EngineEcho>))
             .service(resource("/socket.io/{tail}*").to(handle::<SocketIo<SocketEcho>>))
-    })
-    .workers(2)
-    .h1_allow_half_closed(false)
-    .bind(("127.0.0.1", port))?
-    .run()
-    .await
+    };
+    let listener = TcpListener::bind(("127.0.0.1", port))?;
+    if by_actix_ws {
+        let server = HttpServer::new(app).workers(2).h1_allow_half_closed(false);
+        return server.listen(listener)?.run().await;
+    }
+    let options = server::Options {
+        workers: 2,
+        max_connections: 1_000,
+        keep_alive: Duration::from_secs(5),
+        head_timeout: Duration::from_secs(5),
+        shutdown_timeout: Duration::from_secs(1),
+    };
+    server::serve(listener, options, app)?.await
 }

@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::App;
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::Data;
-use actix_web::{App, HttpServer};
 use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +29,7 @@ use crate::realtime::socket_io::client::Bundles;
 use crate::realtime::socket_io::{self, SocketIo};
 use crate::realtime::worker::{INBOX, Process, Worker};
 use crate::routes;
+use crate::server;
 
 /// Secrets shorter than this, in bytes, are weaker than the HMAC that they key.
 const STRONG_SECRET: usize = 32;
@@ -39,6 +40,10 @@ const ORIGINAL_MONGODB: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALH
 const KNOCK: Duration = Duration::from_millis(300);
 /// How long the start waits for the feed.
 const FEED_START: Duration = Duration::from_secs(2);
+/// How long an idle connection is kept: a second longer than Node keeps it, whose clients know it.
+const KEEP_ALIVE: Duration = Duration::from_secs(6);
+/// How long the head of a request may take.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The database's name in an embedded MongoDB.
 const EMBEDDED_DATABASE: &str = "realTimeChatDatabase";
 
@@ -125,7 +130,13 @@ impl Application {
         let addr = listener.local_addr().map_err(StartError::Server)?;
         let shutdown_timeout = config.shutdown_timeout;
         let workers = config.workers;
-        let per_worker = config.max_connections.div_ceil(workers);
+        let options = server::Options {
+            workers,
+            max_connections: config.max_connections.div_ceil(workers),
+            keep_alive: KEEP_ALIVE,
+            head_timeout: HEAD_TIMEOUT,
+            shutdown_timeout,
+        };
         let folder = config.socket_io_client_dir.as_deref();
         let bundles = Bundles::load(folder, config.cors.clone()).map_err(StartError::Bundles)?;
         let bundles = Data::new(bundles);
@@ -136,7 +147,7 @@ impl Application {
         let passwords = Data::new(Passwords::new(config.password_hash));
         let draining = Arc::clone(&process);
         let connections = Registry::default();
-        let server = HttpServer::new(move || {
+        let server = server::serve(listener, options, move || {
             let database = connector.connect().expect("the same options have connected before");
             let store = Store::new(database, &shared);
             let chat =
@@ -174,15 +185,7 @@ impl Application {
                 .app_data(bundles.clone())
                 .configure(routes::configure)
         })
-        .workers(workers)
-        .max_connections(per_worker)
-        .shutdown_timeout(shutdown_timeout.as_secs())
-        // An aborted long poll must end its handler, and with it what it holds.
-        .h1_allow_half_closed(false)
-        .disable_signals()
-        .listen(listener)
-        .map_err(StartError::Server)?
-        .run();
+        .map_err(StartError::Server)?;
         Ok(Self { addr, server, process: draining, shutdown_timeout, tasks, stop, mongod })
     }
 

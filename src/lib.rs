@@ -15,4 +15,5 @@ pub mod models;
 pub mod mongod;
 pub mod realtime;
 pub mod routes;
+pub mod server;
 pub mod views;

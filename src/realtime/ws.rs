@@ -12,6 +12,7 @@ use actix_web::http::header::{self, HeaderMap};
 use actix_web::web::{Data, Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use bytestring::ByteString;
+use futures::FutureExt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -33,6 +34,9 @@ const AUTHENTICATE: Duration = Duration::from_secs(10);
 const PING: Duration = Duration::from_secs(25);
 /// A client that was silent for so long is gone.
 const IDLE: Duration = Duration::from_secs(45);
+
+/// How many bytes are written at once, when so much waits.
+const WRITE_AT_ONCE: usize = 32 * 1024;
 
 /// No token, an invalid one, or one that expired.
 const TOKEN_REFUSED: CloseCode = CloseCode::Other(4401);
@@ -192,20 +196,27 @@ async fn try_converse(
     loop {
         tokio::select! {
             output = session.next() => {
-                let frame = match output {
-                    Output::Event(delivery) => {
-                        open.delivered();
-                        Some(session.frame(&delivery, Wire::Plain))
+                let mut next = Some(output);
+                while let Some(output) = next {
+                    let frame = match output {
+                        Output::Event(delivery) => {
+                            open.delivered();
+                            Some(session.frame(&delivery, Wire::Plain))
+                        }
+                        Output::Answer(answer) => answer_frame(worker, answer),
+                        Output::End(end) => {
+                            open.closes_because(end.label());
+                            return Err(closing(end));
+                        }
+                    };
+                    if let Some(frame) = frame {
+                        socket.feed(Frame::Text(frame)).await?;
                     }
-                    Output::Answer(answer) => answer_frame(worker, answer),
-                    Output::End(end) => {
-                        open.closes_because(end.label());
-                        return Err(closing(end));
-                    }
-                };
-                if let Some(frame) = frame {
-                    socket.send(Frame::Text(frame)).await?;
+                    // What else is there already goes with it.
+                    let more = socket.buffered() < WRITE_AT_ONCE;
+                    next = if more { session.next().now_or_never() } else { None };
                 }
+                socket.flush().await?;
             }
             received = socket.recv(), if session.has_room() => {
                 heard = Instant::now();

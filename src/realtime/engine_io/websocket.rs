@@ -105,7 +105,7 @@ async fn carry(
     open: Option<Packet>,
 ) -> Result<(), CloseReason> {
     if let Some(open) = open {
-        send(socket, open).await?;
+        socket.send(frame(open)).await.map_err(|_| CloseReason::Transport)?;
     }
     // A message that the application has no room for yet; until it has, nothing more is read.
     let mut waiting: Option<Message> = None;
@@ -116,8 +116,9 @@ async fn carry(
         tokio::select! {
             packets = queued => {
                 for packet in packets.ok_or(CloseReason::Server)? {
-                    send(socket, packet).await?;
+                    socket.feed(frame(packet)).await.map_err(|_| CloseReason::Transport)?;
                 }
+                socket.flush().await.map_err(|_| CloseReason::Transport)?;
             }
             room = session.incoming.reserve(), if waiting.is_some() => {
                 give(room, waiting.take())?;
@@ -163,13 +164,12 @@ fn give(
     Ok(())
 }
 
-async fn send(socket: &mut Socket, packet: Packet) -> Result<(), CloseReason> {
-    let frame = match packet {
+fn frame(packet: Packet) -> Frame {
+    match packet {
         Packet::Text(text) => Frame::Text(text),
         Packet::Binary(bytes) => Frame::Binary(bytes),
         packet => Frame::Text(ByteString::from(packet.to_string())),
-    };
-    socket.send(frame).await.map_err(|_| CloseReason::Transport)
+    }
 }
 
 fn lost(closed: &socket::Closed) -> CloseReason {
