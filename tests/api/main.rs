@@ -17,3 +17,4 @@ mod odd_input;
 mod outage;
 mod pages;
 mod realtime;
+mod postman;
