@@ -6,7 +6,7 @@
 
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderValue};
+use actix_web::http::header;
 use actix_web::{HttpResponse, ResponseError};
 
 use crate::config::ErrorMode;
@@ -206,7 +206,7 @@ impl ApiError {
     }
 
     /// True for what Express itself refused, outside of any handler: a page, not JSON.
-    fn is_page(&self) -> bool {
+    pub(crate) fn is_page(&self) -> bool {
         matches!(
             self,
             Self::NotFound
@@ -217,6 +217,25 @@ impl ApiError {
                 | Self::UnsupportedBody
                 | Self::BodyTimeout
         )
+    }
+
+    /// After how many seconds the same request may succeed.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Unavailable(_) | Self::Busy => Some(1),
+            Self::RateLimited { seconds } => Some(*seconds),
+            _ => None,
+        }
+    }
+
+    /// The status in the given mode.
+    pub(crate) fn status(&self, mode: ErrorMode) -> StatusCode {
+        let (original, precise) = self.answers();
+        let status = match mode {
+            ErrorMode::Original => original.status,
+            ErrorMode::Precise => precise.status,
+        };
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     /// What the client reads in the given mode: the sentence, and the code where there is one.
@@ -270,20 +289,12 @@ impl ApiError {
     ///
     /// It is logged, too.
     pub fn respond(&self, mode: ErrorMode, requested: &dyn std::fmt::Display) -> HttpResponse {
-        let (original, precise) = self.answers();
-        let status = match mode {
-            ErrorMode::Original => original.status,
-            ErrorMode::Precise => precise.status,
-        };
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = self.status(mode);
         self.log(requested);
         let (text, code) = self.sentence(mode);
         let mut answer = HttpResponse::build(status);
-        if matches!(self, Self::Unavailable(_) | Self::Busy) {
-            answer.insert_header((header::RETRY_AFTER, HeaderValue::from_static("1")));
-        }
-        if let Self::RateLimited { seconds } = self {
-            answer.insert_header((header::RETRY_AFTER, seconds.to_string()));
+        if let Some(seconds) = self.retry_after() {
+            answer.insert_header((header::RETRY_AFTER, seconds));
         }
         if matches!(self, Self::BodyTimeout) {
             answer.force_close();

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod middleware;
 pub mod models;
 pub mod mongod;
+pub mod openapi;
 pub mod realtime;
 pub mod routes;
 pub mod server;

@@ -15,6 +15,7 @@ use crate::error::ApiError;
 use crate::js::{Fields, Js};
 use crate::limits::{Address, Limits};
 use crate::models::{Credentials, Store, StoreError};
+use crate::openapi::{refusals, schemas};
 
 /// How long a failed login takes at least in `ERRORS=precise`. Longer than either kind of hash, so
 /// that a stranger cannot tell from the time whether a user exists and by what the password is
@@ -25,6 +26,17 @@ const FAILED_LOGIN: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// The name is taken, a field is missing or cannot be cast, or too many passwords wait.
+#[utoipa::path(
+    post,
+    path = "/api/auth/register",
+    tag = "Users",
+    description = "The name must be free.",
+    request_body = schemas::Registration,
+    responses(
+        (status = 201, description = "The user is stored", body = schemas::Done),
+        refusals::Register,
+    ),
+)]
 pub async fn register(
     mut body: Fields,
     req: HttpRequest,
@@ -51,6 +63,17 @@ pub async fn register(
 ///
 /// # Errors
 /// Nobody has this name, the password is wrong or no string, or too many passwords wait.
+#[utoipa::path(
+    post,
+    path = "/api/auth/login",
+    tag = "Users",
+    description = "With `ERRORS=precise` an unknown name and a wrong password cannot be told apart.",
+    request_body = schemas::Login,
+    responses(
+        (status = 200, description = "The token of a session", body = schemas::Session),
+        refusals::Login,
+    ),
+)]
 pub async fn login(
     mut body: Fields,
     req: HttpRequest,

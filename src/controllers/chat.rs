@@ -18,12 +18,25 @@ use crate::middleware::auth::CurrentUser;
 use crate::middleware::express::insert_exposed;
 use crate::models::message::Page;
 use crate::models::{IdempotencyKey, RoomId, Store, StoreError};
+use crate::openapi::{refusals, schemas};
 use crate::views;
 
 /// Creates a room.
 ///
 /// # Errors
 /// A room of this name exists, or the name is missing or cannot be cast.
+#[utoipa::path(
+    post,
+    path = "/api/chat/room",
+    tag = "Chat",
+    description = "The name must be free.",
+    security(("token" = [])),
+    request_body = schemas::NewRoom,
+    responses(
+        (status = 201, description = "The room is stored", body = schemas::CreatedRoom),
+        refusals::CreateRoom,
+    ),
+)]
 pub async fn create_room(
     mut body: Fields,
     user: CurrentUser,
@@ -48,6 +61,17 @@ pub async fn create_room(
 ///
 /// # Errors
 /// The database failed.
+#[utoipa::path(
+    get,
+    path = "/api/chat/rooms",
+    tag = "Chat",
+    description = "A list beyond 1 MiB is streamed, without `ETag`.",
+    security(("token" = [])),
+    responses(
+        (status = 200, description = "All rooms", body = Vec<schemas::Room>),
+        refusals::GetAllRooms,
+    ),
+)]
 pub async fn get_all_rooms(store: Data<Store>) -> Result<HttpResponse, ApiError> {
     list::respond(RoomList::new(store.rooms.all().await?)).await
 }
@@ -56,6 +80,24 @@ pub async fn get_all_rooms(store: Data<Store>) -> Result<HttpResponse, ApiError>
 ///
 /// # Errors
 /// The path holds no id, or (in `ERRORS=precise`) the query no valid page.
+#[utoipa::path(
+    get,
+    path = "/api/chat/messages/{room}",
+    tag = "Chat",
+    description = "In the order of their ids. With `limit`, `before` or `after` a page: with `after` \
+                   the oldest messages behind it, otherwise the newest before it. An invalid value \
+                   counts as absent, with `ERRORS=precise` it is refused. A list beyond 1 MiB is \
+                   streamed, without `ETag`. A room that does not exist has no messages.",
+    security(("token" = [])),
+    params(
+        ("room" = inline(schemas::IdParameter), Path, description = "The room"),
+        schemas::Page,
+    ),
+    responses(
+        (status = 200, description = "The messages", body = Vec<schemas::HistoryMessage>),
+        refusals::GetMessages,
+    ),
+)]
 pub async fn get_messages(
     path: Path<String>,
     req: HttpRequest,
@@ -83,6 +125,27 @@ pub async fn get_messages(
 ///
 /// # Errors
 /// Those of [`Chat::send`], and an idempotency key that is none.
+#[utoipa::path(
+    post,
+    path = "/api/chat/message",
+    tag = "Chat",
+    summary = "Stores a message.",
+    description = "Everyone in its room receives it as `receiveMessage`. With an `Idempotency-Key` a \
+                   retry stores nothing new, for a day and on every instance.",
+    security(("token" = [])),
+    params(schemas::Retry),
+    request_body = schemas::NewMessage,
+    responses(
+        (
+            status = 201, description = "The message is stored", body = schemas::SentMessage,
+            headers((
+                "Idempotency-Replayed" = String,
+                description = "`true` when the key was used before"
+            )),
+        ),
+        refusals::SendMessage,
+    ),
+)]
 pub async fn send_message(
     mut body: Fields,
     req: HttpRequest,

@@ -8,6 +8,7 @@ use actix_web::web::Data;
 
 use super::json;
 use crate::models::Store;
+use crate::openapi::schemas;
 use crate::realtime::feed::Phase;
 use crate::realtime::worker::Worker;
 use crate::views;
@@ -16,11 +17,26 @@ use crate::views;
 const PING: Duration = Duration::from_secs(2);
 
 /// Answers as long as the process serves requests at all.
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    tag = "Operation",
+    responses((status = 200, description = "The process is up", body = schemas::Health)),
+)]
 pub async fn healthz() -> HttpResponse {
     json(StatusCode::OK, r#"{"status":"ok"}"#)
 }
 
 /// Answers 200 when requests can succeed and messages are delivered, 503 with the reason when not.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "Operation",
+    responses(
+        (status = 200, description = "Requests can succeed", body = schemas::Health),
+        (status = 503, description = "They cannot, for this reason", body = schemas::Health),
+    ),
+)]
 pub async fn readyz(store: Data<Store>, worker: Data<Worker>) -> HttpResponse {
     match readiness(&store, &worker).await {
         Ok(Phase::Local) => json(StatusCode::OK, r#"{"status":"ready","realtime":"local"}"#),

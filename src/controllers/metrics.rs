@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::error::ApiError;
 use crate::limits::Limits;
 use crate::metrics::{CONTENT_TYPE, Metrics, Sources};
+use crate::openapi::refusals;
 use crate::realtime::engine_io::Registry;
 use crate::realtime::worker::Worker;
 
@@ -17,6 +18,16 @@ use crate::realtime::worker::Worker;
 ///
 /// # Errors
 /// The token is missing or another one.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "Operation",
+    description = "Prometheus' text format. With `METRICS_TOKEN` it asks for that as bearer token.",
+    responses(
+        (status = 200, description = "The metrics", body = String, content_type = "text/plain"),
+        refusals::Metrics,
+    ),
+)]
 pub async fn metrics(
     req: HttpRequest,
     config: Data<Config>,

@@ -6,7 +6,7 @@ use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data, Payload, ServiceConfig, post, resource, route, scope};
 use actix_web::{HttpRequest, HttpResponse, Resource, Route};
 
-use crate::controllers::{auth, chat, health, metrics, not_found};
+use crate::controllers::{auth, chat, docs, health, metrics, not_found};
 use crate::error::ApiError;
 use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
@@ -40,23 +40,32 @@ async fn socket_io(
 
 /// What Express served: everything that is no socket.
 fn rest() -> impl HttpServiceFactory {
-    scope("")
-        .wrap(from_fn(express))
-        .wrap(from_fn(measure))
-        .service(only("POST", "/api/auth/register", open(post().to(auth::register))))
-        .service(only("POST", "/api/auth/login", open(post().to(auth::login))))
-        .service(only("POST", "/api/chat/room", guarded(post().to(chat::create_room))))
-        .service(only("GET, HEAD", "/api/chat/rooms", guarded(get().to(chat::get_all_rooms))))
-        .service(only(
-            "GET, HEAD",
-            "/api/chat/messages/{room}",
-            guarded(get().to(chat::get_messages)),
-        ))
-        .service(only("POST", "/api/chat/message", guarded(post().to(chat::send_message))))
-        .service(only("GET, HEAD", "/healthz", get().to(health::healthz)))
-        .service(only("GET, HEAD", "/readyz", get().to(health::readyz)))
-        .service(only("GET, HEAD", "/metrics", get().to(metrics::metrics)))
-        .default_service(web::to(not_found))
+    let scope =
+        scope("").wrap(from_fn(express)).wrap(from_fn(measure)).default_service(web::to(not_found));
+    table()
+        .into_iter()
+        .fold(scope, |scope, (methods, path, route)| scope.service(only(methods, path, route)))
+}
+
+/// A row of the table: the methods that the route serves, its path, and what serves it.
+pub type Row = (&'static str, &'static str, Route);
+
+/// Every path that is no socket. The OpenAPI document has the same rows.
+pub fn table() -> Vec<Row> {
+    vec![
+        ("POST", "/api/auth/register", open(post().to(auth::register))),
+        ("POST", "/api/auth/login", open(post().to(auth::login))),
+        ("POST", "/api/chat/room", guarded(post().to(chat::create_room))),
+        ("GET, HEAD", "/api/chat/rooms", guarded(get().to(chat::get_all_rooms))),
+        ("GET, HEAD", "/api/chat/messages/{room}", guarded(get().to(chat::get_messages))),
+        ("POST", "/api/chat/message", guarded(post().to(chat::send_message))),
+        ("GET, HEAD", "/healthz", get().to(health::healthz)),
+        ("GET, HEAD", "/readyz", get().to(health::readyz)),
+        ("GET, HEAD", "/metrics", get().to(metrics::metrics)),
+        ("GET, HEAD", "/openapi.json", get().to(docs::openapi)),
+        ("GET, HEAD", "/docs", get().to(docs::page)),
+        ("GET, HEAD", "/docs/{file}", get().to(docs::file)),
+    ]
 }
 
 /// A path with one route. Other methods are an unknown route to Express; `methods` is what

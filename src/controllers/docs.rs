@@ -1,0 +1,73 @@
+//! `GET /openapi.json`, and `GET /docs`, which shows it as a page that needs nothing from elsewhere.
+
+use std::sync::{Arc, LazyLock};
+
+use actix_web::HttpResponse;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, ContentEncoding};
+use actix_web::web::Path;
+use utoipa_swagger_ui::Config;
+
+use super::json;
+use crate::error::ApiError;
+use crate::openapi;
+use crate::openapi::refusals;
+
+/// The page; its scripts and styles are files of Swagger UI below `/docs/`.
+const PAGE: &str = include_str!("../openapi/page.html");
+
+/// What the page may load: nothing that does not come from here.
+const POLICY: &str = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'";
+
+/// Answers with the OpenAPI document.
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    tag = "Documentation",
+    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value)),
+)]
+pub async fn openapi() -> HttpResponse {
+    json(StatusCode::OK, openapi::document())
+}
+
+/// Shows the document as an interactive page.
+#[utoipa::path(
+    get,
+    path = "/docs",
+    tag = "Documentation",
+    responses((status = 200, description = "A page", body = String, content_type = "text/html")),
+)]
+pub async fn page() -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((header::CONTENT_SECURITY_POLICY, POLICY))
+        .content_type("text/html; charset=utf-8")
+        .body(PAGE)
+}
+
+/// Answers with a file of that page.
+///
+/// # Errors
+/// There is no such file.
+#[utoipa::path(
+    get,
+    path = "/docs/{file}",
+    tag = "Documentation",
+    description = "A script, a style or an icon.",
+    params(("file" = String, Path, example = "swagger-ui.css")),
+    responses((status = 200, description = "The file", content_type = "*/*"), refusals::Missing),
+)]
+pub async fn file(name: Path<String>) -> Result<HttpResponse, ApiError> {
+    static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
+        let config = Config::from("/openapi.json").use_base_layout().validator_url("none");
+        Arc::new(config.try_it_out_enabled(true).persist_authorization(true))
+    });
+
+    let file = utoipa_swagger_ui::serve(&name, CONFIG.clone())
+        .map_err(|error| ApiError::Internal(error.to_string()))?
+        .ok_or(ApiError::NotFound)?;
+    let mut answer = HttpResponse::Ok();
+    if file.gzpipped {
+        answer.insert_header((header::CONTENT_ENCODING, ContentEncoding::Gzip));
+    }
+    Ok(answer.content_type(file.content_type).body(file.bytes.into_owned()))
+}

@@ -1,0 +1,125 @@
+//! The OpenAPI document of `GET /openapi.json`, collected from the handlers.
+//!
+//! A handler's attribute says what it is asked and what it answers when all is well. Its refusals
+//! come from the table in [`crate::error`], so that the document cannot know another status or
+//! text than the server sends. `schemas` are the bodies, `refusals` the errors, `about.md` is what
+//! a reader needs besides: the conventions, and the realtime events, which OpenAPI has no words
+//! for.
+
+pub mod refusals;
+pub mod schemas;
+
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{OpenApi, RefOr, ResponseBuilder};
+use utoipa::{Modify, OpenApi as _};
+
+use crate::controllers::{auth, chat, docs, health, metrics};
+
+/// The document, from the code.
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(title = "realtime-chat-backend", description = include_str!("about.md")),
+    servers((url = "/", description = "This server")),
+    tags(
+        (name = "Users", description = "Registration and login"),
+        (name = "Chat", description = "Rooms and messages; every route asks for a token"),
+        (name = "Operation", description = "For orchestrators and load balancers"),
+        (name = "Documentation", description = "This document"),
+    ),
+    paths(
+        auth::register,
+        auth::login,
+        chat::create_room,
+        chat::get_all_rooms,
+        chat::get_messages,
+        chat::send_message,
+        health::healthz,
+        health::readyz,
+        metrics::metrics,
+        docs::openapi,
+        docs::page,
+        docs::file,
+    ),
+    components(schemas(refusals::Refusal)),
+    modifiers(&BearerToken, &EntityTags, &HeadRoutes),
+)]
+struct Document;
+
+/// The document as JSON. It does not change while the process runs.
+pub fn document() -> Bytes {
+    static JSON: LazyLock<Bytes> = LazyLock::new(|| {
+        let json = Document::openapi().to_json();
+        json.expect("a document of texts and maps serialises").into()
+    });
+    JSON.clone()
+}
+
+/// Names the scheme that the guarded routes refer to.
+struct BearerToken;
+
+impl Modify for BearerToken {
+    fn modify(&self, document: &mut OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT")
+            .description(Some(
+                "The `token` of a login: HS256, `{id, iat, exp}`, valid for one hour.",
+            ))
+            .build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(scheme));
+    }
+}
+
+/// Every JSON answer to GET has a tag, and the request that knows it is answered 304.
+struct EntityTags;
+
+impl Modify for EntityTags {
+    fn modify(&self, document: &mut OpenApi) {
+        let text = || Some(ObjectBuilder::new().schema_type(Type::String));
+        for get in document.paths.paths.values_mut().filter_map(|item| item.get.as_mut()) {
+            let Some(RefOr::T(answer)) = get.responses.responses.get_mut("200") else { continue };
+            if !answer.content.contains_key("application/json") {
+                continue;
+            }
+            let tag = HeaderBuilder::new().schema(text());
+            let tag = tag.description(Some("Of exactly this answer")).build();
+            answer.headers.insert("ETag".to_owned(), RefOr::T(tag));
+            let not_modified =
+                ResponseBuilder::new().description("The copy of the client is current");
+            get.responses.responses.insert("304".to_owned(), RefOr::T(not_modified.build()));
+            let known = ParameterBuilder::new()
+                .name("If-None-Match")
+                .parameter_in(ParameterIn::Header)
+                .description(Some("The `ETag` of a copy"))
+                .schema(text());
+            get.parameters.get_or_insert_default().push(RefOr::T(known.build()));
+        }
+    }
+}
+
+/// Express answers HEAD wherever it answers GET, and so do we: the same without its body.
+struct HeadRoutes;
+
+impl Modify for HeadRoutes {
+    fn modify(&self, document: &mut OpenApi) {
+        for item in document.paths.paths.values_mut() {
+            let Some(mut head) = item.get.clone() else { continue };
+            head.operation_id = head.operation_id.map(|id| format!("{id}_head"));
+            head.summary = Some("The headers of GET.".to_owned());
+            head.description = None;
+            for response in head.responses.responses.values_mut() {
+                if let RefOr::T(response) = response {
+                    response.content.clear();
+                }
+            }
+            item.head = Some(head);
+        }
+    }
+}

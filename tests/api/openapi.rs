@@ -1,0 +1,142 @@
+//! The OpenAPI document and its page: they know every route, and only those.
+
+use std::collections::BTreeSet;
+
+use realtime_chat_backend::routes;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::helpers::TestServer;
+
+/// The keys of a path item that are no methods.
+const NO_METHODS: [&str; 4] = ["parameters", "servers", "summary", "description"];
+
+async fn document(server: &TestServer) -> Value {
+    let answer = server.request(Method::GET, "/openapi.json", None, None).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    answer.json().await.unwrap()
+}
+
+/// Every method and path of the document.
+fn operations(document: &Value) -> BTreeSet<(String, String)> {
+    let mut operations = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let methods = item.as_object().unwrap().keys();
+        for method in methods.filter(|key| !NO_METHODS.contains(&key.as_str())) {
+            operations.insert((method.to_uppercase(), path.clone()));
+        }
+    }
+    operations
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_document_has_the_routes_of_the_table_and_no_others() {
+    let server = TestServer::start().await;
+    let mut table = BTreeSet::new();
+    for (methods, path, _) in routes::table() {
+        for method in methods.split(", ") {
+            table.insert((method.to_owned(), path.to_owned()));
+        }
+    }
+    assert_eq!(operations(&document(&server).await), table);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_method_is_served_where_the_document_has_it_and_nowhere_else() {
+    let server = TestServer::start_with(&[("ERRORS", "precise")]).await;
+    let document = document(&server).await;
+    let operations = operations(&document);
+    for path in document["paths"].as_object().unwrap().keys() {
+        for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] {
+            let is_listed = operations.contains(&(method.to_owned(), path.clone()));
+            let real = path.replace("{room}", "676d2c41b1e8a27d9c0f4a15").replace("{file}", "x");
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let answer = server.request(method.clone(), &real, None, None).await;
+            let is_served = answer.status() != StatusCode::METHOD_NOT_ALLOWED;
+            assert_eq!(is_served, is_listed, "{method} {path}: {}", answer.status());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_document_is_whole() {
+    let server = TestServer::start().await;
+    let document = document(&server).await;
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+    assert_eq!(document["components"]["securitySchemes"]["token"]["bearerFormat"], "JWT");
+
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1) {
+        let pointer = reference.split('"').next().unwrap();
+        assert!(document.pointer(pointer).is_some(), "{pointer} is referred to but not there");
+    }
+    let (mut ids, mut guarded) = (BTreeSet::new(), 0);
+    for (method, path) in operations(&document) {
+        let operation = &document["paths"][&path][method.to_lowercase()];
+        let id = operation["operationId"].as_str().unwrap();
+        assert!(ids.insert(id.to_owned()), "{id} is there twice");
+        let statuses = operation["responses"].as_object().unwrap();
+        assert_eq!(operation.get("security").is_some(), path.starts_with("/api/chat"), "{path}");
+        assert_eq!(statuses.contains_key("401"), path.starts_with("/api/chat") || id == "login");
+        guarded += usize::from(statuses.contains_key("401"));
+    }
+    assert_eq!(guarded, 7);
+    for event in ["joinRoom", "leaveRoom", "sendMessage", "authenticate", "receiveMessage"] {
+        assert!(text.contains(&format!("`{event}`")), "{event}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_documented_as_they_are_sent() {
+    for (mode, answers) in [
+        ("original", [(500, "Server error"), (500, "Server error"), (404, "User not found")]),
+        (
+            "precise",
+            [(409, "username_taken"), (400, "invalid_field"), (401, "invalid_credentials")],
+        ),
+    ] {
+        let server = TestServer::start_with(&[("ERRORS", mode)]).await;
+        let document = document(&server).await;
+        server.register("ann").await;
+        let requests = [
+            ("register", json!({ "username": "ann", "password": "x" })),
+            ("register", json!({ "password": "x" })),
+            ("login", json!({ "username": "nobody", "password": "x" })),
+        ];
+        for ((route, body), (status, text)) in requests.into_iter().zip(answers) {
+            let path = format!("/api/auth/{route}");
+            let answer = server.request(Method::POST, &path, None, Some(&body)).await;
+            assert_eq!(answer.status().as_u16(), status);
+            let answer: Value = answer.json().await.unwrap();
+            assert!(answer.to_string().contains(text), "{answer}");
+            let responses = &document["paths"][&path]["post"]["responses"];
+            let shown = &responses[status.to_string()]["content"]["application/json"]["examples"];
+            let mut shown = shown.as_object().unwrap().values();
+            assert!(shown.any(|example| example["value"] == answer), "{answer}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_finds_everything_here() {
+    let server = TestServer::start().await;
+    for path in ["/docs", "/docs/"] {
+        let answer = server.request(Method::GET, path, None, None).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let policy = answer.headers()["content-security-policy"].to_str().unwrap().to_owned();
+        assert!(policy.starts_with("default-src 'self'"), "{policy}");
+        let page = answer.text().await.unwrap();
+        assert!(!page.contains("http://") && !page.contains("https://"), "{page}");
+        let files: Vec<&str> = page.split('"').filter(|text| text.starts_with('/')).collect();
+        assert!(files.len() > 4, "{files:?}");
+        for file in files {
+            let answer = server.request(Method::GET, file, None, None).await;
+            assert_eq!(answer.status(), StatusCode::OK, "{file}");
+        }
+    }
+    let answer = server.request(Method::GET, "/docs/swagger-initializer.js", None, None).await;
+    let script = answer.text().await.unwrap();
+    assert!(script.contains("/openapi.json") && !script.contains("https://"), "{script}");
+    let answer = server.request(Method::GET, "/docs/nothing", None, None).await;
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+}
