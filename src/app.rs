@@ -32,7 +32,7 @@ use crate::routes;
 use crate::server;
 
 /// Secrets shorter than this, in bytes, are weaker than the HMAC that they key.
-const STRONG_SECRET: usize = 32;
+pub const STRONG_SECRET: usize = 32;
 
 /// Where the original's database listens.
 const ORIGINAL_MONGODB: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 27017);

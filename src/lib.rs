@@ -4,6 +4,7 @@ pub mod app;
 pub mod auth;
 pub mod casts;
 pub mod chat;
+pub mod check;
 pub mod config;
 pub mod controllers;
 pub mod error;

@@ -1,20 +1,43 @@
-//! The process: configuration, logging, start, signals.
+//! The process: arguments, configuration, logging, start, signals.
 
+use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
 use env_logger::{Builder, Env};
 use realtime_chat_backend::app::Application;
+use realtime_chat_backend::check::check;
 use realtime_chat_backend::config::{Config, dotenv};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What is logged unless `RUST_LOG` says otherwise.
 const DEFAULT_LOG: &str = "info,actix_server=warn,mongodb=warn";
 
+const HELP: &str = "\
+A chat backend: REST, WebSocket and Socket.IO over MongoDB.
+
+Usage: realtime-chat-backend [OPTION]
+
+  --check    look at the configuration and the database, change nothing
+  --help     this text
+  --version  the version
+
+Everything else is set by environment variables or .env; .env.example lists
+them all. Without any, it starts a MongoDB of its own and serves on port 5000.
+";
+
+/// What the command line asks for.
+enum Command {
+    Serve,
+    Check,
+    Print(String),
+}
+
 #[actix_web::main]
 async fn main() -> ExitCode {
     match run().await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // Not through the log, which RUST_LOG may have silenced.
             eprintln!("{}: {error}", env!("CARGO_PKG_NAME"));
@@ -23,15 +46,63 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<(), Box<dyn std::error::Error>> {
+async fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let command = command(std::env::args().skip(1))?;
+    if let Command::Print(text) = command {
+        print!("{text}");
+        return Ok(ExitCode::SUCCESS);
+    }
     let dotenv = dotenv::load(Path::new(".env")).map_err(|error| format!(".env: {error}"))?;
     start_logging(&dotenv);
     let config = Config::from_env(&dotenv)?;
+    if let Command::Check = command {
+        let report = check(&config).await?;
+        print!("{report}");
+        return Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let demo = config.demo;
     let application = Application::build(config).await?;
     log::info!("Listening on http://{}", application.addr());
+    greet(application.addr(), demo);
     application.run_until(terminated()?).await?;
     log::info!("Stopped");
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+fn command(mut arguments: impl Iterator<Item = String>) -> Result<Command, String> {
+    let command = match arguments.next().as_deref() {
+        None => Command::Serve,
+        Some("--check") => Command::Check,
+        Some("--help" | "-h") => Command::Print(HELP.to_owned()),
+        Some("--version" | "-V") => {
+            let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+            Command::Print(format!("{name} {version}\n"))
+        }
+        Some(other) => return Err(format!("unknown option {other:?}, see --help")),
+    };
+    match arguments.next() {
+        None => Ok(command),
+        Some(other) => Err(format!("unexpected {other:?}, see --help")),
+    }
+}
+
+/// Tells a person where to look; a log file has no use for it.
+fn greet(addr: SocketAddr, demo: bool) {
+    if !std::io::stdout().is_terminal() {
+        return;
+    }
+    let host =
+        if addr.ip().is_unspecified() { "localhost".to_owned() } else { addr.ip().to_string() };
+    let url = format!("http://{host}:{}", addr.port());
+    let (bold, reset) = match std::env::var_os("NO_COLOR") {
+        None => ("\x1b[1m", "\x1b[0m"),
+        Some(_) => ("", ""),
+    };
+    println!("\n  {bold}Chat server{reset}  {url}");
+    if demo {
+        println!("  {bold}Try it     {reset}  {url}/demo");
+    }
+    println!("  {bold}API        {reset}  {url}/docs\n  Stop with Ctrl-C\n");
 }
 
 /// `RUST_LOG` of the environment, else of `.env`, else the default.

@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod chat;
+pub mod demo;
 pub mod docs;
 pub mod health;
 mod list;

@@ -7,6 +7,7 @@ pub mod idempotency;
 pub mod message;
 pub mod room;
 pub mod socket;
+pub mod survey;
 pub mod user;
 
 use std::sync::Arc;

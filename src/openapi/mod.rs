@@ -19,7 +19,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi as _};
 
-use crate::controllers::{auth, chat, docs, health, metrics};
+use crate::controllers::{auth, chat, demo, docs, health, metrics};
 
 /// The document, from the code.
 #[derive(utoipa::OpenApi)]
@@ -42,6 +42,7 @@ use crate::controllers::{auth, chat, docs, health, metrics};
         health::healthz,
         health::readyz,
         metrics::metrics,
+        demo::demo,
         docs::openapi,
         docs::page,
         docs::file,

@@ -6,7 +6,7 @@ use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data, Payload, ServiceConfig, post, resource, route, scope};
 use actix_web::{HttpRequest, HttpResponse, Resource, Route};
 
-use crate::controllers::{auth, chat, docs, health, metrics, not_found};
+use crate::controllers::{auth, chat, demo, docs, health, metrics, not_found};
 use crate::error::ApiError;
 use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
@@ -62,6 +62,7 @@ pub fn table() -> Vec<Row> {
         ("GET, HEAD", "/healthz", get().to(health::healthz)),
         ("GET, HEAD", "/readyz", get().to(health::readyz)),
         ("GET, HEAD", "/metrics", get().to(metrics::metrics)),
+        ("GET, HEAD", "/demo", get().to(demo::demo)),
         ("GET, HEAD", "/openapi.json", get().to(docs::openapi)),
         ("GET, HEAD", "/docs", get().to(docs::page)),
         ("GET, HEAD", "/docs/{file}", get().to(docs::file)),

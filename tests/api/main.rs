@@ -18,4 +18,5 @@ mod openapi;
 mod outage;
 mod pages;
 mod postman;
+mod program;
 mod realtime;
