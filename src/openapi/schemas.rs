@@ -62,10 +62,10 @@ schema! {
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
         .examples([json!("2026-01-02T03:04:05.678Z")]);
 
-    /// An `Idempotency-Key`.
+    /// An `Idempotency-Key`: HTTP takes white space around it away.
     Key = ObjectBuilder::new()
         .schema_type(Type::String)
-        .pattern(Some("^[!-~]{1,255}$"))
+        .pattern(Some(r"^[!-~]([\t -~]{0,253}[!-~])?$"))
         .min_length(Some(1))
         .max_length(Some(255));
 }

@@ -20,3 +20,4 @@ mod pages;
 mod postman;
 mod program;
 mod realtime;
+mod schemathesis;

@@ -2,6 +2,7 @@
 
 pub mod mongod;
 pub mod socket;
+pub mod tools;
 
 use std::net::SocketAddr;
 use std::time::Duration;
