@@ -1,0 +1,272 @@
+//! How cost grows: with subscribers, rooms, the depth of a history, its length, the speed of the
+//! feed and the number of instances.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::fanout::{Audience, Outcome, Pace, Plan, Via};
+use crate::http::{Connection, request};
+use crate::process::Process;
+use crate::report::Curve;
+use crate::rest::Load;
+use crate::rows::{Group, wires};
+use crate::seed::{Bulk, Seed};
+use crate::servers::{Contender, Server};
+use crate::wire::Wire;
+use crate::{Bench, Result};
+
+/// Deliveries a second, however many subscribers share them.
+const DELIVERIES: f64 = 20_000.0;
+/// Messages a second, however many rooms share them.
+const MESSAGES: f64 = 200.0;
+/// The longest history.
+const DEEP: usize = 1_000_000;
+/// What Node can hold: it builds a whole history in memory, several times over.
+const NODE_DEEP: usize = 100_000;
+/// Messages of a page.
+const PAGE: usize = 50;
+
+/// What is measured on one server that runs.
+struct Place<'a> {
+    bench: &'a mut Bench,
+    contender: Contender,
+    server: Server,
+    seed: Seed,
+}
+
+/// Measures every curve of a contender.
+pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
+    if !bench.options.wants(Group::Curves) {
+        return Ok(());
+    }
+    for curve in 0..5 {
+        let server = bench.start(contender, None).await?;
+        let seed = bench.seed(contender, server.addr).await?;
+        let mut at = Place { bench, contender, server, seed };
+        let measured = match (curve, contender) {
+            (0, _) => at.subscribers().await,
+            (_, Contender::Floor) => Ok(()),
+            (1, _) => at.rooms().await,
+            (2, _) => at.histories().await,
+            (_, Contender::Node) => Ok(()),
+            (3, _) => at.feed().await,
+            (_, _) => at.instances().await,
+        };
+        at.server.stop().await?;
+        if let Err(error) = measured {
+            bench.fail(contender, Group::Curves, &error.to_string());
+        }
+    }
+    Ok(())
+}
+
+impl Place<'_> {
+    fn point(&mut self, curve: &Curve, line: &str, x: usize, y: f64) {
+        let name = self.contender.name();
+        let line = if line.is_empty() { name.to_owned() } else { format!("{name}, {line}") };
+        self.bench.say(&format!("{line:<20}{x:>8} {:<32}{y:.2}  {}", curve.x, curve.y));
+        let curves = &mut self.bench.results.curves;
+        let index = match curves.iter().position(|known| known.title == curve.title) {
+            Some(index) => index,
+            None => {
+                curves.push(curve.clone());
+                curves.len() - 1
+            }
+        };
+        let Some(curve) = curves.get_mut(index) else { return };
+        match curve.lines.iter_mut().find(|(name, _)| *name == line) {
+            Some((_, points)) => points.push((x as f64, y)),
+            None => curve.lines.push((line, vec![(x as f64, y)])),
+        }
+    }
+
+    fn plan(&self, rate: f64) -> Plan {
+        Plan {
+            publishers: 1,
+            via: Via::Socket,
+            pace: Pace::Rate(rate),
+            warm_up: self.bench.options.warm_up(),
+            measure: self.bench.options.measure(),
+        }
+    }
+
+    async fn subscribers(&mut self) -> Result<()> {
+        let curve = Curve::new("More subscribers", "subscribers", "µs of CPU per delivery");
+        let user = self.seed.user()?.clone();
+        let room = self.seed.rooms.get(2).ok_or("no rooms")?.clone();
+        let numbers = [100, 500, 2_000, 6_000, 18_000];
+        for &wire in wires(self.contender) {
+            let line = if wires(self.contender).len() > 1 { wire.name() } else { "" };
+            for &number in numbers.iter().take(self.bench.options.pick(5, 3)) {
+                let rooms = std::slice::from_ref(&room);
+                let audience =
+                    Audience::gather(self.server.addr, wire, &user, rooms, number).await?;
+                let plan = self.plan(DELIVERIES / number as f64);
+                let heard = audience.hear(&plan, &user, self.server.process).await?;
+                self.faultless(&heard);
+                self.point(&curve, line, number, heard.cpu_per_delivery);
+                drop(audience);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn rooms(&mut self) -> Result<()> {
+        let curve =
+            Curve::new("More rooms, a subscriber in each", "rooms", "µs of CPU per message");
+        let user = self.seed.user()?.clone();
+        let bulk = Bulk::connect(&self.bench.uri(self.contender)?).await?;
+        let wire = wires(self.contender).first().copied().unwrap_or(Wire::SocketIo);
+        for number in [1, 10, 100, 1_000, 10_000].into_iter().take(self.bench.options.pick(5, 3)) {
+            let rooms = bulk.add_rooms(number).await?;
+            let audience = Audience::gather(self.server.addr, wire, &user, &rooms, number).await?;
+            let heard = audience.hear(&self.plan(MESSAGES), &user, self.server.process).await?;
+            bulk.remove_rooms(&rooms).await?;
+            self.faultless(&heard);
+            self.point(&curve, "", number, heard.cpu_per_message);
+            drop(audience);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Ok(())
+    }
+
+    async fn histories(&mut self) -> Result<()> {
+        let curve =
+            Curve::new("A whole history at once", "messages", "MB of memory while it is sent");
+        let bulk = Bulk::connect(&self.bench.uri(self.contender)?).await?;
+        let user = self.seed.user()?.clone();
+        let longest = if self.contender == Contender::Node { NODE_DEEP } else { DEEP };
+        let longest = self.bench.options.pick(longest, 10_000);
+        let lengths = [1_000, 10_000, 100_000, 1_000_000];
+        for length in lengths.into_iter().filter(|length| *length <= longest) {
+            let room = bulk.add_rooms(1).await?.concat();
+            let ids = bulk
+                .add_messages(&room, &user.id, length, |n| format!("message {n} of a long history"))
+                .await?;
+            let path = format!("/api/chat/messages/{room}");
+            let request = request("GET", &path, Some(&user.token), None);
+            let mut connection = Connection::open(self.server.addr).await?;
+            let before = self.server.process.memory()?;
+            let mut peak = before;
+            let answer = connection.exchange(&request);
+            tokio::pin!(answer);
+            let answer = loop {
+                tokio::select! {
+                    answer = &mut answer => break answer?,
+                    () = tokio::time::sleep(Duration::from_millis(5)) => {
+                        peak = peak.max(self.server.process.memory()?);
+                    }
+                }
+            };
+            if answer.status != 200 || answer.length < length * 100 {
+                return Err(format!("a history of {} bytes", answer.length).into());
+            }
+            self.point(&curve, "", length, (peak - before) / 1e6);
+            if length == longest && self.contender == Contender::Ours {
+                self.pages(&room, &ids).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages of a history, ever further from its end.
+    async fn pages(&mut self, room: &str, ids: &[bson::oid::ObjectId]) -> Result<()> {
+        let curve =
+            Curve::new("A page deep in a history", "messages deep", "µs of CPU per page of 50");
+        let token = self.seed.user()?.token.clone();
+        let mongod = self.mongod()?;
+        for depth in [PAGE, 1_000, 10_000, 100_000, 1_000_000] {
+            // The page that ends so many messages before the end of the history.
+            let Some(index) = (ids.len() + PAGE).checked_sub(depth) else { break };
+            let before = match ids.get(index) {
+                Some(id) => format!("&before={id}"),
+                None => String::new(),
+            };
+            let path = format!("/api/chat/messages/{room}?limit={PAGE}{before}");
+            let mut load = Load {
+                addr: self.server.addr,
+                process: self.server.process,
+                request: request("GET", &path, Some(&token), None).into(),
+                status: 200,
+                connections: 8,
+                pace: None,
+                warm_up: self.bench.options.warm_up(),
+                measure: self.bench.options.measure() / 2,
+            };
+            let cpu = load.run().await?.cpu;
+            self.point(&curve, "server", depth, cpu);
+            load.process = mongod;
+            let cpu = load.run().await?.cpu;
+            self.point(&curve, "MongoDB", depth, cpu);
+        }
+        Ok(())
+    }
+
+    async fn feed(&mut self) -> Result<()> {
+        let curve = Curve::new(
+            "The feed behind insertMany",
+            "messages a second",
+            "ms from insert to subscriber",
+        );
+        for rate in [300, 1_000, 3_000] {
+            let heard = self.inserts(rate, self.server.process).await?;
+            self.faultless(&heard);
+            self.point(&curve, "p50", rate, heard.p50);
+            self.point(&curve, "p99", rate, heard.p99);
+        }
+        Ok(())
+    }
+
+    /// Messages that go to the database past every server, ten batches a second; the CPU is that
+    /// of the given process.
+    async fn inserts(&self, rate: usize, process: Process) -> Result<Outcome> {
+        let user = self.seed.user()?.clone();
+        let room = self.seed.rooms.get(3).ok_or("no rooms")?.clone();
+        let bulk = Arc::new(Bulk::connect(&self.bench.uri(self.contender)?).await?);
+        let rooms = std::slice::from_ref(&room);
+        let audience = Audience::gather(self.server.addr, Wire::Plain, &user, rooms, 10).await?;
+        let plan = Plan { via: Via::Bulk(bulk), ..self.plan(rate as f64) };
+        audience.hear(&plan, &user, process).await
+    }
+
+    async fn instances(&mut self) -> Result<()> {
+        let curve = Curve::new(
+            "What each instance costs MongoDB",
+            "instances",
+            "µs of MongoDB's CPU per message, at 1,000 a second",
+        );
+        let mongod = self.mongod()?;
+        let mut others = Vec::new();
+        for number in [1, 2, 4, 8] {
+            while others.len() + 1 < number {
+                others.push(self.bench.start(self.contender, None).await?);
+            }
+            let heard = self.inserts(1_000, mongod).await?;
+            self.point(&curve, "", number, heard.cpu_per_message);
+        }
+        for server in others {
+            server.stop().await?;
+        }
+        Ok(())
+    }
+
+    fn mongod(&self) -> Result<Process> {
+        let mongod = self.bench.mongod.as_ref().ok_or("there is no MongoDB of this run")?;
+        Ok(Process(mongod.pid()))
+    }
+
+    fn faultless(&mut self, heard: &Outcome) {
+        if heard.faults() > 0 {
+            let failure = format!("{}: {heard:?}", self.contender.name());
+            self.bench.say(&failure);
+            self.bench.results.failures.push(failure);
+        }
+    }
+}
+
+impl Curve {
+    fn new(title: &str, x: &'static str, y: &'static str) -> Self {
+        Self { title: title.to_owned(), x, y, lines: Vec::new() }
+    }
+}

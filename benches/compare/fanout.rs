@@ -1,0 +1,509 @@
+//! Load by sockets: subscribers in rooms, publishers beside them, and a count of what went wrong.
+//!
+//! Every message names its publisher, its number among that publisher's messages and the moment
+//! it was sent. So each subscriber knows what it lacks, what came twice and what came out of turn.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, TryStreamExt};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use crate::Result;
+use crate::histogram::Histogram;
+use crate::http::{self, Connection};
+use crate::process::Process;
+use crate::seed::Bulk;
+use crate::websocket::{Socket, push_text};
+use crate::wire::{Event, PONG, Wire, number};
+
+/// How many characters a message has; with all that surrounds it, a frame of about 270 bytes.
+const CONTENT: usize = 60;
+/// How many sockets connect at the same time.
+const CONNECTING: usize = 64;
+/// How many of the loopback's addresses they come from.
+const SOURCES: usize = 8;
+/// How long after the last delivery the rest counts as lost.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How fast messages are sent.
+#[derive(Debug, Clone, Copy)]
+pub enum Pace {
+    /// So many a second, from all publishers together.
+    Rate(f64),
+    /// As fast as they are delivered: this many are on their way at any time.
+    FlatOut(u64),
+}
+
+/// How messages are sent.
+#[derive(Clone)]
+pub enum Via {
+    /// On a socket of the publisher's own, on the wire of the subscribers.
+    Socket,
+    /// By `POST /api/chat/message`.
+    Rest,
+    /// Straight into the database, in batches.
+    Bulk(Arc<Bulk>),
+}
+
+/// Who sends: every publisher is the same user.
+#[derive(Debug, Clone)]
+pub struct User {
+    /// The user's id.
+    pub id: String,
+    /// The user's token.
+    pub token: String,
+}
+
+/// What to send.
+#[derive(Clone)]
+pub struct Plan {
+    /// How many publishers there are; they share the rooms among them.
+    pub publishers: usize,
+    /// How they send.
+    pub via: Via,
+    /// How fast.
+    pub pace: Pace,
+    /// How long to send before anything is measured.
+    pub warm_up: Duration,
+    /// How long to measure.
+    pub measure: Duration,
+}
+
+/// What a load found.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Outcome {
+    /// Deliveries a second.
+    pub deliveries: f64,
+    /// Messages a second.
+    pub messages: f64,
+    /// Microseconds of the server's processor time for each delivery.
+    pub cpu_per_delivery: f64,
+    /// Microseconds of the server's processor time for each message.
+    pub cpu_per_message: f64,
+    /// Median latency from the sending to the receiving, in milliseconds.
+    pub p50: f64,
+    /// Its 99th percentile.
+    pub p99: f64,
+    /// Deliveries that never came.
+    pub lost: u64,
+    /// Deliveries that came again.
+    pub doubled: u64,
+    /// Deliveries that came after a later message of the same publisher.
+    pub misordered: u64,
+    /// Sockets that the server closed.
+    pub closed: u64,
+}
+
+impl Outcome {
+    /// Deliveries that went wrong in whatever way, and sockets that were closed.
+    pub fn faults(&self) -> u64 {
+        self.lost + self.doubled + self.misordered + self.closed
+    }
+}
+
+/// Subscribers who read what comes.
+pub struct Audience {
+    addr: SocketAddr,
+    wire: Wire,
+    rooms: Arc<[String]>,
+    members: u64,
+    tally: Arc<Tally>,
+    /// Ends the subscribers when dropped.
+    _reading: JoinSet<()>,
+}
+
+struct Tally {
+    origin: Instant,
+    /// Publishers so far, so that none is taken for an earlier one.
+    publishers: AtomicUsize,
+    /// Deliveries that should come, of all messages sent so far.
+    expected: AtomicU64,
+    /// Messages sent so far.
+    sent: AtomicU64,
+    /// Different deliveries that came.
+    delivered: AtomicU64,
+    doubled: AtomicU64,
+    misordered: AtomicU64,
+    closed: AtomicU64,
+    latency: Histogram,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            origin: Instant::now(),
+            publishers: AtomicUsize::new(0),
+            expected: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            doubled: AtomicU64::new(0),
+            misordered: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
+            latency: Histogram::default(),
+        }
+    }
+}
+
+impl Audience {
+    /// Connects subscribers, which share the rooms evenly.
+    ///
+    /// # Errors
+    /// A socket was refused.
+    pub async fn gather(
+        addr: SocketAddr,
+        wire: Wire,
+        user: &User,
+        rooms: &[String],
+        subscribers: usize,
+    ) -> Result<Self> {
+        let tally = Arc::new(Tally::default());
+        let reading = futures::stream::iter(0..subscribers)
+            .map(async |number| {
+                let [a, b] = ((2 + number % SOURCES) as u16).to_be_bytes();
+                let source = Ipv4Addr::new(127, 0, a, b);
+                let mut socket = wire.connect(addr, source, &user.token).await?;
+                let room = rooms.get(number % rooms.len().max(1)).ok_or("no rooms")?;
+                wire.join(&mut socket, room).await?;
+                Result::<_>::Ok(socket)
+            })
+            .buffer_unordered(CONNECTING)
+            .try_fold(JoinSet::new(), async |mut reading, socket| {
+                reading.spawn(subscriber(socket, wire, Arc::clone(&tally)));
+                Ok(reading)
+            })
+            .await?;
+        let members = (subscribers / rooms.len().max(1)).max(1) as u64;
+        Ok(Self { addr, wire, rooms: rooms.into(), members, tally, _reading: reading })
+    }
+
+    /// Sends messages to this audience and measures how they arrive.
+    ///
+    /// # Errors
+    /// A publisher was refused.
+    pub async fn hear(&self, plan: &Plan, user: &User, process: Process) -> Result<Outcome> {
+        let tally = &self.tally;
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut publishing = JoinSet::new();
+        let first = tally.publishers.fetch_add(plan.publishers, Ordering::Relaxed);
+        for nth in 0..plan.publishers {
+            let publisher = Publisher {
+                number: first + nth,
+                nth,
+                addr: self.addr,
+                wire: self.wire,
+                rooms: Arc::clone(&self.rooms),
+                members: self.members,
+                user: user.clone(),
+                plan: plan.clone(),
+                tally: Arc::clone(tally),
+                stop: Arc::clone(&stop),
+            };
+            publishing.spawn(publisher.run());
+        }
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+        sleep(plan.warm_up).await;
+        tally.latency.clear();
+        let (begin, cpu) = (Instant::now(), process.cpu()?);
+        let (delivered, sent) = (read(&tally.delivered), read(&tally.sent));
+        sleep(plan.measure).await;
+        let seconds = begin.elapsed().as_secs_f64();
+        let cpu = (process.cpu()? - cpu) * 1e6;
+        let (delivered, sent) = (read(&tally.delivered) - delivered, read(&tally.sent) - sent);
+
+        stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = publishing.join_next().await {
+            ended??;
+        }
+        let lost = self.wait_for_the_rest().await;
+        let take = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
+        Ok(Outcome {
+            deliveries: delivered / seconds,
+            messages: sent / seconds,
+            cpu_per_delivery: cpu / delivered.max(1.0),
+            cpu_per_message: cpu / sent.max(1.0),
+            p50: tally.latency.quantile(0.5),
+            p99: tally.latency.quantile(0.99),
+            lost,
+            doubled: take(&tally.doubled),
+            misordered: take(&tally.misordered),
+            closed: take(&tally.closed),
+        })
+    }
+
+    /// Waits until everything that was sent has come, or nothing comes any more; gives what lacks.
+    async fn wait_for_the_rest(&self) -> u64 {
+        let (mut last, mut since) = (0, Instant::now());
+        loop {
+            let delivered = self.tally.delivered.load(Ordering::Relaxed);
+            let expected = self.tally.expected.load(Ordering::Relaxed);
+            if delivered >= expected {
+                return 0;
+            }
+            if delivered != last {
+                (last, since) = (delivered, Instant::now());
+            } else if since.elapsed() > PATIENCE {
+                // What never came must not count again.
+                self.tally.expected.store(delivered, Ordering::Relaxed);
+                return expected - delivered;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+async fn subscriber(mut socket: Socket, wire: Wire, tally: Arc<Tally>) {
+    let mut seen = Seen::default();
+    let mut ping = false;
+    loop {
+        let mut now = None;
+        let read = socket.read(|text| match wire.read(text) {
+            Event::Message => {
+                // One look at the clock for all that came at once.
+                let now = now.get_or_insert_with(|| tally.origin.elapsed());
+                tally.count(text, *now, &mut seen);
+            }
+            Event::Ping => ping = true,
+            Event::Ack(_) | Event::Refusal(_) | Event::Other => {}
+        });
+        if read.await.is_err() || (ping && socket.send_text(PONG).await.is_err()) {
+            tally.closed.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        ping = false;
+    }
+}
+
+impl Tally {
+    /// Counts a message that a subscriber received.
+    fn count(&self, text: &[u8], now: Duration, seen: &mut Seen) {
+        let Some(content) = seen.content(text) else { return };
+        let mut parts = content.split(|byte| *byte == b'.').map(number);
+        let mut part = || parts.next().unwrap_or_default();
+        let (publisher, message, sent) = (part(), part(), Duration::from_nanos(part()));
+        match seen.take(publisher, message) {
+            Arrival::InTurn => drop(self.delivered.fetch_add(1, Ordering::Relaxed)),
+            Arrival::Late => {
+                self.delivered.fetch_add(1, Ordering::Relaxed);
+                self.misordered.fetch_add(1, Ordering::Relaxed);
+            }
+            Arrival::Again => drop(self.doubled.fetch_add(1, Ordering::Relaxed)),
+        }
+        self.latency.record(now.saturating_sub(sent));
+    }
+}
+
+/// What one subscriber has received of each publisher.
+#[derive(Default)]
+struct Seen {
+    publishers: Vec<(u64, Messages)>,
+    /// Where the content was in the last text; it rarely moves.
+    content_at: usize,
+}
+
+#[derive(Default)]
+struct Messages {
+    /// One bit for each message, by its number.
+    bits: Vec<u64>,
+    /// One more than the highest number so far.
+    next: u64,
+}
+
+enum Arrival {
+    InTurn,
+    Late,
+    Again,
+}
+
+impl Seen {
+    fn content<'a>(&mut self, text: &'a [u8]) -> Option<&'a [u8]> {
+        const KEY: &[u8] = b"\"content\":\"";
+        let is_here = |at: usize| text.get(at..).is_some_and(|rest| rest.starts_with(KEY));
+        if !is_here(self.content_at) {
+            self.content_at = text.windows(KEY.len()).position(|window| window == KEY)?;
+        }
+        text.get(self.content_at + KEY.len()..)
+    }
+
+    fn take(&mut self, publisher: u64, message: u64) -> Arrival {
+        let index = match self.publishers.iter().position(|(known, _)| *known == publisher) {
+            Some(index) => index,
+            None => {
+                self.publishers.push((publisher, Messages::default()));
+                self.publishers.len() - 1
+            }
+        };
+        let Some((_, messages)) = self.publishers.get_mut(index) else { return Arrival::Again };
+        let (word, bit) = ((message / 64) as usize, 1 << (message % 64));
+        if messages.bits.len() <= word {
+            messages.bits.resize(word + 1, 0);
+        }
+        let Some(word) = messages.bits.get_mut(word) else { return Arrival::Again };
+        let (again, late) = (*word & bit != 0, message < messages.next);
+        *word |= bit;
+        messages.next = messages.next.max(message + 1);
+        match (again, late) {
+            (true, _) => Arrival::Again,
+            (false, true) => Arrival::Late,
+            (false, false) => Arrival::InTurn,
+        }
+    }
+}
+
+/// One sender of messages.
+struct Publisher {
+    /// Different from all others of this audience.
+    number: usize,
+    /// Its place among those of this plan.
+    nth: usize,
+    addr: SocketAddr,
+    wire: Wire,
+    rooms: Arc<[String]>,
+    members: u64,
+    user: User,
+    plan: Plan,
+    tally: Arc<Tally>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Publisher {
+    async fn run(self) -> Result<()> {
+        match &self.plan.via {
+            Via::Socket => self.run_on_socket().await,
+            Via::Rest => self.run_by_rest().await,
+            Via::Bulk(bulk) => self.run_in_bulk(bulk).await,
+        }
+    }
+
+    async fn run_on_socket(&self) -> Result<()> {
+        let mut socket =
+            self.wire.connect(self.addr, Ipv4Addr::LOCALHOST, &self.user.token).await?;
+        let mut turns = interval(Duration::from_millis(1));
+        turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let (start, mut sent, mut answered) = (Instant::now(), 0_u64, 0_u64);
+        let mut frames = Vec::new();
+        while !self.stop.load(Ordering::Relaxed) {
+            frames.clear();
+            for _ in 0..self.due(start, sent) {
+                let text = self.wire.message(
+                    // The request that joins is number 1.
+                    sent + 2,
+                    self.room(sent),
+                    &self.user.id,
+                    &self.content(sent),
+                );
+                push_text(&mut frames, text.as_bytes(), true);
+                self.expect();
+                sent += 1;
+            }
+            if !frames.is_empty() {
+                socket.send(&frames).await?;
+            }
+            tokio::select! {
+                _ = turns.tick() => {}
+                read = self.read_answers(&mut socket, &mut answered) => read?,
+            }
+        }
+        let rest = async {
+            while answered < sent {
+                self.read_answers(&mut socket, &mut answered).await?;
+            }
+            Result::<()>::Ok(())
+        };
+        // Who has no answer by then will see its messages counted as lost, if they are.
+        timeout(PATIENCE * 4, rest).await.unwrap_or(Ok(()))
+    }
+
+    async fn read_answers(&self, socket: &mut Socket, answered: &mut u64) -> Result<()> {
+        let mut ping = false;
+        let read = socket.read(|text| match self.wire.read(text) {
+            Event::Ack(_) => *answered += 1,
+            Event::Refusal(_) => {
+                *answered += 1;
+                self.expect_no_more();
+            }
+            Event::Ping => ping = true,
+            Event::Message | Event::Other => {}
+        });
+        read.await?;
+        if ping {
+            socket.send_text(PONG).await?;
+        }
+        Ok(())
+    }
+
+    async fn run_by_rest(&self) -> Result<()> {
+        let mut connection = Connection::open(self.addr).await?;
+        let (start, mut sent) = (Instant::now(), 0);
+        while !self.stop.load(Ordering::Relaxed) {
+            if self.due(start, sent) == 0 {
+                sleep(Duration::from_millis(1)).await;
+                continue;
+            }
+            let (room, sender, content) = (self.room(sent), &self.user.id, self.content(sent));
+            let body = format!(r#"{{"room":"{room}","sender":"{sender}","content":"{content}"}}"#);
+            let token = Some(self.user.token.as_str());
+            let request = http::request("POST", "/api/chat/message", token, Some(&body));
+            self.expect();
+            sent += 1;
+            if connection.exchange(&request).await?.status != 201 {
+                self.expect_no_more();
+            }
+        }
+        Ok(())
+    }
+
+    async fn run_in_bulk(&self, bulk: &Bulk) -> Result<()> {
+        let (start, mut sent) = (Instant::now(), 0);
+        while !self.stop.load(Ordering::Relaxed) {
+            sleep(Duration::from_millis(100)).await;
+            let due = self.due(start, sent);
+            let content = |number| self.content(sent + number as u64);
+            bulk.add_messages(self.room(0), &self.user.id, due as usize, content).await?;
+            (0..due).for_each(|_| self.expect());
+            sent += due;
+        }
+        Ok(())
+    }
+
+    /// How many messages are to be sent now.
+    fn due(&self, start: Instant, sent: u64) -> u64 {
+        match self.plan.pace {
+            Pace::Rate(rate) => {
+                let publishers = self.plan.publishers as f64;
+                // So that publishers take turns.
+                let phase = (self.nth + 1) as f64 / publishers;
+                let due = start.elapsed().as_secs_f64() * rate / publishers + phase;
+                (due as u64).saturating_sub(sent)
+            }
+            Pace::FlatOut(window) => {
+                let expected = self.tally.expected.load(Ordering::Relaxed);
+                let delivered = self.tally.delivered.load(Ordering::Relaxed);
+                let under_way = expected.saturating_sub(delivered).div_ceil(self.members);
+                window.saturating_sub(under_way).div_ceil(self.plan.publishers as u64)
+            }
+        }
+    }
+
+    fn room(&self, sent: u64) -> &str {
+        let turn = sent as usize * self.plan.publishers + self.nth;
+        self.rooms.get(turn % self.rooms.len().max(1)).map_or("", String::as_str)
+    }
+
+    fn content(&self, sent: u64) -> String {
+        let nanos = self.tally.origin.elapsed().as_nanos();
+        format!("{:x<CONTENT$}", format!("{}.{sent}.{nanos}.", self.number))
+    }
+
+    fn expect(&self) {
+        self.tally.sent.fetch_add(1, Ordering::Relaxed);
+        self.tally.expected.fetch_add(self.members, Ordering::Relaxed);
+    }
+
+    fn expect_no_more(&self) {
+        self.tally.expected.fetch_sub(self.members, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,152 @@
+//! Measures this server, a Node server with the packages that such backends use, and the floor
+//! below which nothing can go: side by side, on one MongoDB, in one run.
+//!
+//! ```sh
+//! cargo bench --bench compare                          # everything, half an hour
+//! cargo bench --bench compare -- --quick               # every row, about two minutes
+//! cargo bench --bench compare -- --only rooms,fanout   # some rows
+//! cargo bench --bench compare -- --servers ours,floor  # some servers
+//! cargo bench --bench compare -- --attach 4242:5000    # a server that runs already: pid and port
+//! ```
+//!
+//! The figure that counts is processor time of the server process for each answer or delivery:
+//! other load on the machine does not change it much, while it changes everything that is counted
+//! in seconds. The results go to `benches/RESULTS.md` and `benches/results.svg`, unless rows or
+//! servers were left out.
+
+mod curves;
+mod fanout;
+mod floor;
+mod histogram;
+mod http;
+mod options;
+mod plot;
+mod process;
+mod report;
+mod rest;
+mod rows;
+mod seed;
+mod servers;
+mod websocket;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use realtime_chat_backend::mongod::{Installer, Mongod};
+
+use options::Options;
+use report::Results;
+use seed::Seed;
+use servers::{Contender, Launcher, Server};
+
+/// Errors are for a person to read.
+type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+
+/// A run.
+struct Bench {
+    options: Options,
+    launcher: Launcher,
+    /// Not there when a server is measured that somebody else has started.
+    mongod: Option<Mongod>,
+    results: Results,
+    /// What was put into the databases.
+    seeds: BTreeMap<Contender, Seed>,
+    begin: Instant,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let done = match arguments.as_slice() {
+        [serve, port] if serve == "--serve-floor" => {
+            port.parse().map_err(Into::into).and_then(floor::serve)
+        }
+        _ => compare(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("compare: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(arguments: &[String]) -> Result<()> {
+    let Some(options) = Options::parse(arguments)? else { return Ok(()) };
+    process::raise_file_limit()?;
+    // The load shares the processors with what it measures, and needs both at times.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(Bench::run(options))
+}
+
+impl Bench {
+    async fn run(options: Options) -> Result<()> {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compare");
+        std::fs::create_dir_all(&folder)?;
+        let mut bench = Self {
+            options,
+            launcher: Launcher { folder },
+            mongod: None,
+            results: Results::default(),
+            seeds: BTreeMap::new(),
+            begin: Instant::now(),
+        };
+        if let Some((pid, port)) = bench.options.attach {
+            rows::attached(&mut bench, Server::attach(pid, port)).await?;
+            println!("{}", bench.results.table());
+            return Ok(());
+        }
+        bench.start_mongod().await?;
+        if bench.options.servers.contains(&Contender::Node) {
+            bench.say("installing the Node server's packages");
+            bench.launcher.install_node().await?;
+        }
+        // Node first: some rows depend on how far it gets.
+        for contender in [Contender::Node, Contender::Floor, Contender::Ours] {
+            if bench.options.servers.contains(&contender) {
+                rows::measure(&mut bench, contender).await?;
+                curves::measure(&mut bench, contender).await?;
+            }
+        }
+        println!("{}", bench.results.table());
+        if bench.options.is_complete() {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
+            bench.results.write(&folder, &bench.options).await?;
+            bench.say("written: benches/RESULTS.md and benches/results.svg");
+        }
+        if let Some(mongod) = bench.mongod {
+            mongod.stop().await;
+        }
+        Ok(())
+    }
+
+    async fn start_mongod(&mut self) -> Result<()> {
+        self.say("starting MongoDB");
+        let binary = std::env::var_os("MONGOD").map(Into::into);
+        let binary = tokio::task::spawn_blocking(|| Installer::from_env(binary).binary()).await??;
+        let data = self.launcher.folder.join("mongod");
+        if data.exists() {
+            std::fs::remove_dir_all(&data)?;
+        }
+        let options = realtime_chat_backend::mongod::Options {
+            remove_data: true,
+            ..realtime_chat_backend::mongod::Options::new(binary, data)
+        };
+        self.mongod = Some(Mongod::start(options).await?);
+        Ok(())
+    }
+
+    /// The connection string of a contender's own database.
+    fn uri(&self, contender: Contender) -> Result<String> {
+        let mongod = self.mongod.as_ref().ok_or("there is no MongoDB of this run")?;
+        Ok(mongod.uri(&format!("compare_{}", contender.name())))
+    }
+
+    /// One line of progress.
+    fn say(&self, text: &str) {
+        eprintln!("{:>6.1}s  {text}", self.begin.elapsed().as_secs_f64());
+    }
+}

@@ -1,0 +1,81 @@
+//! What the system says about a process: its time on the processors and its memory. And the
+//! machine that all of this runs on.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::Result;
+
+/// Linux counts processor time in this many ticks a second, on every machine but the Alpha.
+const TICKS: f64 = 100.0;
+
+/// A process whose costs are measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Process(pub u32);
+
+impl Process {
+    /// Processor time so far, of all threads, in seconds.
+    pub fn cpu(self) -> Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0))?;
+        // The name, in parentheses, may contain anything; the fields behind it are numbers.
+        let (_, fields) = stat.rsplit_once(')').ok_or("no name in stat")?;
+        let times = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+        let ticks = times.sum::<Result<u64, _>>()?;
+        Ok(ticks as f64 / TICKS)
+    }
+
+    /// Memory in use, in bytes.
+    pub fn memory(self) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()).ok_or("no VmRSS")?;
+        Ok(kib.parse::<f64>()? * 1024.0)
+    }
+
+    /// The memory once it has stopped to change, or after a few seconds.
+    pub async fn settled_memory(self) -> Result<f64> {
+        let mut last = self.memory()?;
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = self.memory()?;
+            if (now - last).abs() < last * 0.002 {
+                return Ok(now);
+            }
+            last = now;
+        }
+        Ok(last)
+    }
+}
+
+/// Raises the soft limit of open files to the hard one, here and in what is started from here.
+pub fn raise_file_limit() -> Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
+/// A port that nobody listens on.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// The machine in a few words: processor, number of cores, memory, kernel.
+pub fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let (cpu, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+    let model = field(&cpu, "model name").unwrap_or("unknown processor");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let kib: f64 = field(&memory, "MemTotal")
+        .and_then(|value| value.split_whitespace().next()?.parse().ok())
+        .unwrap_or_default();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    format!("{model}, {cores} cores, {:.0} GiB, Linux {}", kib / 1_048_576.0, kernel.trim())
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.split_once(':').map(|(_, value)| value.trim())
+}

@@ -1,0 +1,318 @@
+//! The figures and the goals: what was measured, what it is compared with, and how that is shown.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use crate::options::Options;
+use crate::plot;
+use crate::process::machine;
+use crate::servers::Contender;
+use crate::wire::Wire;
+use crate::{Result, rows};
+
+/// Everything that was measured.
+#[derive(Default)]
+pub struct Results {
+    values: BTreeMap<(String, Contender), f64>,
+    /// How cost grows.
+    pub curves: Vec<Curve>,
+    /// What could not be measured.
+    pub failures: Vec<String>,
+}
+
+/// A figure that depends on another.
+#[derive(Debug, Clone)]
+pub struct Curve {
+    /// What is shown.
+    pub title: String,
+    /// What is varied.
+    pub x: &'static str,
+    /// What is measured, with its unit.
+    pub y: &'static str,
+    /// The points of each line.
+    pub lines: Vec<(String, Vec<(f64, f64)>)>,
+}
+
+/// A row of the table.
+pub struct Row {
+    /// Under which name its figures were recorded.
+    key: &'static str,
+    /// The wire, for rows that are measured on both.
+    wire: Option<Wire>,
+    /// What it is.
+    pub title: &'static str,
+    unit: &'static str,
+    /// Digits behind the point.
+    digits: usize,
+    goals: &'static [Goal],
+}
+
+/// What a figure must be.
+enum Goal {
+    /// At most this.
+    AtMost(f64),
+    /// At least this.
+    AtLeast(f64),
+    /// At most Node's figure divided by this.
+    NodeBy(f64),
+    /// At least this many times Node's figure.
+    TimesNode(f64),
+    /// At most this many times the floor.
+    TimesFloor(f64),
+}
+
+use Goal::{AtLeast, AtMost, NodeBy, TimesFloor, TimesNode};
+
+const fn row(
+    key: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    digits: usize,
+    goals: &'static [Goal],
+) -> Row {
+    Row { key, wire: None, title, unit, digits, goals }
+}
+
+impl Row {
+    const fn on(self, wire: Wire) -> Self {
+        Self { wire: Some(wire), ..self }
+    }
+}
+
+const PLAIN: Wire = Wire::Plain;
+const SOCKET_IO: Wire = Wire::SocketIo;
+
+/// The table, in its order.
+#[rustfmt::skip]
+const ROWS: &[Row] = &[
+    row("rooms cpu", "`GET /rooms`, 5 rooms: CPU per answer", "µs", 0, &[NodeBy(12.0)]),
+    row("rooms rate", "– answers a second", "", 0, &[]),
+    row("messages cpu", "`GET /messages/:room`, 50 messages: CPU per answer", "µs", 0, &[NodeBy(20.0)]),
+    row("messages rate", "– answers a second", "", 0, &[TimesNode(8.0)]),
+    row("message cpu", "`POST /message`: CPU per answer", "µs", 0, &[NodeBy(8.0)]),
+    row("message rate", "– answers a second", "", 0, &[TimesNode(3.0)]),
+    row("unauthorized cpu", "a 401: CPU per answer", "µs", 0, &[NodeBy(8.0)]),
+    row("unauthorized rate", "– answers a second", "", 0, &[]),
+    row("logins before", "`GET /rooms` 200 times a second: p99", "ms", 1, &[]),
+    row("logins during", "– while 20 logins run at once: p99", "ms", 1, &[AtMost(50.0)]),
+    row("logins rate", "– answered as many as before", "%", 0, &[AtLeast(99.0)]),
+    row("logins a second", "– logins a second", "", 0, &[]),
+    row("fanout cpu", "50 messages a second to 500 sockets, `/ws`: CPU per delivery", "µs", 1, &[NodeBy(2.0), TimesFloor(1.5)]).on(PLAIN),
+    row("fanout p50", "– message to subscriber, p50", "ms", 1, &[AtMost(5.0)]).on(PLAIN),
+    row("fanout p99", "– message to subscriber, p99", "ms", 1, &[AtMost(12.0)]).on(PLAIN),
+    row("fanout cpu", "50 messages a second to 500 sockets, Socket.IO: CPU per delivery", "µs", 1, &[NodeBy(2.0), TimesFloor(1.5)]).on(SOCKET_IO),
+    row("fanout p50", "– message to subscriber, p50", "ms", 1, &[AtMost(5.0)]).on(SOCKET_IO),
+    row("fanout p99", "– message to subscriber, p99", "ms", 1, &[AtMost(12.0)]).on(SOCKET_IO),
+    row("posted p50", "50 messages a second by `POST /message` to 500 sockets, `/ws`: p50", "ms", 1, &[AtMost(5.0)]).on(PLAIN),
+    row("posted p99", "– p99", "ms", 1, &[AtMost(12.0)]).on(PLAIN),
+    row("flat deliveries", "flat out to 500 sockets, `/ws`: deliveries a second", "", 0, &[TimesNode(6.0)]).on(PLAIN),
+    row("flat cpu", "– CPU per delivery", "µs", 2, &[]).on(PLAIN),
+    row("flat deliveries", "flat out to 500 sockets, Socket.IO: deliveries a second", "", 0, &[TimesNode(6.0)]).on(SOCKET_IO),
+    row("flat cpu", "– CPU per delivery", "µs", 2, &[]).on(SOCKET_IO),
+    row("overload p99", "four times Node's maximum, `/ws`: p99", "ms", 1, &[AtMost(100.0)]).on(PLAIN),
+    row("overload reached", "– of that rate reached", "%", 0, &[AtLeast(99.0)]).on(PLAIN),
+    row("overload p99", "four times Node's maximum, Socket.IO: p99", "ms", 1, &[AtMost(100.0)]).on(SOCKET_IO),
+    row("overload reached", "– of that rate reached", "%", 0, &[AtLeast(99.0)]).on(SOCKET_IO),
+    row("fanout faults", "lost, doubled or misordered at a rate, or closed", "", 0, &[AtMost(0.0)]),
+    row("posted faults", "– by `POST /message`", "", 0, &[AtMost(0.0)]),
+    row("flat faults", "– flat out", "", 0, &[AtMost(0.0)]),
+    row("overload faults", "– at four times Node's maximum", "", 0, &[AtMost(0.0)]),
+    row("sockets kib", "an idle socket among 10,000, `/ws`", "KiB", 1, &[AtMost(8.0)]).on(PLAIN),
+    row("sockets kib", "an idle socket among 10,000, Socket.IO", "KiB", 1, &[AtMost(8.0)]).on(SOCKET_IO),
+    row("start memory", "idle process", "MB", 1, &[AtMost(20.0)]),
+    row("start seconds", "start to first answer from the database", "s", 3, &[AtMost(0.1)]),
+];
+
+impl Results {
+    /// Records a figure.
+    pub fn set(&mut self, key: &str, contender: Contender, value: f64) {
+        self.values.insert((key.to_owned(), contender), value);
+    }
+
+    /// Records a figure of a wire. A contender that has one wire is compared with both of ours.
+    /// Faults are added up.
+    pub fn set_on(&mut self, name: &str, what: &str, wire: Wire, contender: Contender, value: f64) {
+        if what == "faults" {
+            *self.values.entry((format!("{name} {what}"), contender)).or_default() += value;
+            return;
+        }
+        let both = [PLAIN, SOCKET_IO];
+        let wires = if rows::wires(contender).len() == 1 { &both[..] } else { &[wire] };
+        for wire in wires {
+            self.set(&format!("{name} {what} {}", wire.name()), contender, value);
+        }
+    }
+
+    /// A figure of a wire.
+    pub fn get(&self, key: &str, wire: Wire, contender: Contender) -> Option<f64> {
+        self.values.get(&(format!("{key} {}", wire.name()), contender)).copied()
+    }
+
+    fn of(&self, row: &Row, contender: Contender) -> Option<f64> {
+        match row.wire {
+            Some(wire) => self.get(row.key, wire, contender),
+            None => self.values.get(&(row.key.to_owned(), contender)).copied(),
+        }
+    }
+
+    /// How many times better than Node each row with Node's figure is, for the plot.
+    pub fn advantages(&self) -> impl Iterator<Item = (String, f64)> {
+        ROWS.iter().filter_map(|row| {
+            let (ours, node) = (self.of(row, Contender::Ours)?, self.of(row, Contender::Node)?);
+            if !matches!(row.unit, "µs" | "KiB" | "MB" | "s") || ours <= 0.0 {
+                return None;
+            }
+            Some((row.title.replace('`', ""), node / ours))
+        })
+    }
+
+    /// The table in Markdown.
+    pub fn table(&self) -> String {
+        let mut out = String::from(
+            "| | ours | Node | floor | ours to Node | goal | |\n|---|--:|--:|--:|--:|---|---|\n",
+        );
+        for row in ROWS {
+            let figures = Contender::ALL.map(|contender| self.of(row, contender));
+            let [ours, node, floor] = figures;
+            if figures.iter().all(Option::is_none) {
+                continue;
+            }
+            let show =
+                |value: Option<f64>| value.map_or_else(String::new, |value| with_unit(value, row));
+            let ratio = match (ours, node) {
+                (Some(ours), Some(node)) if ours > 0.0 && node > 0.0 => ratio(ours / node),
+                _ => String::new(),
+            };
+            let goals: Vec<_> = row.goals.iter().map(|goal| goal.text(row)).collect();
+            let verdicts = row.goals.iter().map(|goal| goal.verdict(ours, node, floor));
+            let verdict = match verdicts.reduce(|all, one| Some(all? && one?)) {
+                Some(Some(true)) => "reached",
+                Some(Some(false)) => "**not reached**",
+                Some(None) | None => "",
+            };
+            let _ = writeln!(
+                out,
+                "| {} | {} | {} | {} | {ratio} | {} | {verdict} |",
+                row.title,
+                show(ours),
+                show(node),
+                show(floor),
+                goals.join(", "),
+            );
+        }
+        for failure in &self.failures {
+            let _ = writeln!(out, "\nNot measured: {failure}");
+        }
+        out
+    }
+
+    /// Writes `RESULTS.md` and `results.svg`.
+    pub async fn write(&self, folder: &Path, options: &Options) -> Result<()> {
+        let now = bson::DateTime::now().try_to_rfc3339_string()?;
+        let (date, _) = now.split_once('T').ok_or("no date")?;
+        let node = tokio::process::Command::new("node").arg("--version").output().await?;
+        let node = String::from_utf8_lossy(&node.stdout).trim().to_owned();
+        let machine = machine();
+        let mut out = format!(
+            "# Results of `cargo bench --bench compare`\n\n{date}; {machine}; Node {node}. Server, \
+             MongoDB and load share the machine. Each figure was taken for {:.0} s after {:.0} s of \
+             warming up, REST over 32 connections. CPU is that of the server process.\n\n\
+             ![The results as a plot](results.svg)\n\n{}\n",
+            options.measure().as_secs_f64(),
+            options.warm_up().as_secs_f64(),
+            self.table()
+        );
+        for curve in &self.curves {
+            let _ = write!(out, "\n## {}\n\n{}", curve.title, curve.table());
+        }
+        std::fs::write(folder.join("RESULTS.md"), out)?;
+        let subtitle = format!("{date}; {machine}; Node {node}");
+        std::fs::write(folder.join("results.svg"), plot::svg(self, &subtitle))?;
+        Ok(())
+    }
+}
+
+impl Curve {
+    /// The points in Markdown, one column for each line.
+    pub fn table(&self) -> String {
+        let mut points: BTreeMap<u64, Vec<Option<f64>>> = BTreeMap::new();
+        for (index, (_, line)) in self.lines.iter().enumerate() {
+            for (x, y) in line {
+                let row = points.entry(*x as u64).or_insert_with(|| vec![None; self.lines.len()]);
+                if let Some(cell) = row.get_mut(index) {
+                    *cell = Some(*y);
+                }
+            }
+        }
+        let names: Vec<_> = self.lines.iter().map(|(name, _)| name.as_str()).collect();
+        let mut out = format!("| {} | {} |\n|--:", self.x, names.join(" | "));
+        out.push_str(&"|--:".repeat(names.len()));
+        out.push_str("|\n");
+        for (x, row) in points {
+            let cells: Vec<_> =
+                row.iter().map(|cell| cell.map_or_else(String::new, plot::short)).collect();
+            let _ = writeln!(out, "| {} | {} |", grouped(x as f64, 0), cells.join(" | "));
+        }
+        let _ = writeln!(out, "\nIn the cells: {}.", self.y);
+        out
+    }
+}
+
+impl Goal {
+    fn text(&self, row: &Row) -> String {
+        match self {
+            AtMost(limit) => format!("≤ {}", with_unit(*limit, row)),
+            AtLeast(limit) => format!("≥ {}", with_unit(*limit, row)),
+            NodeBy(factor) => format!("≤ 1/{factor} of Node"),
+            TimesNode(factor) => format!("≥ {factor} × Node"),
+            TimesFloor(factor) => format!("≤ {factor} × floor"),
+        }
+    }
+
+    fn verdict(&self, ours: Option<f64>, node: Option<f64>, floor: Option<f64>) -> Option<bool> {
+        Some(match self {
+            AtMost(limit) => ours? <= *limit,
+            AtLeast(limit) => ours? >= *limit,
+            NodeBy(factor) => ours? <= node? / factor,
+            TimesNode(factor) => ours? >= node? * factor,
+            TimesFloor(factor) => ours? <= floor? * factor,
+        })
+    }
+}
+
+fn with_unit(value: f64, row: &Row) -> String {
+    let number = grouped(value, row.digits);
+    match row.unit {
+        "" => number,
+        "%" => format!("{number} %"),
+        unit => format!("{number} {unit}"),
+    }
+}
+
+/// A ratio as people say it: 1/14 or 9.3 ×.
+fn ratio(ratio: f64) -> String {
+    match ratio {
+        0.0..0.1 => format!("1/{:.0}", 1.0 / ratio),
+        0.1..1.0 => format!("1/{:.1}", 1.0 / ratio),
+        _ => format!("{ratio:.1} ×"),
+    }
+}
+
+/// A number with commas between thousands.
+pub fn grouped(value: f64, digits: usize) -> String {
+    let text = format!("{value:.digits$}");
+    let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
+    let mut out = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index) % 3 == 0 && !out.ends_with('-') {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    if !fraction.is_empty() {
+        out.push('.');
+        out.push_str(fraction);
+    }
+    out
+}

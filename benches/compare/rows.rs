@@ -1,0 +1,378 @@
+//! The rows of the table: what each contender is made to do.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::fanout::{Audience, Outcome, Pace, Plan, Via};
+use crate::http::request;
+use crate::report::Results;
+use crate::rest::{self, Load};
+use crate::seed::Seed;
+use crate::servers::{Contender, Server};
+use crate::wire::Wire;
+use crate::{Bench, Result};
+
+/// Connections of the rows about REST.
+const CONNECTIONS: usize = 32;
+/// Subscribers of the rows about deliveries.
+const SUBSCRIBERS: usize = 500;
+/// Messages a second of the rows at a rate.
+const RATE: f64 = 50.0;
+/// Messages on their way at any time, flat out.
+const WINDOW: u64 = 64;
+/// Requests for the rooms a second while others log in, and on how many connections.
+const PACE: (f64, usize) = (200.0, 8);
+/// Logins at once.
+const LOGINS: usize = 20;
+/// What Node delivered a second when it was measured for the first time, for runs without it.
+const NODE_FLAT_OUT: f64 = 65_000.0;
+
+/// Rows that are measured together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// From the start to the first answer, and the memory of an idle process.
+    Start,
+    /// `GET /rooms`.
+    Rooms,
+    /// `GET /messages/:room`.
+    Messages,
+    /// `POST /message`.
+    Message,
+    /// A 401.
+    Unauthorized,
+    /// `GET /rooms` while others log in.
+    Logins,
+    /// 50 messages a second to 500 sockets.
+    Fanout,
+    /// The same, sent by `POST /message`, which Node delivers to nobody.
+    Posted,
+    /// As many messages as are delivered.
+    Flat,
+    /// Four times what Node can deliver.
+    Overload,
+    /// The memory of idle sockets.
+    Sockets,
+    /// How cost grows.
+    Curves,
+}
+
+impl Group {
+    /// All, in the order in which they are measured.
+    pub const ALL: [Self; 12] = [
+        Self::Start,
+        Self::Rooms,
+        Self::Messages,
+        Self::Message,
+        Self::Unauthorized,
+        Self::Logins,
+        Self::Fanout,
+        Self::Posted,
+        Self::Flat,
+        Self::Overload,
+        Self::Sockets,
+        Self::Curves,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Rooms => "rooms",
+            Self::Messages => "messages",
+            Self::Message => "message",
+            Self::Unauthorized => "unauthorized",
+            Self::Logins => "logins",
+            Self::Fanout => "fanout",
+            Self::Posted => "posted",
+            Self::Flat => "flat",
+            Self::Overload => "overload",
+            Self::Sockets => "sockets",
+            Self::Curves => "curves",
+        }
+    }
+
+    /// Whether a contender does what this measures.
+    fn concerns(self, contender: Contender) -> bool {
+        match self {
+            Self::Curves => false,
+            Self::Posted => contender == Contender::Ours,
+            Self::Fanout | Self::Flat => true,
+            _ => contender != Contender::Floor,
+        }
+    }
+}
+
+/// The wires that a contender speaks.
+pub fn wires(contender: Contender) -> &'static [Wire] {
+    match contender {
+        Contender::Ours => &[Wire::Plain, Wire::SocketIo],
+        Contender::Node => &[Wire::SocketIo],
+        Contender::Floor => &[Wire::Plain],
+    }
+}
+
+/// Measures every row that is wanted of a contender, each group with a fresh process.
+pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
+    for group in Group::ALL {
+        if !group.concerns(contender) || !bench.options.wants(group) {
+            continue;
+        }
+        let server = bench.start(contender, None).await?;
+        let seed = bench.seed(contender, server.addr).await?;
+        let mut at = Place { bench, contender, server, seed };
+        let measured = at.measure(group).await;
+        at.server.stop().await?;
+        if let Err(error) = measured {
+            // The others may go well.
+            bench.fail(contender, group, &error.to_string());
+        }
+    }
+    Ok(())
+}
+
+/// Measures a server that somebody else has started.
+pub async fn attached(bench: &mut Bench, server: Server) -> Result<()> {
+    let seed = Seed::plant(server.addr).await?;
+    let mut at = Place { bench, contender: Contender::Ours, server, seed };
+    for group in Group::ALL {
+        let needs_a_start = matches!(group, Group::Start | Group::Sockets | Group::Curves);
+        if needs_a_start || !at.bench.options.wants(group) {
+            continue;
+        }
+        if let Err(error) = at.measure(group).await {
+            at.bench.fail(Contender::Ours, group, &error.to_string());
+        }
+    }
+    Ok(())
+}
+
+impl Bench {
+    /// Starts a contender on its own database.
+    pub async fn start(&self, contender: Contender, token: Option<&str>) -> Result<Server> {
+        self.launcher.start(contender, &self.uri(contender)?, token).await
+    }
+
+    /// What is in a contender's database, put there at first; the floor has none and believes
+    /// everything.
+    pub async fn seed(&mut self, contender: Contender, addr: SocketAddr) -> Result<Seed> {
+        let seed = match self.seeds.remove(&contender) {
+            Some(seed) => seed.refresh(addr).await?,
+            None if contender == Contender::Floor => Seed::imaginary(),
+            None => Seed::plant(addr).await?,
+        };
+        self.seeds.insert(contender, seed.clone());
+        Ok(seed)
+    }
+
+    /// Notes what could not be measured.
+    pub fn fail(&mut self, contender: Contender, group: Group, error: &str) {
+        let failure = format!("{}: {}: {error}", contender.name(), group.name());
+        self.say(&format!("FAILED  {failure}"));
+        self.results.failures.push(failure);
+    }
+}
+
+/// A contender that runs, and what it knows.
+struct Place<'a> {
+    bench: &'a mut Bench,
+    contender: Contender,
+    server: Server,
+    seed: Seed,
+}
+
+impl Place<'_> {
+    async fn measure(&mut self, group: Group) -> Result<()> {
+        let token = self.seed.user()?.token.clone();
+        let get = |path: &str, token| request("GET", path, token, None);
+        match group {
+            Group::Start => self.start().await,
+            Group::Rooms => self.rest("rooms", get("/api/chat/rooms", Some(&token)), 200).await,
+            Group::Messages => {
+                let room = self.seed.rooms.first().ok_or("no rooms")?;
+                let path = format!("/api/chat/messages/{room}");
+                self.rest("messages", get(&path, Some(&token)), 200).await
+            }
+            Group::Message => {
+                let send =
+                    self.seed.send(1, 0, "a message of an ordinary length, as people write")?;
+                self.rest("message", send, 201).await
+            }
+            Group::Unauthorized => {
+                self.rest("unauthorized", get("/api/chat/rooms", None), 401).await
+            }
+            Group::Logins => self.logins().await,
+            Group::Fanout => self.deliveries("fanout", Pace::Rate(RATE), 2, 0.0).await,
+            Group::Posted => self.posted().await,
+            Group::Flat => self.deliveries("flat", Pace::FlatOut(WINDOW), 4, 0.0).await,
+            Group::Overload => {
+                let node =
+                    self.bench.results.get("flat deliveries", Wire::SocketIo, Contender::Node);
+                let deliveries = 4.0 * node.unwrap_or(NODE_FLAT_OUT);
+                let pace = Pace::Rate(deliveries / SUBSCRIBERS as f64);
+                self.deliveries("overload", pace, 4, deliveries).await
+            }
+            Group::Sockets => self.sockets().await,
+            Group::Curves => Ok(()),
+        }
+    }
+
+    fn record(&mut self, key: &str, value: f64, text: &str) {
+        self.bench.say(&format!("{:<6}{key:<32}{text}", self.contender.name()));
+        self.bench.results.set(key, self.contender, value);
+    }
+
+    async fn start(&mut self) -> Result<()> {
+        let token = self.seed.user()?.token.clone();
+        let mut seconds = Vec::new();
+        for _ in 0..self.bench.options.pick(9, 3) {
+            let server = self.bench.start(self.contender, Some(&token)).await?;
+            seconds.push(server.started_in.as_secs_f64());
+            server.stop().await?;
+        }
+        seconds.sort_by(f64::total_cmp);
+        let median = seconds.get(seconds.len() / 2).copied().unwrap_or_default();
+        self.record("start seconds", median, &format!("{median:.3} s"));
+        let server = self.bench.start(self.contender, Some(&token)).await?;
+        let memory = server.process.settled_memory().await? / 1e6;
+        server.stop().await?;
+        self.record("start memory", memory, &format!("{memory:.1} MB"));
+        Ok(())
+    }
+
+    fn load(&self, request: Vec<u8>, status: u16) -> Load {
+        Load {
+            addr: self.server.addr,
+            process: self.server.process,
+            request: request.into(),
+            status,
+            connections: CONNECTIONS,
+            pace: None,
+            warm_up: self.bench.options.warm_up(),
+            measure: self.bench.options.measure(),
+        }
+    }
+
+    async fn rest(&mut self, name: &str, request: Vec<u8>, status: u16) -> Result<()> {
+        let rest::Outcome { rate, cpu, p50, p99 } = self.load(request, status).run().await?;
+        let text = format!("{cpu:.0} µs, {rate:.0}/s, p50 {p50:.1} ms, p99 {p99:.1} ms");
+        self.record(&format!("{name} cpu"), cpu, &text);
+        self.bench.results.set(&format!("{name} rate"), self.contender, rate);
+        Ok(())
+    }
+
+    async fn logins(&mut self) -> Result<()> {
+        let token = self.seed.user()?.token.clone();
+        let rooms = request("GET", "/api/chat/rooms", Some(&token), None);
+        let (pace, connections) = PACE;
+        let rooms = Load { connections, pace: Some(pace), ..self.load(rooms, 200) };
+        let before = rooms.run().await?;
+        let logins = self.load(Seed::login(self.server.addr).await?, 200);
+        let logins = Load { connections: LOGINS, ..logins };
+        let (during, logins) = tokio::try_join!(rooms.run(), logins.run())?;
+        self.record(
+            "logins rate",
+            during.rate / before.rate * 100.0,
+            &format!(
+                "{:.0}/s, p99 {:.1} ms; with {:.0} logins a second {:.0}/s, p99 {:.1} ms",
+                before.rate, before.p99, logins.rate, during.rate, during.p99
+            ),
+        );
+        for (key, value) in
+            [("before", before.p99), ("during", during.p99), ("a second", logins.rate)]
+        {
+            self.bench.results.set(&format!("logins {key}"), self.contender, value);
+        }
+        Ok(())
+    }
+
+    async fn posted(&mut self) -> Result<()> {
+        let (addr, user) = (self.server.addr, self.seed.user()?.clone());
+        let rooms = self.seed.rooms.get(2..3).ok_or("no rooms")?;
+        let audience = Audience::gather(addr, Wire::Plain, &user, rooms, SUBSCRIBERS).await?;
+        let plan = Plan { via: Via::Rest, ..self.plan(Pace::Rate(RATE), 2) };
+        let heard = audience.hear(&plan, &user, self.server.process).await?;
+        self.note("posted", Wire::Plain, &heard);
+        Ok(())
+    }
+
+    fn plan(&self, pace: Pace, publishers: usize) -> Plan {
+        Plan {
+            publishers,
+            via: Via::Socket,
+            pace,
+            warm_up: self.bench.options.warm_up(),
+            measure: self.bench.options.measure(),
+        }
+    }
+
+    /// Deliveries on each wire; `wanted` a second, when that is a number to reach.
+    async fn deliveries(
+        &mut self,
+        name: &str,
+        pace: Pace,
+        publishers: usize,
+        wanted: f64,
+    ) -> Result<()> {
+        let user = self.seed.user()?.clone();
+        let rooms = self.seed.rooms.get(2..3).ok_or("no rooms")?.to_vec();
+        for &wire in wires(self.contender) {
+            let addr = self.server.addr;
+            let audience = Audience::gather(addr, wire, &user, &rooms, SUBSCRIBERS).await?;
+            let plan = self.plan(pace, publishers);
+            let heard = audience.hear(&plan, &user, self.server.process).await?;
+            self.note(name, wire, &heard);
+            if wanted > 0.0 {
+                let reached = heard.deliveries / wanted * 100.0;
+                self.bench.results.set_on(name, "reached", wire, self.contender, reached);
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, name: &str, wire: Wire, heard: &Outcome) {
+        let &Outcome { deliveries, messages, cpu_per_delivery: cpu, p50, p99, .. } = heard;
+        let &Outcome { lost, doubled, misordered, closed, .. } = heard;
+        let mut text = format!(
+            "{:<9} {cpu:.2} µs, {deliveries:.0}/s, {messages:.0} messages/s, p50 {p50:.1} ms, p99 {p99:.1} ms",
+            wire.name()
+        );
+        if heard.faults() > 0 {
+            text.push_str(&format!(
+                "; lost {lost}, doubled {doubled}, misordered {misordered}, closed {closed}"
+            ));
+        }
+        self.bench.say(&format!("{:<6}{name:<32}{text}", self.contender.name()));
+        let results: &mut Results = &mut self.bench.results;
+        for (what, value) in [
+            ("cpu", cpu),
+            ("deliveries", deliveries),
+            ("p50", p50),
+            ("p99", p99),
+            ("faults", heard.faults() as f64),
+        ] {
+            results.set_on(name, what, wire, self.contender, value);
+        }
+    }
+
+    async fn sockets(&mut self) -> Result<()> {
+        let user = self.seed.user()?.clone();
+        let number = self.bench.options.pick(10_000, 2_000);
+        for &wire in wires(self.contender) {
+            // Of its own, so that nothing is left from the other wire.
+            let server = self.bench.start(self.contender, Some(&user.token)).await?;
+            // The first few pay for what all share.
+            let few = Audience::gather(server.addr, wire, &user, &self.seed.rooms, 50).await?;
+            let before = server.process.settled_memory().await?;
+            let many = Audience::gather(server.addr, wire, &user, &self.seed.rooms, number).await?;
+            let after = server.process.settled_memory().await?;
+            drop((few, many));
+            server.stop().await?;
+            let kib = (after - before) / 1024.0 / number as f64;
+            let text = format!("{:<9} {kib:.1} KiB each, {number} of them", wire.name());
+            self.bench.say(&format!("{:<6}{:<32}{text}", self.contender.name(), "sockets"));
+            self.bench.results.set_on("sockets", "kib", wire, self.contender, kib);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        Ok(())
+    }
+}

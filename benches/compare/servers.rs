@@ -1,0 +1,187 @@
+//! The contenders, and how each is started and stopped.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+use crate::Result;
+use crate::http::{Connection, request};
+use crate::process::{Process, free_port};
+
+/// The secret of all servers, so that a token is valid everywhere.
+const SECRET: &str = "0f4c1a77c2b9a5d1e6830b52d94e7f1a6c35d8be20497fa1";
+/// How long a server may take to answer.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take to stop before it is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Who is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Contender {
+    /// This repository's server.
+    Ours,
+    /// The Node server of `benches/node`.
+    Node,
+    /// One write for each subscriber and nothing else.
+    Floor,
+}
+
+impl Contender {
+    /// All, in the order of the columns.
+    pub const ALL: [Self; 3] = [Self::Ours, Self::Node, Self::Floor];
+
+    /// Its name in tables and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Node => "Node",
+            Self::Floor => "floor",
+        }
+    }
+}
+
+/// What is needed to start contenders.
+pub struct Launcher {
+    /// The folder for logs and for the Node server's packages.
+    pub folder: PathBuf,
+}
+
+/// A server that answers.
+pub struct Server {
+    /// Where.
+    pub addr: SocketAddr,
+    /// Its process.
+    pub process: Process,
+    /// How long it took from its start to its first answer.
+    pub started_in: Duration,
+    /// `None` when somebody else has started it.
+    child: Option<Child>,
+}
+
+impl Launcher {
+    /// Puts the Node server and its packages into our folder, unless they are there.
+    pub async fn install_node(&self) -> Result<()> {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/node");
+        let target = self.folder.join("node");
+        fs::create_dir_all(&target)?;
+        fs::copy(source.join("server.js"), target.join("server.js"))?;
+        let wanted = fs::read(source.join("package-lock.json"))?;
+        let installed = target.join("node_modules/.installed");
+        if fs::read(&installed).is_ok_and(|installed| installed == wanted) {
+            return Ok(());
+        }
+        for file in ["package.json", "package-lock.json"] {
+            fs::copy(source.join(file), target.join(file))?;
+        }
+        let mut npm = Command::new("npm");
+        npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(&target);
+        if !npm.status().await.map_err(|error| format!("npm: {error}"))?.success() {
+            return Err("npm ci failed".into());
+        }
+        fs::write(installed, wanted)?;
+        Ok(())
+    }
+
+    /// Starts a contender on this database and waits for its first answer to a request for the
+    /// rooms: with a token, one that needed the database.
+    pub async fn start(
+        &self,
+        contender: Contender,
+        uri: &str,
+        token: Option<&str>,
+    ) -> Result<Server> {
+        let port = free_port()?;
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut command = match contender {
+            Contender::Ours => Command::new(env!("CARGO_BIN_EXE_realtime-chat-backend")),
+            Contender::Node => {
+                let mut command = Command::new("node");
+                command.arg(self.folder.join("node/server.js")).env("NODE_ENV", "production");
+                command
+            }
+            Contender::Floor => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.args(["--serve-floor", &port.to_string()]);
+                command
+            }
+        };
+        let log = File::create(self.folder.join(format!("{}.log", contender.name())))?;
+        command
+            .env("PORT", port.to_string())
+            .env("HOST", "127.0.0.1")
+            .env("MONGO_URI", uri)
+            .env("JWT_SECRET", SECRET)
+            // The load comes from one address and one user, faster than any person.
+            .envs(
+                ["LOGIN", "LOGIN_NAME", "SEND", "CONNECT"]
+                    .map(|what| (format!("RATE_LIMIT_{what}"), "0")),
+            )
+            // Without a .env file.
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true);
+        let begin = Instant::now();
+        let mut child =
+            command.spawn().map_err(|error| format!("{}: {error}", contender.name()))?;
+        let pid = child.id().ok_or("it has ended already")?;
+        let request = request("GET", "/api/chat/rooms", token, None);
+        let answers = async {
+            loop {
+                if first_answer(addr, &request, contender, token.is_some()).await.is_ok() {
+                    return Result::<()>::Ok(());
+                }
+                if let Some(status) = child.try_wait()? {
+                    return Err(format!("{} ended: {status}", contender.name()).into());
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(START_TIMEOUT, answers).await.map_err(|_| "no answer from the server")??;
+        let started_in = begin.elapsed();
+        Ok(Server { addr, process: Process(pid), started_in, child: Some(child) })
+    }
+}
+
+impl Server {
+    /// A server that somebody else has started on this machine.
+    pub fn attach(pid: u32, port: u16) -> Self {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self { addr, process: Process(pid), started_in: Duration::ZERO, child: None }
+    }
+
+    /// Stops it and waits for its end.
+    pub async fn stop(self) -> Result<()> {
+        let Some(mut child) = self.child else { return Ok(()) };
+        kill(Pid::from_raw(i32::try_from(self.process.0)?), Signal::SIGTERM)?;
+        if timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
+            child.kill().await?;
+        }
+        Ok(())
+    }
+}
+
+async fn first_answer(
+    addr: SocketAddr,
+    request: &[u8],
+    contender: Contender,
+    with_token: bool,
+) -> Result<()> {
+    let mut connection = Connection::open(addr).await?;
+    if contender == Contender::Floor {
+        return Ok(());
+    }
+    let status = if with_token { 200 } else { 401 };
+    match connection.exchange(request).await?.status {
+        answered if answered == status => Ok(()),
+        other => Err(format!("{other}").into()),
+    }
+}
