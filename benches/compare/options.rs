@@ -80,9 +80,10 @@ impl Options {
         !self.quick && self.only.is_none() && self.servers.len() == Contender::ALL.len()
     }
 
-    /// How long to warm up.
+    /// How long to warm up: Node compiles what it finds to be hot, and is several times faster
+    /// then.
     pub fn warm_up(&self) -> Duration {
-        Duration::from_millis(self.pick(2_000, 500))
+        Duration::from_millis(self.pick(5_000, 1_000))
     }
 
     /// How long to measure.

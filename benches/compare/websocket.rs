@@ -102,7 +102,8 @@ impl Socket {
         let mut socket = Self { stream, rest: Vec::new() };
         let head = socket.read_head().await?;
         if !head.starts_with("HTTP/1.1 101") || !head.contains(ACCEPT) {
-            return Err(format!("no upgrade: {head}").into());
+            let status = head.lines().next().unwrap_or_default();
+            return Err(format!("no upgrade: {status}").into());
         }
         Ok(socket)
     }
