@@ -4,6 +4,7 @@
 //! database or knows a route.
 
 use bson::DateTime;
+use bson::oid::ObjectId;
 
 use crate::models::{Message, Room, UserId};
 
@@ -16,7 +17,7 @@ pub fn new_room(out: &mut Vec<u8>, room: &Room<'_>, echo: Option<&str>) {
     out.extend_from_slice(b"{\"name\":");
     push_echo(out, &room.name, echo);
     out.extend_from_slice(b",\"_id\":\"");
-    push_display(out, room.id);
+    push_id(out, room.id.0);
     out.push(b'"');
     push_stamps(out, room.created_at, room.updated_at, room.version);
     out.push(b'}');
@@ -25,7 +26,7 @@ pub fn new_room(out: &mut Vec<u8>, room: &Room<'_>, echo: Option<&str>) {
 /// Appends `{_id,name,createdAt,updatedAt,__v}`: a room of the list.
 pub fn room(out: &mut Vec<u8>, room: &Room<'_>) {
     out.extend_from_slice(b"{\"_id\":\"");
-    push_display(out, room.id);
+    push_id(out, room.id.0);
     out.extend_from_slice(b"\",\"name\":");
     push_string(out, &room.name);
     push_stamps(out, room.created_at, room.updated_at, room.version);
@@ -42,13 +43,13 @@ pub fn message(out: &mut Vec<u8>, message: &Message<'_>) {
 /// from what was stored.
 pub fn new_message(out: &mut Vec<u8>, message: &Message<'_>, echo: Option<&str>) {
     out.extend_from_slice(b"{\"room\":\"");
-    push_display(out, message.room);
+    push_id(out, message.room.0);
     out.extend_from_slice(b"\",\"sender\":\"");
-    push_display(out, message.sender);
+    push_id(out, message.sender.0);
     out.extend_from_slice(b"\",\"content\":");
     push_echo(out, &message.content, echo);
     out.extend_from_slice(b",\"_id\":\"");
-    push_display(out, message.id);
+    push_id(out, message.id.0);
     out.push(b'"');
     push_stamps(out, message.created_at, message.updated_at, message.version);
     out.push(b'}');
@@ -58,9 +59,9 @@ pub fn new_message(out: &mut Vec<u8>, message: &Message<'_>, echo: Option<&str>)
 /// history. `sender` is the name of its sender, `None` when that user is gone.
 pub fn message_in_history(out: &mut Vec<u8>, message: &Message<'_>, sender: Option<&str>) {
     out.extend_from_slice(b"{\"_id\":\"");
-    push_display(out, message.id);
+    push_id(out, message.id.0);
     out.extend_from_slice(b"\",\"room\":\"");
-    push_display(out, message.room);
+    push_id(out, message.room.0);
     out.extend_from_slice(b"\",\"sender\":");
     push_sender(out, message.sender, sender);
     out.extend_from_slice(b",\"content\":");
@@ -72,7 +73,7 @@ pub fn message_in_history(out: &mut Vec<u8>, message: &Message<'_>, sender: Opti
 fn push_sender(out: &mut Vec<u8>, id: UserId, name: Option<&str>) {
     let Some(name) = name else { return out.extend_from_slice(b"null") };
     out.extend_from_slice(b"{\"_id\":\"");
-    push_display(out, id);
+    push_id(out, id.0);
     out.extend_from_slice(b"\",\"username\":");
     push_string(out, name);
     out.push(b'}');
@@ -114,24 +115,38 @@ pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
 /// Appends a date as `Date.prototype.toJSON` writes it: `"2026-01-02T03:04:05.678Z"`, or `null`
 /// for one that JavaScript cannot print in four digits of year.
 pub(crate) fn push_date(out: &mut Vec<u8>, at: DateTime) {
-    use std::io::Write;
-
-    let nanos = i128::from(at.timestamp_millis()) * 1_000_000;
-    match time::OffsetDateTime::from_unix_timestamp_nanos(nanos) {
-        Ok(at) if (0..=9999).contains(&at.year()) => write!(
-            out,
-            "\"{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z\"",
-            at.year(),
-            u8::from(at.month()),
-            at.day(),
-            at.hour(),
-            at.minute(),
-            at.second(),
-            at.millisecond()
-        )
-        .expect("writing into a vector cannot fail"),
-        _ => out.extend_from_slice(b"null"),
+    let millis = at.timestamp_millis();
+    let date = time::OffsetDateTime::from_unix_timestamp(millis.div_euclid(1_000));
+    let (year, at) = match date.map(|at| (u32::try_from(at.year()), at)) {
+        Ok((Ok(year @ 0..=9999), at)) => (year, at),
+        _ => return out.extend_from_slice(b"null"),
+    };
+    let (month, day) = (u8::from(at.month()).into(), at.day().into());
+    let (hour, minute, second) = at.to_hms();
+    // Digit by digit: formatting took a fifth of the time of a page of messages.
+    for (before, value, digits) in [
+        (b'"', year, 4),
+        (b'-', month, 2),
+        (b'-', day, 2),
+        (b'T', hour.into(), 2),
+        (b':', minute.into(), 2),
+        (b':', second.into(), 2),
+        (b'.', millis.rem_euclid(1_000) as u32, 3),
+    ] {
+        out.push(before);
+        for digit in (0..digits).rev() {
+            out.push(b'0' + (value / 10_u32.pow(digit) % 10) as u8);
+        }
     }
+    out.extend_from_slice(b"Z\"");
+}
+
+/// Appends an id: 24 hexadecimal digits.
+fn push_id(out: &mut Vec<u8>, id: ObjectId) {
+    const fn digit(half: u8) -> u8 {
+        if half < 10 { b'0' + half } else { b'a' + half - 10 }
+    }
+    out.extend(id.bytes().iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
 }
 
 pub(crate) fn push_display(out: &mut Vec<u8>, value: impl std::fmt::Display) {

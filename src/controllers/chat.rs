@@ -114,8 +114,8 @@ pub async fn get_messages(
         Some(page) => {
             let messages = store.messages.page(room, page).await?;
             let mut body = vec![b'['];
-            list::write_history(&mut body, &messages, &names).await?;
-            body.push(b']');
+            list::write_history(&mut body, messages.iter().map(AsRef::as_ref), &names).await?;
+            list::close(&mut body);
             Ok(json(StatusCode::OK, body))
         }
     }

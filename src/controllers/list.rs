@@ -1,14 +1,14 @@
 //! Lists of any length: an answer with an entity tag while they are short, a stream beyond.
 //!
-//! A list is read from its cursor in chunks. When its JSON outgrows [`BUFFERED`], what is there is
+//! A list is read from its cursor in batches, each of which becomes a chunk. When its JSON outgrows [`BUFFERED`], what is there is
 //! sent and the rest follows chunk by chunk, at the pace of the client, in constant memory.
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
-use bson::{RawDocument, RawDocumentBuf};
+use bson::RawDocument;
 use bytes::Bytes;
-use futures::stream;
-use mongodb::Cursor;
+use futures::{TryStreamExt, stream};
+use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::json;
 use crate::error::ApiError;
@@ -19,8 +19,6 @@ use crate::views;
 
 /// The longest list that is not streamed, in bytes of JSON.
 const BUFFERED: usize = 1 << 20;
-/// How many documents a chunk has: enough that the names of their senders are one query.
-const CHUNK: usize = 100;
 
 /// A list that is read chunk by chunk.
 pub(super) trait Source: 'static {
@@ -66,7 +64,8 @@ fn rest(
     })
 }
 
-fn close(out: &mut Vec<u8>) {
+/// Ends a list whose items have a comma behind them.
+pub(super) fn close(out: &mut Vec<u8>) {
     if out.last() == Some(&b',') {
         out.pop();
     }
@@ -74,26 +73,24 @@ fn close(out: &mut Vec<u8>) {
 }
 
 /// The rooms, in the order of their cursor.
-pub(super) struct RoomList(Cursor<RawDocumentBuf>);
+pub(super) struct RoomList(RawBatchCursor);
 
 impl RoomList {
-    pub(super) fn new(cursor: Cursor<RawDocumentBuf>) -> Self {
+    pub(super) fn new(cursor: RawBatchCursor) -> Self {
         Self(cursor)
     }
 }
 
 impl Source for RoomList {
     async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, StoreError> {
-        for read in 0..CHUNK {
-            if !self.0.advance().await? {
-                return Ok(read > 0);
-            }
-            match Room::from_document(self.0.current()) {
+        let Some(batch) = self.0.try_next().await? else { return Ok(false) };
+        for document in documents(&batch)? {
+            match Room::from_document(document) {
                 Ok(room) => {
                     views::room(out, &room);
                     out.push(b',');
                 }
-                Err(error) => skip("rooms", self.0.current(), error),
+                Err(error) => skip("rooms", document, error),
             }
         }
         Ok(true)
@@ -102,41 +99,34 @@ impl Source for RoomList {
 
 /// The messages of a room, with the names of their senders.
 pub(super) struct History {
-    cursor: Cursor<RawDocumentBuf>,
+    cursor: RawBatchCursor,
     users: Users,
 }
 
 impl History {
-    pub(super) fn new(cursor: Cursor<RawDocumentBuf>, users: Users) -> Self {
+    pub(super) fn new(cursor: RawBatchCursor, users: Users) -> Self {
         Self { cursor, users }
     }
 }
 
 impl Source for History {
     async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, StoreError> {
-        let mut chunk = Vec::with_capacity(CHUNK);
-        while chunk.len() < CHUNK && self.cursor.advance().await? {
-            chunk.push(self.cursor.current().to_owned());
-        }
-        write_history(out, &chunk, &self.users).await?;
-        if !chunk.is_empty() {
-            out.push(b',');
-        }
-        Ok(!chunk.is_empty())
+        let Some(batch) = self.cursor.try_next().await? else { return Ok(false) };
+        write_history(out, documents(&batch)?, &self.users).await?;
+        Ok(true)
     }
 }
 
-/// Appends messages with the names of their senders, separated by commas.
+/// Appends messages with the names of their senders, each with a comma behind it.
 ///
 /// # Errors
 /// The names could not be read.
-pub(super) async fn write_history(
+pub(super) async fn write_history<'a>(
     out: &mut Vec<u8>,
-    documents: &[RawDocumentBuf],
+    documents: impl Iterator<Item = &'a RawDocument>,
     users: &Users,
 ) -> Result<(), StoreError> {
     let messages: Vec<Message<'_>> = documents
-        .iter()
         .filter_map(|document| match Message::from_document(document) {
             Ok(message) => Some(message),
             Err(error) => {
@@ -146,14 +136,18 @@ pub(super) async fn write_history(
         })
         .collect();
     let names = users.names_of(messages.iter().map(|message| message.sender)).await?;
-    for (index, message) in messages.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
+    for message in &messages {
         let name = names.get(&message.sender).and_then(|name| name.as_deref());
         views::message_in_history(out, message, name);
+        out.push(b',');
     }
     Ok(())
+}
+
+/// The documents of a batch, where they lie: no copy of each.
+fn documents(batch: &RawBatch) -> Result<impl Iterator<Item = &RawDocument>, StoreError> {
+    let documents = batch.doc_slices()?.into_iter();
+    Ok(documents.filter_map(|document| document.ok()?.as_document()))
 }
 
 /// A document that nothing can be made of does not hide the others.

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use bson::oid::ObjectId;
 use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
-use mongodb::{Collection, Cursor};
+use mongodb::Collection;
+use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::{Idempotency, IdempotencyKey, MessageId, RoomId, StoreError, UserId};
 
@@ -107,8 +108,8 @@ impl<'a> Message<'a> {
     }
 }
 
-/// How many documents a batch of a long history holds at most; the server ends one at 16 MiB too.
-const BATCH: u32 = 500;
+/// How many documents a batch of a long list holds at most; the server ends one at 16 MiB too.
+pub(super) const BATCH: u32 = 500;
 
 /// By how many seconds the clocks of senders and of the cluster may differ.
 const CLOCK_SLACK: u32 = 10;
@@ -183,9 +184,9 @@ impl Messages {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn in_room(&self, room: RoomId) -> Result<Cursor<RawDocumentBuf>, StoreError> {
+    pub async fn in_room(&self, room: RoomId) -> Result<RawBatchCursor, StoreError> {
         let history = self.collection.find(doc! { "room": room.0 });
-        Ok(history.sort(doc! { "_id": 1 }).batch_size(BATCH).await?)
+        Ok(history.sort(doc! { "_id": 1 }).batch_size(BATCH).batch().await?)
     }
 
     /// Whether a room may have got a message at or after a time, in seconds since 1970. Ids are

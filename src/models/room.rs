@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 
 use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
-use mongodb::{Collection, Cursor};
+use mongodb::Collection;
+use mongodb::raw_batch_cursor::RawBatchCursor;
 
-use super::message::{Malformed, integer};
+use super::message::{BATCH, Malformed, integer};
 use super::{RoomId, StoreError, UniqueIndex};
 
 /// A room as the collection `rooms` holds it.
@@ -114,7 +115,7 @@ impl Rooms {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn all(&self) -> Result<Cursor<RawDocumentBuf>, StoreError> {
-        Ok(self.collection.find(doc! {}).await?)
+    pub async fn all(&self) -> Result<RawBatchCursor, StoreError> {
+        Ok(self.collection.find(doc! {}).batch_size(BATCH).batch().await?)
     }
 }
