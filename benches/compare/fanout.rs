@@ -96,12 +96,20 @@ pub struct Outcome {
     pub misordered: u64,
     /// Sockets that the server closed.
     pub closed: u64,
+    /// Microseconds of this load's own processor time for each delivery.
+    pub load: f64,
 }
 
 impl Outcome {
     /// Deliveries that went wrong in whatever way, and sockets that were closed.
     pub fn faults(&self) -> u64 {
         self.lost + self.doubled + self.misordered + self.closed
+    }
+
+    /// The same for a person.
+    pub fn faults_in_words(&self) -> String {
+        let Self { lost, doubled, misordered, closed, .. } = self;
+        format!("lost {lost}, doubled {doubled}, misordered {misordered}, closed {closed}")
     }
 }
 
@@ -207,11 +215,12 @@ impl Audience {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         sleep(plan.warm_up).await;
         tally.latency.clear();
-        let (begin, cpu) = (Instant::now(), process.cpu()?);
+        let load = Process(std::process::id());
+        let (begin, cpu, own) = (Instant::now(), process.cpu()?, load.cpu()?);
         let (delivered, sent) = (read(&tally.delivered), read(&tally.sent));
         sleep(plan.measure).await;
         let seconds = begin.elapsed().as_secs_f64();
-        let cpu = (process.cpu()? - cpu) * 1e6;
+        let (cpu, own) = ((process.cpu()? - cpu) * 1e6, (load.cpu()? - own) * 1e6);
         let (delivered, sent) = (read(&tally.delivered) - delivered, read(&tally.sent) - sent);
 
         stop.store(true, Ordering::Relaxed);
@@ -231,6 +240,7 @@ impl Audience {
             doubled: take(&tally.doubled),
             misordered: take(&tally.misordered),
             closed: take(&tally.closed),
+            load: own / delivered.max(1.0),
         })
     }
 

@@ -99,6 +99,7 @@ impl Bench {
             println!("{}", bench.results.table());
             return Ok(());
         }
+        bench.results.others = process::others();
         bench.start_mongod().await?;
         if bench.options.servers.contains(&Contender::Node) {
             bench.say("installing the Node server's packages");

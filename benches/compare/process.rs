@@ -75,6 +75,13 @@ pub fn machine() -> String {
     format!("{model}, {cores} cores, {:.0} GiB, Linux {}", kib / 1_048_576.0, kernel.trim())
 }
 
+/// A remark when the machine was busy before anything was started here.
+pub fn others() -> Option<String> {
+    let load = fs::read_to_string("/proc/loadavg").ok()?;
+    let load: f64 = load.split_whitespace().next()?.parse().ok()?;
+    (load > 0.7).then(|| format!(", which others used too (load average {load:.1} at the start)"))
+}
+
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let line = text.lines().find(|line| line.starts_with(name))?;
     line.split_once(':').map(|(_, value)| value.trim())

@@ -17,6 +17,8 @@ pub struct Results {
     values: BTreeMap<(String, Contender), f64>,
     /// How cost grows.
     pub curves: Vec<Curve>,
+    /// Who else used the machine when the run began, as the end of a sentence.
+    pub others: Option<String>,
     /// What could not be measured.
     pub failures: Vec<String>,
 }
@@ -216,9 +218,10 @@ impl Results {
         let machine = machine();
         let mut out = format!(
             "# Results of `cargo bench --bench compare`\n\n{date}; {machine}; Node {node}. Server, \
-             MongoDB and load share the machine. Each figure was taken for {:.0} s after {:.0} s of \
+             MongoDB and load share the machine{}. Each figure was taken for {:.0} s after {:.0} s of \
              warming up, REST over 32 connections. CPU is that of the server process.\n\n\
              ![The results as a plot](results.svg)\n\n{}\n",
+            self.others.as_deref().unwrap_or_default(),
             options.measure().as_secs_f64(),
             options.warm_up().as_secs_f64(),
             self.table()

@@ -330,16 +330,14 @@ impl Place<'_> {
     }
 
     fn note(&mut self, name: &str, wire: Wire, heard: &Outcome) {
-        let &Outcome { deliveries, messages, cpu_per_delivery: cpu, p50, p99, .. } = heard;
-        let &Outcome { lost, doubled, misordered, closed, .. } = heard;
+        let &Outcome { deliveries, messages, cpu_per_delivery: cpu, p50, p99, load, .. } = heard;
         let mut text = format!(
-            "{:<9} {cpu:.2} µs, {deliveries:.0}/s, {messages:.0} messages/s, p50 {p50:.1} ms, p99 {p99:.1} ms",
+            "{:<9} {cpu:.2} µs (load {load:.2} µs), {deliveries:.0}/s, {messages:.0} messages/s, \
+             p50 {p50:.1} ms, p99 {p99:.1} ms",
             wire.name()
         );
         if heard.faults() > 0 {
-            text.push_str(&format!(
-                "; lost {lost}, doubled {doubled}, misordered {misordered}, closed {closed}"
-            ));
+            text.push_str(&format!("; {}", heard.faults_in_words()));
         }
         self.bench.say(&format!("{:<6}{name:<32}{text}", self.contender.name()));
         let results: &mut Results = &mut self.bench.results;
