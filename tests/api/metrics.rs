@@ -1,7 +1,9 @@
 //! `/metrics`, and the id of each request.
 
+use std::collections::BTreeSet;
+
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::helpers::socket::Socket;
 use crate::helpers::{TestServer, client, eventually};
@@ -88,4 +90,44 @@ async fn each_request_has_an_id() {
         assert_ne!(id(Some(forged)).await, forged);
     }
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dashboard_shows_metrics_that_exist_and_all_of_them() {
+    let server = TestServer::start_with(&[("RATE_LIMIT_CONNECT", "1")]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    // A series is there once it has counted something.
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    socket.join(&room).await;
+    let since = json!({ "room": room, "since": "1.1" });
+    socket.ask("leaveRoom", json!(room)).await;
+    socket.ask("joinRoom", since).await;
+    socket.next().await;
+    drop(socket);
+    eventually("the disconnect is counted", async || {
+        sample(&server, "chat_sockets{wire=\"ws\"}").await == Some(0.0)
+    })
+    .await;
+    let text = client().get(server.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    let served: BTreeSet<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+
+    let dashboard: Value = serde_json::from_str(include_str!("../../deploy/grafana.json")).unwrap();
+    let mut shown = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            let words = target["expr"].as_str().unwrap().split(|c: char| !is_name(c));
+            shown.extend(words.filter(|word| word.starts_with("chat_")).map(|name| {
+                let name = name.strip_suffix("_bucket").unwrap_or(name);
+                name.strip_suffix("_count").unwrap_or(name).to_owned()
+            }));
+        }
+    }
+    assert_eq!(shown.iter().map(String::as_str).collect::<BTreeSet<_>>(), served);
+    server.stop().await;
+}
+
+fn is_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
 }
