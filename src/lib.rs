@@ -1,4 +1,44 @@
 //! A chat backend: Express routes, JWT, WebSocket and Socket.IO over MongoDB change streams.
+//!
+//! # The map
+//!
+//! In reading order. An arrow is "uses"; nothing uses what stands above it.
+//!
+//! ```text
+//! main ─▶ app                      the process; who knows every part, start and stop order
+//!          ├─▶ server              HTTP, and the hand-over of WebSockets
+//!          ├─▶ routes ─▶ controllers, middleware     what Express had, one to one
+//!          ├─▶ realtime
+//!          │     ws, io            the two wires of the chat
+//!          │      └─▶ session      one conversation, whatever its wire; recovery: coming back
+//!          │           └─▶ member ─▶ hub ─▶ ring     rooms, and the recent past
+//!          │     feed ─▶ stream    the change stream, the only writer of the ring
+//!          │     socket_io ─▶ engine_io ─▶ socket    protocols, ignorant of chat
+//!          ├─▶ chat                sending a message, for REST and sockets alike
+//!          ├─▶ models              documents, queries, indexes
+//!          ├─▶ auth, limits, metrics
+//!          ├─▶ error, views, js, casts               what clients read, and what they wrote
+//!          ├─▶ openapi             the document of the routes
+//!          ├─▶ mongod              the embedded MongoDB
+//!          └─▶ config
+//! ```
+//!
+//! # A message
+//!
+//! A request or an event reaches [`chat::Chat::send`], which checks and stores it by a majority
+//! and answers its sender. Nothing is delivered there. MongoDB's change stream brings the insert
+//! to the [feed](realtime::feed) of every instance, which encodes it once and appends it to the
+//! [ring](realtime::ring). The [hub](realtime::hub) of each worker follows the ring and puts it
+//! into the inboxes of the local [members](realtime::member) of its room; each session writes it
+//! to its own wire, at its own pace. So everybody gets every message once, in one order.
+//!
+//! # What holds everywhere
+//!
+//! - Only the feed publishes; only a hub's own thread touches it; nothing awaits under a lock.
+//! - Whoever must wait, waits in something bounded; what does not fit ends with a reason that its
+//!   client can resume from.
+//! - A position means the same on every instance, and at every later time.
+//! - What a client or the database sends is never trusted to have a shape: no `unwrap`, no index.
 
 pub mod app;
 pub mod auth;
