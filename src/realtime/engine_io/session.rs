@@ -95,6 +95,8 @@ pub(super) struct Session {
     pub(super) ended: CancellationToken,
     /// Something that a poll, a WebSocket or a writer may wait for has changed.
     pub(super) changed: Notify,
+    /// A pong came: the heartbeat has another deadline.
+    pulse: Notify,
     state: Mutex<State>,
 }
 
@@ -144,6 +146,7 @@ impl Session {
             incoming,
             ended: CancellationToken::new(),
             changed: Notify::new(),
+            pulse: Notify::new(),
             state: Mutex::new(State {
                 transport,
                 probing: false,
@@ -248,7 +251,7 @@ impl Session {
                     state.heartbeat = Heartbeat::PingDue(due);
                     drop(state);
                     // The heartbeat sleeps towards the old deadline.
-                    self.changed.notify_waiters();
+                    self.pulse.notify_one();
                 }
                 Ok(())
             }
@@ -265,15 +268,16 @@ impl Session {
     pub(super) async fn beat(&self) {
         loop {
             let deadline = self.state().heartbeat.deadline();
-            let moved = self.wait_for(|state| {
-                (state.heartbeat.deadline() != deadline || state.end.is_some()).then_some(())
-            });
             tokio::select! {
                 () = self.ended.cancelled() => return,
-                () = moved => continue,
+                () = self.pulse.notified() => continue,
                 () = tokio::time::sleep_until(deadline) => {}
             }
             let mut state = self.state();
+            if state.heartbeat.deadline() > Instant::now() {
+                // A pong came in this very moment.
+                continue;
+            }
             match state.heartbeat {
                 Heartbeat::PingDue(due) => {
                     state.heartbeat = Heartbeat::PongDue(due + self.config.ping_timeout);
