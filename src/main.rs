@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use env_logger::{Builder, Env};
+use log::LevelFilter;
 use realtime_chat_backend::app::Application;
 use realtime_chat_backend::check::check;
 use realtime_chat_backend::config::{Config, dotenv};
@@ -109,7 +110,10 @@ fn greet(addr: SocketAddr, demo: bool) {
 fn start_logging(dotenv: &[(String, String)]) {
     let default = dotenv.iter().find(|(name, _)| name == "RUST_LOG");
     let default = default.map_or(DEFAULT_LOG, |(_, value)| value);
-    Builder::from_env(Env::default().default_filter_or(default)).init();
+    // It reports what strangers send as errors of its own, as many as they like.
+    let mut builder = Builder::new();
+    builder.filter_module("actix_http", LevelFilter::Off);
+    builder.parse_env(Env::default().default_filter_or(default)).init();
 }
 
 /// Resolves at SIGINT or SIGTERM. The handlers are there when this returns, not when it is polled.

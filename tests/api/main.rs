@@ -7,6 +7,7 @@
 )]
 
 mod auth;
+mod clients;
 mod golden;
 mod helpers;
 mod idempotency;

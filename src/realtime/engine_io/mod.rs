@@ -167,7 +167,10 @@ impl Sender {
 
     /// Ends the session by closing its transport: clients come back by themselves.
     pub fn close(&self, reason: CloseReason) {
-        self.0.end(reason, Some(Packet::Close));
+        // A poll that ends in a close packet is a goodbye to some clients (python-engineio), after
+        // which they stay away; one that fails is not.
+        let goodbye = (reason == CloseReason::Parse).then_some(Packet::Close);
+        self.0.end(reason, goodbye);
     }
 
     /// Why it ended, once it has.

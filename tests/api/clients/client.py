@@ -1,0 +1,68 @@
+"""python-socketio's life in short, on both transports."""
+
+import os
+import sys
+import time
+
+import socketio
+
+URL, TOKEN, ROOM = (os.environ[name] for name in ("URL", "TOKEN", "ROOM"))
+
+
+def eventually(claim, holds):
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, f"not in time: {claim}"
+        time.sleep(0.01)
+
+
+def live(transports):
+    stranger = socketio.Client(reconnection=False)
+    try:
+        stranger.connect(URL, transports=transports, wait_timeout=10)
+    except socketio.exceptions.ConnectionError:
+        pass
+    else:
+        raise AssertionError("let in without a token")
+
+    received, positions = [], []
+    client = socketio.Client(reconnection_delay=0.1, reconnection_delay_max=0.4)
+
+    @client.on("receiveMessage")
+    def receive(message, offset):
+        received.append(message["content"])
+        positions.append(offset)
+
+    client.connect(URL, auth={"token": TOKEN}, transports=transports, wait_timeout=10)
+    joined = client.call("joinRoom", ROOM, timeout=30)
+    assert joined["recovered"] is False, joined
+    sent = client.call("sendMessage", {"room": ROOM, "content": "ünï 🔑"}, timeout=30)
+    assert sent["message"]["content"] == "ünï 🔑", sent
+    burst = [f"burst {index}" for index in range(200)]
+    for content in burst:
+        client.emit("sendMessage", {"room": ROOM, "content": content})
+    eventually("the burst", lambda: len(received) > len(burst))
+    assert received == ["ünï 🔑", *burst]
+
+    print("restart", flush=True)
+    assert sys.stdin.readline() == "restarted\n"
+    eventually("the reconnection", lambda: client.connected and client.get_sid() is not None)
+    since = positions[-1]
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            joined = client.call("joinRoom", {"room": ROOM, "since": since}, timeout=5)
+            break
+        except socketio.exceptions.SocketIOError:
+            # The connection was still the old one.
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert joined == {"room": ROOM, "position": since, "recovered": True}, joined
+    client.call("sendMessage", {"room": ROOM, "content": "afterwards"}, timeout=30)
+    eventually("the message after the restart", lambda: received[-1] == "afterwards")
+    client.disconnect()
+
+
+for transports in (["polling", "websocket"], ["polling"], ["websocket"]):
+    live(transports)
+print("done", flush=True)
