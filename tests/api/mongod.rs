@@ -1,10 +1,7 @@
 //! The embedded MongoDB: it keeps its data, ends with the server, and says what is wrong.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -13,6 +10,7 @@ use reqwest::StatusCode;
 use serde_json::json;
 
 use crate::helpers::mongod::{binary, connect};
+use crate::helpers::program::Program;
 use crate::helpers::{client, eventually};
 
 fn options(folder: &Path) -> Options {
@@ -75,51 +73,19 @@ async fn a_taken_port_is_named() {
 }
 
 /// The server as a user starts it, with nothing configured but where its data is.
-struct Program {
-    process: Child,
-    addr: SocketAddr,
+fn start(data_dir: &Path) -> Program {
+    let mongod = binary();
+    let vars = [
+        ("MONGOD", mongod.to_str().unwrap()),
+        ("MONGO_URI", "embedded"),
+        ("DATA_DIR", data_dir.to_str().unwrap()),
+    ];
+    Program::start(&vars)
 }
 
-impl Program {
-    fn start(data_dir: &Path) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_realtime-chat-backend"))
-            .env_clear()
-            .envs(
-                ["PATH", "HOME", "XDG_CACHE_HOME"]
-                    .iter()
-                    .filter_map(|name| std::env::var_os(name).map(|value| (*name, value))),
-            )
-            .env("MONGOD", binary())
-            .env("MONGO_URI", "embedded")
-            .env("PORT", "0")
-            .env("HOST", "127.0.0.1")
-            .env("DATA_DIR", data_dir)
-            .current_dir(data_dir)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = BufReader::new(process.stderr.take().unwrap());
-        let mut lines = log.lines().map(Result::unwrap).inspect(|line| println!("{line}"));
-        let addr = lines
-            .find_map(|line| line.split_once("http://").map(|(_, addr)| addr.trim().to_owned()))
-            .expect("the server says where it listens");
-        let addr = addr.parse().unwrap();
-        // Somebody must read what it says, or it would wait for room in the pipe.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { process, addr }
-    }
-
-    async fn post(&self, path: &str, body: &serde_json::Value) -> StatusCode {
-        let url = format!("http://{}/api/auth/{path}", self.addr);
-        client().post(url).json(body).send().await.unwrap().status()
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+async fn post(server: &Program, path: &str, body: &serde_json::Value) -> StatusCode {
+    let url = format!("http://{}/api/auth/{path}", server.addr);
+    client().post(url).json(body).send().await.unwrap().status()
 }
 
 /// The `mongod` of a data folder.
@@ -132,20 +98,16 @@ fn mongod_of(data_dir: &Path) -> Option<u32> {
 async fn a_killed_server_takes_its_mongod_along_and_keeps_its_users() {
     let folder = tempfile::tempdir().unwrap();
     let ann = json!({ "username": "ann", "password": "secret" });
-    let server = Program::start(folder.path());
-    assert_eq!(server.post("register", &ann).await, StatusCode::CREATED);
+    let server = start(folder.path());
+    assert_eq!(post(&server, "register", &ann).await, StatusCode::CREATED);
     let mongod = mongod_of(folder.path()).expect("mongod writes its pid");
     assert!(is_running(mongod));
     drop(server);
     eventually("mongod has ended", async || !is_running(mongod)).await;
 
-    let server = Program::start(folder.path());
-    assert_eq!(server.post("login", &ann).await, StatusCode::OK);
-    let pid = Pid::from_raw(server.process.id() as i32);
-    kill(pid, Signal::SIGTERM).unwrap();
-    let mut server = server;
-    let status = tokio::task::block_in_place(|| server.process.wait().unwrap());
-    assert_eq!(status.code(), Some(0));
+    let server = start(folder.path());
+    assert_eq!(post(&server, "login", &ann).await, StatusCode::OK);
+    assert_eq!(server.terminate().code(), Some(0));
     let mongod = mongod_of(folder.path());
     assert!(mongod.is_none_or(|mongod| !is_running(mongod)));
 }

@@ -1,6 +1,7 @@
 //! What the tests share: real servers on free ports, and clients with verbs.
 
 pub mod mongod;
+pub mod program;
 pub mod socket;
 pub mod tools;
 
@@ -8,10 +9,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use realtime_chat_backend::app::Application;
+use realtime_chat_backend::auth::Tokens;
 use realtime_chat_backend::config::Config;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, MutexGuard, oneshot};
 use tokio::task::JoinHandle;
 
 /// The secret of every server here: the transcripts hold tokens signed with it.
@@ -136,6 +138,29 @@ pub async fn eventually(claim: &str, mut holds: impl AsyncFnMut() -> bool) {
     };
     let in_time = tokio::time::timeout(Duration::from_secs(20), asking).await;
     assert!(in_time.is_ok(), "not in time: {claim}");
+}
+
+/// The right to load the machine: tests that do run one at a time.
+pub async fn alone() -> MutexGuard<'static, ()> {
+    static HEAVY: Mutex<()> = Mutex::const_new(());
+    HEAVY.lock().await
+}
+
+/// A token of a user, who need not be registered, that ends in so many seconds.
+pub fn token_for(user: &str, seconds: u64) -> String {
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use jsonwebtoken::{Algorithm, EncodingKey};
+
+    let now = jsonwebtoken::get_current_timestamp();
+    let payload = json!({ "id": user, "iat": now, "exp": now + seconds }).to_string();
+    let header = r#"{"alg":"HS256","typ":"JWT"}"#;
+    let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+    let token = format!("{message}.{signature}");
+    assert!(Tokens::new(&SECRET.into()).verify(&token).is_ok());
+    token
 }
 
 /// A client that waits long enough for a slow machine and never retries.

@@ -8,9 +8,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bson::doc;
+use bson::oid::ObjectId;
+use bson::{DateTime, Document, doc};
 use mongodb::options::ClientOptions;
-use mongodb::{Client, Database};
+use mongodb::{Client, Collection, Database};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use realtime_chat_backend::mongod::{Installer, Mongod, Options};
@@ -64,6 +65,52 @@ pub async fn connect(uri: &str) -> Database {
     Client::with_options(options).unwrap().database(&name)
 }
 
+/// Another program that writes messages into a database, as the Node server beside us does.
+#[derive(Clone)]
+pub struct Neighbour {
+    pub messages: Collection<Document>,
+    sender: ObjectId,
+}
+
+impl Neighbour {
+    /// Connects to the database of a connection string.
+    pub async fn connect(uri: &str) -> Self {
+        let messages = connect(uri).await.collection("messages");
+        Self { messages, sender: ObjectId::new() }
+    }
+
+    /// A message as Mongoose stores it.
+    pub fn document(&self, room: &str, content: &str) -> Document {
+        let now = DateTime::now();
+        doc! {
+            "_id": ObjectId::new(),
+            "room": ObjectId::parse_str(room).unwrap(),
+            "sender": self.sender,
+            "content": content,
+            "createdAt": now,
+            "updatedAt": now,
+            "__v": 0,
+        }
+    }
+
+    /// Stores a message.
+    pub async fn insert(&self, room: &str, content: &str) {
+        self.messages.insert_one(self.document(room, content)).await.unwrap();
+    }
+
+    /// Stores many messages at once, in this order.
+    pub async fn insert_all(&self, room: &str, contents: impl IntoIterator<Item = String>) {
+        let documents: Vec<_> =
+            contents.into_iter().map(|content| self.document(room, &content)).collect();
+        self.messages.insert_many(documents).await.unwrap();
+    }
+
+    /// The commands of administrators.
+    pub fn admin(&self) -> Database {
+        self.messages.client().database("admin")
+    }
+}
+
 /// A replica set whose nodes can be stopped, paused and killed.
 pub struct ReplicaSet {
     nodes: Vec<Node>,
@@ -102,7 +149,9 @@ impl ReplicaSet {
                 .enumerate()
                 .map(|(id, node)| doc! { "_id": id as i32, "host": format!("127.0.0.1:{}", node.port) })
                 .collect();
-            let config = doc! { "_id": "embedded", "members": members };
+            // A third of the default: the tests wait for elections.
+            let settings = doc! { "electionTimeoutMillis": 3_000 };
+            let config = doc! { "_id": "embedded", "members": members, "settings": settings };
             let admin = set.direct(0).await.database("admin");
             admin.run_command(doc! { "replSetInitiate": config }).await.unwrap();
             set.primary().await;

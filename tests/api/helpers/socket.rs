@@ -1,14 +1,17 @@
 //! A client of `/ws`.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_async};
+
+use realtime_chat_backend::realtime::position::Position;
 
 use super::TestServer;
 
@@ -25,16 +28,50 @@ pub struct Socket {
 /// What the server says at the end: code and reason; `None` without a closing handshake.
 pub type Closed = Option<(u16, String)>;
 
+/// A `receiveMessage` as it is told apart from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    pub room: String,
+    pub content: String,
+    pub position: Position,
+}
+
+/// The last message of a room, where a test needs one.
+pub const END: &str = "end";
+
 impl Socket {
     /// Connects with a token in the query.
     pub async fn connect(server: &TestServer, token: &str) -> Self {
-        Self::connect_to(server, &format!("/ws?token={token}")).await
+        Self::connect_at(server.addr, token).await
     }
 
     /// Connects to a path, as it is.
     pub async fn connect_to(server: &TestServer, path: &str) -> Self {
-        let url = format!("ws://{}{path}", server.addr);
+        Self::open(server.addr, path).await
+    }
+
+    /// Connects with a token to a server of whatever kind.
+    pub async fn connect_at(addr: SocketAddr, token: &str) -> Self {
+        Self::open(addr, &format!("/ws?token={token}")).await
+    }
+
+    /// Connects as one whose system keeps next to nothing of what it does not read at once.
+    pub async fn connect_narrow(addr: SocketAddr, token: &str) -> Self {
+        let narrow = TcpSocket::new_v4().unwrap();
+        narrow.set_recv_buffer_size(4 * 1024).unwrap();
+        let stream = MaybeTlsStream::Plain(narrow.connect(addr).await.unwrap());
+        let url = format!("ws://{addr}/ws?token={token}");
+        let (stream, _) = client_async(url, stream).await.expect("the upgrade is accepted");
+        Self::new(stream)
+    }
+
+    async fn open(addr: SocketAddr, path: &str) -> Self {
+        let url = format!("ws://{addr}{path}");
         let (stream, _) = connect_async(url).await.expect("the upgrade is accepted");
+        Self::new(stream)
+    }
+
+    fn new(stream: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
         Self { stream, pushed: VecDeque::new(), last_id: 0 }
     }
 
@@ -88,12 +125,41 @@ impl Socket {
         }
     }
 
+    /// Joins a room behind a position that the server still knows.
+    pub async fn recover(&mut self, room: &str, since: impl ToString) {
+        let since = since.to_string();
+        let ack = self.join_since(room, &since).await;
+        assert_eq!(ack, json!({ "room": room, "position": since, "recovered": true }));
+    }
+
+    /// The next push, which must be a `receiveMessage`.
+    pub async fn heard(&mut self) -> Heard {
+        heard(&self.next().await)
+    }
+
+    /// All messages up to the [`END`] of so many rooms.
+    pub async fn heard_to_the_end(&mut self, rooms: usize) -> Vec<Heard> {
+        let mut transcript = Vec::new();
+        let mut ends = 0;
+        while ends < rooms {
+            let heard = self.heard().await;
+            ends += usize::from(heard.content == END);
+            transcript.push(heard);
+        }
+        transcript
+    }
+
+    /// The next push, which must be a `resync` of this room; answers its position.
+    pub async fn resync(&mut self, room: &str) -> Position {
+        let frame = self.next().await;
+        assert_eq!((&frame["event"], &frame["data"]["room"]), (&json!("resync"), &json!(room)));
+        frame["data"]["position"].as_str().expect("a position").parse().unwrap()
+    }
+
     /// The next `receiveMessage`: its content and position.
     pub async fn message(&mut self) -> (String, String) {
-        let frame = self.next().await;
-        assert_eq!(frame["event"], "receiveMessage", "{frame}");
-        let text = |value: &Value| value.as_str().expect("a text").to_owned();
-        (text(&frame["data"]["content"]), text(&frame["position"]))
+        let Heard { content, position, .. } = self.heard().await;
+        (content, position.to_string())
     }
 
     /// The next frames' contents and positions.
@@ -144,6 +210,17 @@ impl Socket {
         };
         let text = tokio::time::timeout(SOON, text).await.expect("a frame in time");
         serde_json::from_str(&text).expect("frames are JSON")
+    }
+}
+
+/// Reads a `receiveMessage`.
+pub fn heard(frame: &Value) -> Heard {
+    assert_eq!(frame["event"], "receiveMessage", "{frame}");
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    Heard {
+        room: text(&frame["data"]["room"]),
+        content: text(&frame["data"]["content"]),
+        position: text(&frame["position"]).parse().expect("a position"),
     }
 }
 

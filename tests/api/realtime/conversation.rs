@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use realtime_chat_backend::auth::Tokens;
 use realtime_chat_backend::realtime::position::Position;
 use serde_json::json;
 use tokio_tungstenite::connect_async;
@@ -10,24 +9,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use crate::helpers::socket::Socket;
-use crate::helpers::{SECRET, TestServer};
-
-/// A token of a user that ends in so many seconds.
-fn token_for(user: &str, seconds: u64) -> String {
-    use base64::Engine;
-    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    use jsonwebtoken::{Algorithm, EncodingKey};
-
-    let now = jsonwebtoken::get_current_timestamp();
-    let payload = json!({ "id": user, "iat": now, "exp": now + seconds }).to_string();
-    let header = r#"{"alg":"HS256","typ":"JWT"}"#;
-    let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
-    let key = EncodingKey::from_secret(SECRET.as_bytes());
-    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
-    let token = format!("{message}.{signature}");
-    assert!(Tokens::new(&SECRET.into()).verify(&token).is_ok());
-    token
-}
+use crate::helpers::{TestServer, token_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_reaches_members_however_it_was_sent() {

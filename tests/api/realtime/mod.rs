@@ -1,3 +1,4 @@
 //! Rooms, positions and sessions over `/ws`.
 
 mod conversation;
+mod order;
