@@ -53,6 +53,15 @@ impl TestServer {
         Self { addr, signal: Some(signal), serving }
     }
 
+    /// Starts so many instances on one database.
+    pub async fn instances<const N: usize>(uri: &str) -> [Self; N] {
+        let mut servers = Vec::with_capacity(N);
+        for _ in 0..N {
+            servers.push(Self::start_with(&[("MONGO_URI", uri)]).await);
+        }
+        servers.try_into().unwrap_or_else(|_| unreachable!("there are N"))
+    }
+
     /// Stops as on SIGTERM, and waits until everything has ended.
     pub async fn stop(mut self) {
         drop(self.signal.take());

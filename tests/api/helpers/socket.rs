@@ -117,6 +117,11 @@ impl Socket {
         self.ask("joinRoom", json!({ "room": room, "since": since })).await
     }
 
+    /// How many pushes came before the last ack and were not taken since.
+    pub fn kept(&self) -> usize {
+        self.pushed.len()
+    }
+
     /// The next pushed frame: an event, an error, a late ack.
     pub async fn next(&mut self) -> Value {
         match self.pushed.pop_front() {

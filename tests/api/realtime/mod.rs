@@ -2,3 +2,5 @@
 
 mod conversation;
 mod order;
+mod recovery;
+mod transaction;

@@ -50,8 +50,7 @@ fn by_writer(transcript: &[Heard]) -> HashMap<&str, Vec<usize>> {
 async fn all_sockets_of_all_instances_hear_all_messages_in_one_order() {
     let _alone = alone().await;
     let uri = fresh_database().await;
-    let vars = [("MONGO_URI", uri.as_str()), ("WORKERS", "2")];
-    let servers = join_all([(); 3].map(|()| TestServer::start_with(&vars))).await;
+    let servers = TestServer::instances::<3>(&uri).await;
     servers[0].register("ada").await;
     let users = join_all(servers.iter().map(|server| server.login("ada"))).await;
     let mut rooms = Vec::new();
