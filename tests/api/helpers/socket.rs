@@ -23,6 +23,8 @@ pub struct Socket {
     stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
     pushed: VecDeque<Value>,
     last_id: u64,
+    /// Between two frames while an ack is awaited.
+    pace: Duration,
 }
 
 /// What the server says at the end: code and reason; `None` without a closing handshake.
@@ -55,14 +57,15 @@ impl Socket {
         Self::open(addr, &format!("/ws?token={token}")).await
     }
 
-    /// Connects as one whose system keeps next to nothing of what it does not read at once.
+    /// Connects as one that keeps next to nothing of what it does not read at once, and takes its
+    /// time while it waits for an ack: what is pushed to it stays with the server.
     pub async fn connect_narrow(addr: SocketAddr, token: &str) -> Self {
         let narrow = TcpSocket::new_v4().unwrap();
-        narrow.set_recv_buffer_size(4 * 1024).unwrap();
+        narrow.set_recv_buffer_size(64 * 1024).unwrap();
         let stream = MaybeTlsStream::Plain(narrow.connect(addr).await.unwrap());
         let url = format!("ws://{addr}/ws?token={token}");
         let (stream, _) = client_async(url, stream).await.expect("the upgrade is accepted");
-        Self::new(stream)
+        Self { pace: Duration::from_millis(5), ..Self::new(stream) }
     }
 
     async fn open(addr: SocketAddr, path: &str) -> Self {
@@ -72,7 +75,7 @@ impl Socket {
     }
 
     fn new(stream: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
-        Self { stream, pushed: VecDeque::new(), last_id: 0 }
+        Self { stream, pushed: VecDeque::new(), last_id: 0, pace: Duration::ZERO }
     }
 
     /// Sends a text frame as it is.
@@ -102,6 +105,7 @@ impl Socket {
                 return frame["data"].take();
             }
             self.pushed.push_back(frame);
+            tokio::time::sleep(self.pace).await;
         }
     }
 
@@ -120,6 +124,11 @@ impl Socket {
     /// How many pushes came before the last ack and were not taken since.
     pub fn kept(&self) -> usize {
         self.pushed.len()
+    }
+
+    /// The last of them.
+    pub fn last_kept(&self) -> Option<&Value> {
+        self.pushed.back()
     }
 
     /// The next pushed frame: an event, an error, a late ack.

@@ -3,4 +3,5 @@
 mod conversation;
 mod order;
 mod recovery;
+mod replay;
 mod transaction;
