@@ -100,10 +100,17 @@ async fn serve(
         Ok(claims) => Some(claims),
         Err(ApiError::TokenMissing) if worker.config.legacy_trust => None,
         Err(ApiError::TokenMissing) => {
-            let first = timeout(AUTHENTICATE, first_frame(&worker, &mut socket));
-            match first.await.unwrap_or(Err(ApiError::TokenMissing)) {
-                Ok(claims) => Some(claims),
-                Err(error) => {
+            let first = tokio::select! {
+                first = timeout(AUTHENTICATE, first_frame(&worker, &mut socket)) => Some(first),
+                () = place.end.cancelled() => None,
+            };
+            match first.map(|first| first.unwrap_or(Err(ApiError::TokenMissing))) {
+                Some(Ok(claims)) => Some(claims),
+                None => {
+                    drop(place);
+                    return socket.close(CloseCode::Away, &End::Draining.to_string()).await;
+                }
+                Some(Err(error)) => {
                     worker.process.warn_of_missing_token();
                     return refuse(&worker, socket, &error).await;
                 }

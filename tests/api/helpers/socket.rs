@@ -68,6 +68,14 @@ impl Socket {
         Self { pace: Duration::from_millis(5), ..Self::new(stream) }
     }
 
+    /// Connects with a token, unless the server refuses the upgrade.
+    pub async fn try_connect(addr: SocketAddr, token: &str) -> Option<Self> {
+        let url = format!("ws://{addr}/ws?token={token}");
+        let connecting = tokio::time::timeout(SOON, connect_async(url));
+        let (stream, _) = connecting.await.ok()?.ok()?;
+        Some(Self::new(stream))
+    }
+
     async fn open(addr: SocketAddr, path: &str) -> Self {
         let url = format!("ws://{addr}{path}");
         let (stream, _) = connect_async(url).await.expect("the upgrade is accepted");
@@ -170,21 +178,6 @@ impl Socket {
         frame["data"]["position"].as_str().expect("a position").parse().unwrap()
     }
 
-    /// The next `receiveMessage`: its content and position.
-    pub async fn message(&mut self) -> (String, String) {
-        let Heard { content, position, .. } = self.heard().await;
-        (content, position.to_string())
-    }
-
-    /// The next frames' contents and positions.
-    pub async fn messages(&mut self, count: usize) -> Vec<(String, String)> {
-        let mut messages = Vec::with_capacity(count);
-        for _ in 0..count {
-            messages.push(self.message().await);
-        }
-        messages
-    }
-
     /// Asserts that nothing comes for a while.
     pub async fn assert_silent(&mut self, wait: Duration) {
         assert_eq!(self.pushed.pop_front(), None);
@@ -207,23 +200,32 @@ impl Socket {
         tokio::time::timeout(SOON * 6, closed).await.expect("the server closes")
     }
 
-    /// The stream itself, for what has no verb here.
-    pub fn stream(&mut self) -> &mut WebSocketStream<MaybeTlsStream<TcpStream>> {
-        &mut self.stream
+    /// The next pushed frame, or what the server says at the end.
+    pub async fn next_or_closed(&mut self) -> Result<Value, Closed> {
+        match self.pushed.pop_front() {
+            Some(frame) => Ok(frame),
+            None => self.frame_or_closed().await,
+        }
     }
 
     async fn frame(&mut self) -> Value {
+        self.frame_or_closed().await.expect("the socket is open")
+    }
+
+    async fn frame_or_closed(&mut self) -> Result<Value, Closed> {
         let text = async {
             loop {
-                match self.stream.next().await.expect("the socket is open").expect("a frame") {
-                    Message::Text(text) => return text,
-                    Message::Ping(_) | Message::Pong(_) => {}
-                    other => panic!("not a text: {other:?}"),
+                match self.stream.next().await {
+                    Some(Ok(Message::Text(text))) => return Ok(text),
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    Some(Ok(Message::Close(frame))) => return Err(frame.map(code_and_reason)),
+                    Some(Ok(other)) => panic!("not a text: {other:?}"),
+                    Some(Err(_)) | None => return Err(None),
                 }
             }
         };
-        let text = tokio::time::timeout(SOON, text).await.expect("a frame in time");
-        serde_json::from_str(&text).expect("frames are JSON")
+        let text = tokio::time::timeout(SOON, text).await.expect("a frame in time")?;
+        Ok(serde_json::from_str(&text).expect("frames are JSON"))
     }
 }
 
