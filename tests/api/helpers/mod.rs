@@ -172,6 +172,14 @@ pub fn token_for(user: &str, seconds: u64) -> String {
     token
 }
 
+/// A number that a server counts.
+pub async fn metric(addr: SocketAddr, name: &str) -> u64 {
+    let text = client().get(format!("http://{addr}/metrics")).send().await.unwrap().text().await;
+    let text = text.unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
 /// A client that waits long enough for a slow machine and never retries.
 pub fn client() -> reqwest::Client {
     reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap()

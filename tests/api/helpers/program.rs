@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,7 +15,6 @@ use super::SECRET;
 pub struct Program {
     process: Child,
     pub addr: SocketAddr,
-    log: Arc<Mutex<Vec<String>>>,
     /// Its working folder, where it finds no `.env`.
     _folder: TempDir,
 }
@@ -36,22 +34,15 @@ impl Program {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let written = Arc::clone(&log);
-        let mut lines = BufReader::new(process.stderr.take().unwrap())
-            .lines()
-            .map_while(Result::ok)
-            .inspect(move |line| {
-                println!("{line}");
-                written.lock().unwrap().push(line.clone());
-            });
+        let log = BufReader::new(process.stderr.take().unwrap());
+        let mut lines = log.lines().map_while(Result::ok).inspect(|line| println!("{line}"));
         let addr = lines
             .find_map(|line| line.split_once("http://").map(|(_, addr)| addr.trim().to_owned()))
             .expect("the server says where it listens");
         let addr = addr.parse().unwrap();
         // Somebody must read what it says, or it would wait for room in the pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { process, addr, log, _folder: folder }
+        Self { process, addr, _folder: folder }
     }
 
     /// Starts as one more instance of the test servers' kind on this database.
@@ -81,11 +72,6 @@ impl Program {
     /// Lets it go on after a pause.
     pub fn resume(&self) {
         self.signal(Signal::SIGCONT);
-    }
-
-    /// How many lines of its log contain this text.
-    pub fn logged(&self, text: &str) -> usize {
-        self.log.lock().unwrap().iter().filter(|line| line.contains(text)).count()
     }
 
     /// The most memory that it has had so far, in MiB.

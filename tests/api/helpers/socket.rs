@@ -16,7 +16,7 @@ use realtime_chat_backend::realtime::position::Position;
 use super::TestServer;
 
 /// How long a test waits for what must come.
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// A connection to `/ws`; what is pushed while an ack is awaited is kept for later.
 pub struct Socket {
@@ -178,6 +178,12 @@ impl Socket {
         frame["data"]["position"].as_str().expect("a position").parse().unwrap()
     }
 
+    /// The next `receiveMessage`: its content and position.
+    pub async fn message(&mut self) -> (String, String) {
+        let Heard { content, position, .. } = self.heard().await;
+        (content, position.to_string())
+    }
+
     /// Asserts that nothing comes for a while.
     pub async fn assert_silent(&mut self, wait: Duration) {
         assert_eq!(self.pushed.pop_front(), None);
@@ -197,7 +203,7 @@ impl Socket {
                 }
             }
         };
-        tokio::time::timeout(SOON * 6, closed).await.expect("the server closes")
+        tokio::time::timeout(SOON * 3, closed).await.expect("the server closes")
     }
 
     /// The next pushed frame, or what the server says at the end.

@@ -1,6 +1,8 @@
 //! Rooms, positions and sessions over `/ws`.
 
 mod conversation;
+mod failover;
+mod feed;
 mod legacy;
 mod load;
 mod order;
