@@ -242,7 +242,7 @@ impl<A: Application> Server<A> {
             _ => return Err(Refused::UnknownTransport),
         };
         let upgrade = is_upgrade(req.headers());
-        if let Some(sid) = parameters.sid {
+        if let Some(sid) = parameters.sid.filter(|sid| !sid.is_empty()) {
             return match (transport, upgrade) {
                 (Transport::WebSocket, true) => {
                     let session = self.registry.find(&sid).ok_or(Refused::UnknownSession)?;
@@ -321,12 +321,13 @@ impl<A: Application> Server<A> {
                     }
                     () = &mut beating, if !done => {
                         done = true;
-                        registry.remove(&ended);
+                        registry.retire(&ended);
                     }
                 }
             }
             ended.end(CloseReason::Server, Some(Packet::Close));
-            registry.remove(&ended);
+            registry.retire(&ended);
+            registry.forget(&ended).await;
         });
         session
     }

@@ -47,21 +47,26 @@ pub(super) fn answer(payload: String) -> HttpResponse {
 
 /// Waits for packets and answers with all of them.
 async fn poll(session: &Arc<Session>) -> Result<HttpResponse, Refused> {
-    let already = std::mem::replace(&mut session.state().polling, true);
+    let (already, in_upgrade) = {
+        let mut state = session.state();
+        (std::mem::replace(&mut state.polling, true), state.probing)
+    };
     if already {
         session.end(CloseReason::Overlap, Some(Packet::Close));
         return Err(Refused::BadRequest);
     }
     let mut guard = Request { session, of: |state| &mut state.polling, done: false };
     let waiting = session.wait_for(|state| {
-        if let Some(end) = &state.end {
-            return Some(end.last_word.clone().map(|last| vec![last]));
+        if let Some(end) = &mut state.end {
+            let last_word = end.last_word.take().map(|last_word| vec![last_word]);
+            return Some(last_word.ok_or(Refused::UnknownSession));
         }
-        match state.take_queue() {
-            Some(packets) => Some(Some(packets)),
-            // The WebSocket has taken over: this poll is over.
-            None if state.transport == Transport::WebSocket => Some(Some(vec![Packet::Noop])),
-            None => None,
+        match state.transport {
+            Transport::Polling => state.take_queue().map(Ok),
+            // Who polls in the midst of an upgrade and does not wait for the answer before
+            // completing it has come too late. What is queued is the WebSocket's.
+            Transport::WebSocket if in_upgrade => Some(Err(Refused::BadRequest)),
+            Transport::WebSocket => Some(Ok(vec![Packet::Noop])),
         }
     });
     let probing = async {
@@ -71,10 +76,10 @@ async fn poll(session: &Arc<Session>) -> Result<HttpResponse, Refused> {
     let packets = tokio::select! {
         biased;
         packets = waiting => packets,
-        () = probing => Some(vec![Packet::Noop]),
+        () = probing => Ok(vec![Packet::Noop]),
     };
     guard.done = true;
-    packets.map(|packets| answer(join_payload(&packets))).ok_or(Refused::UnknownSession)
+    packets.map(|packets| answer(join_payload(&packets)))
 }
 
 /// Takes what the client sends. Its answer waits until the application has taken the messages,
@@ -100,8 +105,12 @@ async fn post(
         let body = collect(payload, session.config.max_payload).await?;
         take(session, body).await.map_err(Rejected::Broken)
     };
-    let timed_out = Err(Rejected::Broken(CloseReason::Transport));
-    let taken = tokio::time::timeout(POST_TIMEOUT, taking).await.unwrap_or(timed_out);
+    let taken = tokio::select! {
+        biased;
+        taken = taking => taken,
+        () = tokio::time::sleep(POST_TIMEOUT) => Err(Rejected::Broken(CloseReason::Transport)),
+        () = session.ended.cancelled() => Err(Rejected::Broken(CloseReason::Server)),
+    };
     guard.done = true;
     drop(guard);
     match taken {

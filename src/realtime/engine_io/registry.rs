@@ -3,20 +3,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use actix_web::http::Method;
 use tokio::time::Instant;
 
 use super::session::{CloseReason, Session};
-
-/// How long a session that its client has closed is still found: a poll may be under way on
-/// another worker while the close arrives.
-const LATE_POLL: Duration = Duration::from_millis(100);
-/// How long one that the server has closed is: until the client polls again.
-const NEXT_POLL: Duration = Duration::from_secs(20);
-/// How many ended sessions are remembered at most.
-const MAX_ENDED: usize = 10_000;
 
 /// Shared by all workers; clones are the same registry.
 #[derive(Debug, Clone, Default)]
@@ -31,8 +22,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Sessions {
     living: HashMap<String, Arc<Session>>,
-    /// Ended ones that still owe a poll their last word, with the time until when.
-    ended: HashMap<String, (Arc<Session>, Instant)>,
+    /// Ended ones that may still owe a poll their last word.
+    ended: HashMap<String, Arc<Session>>,
 }
 
 impl Registry {
@@ -79,39 +70,28 @@ impl Registry {
         }
         let mut sessions = self.sessions();
         // It may have ended without its task having come round to moving it.
-        if let Some(session) = sessions.living.remove(sid) {
-            sessions.remember(session);
-        }
-        let (session, until) = sessions.ended.remove(sid)?;
-        (Instant::now() < until).then_some(session)
+        let session = sessions.living.remove(sid).or_else(|| sessions.ended.remove(sid))?;
+        let end = session.ended()?;
+        (Instant::now() < end.told_until()).then_some(session)
     }
 
-    /// Forgets a session that has ended, but for its last word.
-    pub(super) fn remove(&self, session: &Arc<Session>) {
+    /// A session that has ended is only found by one more poll.
+    pub(super) fn retire(&self, session: &Arc<Session>) {
         let mut sessions = self.sessions();
         if let Some(session) = sessions.living.remove(&session.sid) {
-            sessions.remember(session);
+            sessions.ended.insert(session.sid.clone(), session);
         }
+    }
+
+    /// Forgets a session that has ended, once it has nothing more to say.
+    pub(super) async fn forget(&self, session: &Session) {
+        if let Some(end) = session.ended() {
+            tokio::time::sleep_until(end.told_until()).await;
+        }
+        self.sessions().ended.remove(&session.sid);
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
         self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Sessions {
-    fn remember(&mut self, session: Arc<Session>) {
-        let Some(end) = session.ended() else { return };
-        if end.last_word.is_none() {
-            return;
-        }
-        let now = Instant::now();
-        if self.ended.len() >= MAX_ENDED {
-            self.ended.retain(|_, (_, until)| *until > now);
-        }
-        if self.ended.len() < MAX_ENDED {
-            let wait = if end.reason == CloseReason::Client { LATE_POLL } else { NEXT_POLL };
-            self.ended.insert(session.sid.clone(), (session, now + wait));
-        }
     }
 }

@@ -51,6 +51,9 @@ pub enum CloseReason {
     /// Two polls or two posts at once.
     #[error("overlapping requests")]
     Overlap,
+    /// A message that is longer than allowed.
+    #[error("a message is too long")]
+    TooLong,
     /// It did not take what was queued for it.
     #[error("too slow")]
     TooSlow,
@@ -70,6 +73,7 @@ impl CloseReason {
             Self::PingTimeout => "ping_timeout",
             Self::Parse => "parse_error",
             Self::Overlap => "overlap",
+            Self::TooLong => "too_long",
             Self::TooSlow => "too_slow",
             Self::Panic => "panic",
         }
@@ -113,11 +117,31 @@ pub(super) struct State {
     pub(super) end: Option<End>,
 }
 
-/// The end of a session, and what one late poll is still told of it.
+/// The end of a session, and what one poll is still told of it.
 #[derive(Debug, Clone)]
 pub(super) struct End {
     pub(super) reason: CloseReason,
     pub(super) last_word: Option<Packet>,
+    at: Instant,
+}
+
+/// How long a session that its client has closed is still found: a poll may be under way on
+/// another worker while the close arrives.
+const LATE_POLL: Duration = Duration::from_millis(100);
+/// How long one that the server has closed is: until the client polls again.
+const NEXT_POLL: Duration = Duration::from_secs(20);
+
+impl End {
+    /// Until when a poll that comes late is told the last word. After a mistake of the client's
+    /// there is none for it.
+    pub(super) fn told_until(&self) -> Instant {
+        let wait = match self.reason {
+            CloseReason::Client => LATE_POLL,
+            CloseReason::Server | CloseReason::GoingAway | CloseReason::Panic => NEXT_POLL,
+            _ => Duration::ZERO,
+        };
+        self.at + wait
+    }
 }
 
 /// Absolute times, so that delays of the timer do not add up.
@@ -212,14 +236,14 @@ impl Session {
         }
     }
 
-    /// Ends the session, unless it has ended. `last_word` is what a poll that is pending, or one
-    /// that comes late, is answered.
+    /// Ends the session, unless it has ended. `last_word` is what a poll that is pending, or the
+    /// next one, is answered.
     pub(super) fn end(&self, reason: CloseReason, last_word: Option<Packet>) {
         let mut state = self.state();
         if state.end.is_some() {
             return;
         }
-        state.end = Some(End { reason, last_word });
+        state.end = Some(End { reason, last_word, at: Instant::now() });
         state.queue = VecDeque::new();
         state.bytes = 0;
         drop(state);
@@ -312,10 +336,14 @@ impl State {
     }
 
     fn overdue(&self, now: Instant) -> bool {
-        matches!(self.heartbeat, Heartbeat::PongDue(due) if due <= now)
+        matches!(self.heartbeat, Heartbeat::PongDue(due) if due <= now + EARLY)
             || matches!(self.heartbeat, Heartbeat::PingDue(due) if due + LATE <= now)
     }
 }
+
+/// A request that comes as little as this before the deadline comes at it: timers of clients count
+/// whole milliseconds.
+const EARLY: Duration = Duration::from_millis(1);
 
 /// A ping so late that the heartbeat itself is gone. It is never reached by a living one.
 const LATE: Duration = Duration::from_secs(60);

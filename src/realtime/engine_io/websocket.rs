@@ -1,5 +1,6 @@
 //! The WebSocket transport: packets as frames, from the handshake or after an upgrade.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use actix_web::web::Payload;
@@ -9,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::Refused;
 use super::packet::Packet;
-use super::session::{CloseReason, Message, Session, Transport};
+use super::session::{CloseReason, Message, Session, State, Transport};
 use crate::realtime::socket::{self, CloseCode, Frame, Socket};
 
 /// Tries a WebSocket for a session that polls. One that comes at the wrong time is accepted and
@@ -81,15 +82,17 @@ async fn probed(socket: &mut Socket) -> bool {
 
 /// Carries a session until it ends.
 pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Option<Packet>) {
-    let reason = match carry(&session, &mut socket, open).await {
-        Ok(()) => CloseReason::Server,
-        Err(reason) => reason,
+    let lost = tokio::select! {
+        Err(lost) = carry(&session, &mut socket, open) => lost,
+        // Also while a slow client holds up a frame.
+        () = session.ended.cancelled() => CloseReason::Server,
     };
-    session.end(reason, None);
-    let ended = session.ended().map_or(reason, |end| end.reason);
-    let (code, text) = match ended {
+    session.end(lost, None);
+    let reason = session.ended().map_or(lost, |end| end.reason);
+    let (code, text) = match reason {
         CloseReason::Client | CloseReason::Server => (CloseCode::Normal, ""),
         CloseReason::GoingAway => (CloseCode::Away, "the server stops"),
+        CloseReason::TooLong => (CloseCode::Size, ""),
         CloseReason::TooSlow => (CloseCode::Again, "too slow"),
         CloseReason::Panic => (CloseCode::Error, ""),
         // Nobody is there to read it.
@@ -103,19 +106,16 @@ async fn carry(
     session: &Session,
     socket: &mut Socket,
     open: Option<Packet>,
-) -> Result<(), CloseReason> {
+) -> Result<Infallible, CloseReason> {
     if let Some(open) = open {
         socket.send(frame(open)).await.map_err(|_| CloseReason::Transport)?;
     }
     // A message that the application has no room for yet; until it has, nothing more is read.
     let mut waiting: Option<Message> = None;
     loop {
-        let queued = session.wait_for(|state| {
-            if state.end.is_some() { Some(None) } else { state.take_queue().map(Some) }
-        });
         tokio::select! {
-            packets = queued => {
-                for packet in packets.ok_or(CloseReason::Server)? {
+            packets = session.wait_for(State::take_queue) => {
+                for packet in packets {
                     socket.feed(frame(packet)).await.map_err(|_| CloseReason::Transport)?;
                 }
                 socket.flush().await.map_err(|_| CloseReason::Transport)?;
@@ -175,6 +175,7 @@ fn frame(packet: Packet) -> Frame {
 fn lost(closed: &socket::Closed) -> CloseReason {
     match closed {
         socket::Closed::ByClient => CloseReason::Transport,
+        socket::Closed::TooLong => CloseReason::TooLong,
         _ => CloseReason::Parse,
     }
 }

@@ -97,9 +97,10 @@ pub struct Event {
 }
 
 /// What the connection and the application know of a namespace that a client is in.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
-    entered: Cell<bool>,
+    /// Whether the client was let in anywhere, which all namespaces of a connection share.
+    entered: Rc<Cell<bool>>,
     left: Cell<bool>,
 }
 
@@ -223,6 +224,8 @@ struct Namespaces<A> {
     sender: engine_io::Sender,
     handshake: Rc<Handshake>,
     open: HashMap<ByteString, Open>,
+    /// Whether the client was let into one, even if it has left since.
+    entered: Rc<Cell<bool>>,
     futures: FuturesUnordered<LocalBoxFuture<'static, (ByteString, Rc<State>)>>,
 }
 
@@ -242,12 +245,15 @@ async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, c
         sender: sender.clone(),
         handshake: Rc::new(connection.handshake.clone()),
         open: HashMap::new(),
+        entered: Rc::default(),
         futures: FuturesUnordered::new(),
+    };
+    let is_late = |namespaces: &Namespaces<A>, decoder: &Decoder| {
+        !namespaces.entered.get() || decoder.is_waiting()
     };
     let mut decoder = Decoder::new(config.attachments);
     let mut blocked: Blocked = None;
     let mut deadline = Instant::now() + config.connect_timeout;
-    let mut entered = false;
     loop {
         let room = async {
             if let Some((events, _)) = &blocked {
@@ -278,12 +284,14 @@ async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, c
                     deadline = Instant::now() + config.attachments_timeout;
                 }
             }
-            () = sleep_until(deadline), if !entered || decoder.is_waiting() => {
-                sender.close(CloseReason::Parse);
-                break;
+            () = sleep_until(deadline), if is_late(&namespaces, &decoder) => {
+                // It may have been let in since.
+                if is_late(&namespaces, &decoder) {
+                    sender.close(CloseReason::Parse);
+                    break;
+                }
             }
         }
-        entered = entered || namespaces.open.values().any(|open| open.state.entered.get());
     }
     // The queues end, and with them the applications.
     namespaces.open.clear();
@@ -328,7 +336,7 @@ impl<A: Application> Namespaces<A> {
         }
         let known = self.application.has(&namespace);
         let (events, received) = mpsc::channel(EVENTS);
-        let state = Rc::new(State::default());
+        let state = Rc::new(State { entered: Rc::clone(&self.entered), left: Cell::default() });
         let socket = Socket {
             namespace: namespace.clone(),
             sender: self.sender.clone(),
