@@ -22,3 +22,4 @@ mod postman;
 mod program;
 mod realtime;
 mod schemathesis;
+mod socketio;

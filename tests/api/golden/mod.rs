@@ -4,23 +4,21 @@
 //! with the contract; the others were recorded by us from the same original (Express 4.21.2,
 //! Mongoose 8.9.4, Node 20), where the contract speaks of a behaviour that those do not show.
 //! This module judges answers as the contract's format says, and knows nothing of how the server
-//! under test is started; `transcript` is the format, `template` the comparison of texts, `wire`
-//! the socket.
+//! under test is started; `transcript` is the format, `template` the comparison of texts.
 
 mod template;
 mod transcript;
-mod wire;
 
 use std::{net::SocketAddr, time::Duration};
 
 use serde_json::value::RawValue;
 
 use crate::helpers::TestServer;
+use crate::helpers::wire::{self, Response};
 
 use self::{
     template::{Fit, Variables},
     transcript::{BodyMode, Expectation, Request, Scenario, Step},
-    wire::Response,
 };
 
 /// Which answers a server must give.
@@ -55,19 +53,15 @@ impl Report {
     }
 }
 
-/// Replays the scenarios whose names `chosen` accepts, in order, each step on its own connection.
+/// Replays the scenarios in order, each step on its own connection.
 ///
 /// The server must use `JWT_SECRET=golden-secret` and no rate limits. Its database may hold
 /// anything, but nobody else may create rooms in it meanwhile.
-pub async fn replay(
-    address: SocketAddr,
-    profile: Profile,
-    chosen: impl Fn(&str) -> bool,
-) -> Report {
+pub async fn replay(address: SocketAddr, profile: Profile) -> Report {
     let mut report = Report::default();
     for scenario in transcript::load_all() {
         let skipped = profile == Profile::Secure && scenario.needs_legacy_trust();
-        if chosen(&scenario.name) && !skipped {
+        if !skipped {
             replay_scenario(address, profile, &scenario, &mut report).await;
         }
     }
@@ -267,22 +261,17 @@ fn compare_header(
 async fn the_original_answers_what_was_recorded() {
     let address = std::env::var("ORIGINAL").expect("ORIGINAL is host:port of the Node original");
     let address = address.parse().expect("ORIGINAL is an IP address and a port");
-    replay(address, Profile::Original, |_| true).await.assert_passed(400);
-}
-
-/// The socket transcripts, until Socket.IO is served.
-fn is_rest(name: &str) -> bool {
-    !name.starts_with("70-") && !name.starts_with("71-")
+    replay(address, Profile::Original).await.assert_passed(400);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn our_server_answers_what_the_original_answered() {
     let server = TestServer::start().await;
-    replay(server.addr, Profile::Secure, is_rest).await.assert_passed(350);
+    replay(server.addr, Profile::Secure).await.assert_passed(350);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn our_server_with_legacy_trust_answers_what_the_original_answered() {
     let server = TestServer::start_with(&[("LEGACY_TRUST", "true")]).await;
-    replay(server.addr, Profile::Legacy, is_rest).await.assert_passed(350);
+    replay(server.addr, Profile::Legacy).await.assert_passed(350);
 }

@@ -1,9 +1,11 @@
 //! What the tests share: real servers on free ports, and clients with verbs.
 
+pub mod engine_io;
 pub mod mongod;
 pub mod program;
 pub mod socket;
 pub mod tools;
+pub mod wire;
 
 use std::net::SocketAddr;
 use std::time::Duration;

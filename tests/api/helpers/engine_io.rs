@@ -1,0 +1,298 @@
+//! Clients of Engine.IO that do exactly what they are told: a poller and a WebSocket.
+//!
+//! They know packets as text and nothing of heartbeats, unless they are asked to be polite.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use super::wire::{Response, exchange};
+
+/// How long a test waits for what must come.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Between the packets of a payload.
+pub const SEPARATOR: char = '\x1e';
+
+impl Response {
+    /// The body, which is text.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("the body is text")
+    }
+
+    /// Asserts a refusal: its status and the body that the protocol has for it.
+    #[track_caller]
+    pub fn assert_refused(&self, code: u8, message: &str) {
+        let body = format!("{{\"code\":{code},\"message\":\"{message}\"}}");
+        let status = if code == 4 { 403 } else { 400 };
+        assert_eq!((self.status, self.text()), (status, body.as_str()));
+        assert_eq!(self.header("content-type"), ["application/json"]);
+    }
+
+    /// Asserts that a poll was answered with these packets.
+    #[track_caller]
+    pub fn assert_packets(&self, packets: &str) {
+        assert_eq!((self.status, self.text()), (200, packets));
+    }
+
+    /// Asserts that a post was taken.
+    #[track_caller]
+    pub fn assert_ok(&self) {
+        self.assert_packets("ok");
+    }
+
+    /// Asserts that the session is gone.
+    #[track_caller]
+    pub fn assert_unknown(&self) {
+        self.assert_refused(1, "Session ID unknown");
+    }
+}
+
+/// Sends one request on a connection of its own.
+pub async fn request(
+    addr: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Response {
+    let bytes = encode(method, target, headers, body);
+    let answers = exchange(addr, method == "HEAD", &bytes, 1).await.expect("an answer");
+    answers.into_iter().next().expect("one answer")
+}
+
+fn encode(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if method == "POST" {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    head.push_str("\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+/// A session over polling. Every request has a connection of its own, as if each came by another
+/// way; clones are the same session.
+#[derive(Debug, Clone)]
+pub struct Poller {
+    addr: SocketAddr,
+    target: String,
+    /// The open packet.
+    pub open: Value,
+}
+
+impl Poller {
+    /// Opens a session; `endpoint` is a path, and more of a query if need be.
+    pub async fn open(addr: SocketAddr, endpoint: &str) -> Self {
+        let between = if endpoint.contains('?') { '&' } else { '?' };
+        let target = format!("{endpoint}{between}EIO=4&transport=polling");
+        let answer = request(addr, "GET", &target, &[], &[]).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let json = answer.text().strip_prefix('0').expect("an open packet");
+        let open: Value = serde_json::from_str(json).expect("JSON");
+        let sid = open["sid"].as_str().expect("a session id");
+        Self { addr, target: format!("{target}&sid={sid}"), open }
+    }
+
+    /// What requests of this session ask for, by another transport perhaps.
+    pub fn target(&self, transport: &str) -> String {
+        self.target.replace("transport=polling", &format!("transport={transport}"))
+    }
+
+    /// Any request.
+    pub async fn request(&self, method: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+        request(self.addr, method, &self.target, headers, body).await
+    }
+
+    /// Polls once.
+    pub async fn poll(&self) -> Response {
+        self.request("GET", &[], &[]).await
+    }
+
+    /// Polls once, in the background.
+    pub fn polling(&self) -> tokio::task::JoinHandle<Response> {
+        let poller = self.clone();
+        tokio::spawn(async move { poller.poll().await })
+    }
+
+    /// Posts a payload.
+    pub async fn post(&self, payload: &str) -> Response {
+        let headers = [("Content-Type", "text/plain;charset=UTF-8")];
+        self.request("POST", &headers, payload.as_bytes()).await
+    }
+
+    /// Sends a request, or the beginning of one, and does not wait for the answer: the connection
+    /// is aborted when the stream is dropped.
+    pub async fn begin(&self, method: &str, body: &str, missing: usize) -> TcpStream {
+        let whole = [body.as_bytes(), &vec![b'.'; missing]].concat();
+        let bytes = encode(method, &self.target, &[], &whole);
+        let mut stream = TcpStream::connect(self.addr).await.expect("the server listens");
+        stream.write_all(&bytes[..bytes.len() - missing]).await.expect("the request is sent");
+        stream
+    }
+
+    /// Polls until there is something but pings and noops, and answers pings: as a client does.
+    pub async fn packets(&self) -> Vec<String> {
+        loop {
+            let answer = self.poll().await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let packets = answer.text().split(SEPARATOR).map(str::to_owned);
+            let (silent, packets): (Vec<_>, Vec<_>) =
+                packets.partition(|packet| packet == "2" || packet == "6");
+            if silent.iter().any(|packet| packet == "2") {
+                self.post("3").await.assert_ok();
+            }
+            if !packets.is_empty() {
+                return packets;
+            }
+        }
+    }
+
+    /// Polls until so many packets have come.
+    pub async fn collect(&self, count: usize) -> Vec<String> {
+        let mut packets = Vec::new();
+        while packets.len() < count {
+            packets.extend(self.packets().await);
+        }
+        packets
+    }
+
+    /// Waits until the server has no such session, for another reason than a missing pong.
+    pub async fn gone(&self) {
+        super::eventually("the session is gone", async || self.post("3").await.status == 400).await;
+        self.post("3").await.assert_unknown();
+    }
+}
+
+/// A WebSocket of Engine.IO.
+#[derive(Debug)]
+pub struct Ws {
+    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+}
+
+impl Ws {
+    /// Opens a session; `endpoint` is a path, and more of a query if need be.
+    pub async fn open(addr: SocketAddr, endpoint: &str) -> Self {
+        let between = if endpoint.contains('?') { '&' } else { '?' };
+        let target = format!("{endpoint}{between}EIO=4&transport=websocket");
+        let mut ws = Self::connect(addr, &target).await;
+        let open = ws.next().await;
+        assert!(open.to_text().is_ok_and(|text| text.starts_with("0{")), "{open:?}");
+        ws
+    }
+
+    /// Connects, and waits for nothing.
+    pub async fn connect(addr: SocketAddr, target: &str) -> Self {
+        Self::try_connect(addr, target).await.expect("the upgrade is accepted")
+    }
+
+    /// Connects, or says with what status the server refused it.
+    pub async fn try_connect(addr: SocketAddr, target: &str) -> Result<Self, u16> {
+        match connect_async(format!("ws://{addr}{target}")).await {
+            Ok((stream, _)) => Ok(Self { stream }),
+            Err(Error::Http(answer)) => Err(answer.status().as_u16()),
+            Err(error) => panic!("neither accepted nor refused: {error}"),
+        }
+    }
+
+    /// Takes a session over from polling.
+    pub async fn upgrade(poller: &Poller) -> Self {
+        let mut ws = Self::connect(poller.addr, &poller.target("websocket")).await;
+        ws.send("2probe").await;
+        assert_eq!(ws.text().await, "3probe");
+        ws.send("5").await;
+        ws
+    }
+
+    /// Sends a text frame.
+    pub async fn send(&mut self, text: impl Into<String>) {
+        self.stream.send(Message::text(text.into())).await.expect("the frame is sent");
+    }
+
+    /// Sends a binary frame.
+    pub async fn send_binary(&mut self, bytes: impl Into<Bytes>) {
+        self.stream.send(Message::binary(bytes)).await.expect("the frame is sent");
+    }
+
+    /// The next frame, whatever it is.
+    pub async fn next(&mut self) -> Message {
+        let next = tokio::time::timeout(SOON, self.stream.next());
+        next.await.expect("a frame in time").expect("the socket is open").expect("a frame")
+    }
+
+    /// The next frame, which is text, whatever it says.
+    pub async fn text(&mut self) -> String {
+        self.next().await.into_text().expect("a text frame").as_str().to_owned()
+    }
+
+    /// The next frame that is no ping; pings are answered.
+    pub async fn message(&mut self) -> Message {
+        loop {
+            match self.next().await {
+                Message::Text(text) if text == "2" => self.send("3").await,
+                message => return message,
+            }
+        }
+    }
+
+    /// The next text that is no ping; pings are answered.
+    pub async fn packet(&mut self) -> String {
+        self.message().await.into_text().expect("a text frame").as_str().to_owned()
+    }
+
+    /// The next texts that are no pings.
+    pub async fn collect(&mut self, count: usize) -> Vec<String> {
+        let mut packets = Vec::with_capacity(count);
+        for _ in 0..count {
+            packets.push(self.packet().await);
+        }
+        packets
+    }
+
+    /// Reads until the server closes, for another reason than a missing pong; answers the close
+    /// code.
+    pub async fn closed(&mut self) -> Option<u16> {
+        self.read_to_end(true).await.0
+    }
+
+    /// Reads until the server closes, and answers no pings; gives what came before.
+    pub async fn closed_on_silence(&mut self) -> Vec<String> {
+        self.read_to_end(false).await.1
+    }
+
+    async fn read_to_end(&mut self, polite: bool) -> (Option<u16>, Vec<String>) {
+        let mut texts = Vec::new();
+        let closed = async {
+            loop {
+                match self.stream.next().await {
+                    Some(Ok(Message::Text(text))) => {
+                        if polite && text == "2" {
+                            // It may be closed already.
+                            let _ = self.stream.send(Message::text("3")).await;
+                        }
+                        texts.push(text.as_str().to_owned());
+                    }
+                    Some(Ok(Message::Close(frame))) => return frame.map(|frame| frame.code.into()),
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return None,
+                }
+            }
+        };
+        let code = tokio::time::timeout(SOON, closed).await.expect("the server closes");
+        (code, texts)
+    }
+
+    /// The stream itself, for what has no verb here.
+    pub fn stream(&mut self) -> &mut WebSocketStream<MaybeTlsStream<TcpStream>> {
+        &mut self.stream
+    }
+}
