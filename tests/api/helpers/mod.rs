@@ -1,5 +1,6 @@
 //! What the tests share: real servers on free ports, and clients with verbs.
 
+pub mod engine_io;
 pub mod mongod;
 pub mod program;
 pub mod socket;
