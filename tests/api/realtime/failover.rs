@@ -43,7 +43,7 @@ async fn write(
         let id = loop {
             let ack = socket.ask("sendMessage", message.clone()).await;
             let id = ack["message"]["_id"].as_str().map(str::to_owned);
-            if id.is_some() || writer % 2 == 0 {
+            if id.is_some() || writer.is_multiple_of(2) {
                 break id;
             }
         };
