@@ -12,7 +12,7 @@ use crate::helpers::mongod::{Neighbour, fresh_database};
 use crate::helpers::socket::{Heard, Socket, heard};
 
 /// How many messages there are to replay: more than all buffers on the way hold together.
-const BACKLOG: usize = 240;
+const BACKLOG: usize = 600;
 /// How long each is, in bytes.
 const LENGTH: usize = 48 * 1024;
 
