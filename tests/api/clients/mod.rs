@@ -27,6 +27,9 @@ const VERSIONS: [(&str, &str); 6] = [
     ("client-4.8", "4.8.1"),
 ];
 
+/// What drives the browser.
+const PUPPETEER: &str = "24.10.0";
+
 /// How long a client may take for everything.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -59,6 +62,27 @@ async fn socket_io_client_4_8() {
 async fn socket_io_client_2_is_refused() {
     let node = node("refused.js", "client-2", "polling").await;
     converse(node, NODE, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_with_two_tabs() {
+    let screenshots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("screenshots");
+    std::fs::create_dir_all(&screenshots).unwrap();
+    let mut node = Command::new("node");
+    node.arg(script("browser.js")).arg(screenshots);
+    node.env("NODE_PATH", installed_node().await.join("node_modules"));
+    node.env("CHROMIUM", chromium());
+    converse(node, NODE, &[]).await;
+}
+
+/// The browser of the system.
+fn chromium() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    std::env::split_paths(&path)
+        .flat_map(|folder| names.map(|name| folder.join(name)))
+        .find(|program| program.is_file())
+        .expect("this test needs Chromium on PATH: apt-get install chromium")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,9 +163,10 @@ async fn installed_node() -> &'static Path {
         let mut npm = Command::new("npm");
         npm.args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(folder);
         npm.args(VERSIONS.map(|(name, version)| format!("{name}@npm:socket.io-client@{version}")));
+        npm.arg(format!("puppeteer-core@{PUPPETEER}"));
         tools::succeed(npm, NODE, "npm installs the clients").await;
     };
-    let name = format!("clients-{}", VERSIONS.map(|(_, version)| version).join("-"));
+    let name = format!("clients-{PUPPETEER}-{}", VERSIONS.map(|(_, version)| version).join("-"));
     FOLDER.get_or_init(|| tools::installed(&name, install)).await
 }
 

@@ -1,0 +1,130 @@
+// Two tabs of a real browser: node browser.js FOLDER-FOR-SCREENSHOTS
+'use strict';
+const assert = require('node:assert/strict');
+const path = require('node:path');
+const readline = require('node:readline');
+const puppeteer = require('puppeteer-core');
+
+const { URL: url, TOKEN: token, ROOM: room, CHROMIUM: executablePath } = process.env;
+const answers = readline.createInterface({ input: process.stdin });
+const restarted = () => new Promise(done => answers.once('line', done));
+
+// A tab in the background draws nothing, so the time and not the frames must say when to look.
+const until = (tab, holds, ...values) => tab.waitForFunction(holds, { polling: 50 }, ...values);
+
+async function main() {
+  const browser = await puppeteer.launch({ executablePath, headless: true, args: ['--no-sandbox', '--disable-gpu'] });
+  try {
+    await socketIo(browser);
+    await demo(browser);
+  } finally {
+    await browser.close();
+  }
+  console.log('done');
+}
+
+// A page with the client bundle that the server has, and no build step.
+async function socketIo(browser) {
+  const tabs = await Promise.all([browser.newPage(), browser.newPage()]);
+  for (const tab of tabs) {
+    await tab.goto(`${url}/healthz`);
+    await tab.addScriptTag({ url: `${url}/socket.io/socket.io.js` });
+    await tab.evaluate((token, room) => new Promise((done, failed) => {
+      window.received = [];
+      window.transports = [];
+      window.socket = io({ auth: { token }, reconnectionDelay: 100, reconnectionDelayMax: 400 });
+      socket.io.engine.on('upgrade', transport => transports.push(transport.name));
+      transports.push(socket.io.engine.transport.name);
+      socket.on('receiveMessage', message => received.push(message.content));
+      socket.on('connect_error', failed);
+      socket.once('connect', () => socket.emit('joinRoom', room, done));
+    }), token, room);
+    await until(tab, () => transports.length === 2);
+    assert.deepEqual(await tab.evaluate(() => transports), ['polling', 'websocket']);
+  }
+  const say = (tab, content) => tab.evaluate((room, content) => socket.emit('sendMessage', { room, content }), room, content);
+  const heard = (tab, count) => until(tab, count => received.length >= count, count);
+  await say(tabs[0], 'one');
+  await heard(tabs[1], 1);
+  await say(tabs[1], 'two');
+  await Promise.all(tabs.map(tab => heard(tab, 2)));
+
+  await Promise.all(tabs.map(tab => tab.evaluate(() => {
+    window.back = new Promise(done => socket.once('disconnect', () => socket.once('connect', done)));
+  })));
+  console.log('restart');
+  await restarted();
+  for (const tab of tabs) {
+    await tab.evaluate(() => back);
+    assert.equal(await tab.evaluate(() => socket.recovered), true);
+  }
+  await say(tabs[0], 'three');
+  await Promise.all(tabs.map(tab => heard(tab, 3)));
+  for (const tab of tabs) {
+    assert.deepEqual(await tab.evaluate(() => received), ['one', 'two', 'three']);
+    await tab.close();
+  }
+}
+
+// The page to try the server with.
+async function demo(browser) {
+  const one = await enter(browser, 'first tab');
+  await one.type('#room-name', 'demo room');
+  await one.keyboard.press('Enter');
+  await until(one, () => document.querySelector('#chat-title').textContent === 'demo room');
+  const two = await enter(browser, 'second tab');
+  const rooms = () => [...document.querySelectorAll('#rooms button')].map(room => room.textContent);
+  assert.ok((await two.evaluate(rooms)).includes('demo room'));
+  await two.evaluate(() => [...document.querySelectorAll('#rooms button')].find(room => room.textContent === 'demo room').click());
+  await until(two, () => !document.querySelector('#content').disabled);
+
+  const say = async (tab, text) => {
+    await tab.bringToFront();
+    await tab.type('#content', text);
+    await tab.keyboard.press('Enter');
+  };
+  const shows = (tab, text) =>
+    until(tab, text => document.querySelector('#messages').textContent.includes(text), text);
+  await say(one, 'hello from the first tab');
+  await shows(two, 'hello from the first tab');
+  // Cut, spoken to meanwhile, and back with everything.
+  await two.bringToFront();
+  await two.click('#cut');
+  await until(two, () => document.querySelector('#state').textContent === 'cut by you');
+  await say(one, 'said while you were away');
+  await shows(one, 'said while you were away');
+  await two.bringToFront();
+  await shows(two, 'said while you were away');
+  await until(two, () => document.querySelector('#recovered').textContent.startsWith('yes'));
+  const folder = process.argv[2];
+  for (const scheme of ['light', 'dark']) {
+    await two.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
+    await two.setViewport({ width: 1100, height: 700 });
+    await two.screenshot({ path: path.join(folder, `demo-${scheme}.png`) });
+  }
+  await two.setViewport({ width: 380, height: 800 });
+  const overflow = await two.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+  assert.ok(overflow <= 0, `the page is ${overflow} pixels too wide for a phone`);
+  await two.screenshot({ path: path.join(folder, 'demo-phone.png') });
+  for (const tab of [one, two]) assert.deepEqual(tab.errors, []);
+}
+
+// A tab with the page, in which somebody new has registered by keyboard.
+async function enter(browser, name) {
+  const tab = await browser.newPage();
+  tab.errors = [];
+  tab.on('pageerror', error => tab.errors.push(error.message));
+  await tab.goto(`${url}/demo`);
+  await tab.bringToFront();
+  await tab.focus('#username');
+  await tab.keyboard.type(name);
+  await tab.keyboard.press('Tab');
+  await tab.keyboard.type('correct horse');
+  for (let presses = 0; presses < 2; presses += 1) await tab.keyboard.press('Tab');
+  await tab.keyboard.press('Enter');
+  await until(tab, () => document.querySelector('#state').textContent === 'connected');
+  await until(tab, () => document.querySelectorAll('#rooms button').length > 0 || document.activeElement.id === 'room-name');
+  return tab;
+}
+
+main().then(() => process.exit(0), error => { console.error(error); process.exit(1); });
