@@ -47,9 +47,10 @@ pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
             (0, _) => at.subscribers().await,
             (_, Contender::Floor) => Ok(()),
             (1, _) => at.rooms().await,
-            (2, _) => at.histories().await,
+            // After the feed: a server that starts reads what the last two minutes brought.
+            (4, _) => at.histories().await,
             (_, Contender::Node) => Ok(()),
-            (3, _) => at.feed().await,
+            (2, _) => at.feed().await,
             (_, _) => at.instances().await,
         };
         at.server.stop().await?;
@@ -80,6 +81,12 @@ impl Place<'_> {
         }
     }
 
+    /// A fresh process, in which nothing is left of the last point.
+    async fn restart(&mut self) -> Result<()> {
+        let fresh = self.bench.start(self.contender, None).await?;
+        std::mem::replace(&mut self.server, fresh).stop().await
+    }
+
     fn plan(&self, rate: f64) -> Plan {
         Plan {
             publishers: 1,
@@ -98,6 +105,7 @@ impl Place<'_> {
         for &wire in wires(self.contender) {
             let line = if wires(self.contender).len() > 1 { wire.name() } else { "" };
             for &number in numbers.iter().take(self.bench.options.pick(5, 3)) {
+                self.restart().await?;
                 let rooms = std::slice::from_ref(&room);
                 let audience =
                     Audience::gather(self.server.addr, wire, &user, rooms, number).await?;
@@ -105,8 +113,6 @@ impl Place<'_> {
                 let heard = audience.hear(&plan, &user, self.server.process).await?;
                 self.faultless(&heard);
                 self.point(&curve, line, number, heard.cpu_per_delivery);
-                drop(audience);
-                tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
         Ok(())
@@ -119,14 +125,13 @@ impl Place<'_> {
         let bulk = Bulk::connect(&self.bench.uri(self.contender)?).await?;
         let wire = wires(self.contender).first().copied().unwrap_or(Wire::SocketIo);
         for number in [1, 10, 100, 1_000, 10_000].into_iter().take(self.bench.options.pick(5, 3)) {
+            self.restart().await?;
             let rooms = bulk.add_rooms(number).await?;
             let audience = Audience::gather(self.server.addr, wire, &user, &rooms, number).await?;
             let heard = audience.hear(&self.plan(MESSAGES), &user, self.server.process).await?;
             bulk.remove_rooms(&rooms).await?;
             self.faultless(&heard);
             self.point(&curve, "", number, heard.cpu_per_message);
-            drop(audience);
-            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         Ok(())
     }
@@ -146,8 +151,9 @@ impl Place<'_> {
                 .await?;
             let path = format!("/api/chat/messages/{room}");
             let request = request("GET", &path, Some(&user.token), None);
+            self.restart().await?;
             let mut connection = Connection::open(self.server.addr).await?;
-            let before = self.server.process.memory()?;
+            let before = self.server.process.settled_memory().await?;
             let mut peak = before;
             let answer = connection.exchange(&request);
             tokio::pin!(answer);

@@ -9,11 +9,12 @@ const MARGIN: f64 = 24.0;
 const BAR: f64 = 22.0;
 /// A panel with its title and labels.
 const PANEL: (f64, f64) = (WIDTH / 2.0, 260.0);
-const COLOURS: [&str; 4] = ["#c2410c", "#15803d", "#1d4ed8", "#6b7280"];
+const GOOD: &str = "#15803d";
+const BAD: &str = "#c2410c";
 
 /// The whole picture.
 pub fn svg(results: &Results, subtitle: &str) -> String {
-    let bars: Vec<_> = results.advantages().collect();
+    let bars = results.advantages();
     let bars_end = 84.0 + bars.len() as f64 * BAR;
     let height = bars_end + results.curves.len().div_ceil(2) as f64 * PANEL.1 + MARGIN;
     let mut out = format!(
@@ -26,7 +27,7 @@ pub fn svg(results: &Results, subtitle: &str) -> String {
         MARGIN,
         30.0,
         "font-size=\"18\" font-weight=\"600\"",
-        "How many times less than Node",
+        "Cost: how many times less than Node",
     );
     text(&mut out, MARGIN, 50.0, "fill=\"#6b7280\"", subtitle);
     push_bars(&mut out, &bars);
@@ -47,7 +48,7 @@ fn push_bars(out: &mut String, bars: &[(String, f64)]) {
         let y = 66.0 + index as f64 * BAR;
         text(out, LEFT - 8.0, y + 14.0, "text-anchor=\"end\"", title);
         let (from, to) = (scale.at(1.0), scale.at(*times));
-        let colour = if *times >= 1.0 { COLOURS[1] } else { COLOURS[0] };
+        let colour = if *times >= 1.0 { GOOD } else { BAD };
         let _ = writeln!(
             out,
             "<rect x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"/>",
@@ -61,9 +62,10 @@ fn push_bars(out: &mut String, bars: &[(String, f64)]) {
 
 fn push_curve(out: &mut String, curve: &Curve, left: f64, top: f64) {
     let points = || curve.lines.iter().flat_map(|(_, line)| line);
-    let (x0, x1) = (left + 64.0, left + PANEL.0 - MARGIN);
+    let (x0, x1) = (left + 64.0, left + PANEL.0 - 1.5 * MARGIN);
     let (y0, y1) = (top + PANEL.1 - 48.0, top + 48.0);
-    let xs = Scale::new(points().map(|(x, _)| *x), true).onto(x0, x1);
+    let mut xs = Scale::new(points().map(|(x, _)| *x), true).onto(x0 + 8.0, x1 - 8.0);
+    xs.low = points().map(|(x, _)| *x).fold(f64::MAX, f64::min);
     let spread = |values: &mut dyn Iterator<Item = f64>| {
         let (low, high) = values.fold((f64::MAX, 0.0_f64), |(l, h), v| (l.min(v), h.max(v)));
         high > low.max(1e-9) * 30.0
@@ -83,10 +85,14 @@ fn push_curve(out: &mut String, curve: &Curve, left: f64, top: f64) {
         );
         text(out, x0 - 6.0, y + 4.0, "text-anchor=\"end\"", &short(tick));
     }
-    for tick in xs.ticks() {
-        text(out, xs.at(tick), y0 + 16.0, "text-anchor=\"middle\"", &grouped(tick, 0));
+    let mut measured: Vec<f64> = points().map(|(x, _)| *x).collect();
+    measured.sort_by(f64::total_cmp);
+    measured.dedup();
+    for x in measured {
+        text(out, xs.at(x), y0 + 16.0, "text-anchor=\"middle\"", &grouped(x, 0));
     }
-    for ((name, line), (index, colour)) in curve.lines.iter().zip(COLOURS.iter().enumerate()) {
+    for (index, (name, line)) in curve.lines.iter().enumerate() {
+        let colour = colour(name);
         let path: Vec<_> =
             line.iter().map(|(x, y)| format!("{:.1},{:.1}", xs.at(*x), ys.at(*y))).collect();
         let _ = writeln!(
@@ -104,6 +110,17 @@ fn push_curve(out: &mut String, curve: &Curve, left: f64, top: f64) {
         }
         let y = top + 24.0 + index as f64 * 14.0;
         text(out, x1, y, &format!("text-anchor=\"end\" fill=\"{colour}\""), name);
+    }
+}
+
+/// The same colour for the same contender in every panel.
+fn colour(line: &str) -> &'static str {
+    match line {
+        "Node" => BAD,
+        "floor" => "#6b7280",
+        "ours, Socket.IO" | "ours, p99" => "#1d4ed8",
+        "ours, MongoDB" => "#a16207",
+        _ => GOOD,
     }
 }
 

@@ -35,16 +35,17 @@ impl Process {
         Ok(kib.parse::<f64>()? * 1024.0)
     }
 
-    /// The memory once it has stopped to change, or after a few seconds.
+    /// The memory once it has not changed for two seconds, or after half a minute.
     pub async fn settled_memory(self) -> Result<f64> {
-        let mut last = self.memory()?;
-        for _ in 0..10 {
+        let (mut last, mut unchanged) = (self.memory()?, 0);
+        for _ in 0..60 {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = self.memory()?;
-            if (now - last).abs() < last * 0.002 {
-                return Ok(now);
-            }
+            unchanged = if (now - last).abs() < last * 0.002 { unchanged + 1 } else { 0 };
             last = now;
+            if unchanged == 4 {
+                break;
+            }
         }
         Ok(last)
     }

@@ -158,15 +158,27 @@ impl Results {
         }
     }
 
-    /// How many times better than Node each row with Node's figure is, for the plot.
-    pub fn advantages(&self) -> impl Iterator<Item = (String, f64)> {
-        ROWS.iter().filter_map(|row| {
-            let (ours, node) = (self.of(row, Contender::Ours)?, self.of(row, Contender::Node)?);
-            if !matches!(row.unit, "µs" | "KiB" | "MB" | "s") || ours <= 0.0 {
-                return None;
+    /// How many times less than Node each cost is, for the plot.
+    pub fn advantages(&self) -> Vec<(String, f64)> {
+        let mut subject = "";
+        let mut advantages = Vec::new();
+        for row in ROWS {
+            // A dash repeats what the row before is about.
+            let title = match row.title.strip_prefix('–') {
+                Some(rest) => format!("{subject}:{rest}"),
+                None => {
+                    subject = row.title.split_once(':').map_or(row.title, |(subject, _)| subject);
+                    row.title.to_owned()
+                }
+            };
+            let (ours, node) = (self.of(row, Contender::Ours), self.of(row, Contender::Node));
+            if let (Some(ours @ 1e-9..), Some(node), "µs" | "KiB" | "MB" | "s") =
+                (ours, node, row.unit)
+            {
+                advantages.push((title.replace('`', ""), node / ours));
             }
-            Some((row.title.replace('`', ""), node / ours))
-        })
+        }
+        advantages
     }
 
     /// The table in Markdown.
