@@ -16,7 +16,7 @@ use realtime_chat_backend::realtime::position::Position;
 use super::TestServer;
 
 /// How long a test waits for what must come.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// A connection to `/ws`; what is pushed while an ack is awaited is kept for later.
 pub struct Socket {
@@ -101,16 +101,20 @@ impl Socket {
 
     /// Sends a request and waits for its ack.
     pub async fn ask(&mut self, event: &str, data: Value) -> Value {
-        let id = self.send(event, data).await;
-        self.ack(id).await
+        self.ask_or_closed(event, data).await.expect("the socket is open")
     }
 
-    /// Waits for the ack of a request; events that come before it are kept.
-    pub async fn ack(&mut self, id: u64) -> Value {
+    /// Sends a request and waits for its ack, or for what the server says at the end; events that
+    /// come before it are kept.
+    pub async fn ask_or_closed(&mut self, event: &str, data: Value) -> Result<Value, Closed> {
+        self.last_id += 1;
+        let frame = json!({ "event": event, "data": data, "id": self.last_id });
+        // A connection that is closed says why to who reads on.
+        let _ = self.stream.send(Message::text(frame.to_string())).await;
         loop {
-            let mut frame = self.frame().await;
-            if frame["ack"] == json!(id) {
-                return frame["data"].take();
+            let mut frame = self.frame_or_closed().await?;
+            if frame["ack"] == json!(self.last_id) {
+                return Ok(frame["data"].take());
             }
             self.pushed.push_back(frame);
             tokio::time::sleep(self.pace).await;
@@ -203,7 +207,7 @@ impl Socket {
                 }
             }
         };
-        tokio::time::timeout(SOON * 3, closed).await.expect("the server closes")
+        tokio::time::timeout(SOON * 2, closed).await.expect("the server closes")
     }
 
     /// The next pushed frame, or what the server says at the end.

@@ -1,4 +1,4 @@
-//! The primary of three nodes is killed in the middle of everything.
+//! The primary of three nodes is gone in the middle of everything.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -21,17 +21,17 @@ const WRITERS: usize = 10;
 struct Written {
     /// The ids of the messages that were acknowledged, by content.
     acked: HashMap<String, String>,
-    /// How many of them since the kill.
+    /// How many of them since the primary is gone.
     acked_after: usize,
 }
 
-/// Sends by socket until it was acknowledged for a while after the kill. Half of the writers send
+/// Sends by socket until it was acknowledged for a while after the primary was gone. Half of the writers send
 /// a message that was refused again; the others go on to the next, and never know.
 async fn write(
     mut socket: Socket,
     writer: usize,
     room: String,
-    killed: CancellationToken,
+    struck: CancellationToken,
 ) -> Written {
     let mut written = Written::default();
     let mut pace = interval(Duration::from_millis(1_000 / 20));
@@ -39,7 +39,7 @@ async fn write(
         pace.tick().await;
         let content = format!("{writer} {n}");
         let message = json!({ "room": room, "content": content, "clientId": content });
-        let since_kill = killed.is_cancelled();
+        let since_then = struck.is_cancelled();
         let id = loop {
             let ack = socket.ask("sendMessage", message.clone()).await;
             let id = ack["message"]["_id"].as_str().map(str::to_owned);
@@ -48,7 +48,7 @@ async fn write(
             }
         };
         if let Some(id) = id {
-            written.acked_after += usize::from(since_kill);
+            written.acked_after += usize::from(since_then);
             written.acked.insert(content, id);
         }
         if written.acked_after == 30 {
@@ -61,7 +61,19 @@ async fn write(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_is_killed_takes_no_acknowledged_message_along() {
     let _alone = alone().await;
-    let mut mongo = ReplicaSet::start(3).await;
+    let mongo = ReplicaSet::start(3).await;
+    survives(mongo, async |mongo, primary| mongo.kill(primary).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_falls_silent_does_not_silence_the_rooms() {
+    let _alone = alone().await;
+    let mongo = ReplicaSet::start(3).await;
+    // It holds its connections and answers nothing, as behind a network that is cut.
+    survives(mongo, async |mongo, primary| mongo.pause(primary)).await;
+}
+
+async fn survives(mut mongo: ReplicaSet, strike: impl AsyncFnOnce(&mut ReplicaSet, usize)) {
     let uri = mongo.uri("failover");
     let servers = TestServer::instances::<2>(&uri).await;
     let ada = servers[0].register("ada").await;
@@ -75,11 +87,11 @@ async fn a_primary_that_is_killed_takes_no_acknowledged_message_along() {
     }
     let mut witness = Socket::connect(&servers[0], &ada.token).await;
     witness.join(&room).await;
-    let killed = CancellationToken::new();
+    let struck = CancellationToken::new();
     let mut writing = Vec::new();
     for writer in 0..WRITERS {
         let socket = Socket::connect(&servers[writer / 2 % 2], &ada.token).await;
-        writing.push(tokio::spawn(write(socket, writer, room.clone(), killed.clone())));
+        writing.push(tokio::spawn(write(socket, writer, room.clone(), struck.clone())));
     }
     // In the middle of it.
     for _ in 0..200 {
@@ -87,8 +99,8 @@ async fn a_primary_that_is_killed_takes_no_acknowledged_message_along() {
     }
     drop(witness);
     let primary = mongo.primary().await;
-    mongo.kill(primary).await;
-    killed.cancel();
+    strike(&mut mongo, primary).await;
+    struck.cancel();
     let written = join_all(writing).await;
 
     // Writes have come back by themselves, and so has the stream.

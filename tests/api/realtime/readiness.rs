@@ -1,11 +1,14 @@
 //! `readyz`: whether messages reach this instance and leave it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bson::doc;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::helpers::mongod::ReplicaSet;
+use crate::helpers::mongod::{Neighbour, ReplicaSet, fresh_database};
 use crate::helpers::socket::Socket;
 use crate::helpers::{TestServer, client, eventually};
 
@@ -76,6 +79,47 @@ async fn an_instance_that_stops_is_unready_until_it_is_gone() {
     let stopping = json!({ "status": "unavailable", "reason": "the server stops" });
     assert_eq!(answers.last(), Some(&(StatusCode::SERVICE_UNAVAILABLE, stopping)));
     assert!(answers.len() <= 2, "never ready again: {answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_before_a_stop_is_stored() {
+    let uri = fresh_database().await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let acked = Arc::new(AtomicUsize::new(0));
+    let mut sending = Vec::new();
+    for sender in 0..4 {
+        let mut socket = Socket::connect(&server, &ada.token).await;
+        let (room, acked) = (room.clone(), Arc::clone(&acked));
+        sending.push(tokio::spawn(async move {
+            let mut contents = Vec::new();
+            for n in 0.. {
+                let content = format!("{sender} {n}");
+                let message = json!({ "room": room, "content": content });
+                match socket.ask_or_closed("sendMessage", message).await {
+                    Ok(ack) => assert_eq!(ack["message"]["content"], content),
+                    Err(closed) => {
+                        assert_eq!(closed.map(|(code, _)| code), Some(1001));
+                        break;
+                    }
+                }
+                contents.push(content);
+                acked.fetch_add(1, Ordering::Relaxed);
+            }
+            contents
+        }));
+    }
+    eventually("sending has begun", async || acked.load(Ordering::Relaxed) > 50).await;
+    drop(ada);
+    server.stop().await;
+    let messages = Neighbour::connect(&uri).await.messages;
+    for sending in sending {
+        for content in sending.await.unwrap() {
+            let found = messages.count_documents(doc! { "content": &content }).await.unwrap();
+            assert_eq!(found, 1, "{content} was acknowledged");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
