@@ -87,6 +87,7 @@ async function demo(browser) {
     until(tab, text => document.querySelector('#messages').textContent.includes(text), text);
   await say(one, 'hello from the first tab');
   await shows(two, 'hello from the first tab');
+  await shows(two, 'first tab, ');
   // Cut, spoken to meanwhile, and back with everything.
   await two.bringToFront();
   await two.click('#cut');
