@@ -36,6 +36,7 @@ fn write(neighbour: &Neighbour, room: &str, each: usize, length: usize) -> JoinH
 #[tokio::test(flavor = "multi_thread")]
 async fn each_of_many_joins_begins_where_it_joined() {
     const JOINS: usize = 600;
+    const EACH: usize = 180;
     let _alone = alone().await;
     let uri = fresh_database().await;
     let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
@@ -43,7 +44,7 @@ async fn each_of_many_joins_begins_where_it_joined() {
     let room = ada.create_room("busy").await;
     let neighbour = Neighbour::connect(&uri).await;
     let begun = Socket::connect(&server, &ada.token).await.join(&room).await;
-    let writing = write(&neighbour, &room, 180, 0);
+    let writing = write(&neighbour, &room, EACH, 0);
 
     let mut joining = Vec::new();
     let mut pace = interval(Duration::from_millis(5));
@@ -52,34 +53,46 @@ async fn each_of_many_joins_begins_where_it_joined() {
         let (addr, token, room) = (server.addr, ada.token.clone(), room.clone());
         joining.push(tokio::spawn(async move {
             let mut socket = Socket::connect_at(addr, &token).await;
-            let joined: Position = socket.join(&room).await.parse().unwrap();
-            assert_eq!(socket.kept(), 0, "the ack of a join comes first");
-            let mut transcript = Vec::new();
-            while transcript.len() < n % 40 {
-                transcript.push(socket.heard().await);
-                if transcript.last().is_some_and(|heard| heard.content == END) {
-                    break;
+            let mut stays = Vec::new();
+            for wanted in [n % 40, n % 7] {
+                let joined: Position = socket.join(&room).await.parse().unwrap();
+                assert_eq!(socket.kept(), 0, "the ack of a join comes before what it brings");
+                let mut transcript = Vec::new();
+                while transcript.len() < wanted {
+                    transcript.push(socket.heard().await);
                 }
+                socket.ask("leaveRoom", json!(room)).await;
+                while socket.kept() > 0 {
+                    transcript.push(socket.heard().await);
+                }
+                stays.push((joined, transcript));
             }
-            (joined, transcript)
+            stays
         }));
     }
-    // Who came after the end waits for something.
+    // Who came late waits for something.
     writing.await.unwrap();
-    neighbour.insert_all(&room, (0..40).map(|n| format!("more {n}"))).await;
+    let more = tokio::spawn({
+        let (neighbour, room) = (neighbour.clone(), room.clone());
+        async move {
+            for n in 0.. {
+                neighbour.insert(&room, &format!("more {n}")).await;
+            }
+        }
+    });
     let joined = join_all(joining).await;
+    more.abort();
+    neighbour.insert(&room, END).await;
 
     let mut socket = Socket::connect(&server, &ada.token).await;
     socket.recover(&room, begun).await;
-    let mut all = socket.heard_to_the_end(1).await;
-    for _ in 0..40 {
-        all.push(socket.heard().await);
-    }
-    assert_eq!(all.len(), 180 * WRITERS as usize + 1 + 40);
-    for joined in joined {
-        let (at, transcript) = joined.unwrap();
-        let first = all.partition_point(|heard| heard.position <= at);
-        assert_eq!(transcript, all[first..first + transcript.len()]);
+    let all = socket.heard_to_the_end(2).await;
+    assert!(all.len() > EACH * WRITERS as usize);
+    for stays in joined {
+        for (at, transcript) in stays.unwrap() {
+            let first = all.partition_point(|heard| heard.position <= at);
+            assert_eq!(transcript, all[first..first + transcript.len()]);
+        }
     }
     drop(socket);
     server.stop().await;

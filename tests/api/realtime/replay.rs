@@ -127,8 +127,9 @@ async fn a_room_that_is_joined_during_a_replay_is_live_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn leaving_a_room_ends_its_replay_and_nothing_else() {
     let mut stage = Stage::set(&[]).await;
-    let mut socket = stage.replayed().await;
+    let mut socket = Socket::connect_narrow(stage.server.addr, &stage.token).await;
     socket.join(&stage.other).await;
+    socket.recover(&stage.long, &stage.since).await;
     let left = socket.ask("leaveRoom", json!(stage.long)).await;
     assert_eq!(left, json!({ "room": stage.long }));
     let had = socket.kept();
