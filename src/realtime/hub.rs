@@ -105,14 +105,21 @@ impl Hub {
         self.shard.borrow().rooms.len()
     }
 
-    /// Hands out up to `max` events; `false` when there are no more.
+    /// Hands out up to `max` events, and no more at once than inboxes can hold; `false` when there
+    /// are no more.
     pub(super) fn dispatch(&self, max: usize) -> bool {
         let mut shard = self.shard.borrow_mut();
         match self.ring.after(shard.cursor, max) {
             Ok(events) => {
                 let more = events.len() == max;
+                let mut bytes = 0;
                 for event in events {
+                    bytes += event.len();
                     shard.dispatch(event);
+                    // A burst of large events must not fill the inboxes of those who do read.
+                    if bytes >= self.bounds.bytes / 4 {
+                        return true;
+                    }
                 }
                 more
             }
@@ -190,9 +197,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::realtime::{
-        member::Start,
-        ring::{Batch, Limits},
+    use crate::{
+        models::{Message, UserId},
+        realtime::{
+            member::Start,
+            ring::{Batch, Limits},
+        },
     };
 
     fn hub(events: usize, bytes: usize) -> Hub {
@@ -250,6 +260,25 @@ mod tests {
         assert_eq!(drain(&mut member), (1, true));
         publish(&hub, room, 2);
         assert_eq!(drain(&mut member), (0, false));
+    }
+
+    #[test]
+    fn a_burst_is_handed_out_in_portions_that_inboxes_hold() {
+        let hub = hub(usize::MAX, 4_000);
+        let room = RoomId::new();
+        let mut member = hub.enter();
+        member.join(room, Start::Live);
+        let message = Message::new(room, UserId::new(), "x".repeat(800));
+        let event = |n| Event::message(&message, Some(Position::first_of(1, n)));
+        let (events, newest) = ((1..=10).map(event).collect(), Some(Position::first_of(1, 10)));
+        hub.ring.publish(Batch { events, newest, through: None, second: 1 });
+        let mut given = 0;
+        while hub.dispatch(10) {
+            let (count, served) = drain(&mut member);
+            assert!(served && count > 0, "{given}");
+            given += count;
+        }
+        assert_eq!(given + drain(&mut member).0, 10);
     }
 
     #[test]

@@ -157,6 +157,32 @@ async fn a_member_that_stops_reading_is_closed_and_the_others_hear_everything() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_burst_closes_nobody_who_reads() {
+    let uri = fresh_database().await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("busy").await;
+    let neighbour = Neighbour::connect(&uri).await;
+    let mut sockets = Vec::new();
+    for _ in 0..3 {
+        let mut socket = Socket::connect(&server, &ada.token).await;
+        socket.join(&room).await;
+        sockets.push(socket);
+    }
+    // Together more than may wait for one member.
+    let content = |n| format!("{n:<3}{}", "x".repeat(20_000));
+    neighbour.insert_all(&room, (0..100).map(content)).await;
+    let transcripts = sockets.iter_mut().map(async |socket| {
+        for n in 0..100 {
+            assert_eq!(socket.heard().await.content, content(n));
+        }
+    });
+    join_all(transcripts).await;
+    drop(sockets);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn members_that_do_not_read_cost_what_their_bounds_say() {
     const MEMBERS: usize = 30;
     let _alone = alone().await;
