@@ -142,7 +142,8 @@ impl Sockets {
         claimed.map(|document| read(pid, user, &document)).transpose()
     }
 
-    /// Which of these records, all once owned by `instance`, belong to another one now.
+    /// Which of these records, all once owned by `instance`, belong to another one now, and how
+    /// often they have changed hands.
     ///
     /// # Errors
     /// The database failed.
@@ -150,16 +151,19 @@ impl Sockets {
         &self,
         pids: &[String],
         instance: ObjectId,
-    ) -> Result<Vec<String>, StoreError> {
+    ) -> Result<Vec<(String, i64)>, StoreError> {
         let mut found = self
             .collection
             .find(doc! { "_id": { "$in": pids }, "owner.instance": { "$ne": instance } })
-            .projection(doc! { "_id": 1 })
+            .projection(doc! { "owner.generation": 1 })
             .await?;
         let mut taken = Vec::new();
         while found.advance().await? {
-            if let Ok(pid) = found.current().get_str("_id") {
-                taken.push(pid.to_owned());
+            let record = found.current();
+            let owner = record.get_document("owner");
+            let generation = owner.and_then(|owner| owner.get_i64("generation"));
+            if let (Ok(pid), Ok(generation)) = (record.get_str("_id"), generation) {
+                taken.push((pid.to_owned(), generation));
             }
         }
         Ok(taken)

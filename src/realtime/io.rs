@@ -39,6 +39,8 @@ struct Auth {
     /// The private id of the session that it comes back to.
     pid: Option<String>,
     offset: Option<String>,
+    /// Whether it can do with offsets at all.
+    recovery: bool,
 }
 
 impl ChatIo {
@@ -90,9 +92,12 @@ async fn enter(worker: Data<Worker>, visit: Visit) {
         let session = Session::new(worker.clone(), place, None);
         return converse(&worker, visit.accept(&random_id(), None), session, None).await;
     };
-    // Before the feed has begun nothing is known of positions.
-    let _ = timeout(DEADLINE, worker.feed.started()).await;
-    if !worker.recovers() {
+    // Before the feed has begun nothing is known of positions, and without them it could not come
+    // back later on.
+    if timeout(DEADLINE, worker.feed.started()).await.is_err() {
+        return visit.close();
+    }
+    if !(auth.recovery && worker.recovers()) {
         let session = Session::new(worker.clone(), place, Some(claims));
         return converse(&worker, visit.accept(&random_id(), None), session, None).await;
     }
@@ -105,7 +110,7 @@ async fn enter(worker: Data<Worker>, visit: Visit) {
         None => (Journal::new(&worker, claims), Vec::new()),
     };
     let journal = Rc::new(journal);
-    place.make_returnable(&journal.pid);
+    place.make_returnable(&journal.pid, journal.owner.generation);
     let mut session = Session::new(worker.clone(), place, Some(claims));
     session.keep_journal(Rc::clone(&journal));
     let socket = visit.accept(&journal.sid, Some(&journal.pid));
@@ -157,11 +162,12 @@ impl Auth {
     /// Reads leniently: what is not a string is not there, and other fields are not ours.
     fn read(json: &str) -> Self {
         let mut fields = Fields::from_json(json).unwrap_or_default();
+        let recovery = !matches!(fields.take("recovery"), Js::Bool(false));
         let mut text = |name| match fields.take(name) {
             Js::String(text) if !text.is_empty() => Some(text),
             _ => None,
         };
-        Self { token: text("token"), pid: text("pid"), offset: text("offset") }
+        Self { token: text("token"), pid: text("pid"), offset: text("offset"), recovery }
     }
 }
 

@@ -27,7 +27,8 @@ pub struct Journal {
     /// The public id, which the client keeps when it comes back.
     pub sid: String,
     user: UserId,
-    owner: Owner,
+    /// The connection that it is.
+    pub owner: Owner,
     /// How long after its token a session may still be come back to.
     window: Duration,
     expires: Cell<DateTime>,
@@ -154,7 +155,7 @@ impl Worker {
         let sockets = &self.store.sockets;
         let claimed = sockets.claim(pid, claims.user, self.process.instance, expires).await?;
         let Some(record) = claimed else { return Ok(None) };
-        self.process.take_over(pid);
+        self.process.take_over(pid, record.owner.generation);
         let journal = Journal {
             sockets: sockets.clone(),
             pid: record.pid,
@@ -169,18 +170,17 @@ impl Worker {
         for (room, joined) in record.rooms {
             let Ok(joined) = joined.parse::<Position>() else { return Ok(None) };
             let since = offset.as_ref().map_or(joined, |offset| offset.of(room).max(joined));
-            let start = self.start_after(room, since).await?;
-            match start {
-                Start::After(since) if self.hub.ring().recovers(room, since) => {
-                    rooms.push((room, start));
-                }
-                _ => {
-                    journal.remove().await;
-                    return Ok(None);
-                }
-            }
+            rooms.push((room, self.start_after(room, since).await?));
         }
-        Ok(Some(Return { journal, rooms }))
+        // All of them now, since the ring has gone on while the database was asked.
+        let ring = self.hub.ring();
+        let is_whole = |&(room, start): &(RoomId, Start)| matches!(start, Start::After(since) if ring.recovers(room, since));
+        if rooms.iter().all(is_whole) {
+            Ok(Some(Return { journal, rooms }))
+        } else {
+            journal.remove().await;
+            Ok(None)
+        }
     }
 }
 

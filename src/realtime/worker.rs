@@ -72,8 +72,16 @@ pub struct Process {
     /// Over how many milliseconds a drain is spread.
     drain_spread: AtomicU64,
     /// The sessions that a client may come back for, by their private ids.
-    returnable: Mutex<HashMap<String, CancellationToken>>,
+    returnable: Mutex<HashMap<String, Returnable>>,
     warned: Mutex<Option<Instant>>,
+}
+
+/// The connection here that a session belongs to.
+#[derive(Debug)]
+struct Returnable {
+    /// How often the session had changed hands.
+    generation: i64,
+    end: CancellationToken,
 }
 
 /// A session's place among those that the process allows. Dropping it makes room for another.
@@ -82,7 +90,8 @@ pub struct Place {
     process: Arc<Process>,
     /// Cancelled when the session must end: another connection took it over, or a drain began.
     pub end: CancellationToken,
-    pid: Option<String>,
+    /// The private id, and how often the session had changed hands.
+    returnable: Option<(String, i64)>,
     address: Option<Address>,
 }
 
@@ -113,7 +122,7 @@ impl Process {
         let mut place = Place {
             process: Arc::clone(self),
             end: self.drain.child_token(),
-            pid: None,
+            returnable: None,
             address: None,
         };
         if self.max_per_address > 0 {
@@ -166,10 +175,13 @@ impl Process {
         Duration::from_millis(u64::from_ne_bytes(random) % spread.max(1))
     }
 
-    /// Ends the session of this process that a client came back for, if it is here.
-    pub fn take_over(&self, pid: &str) {
-        if let Some(end) = self.returnable().remove(pid) {
-            end.cancel();
+    /// Ends the connection of this process from which a session was taken over, if it is here.
+    /// `generation` is how often the session has changed hands now.
+    pub fn take_over(&self, pid: &str, generation: i64) {
+        if let Entry::Occupied(old) = self.returnable().entry(pid.to_owned())
+            && old.get().generation < generation
+        {
+            old.remove().end.cancel();
         }
     }
 
@@ -180,7 +192,9 @@ impl Process {
             let pids: Vec<String> = self.returnable().keys().cloned().collect();
             for pids in pids.chunks(SWEEP_AT_ONCE) {
                 match store.sockets.taken_over(pids, self.instance).await {
-                    Ok(taken) => taken.iter().for_each(|pid| self.take_over(pid)),
+                    Ok(taken) => taken.iter().for_each(|(pid, generation)| {
+                        self.take_over(pid, *generation);
+                    }),
                     Err(error) => log::debug!("The records of sockets were not read: {error}"),
                 }
             }
@@ -199,16 +213,23 @@ impl Process {
         }
     }
 
-    fn returnable(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+    fn returnable(&self) -> MutexGuard<'_, HashMap<String, Returnable>> {
         self.returnable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Place {
-    /// Makes the session one that a client may come back for with this private id.
-    pub fn make_returnable(&mut self, pid: &str) {
-        self.pid = Some(pid.to_owned());
-        self.process.returnable().insert(pid.to_owned(), self.end.clone());
+    /// Makes the session one that a client may come back for with this private id. Of two
+    /// connections that come for one session at the same time, the later owner stays.
+    pub fn make_returnable(&mut self, pid: &str, generation: i64) {
+        self.process.take_over(pid, generation);
+        match self.process.returnable().entry(pid.to_owned()) {
+            Entry::Occupied(_) => self.end.cancel(),
+            Entry::Vacant(free) => {
+                free.insert(Returnable { generation, end: self.end.clone() });
+                self.returnable = Some((pid.to_owned(), generation));
+            }
+        }
     }
 }
 
@@ -223,11 +244,11 @@ impl Drop for Place {
                 count.remove();
             }
         }
-        // Whoever took the session over has a cancelled token replaced by a living one.
-        if let Some(pid) = &self.pid
-            && !self.end.is_cancelled()
+        if let Some((pid, generation)) = self.returnable.take()
+            && let Entry::Occupied(own) = self.process.returnable().entry(pid)
+            && own.get().generation == generation
         {
-            self.process.returnable().remove(pid);
+            own.remove();
         }
     }
 }
@@ -267,13 +288,31 @@ mod tests {
     fn who_takes_over_ends_the_other_and_stays() {
         let process = Arc::new(Process::new(9, 0));
         let mut old = process.enter(address(1)).unwrap();
-        old.make_returnable("pid");
-        process.take_over("pid");
+        old.make_returnable("pid", 0);
+        process.take_over("pid", 1);
         let mut new = process.enter(address(1)).unwrap();
-        new.make_returnable("pid");
+        new.make_returnable("pid", 1);
         assert!(old.end.is_cancelled() && !new.end.is_cancelled());
         drop(old);
-        process.take_over("pid");
+        process.take_over("pid", 1);
+        assert!(!new.end.is_cancelled(), "it is the owner");
+        process.take_over("pid", 2);
         assert!(new.end.is_cancelled());
+    }
+
+    #[test]
+    fn of_two_who_come_back_at_once_the_later_owner_stays() {
+        for order in [[1, 2], [2, 1]] {
+            let process = Arc::new(Process::new(9, 0));
+            let places = order.map(|generation| {
+                let mut place = process.enter(address(1)).unwrap();
+                place.make_returnable("pid", generation);
+                (generation, place)
+            });
+            for (generation, place) in places {
+                assert_eq!(place.end.is_cancelled(), generation == 1, "{order:?}");
+            }
+            assert!(process.returnable().is_empty());
+        }
     }
 }

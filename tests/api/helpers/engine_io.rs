@@ -244,6 +244,14 @@ impl Ws {
         }
     }
 
+    /// The next frame as text; `None` when there is none any more.
+    pub async fn next_text(&mut self) -> Option<String> {
+        match tokio::time::timeout(SOON, self.stream.next()).await.expect("a frame in time") {
+            Some(Ok(Message::Text(text))) => Some(text.as_str().to_owned()),
+            _ => None,
+        }
+    }
+
     /// The next text that is no ping; pings are answered.
     pub async fn packet(&mut self) -> String {
         self.message().await.into_text().expect("a text frame").as_str().to_owned()

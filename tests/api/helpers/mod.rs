@@ -4,6 +4,7 @@ pub mod engine_io;
 pub mod mongod;
 pub mod program;
 pub mod socket;
+pub mod socket_io;
 pub mod tools;
 pub mod wire;
 

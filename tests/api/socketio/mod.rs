@@ -1,4 +1,5 @@
-//! Engine.IO and Socket.IO: the protocols, real clients, and what becomes of lost connections.
+//! Engine.IO and Socket.IO: the protocols, and what becomes of lost connections.
 
 mod conformance;
 mod echo;
+mod recovery;

@@ -1,0 +1,170 @@
+//! A client of Socket.IO that keeps what socket.io-client keeps: the private id of its session
+//! and the last text of the last event.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use super::engine_io::Ws;
+
+const ENDPOINT: &str = "/socket.io/";
+
+/// What survives a connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub pid: Option<String>,
+    pub offset: Option<String>,
+}
+
+/// A connection, let into the main namespace.
+pub struct Caller {
+    ws: Ws,
+    /// The public id.
+    pub sid: String,
+    /// Whether the server went on with the session before.
+    pub recovered: bool,
+    pub memory: Memory,
+    pushed: VecDeque<Vec<Value>>,
+    last_id: u64,
+}
+
+impl Caller {
+    /// Connects for the first time.
+    pub async fn connect(addr: SocketAddr, token: &str) -> Self {
+        Self::come_back(addr, token, Memory::default()).await
+    }
+
+    /// Connects as one who was there before.
+    pub async fn come_back(addr: SocketAddr, token: &str, memory: Memory) -> Self {
+        let auth = json!({ "token": token });
+        Self::try_connect(addr, auth, memory).await.expect("the client is let in")
+    }
+
+    /// Connects as one who was there before and must be known.
+    pub async fn recover(addr: SocketAddr, token: &str, memory: &Memory) -> Self {
+        let caller = Self::come_back(addr, token, memory.clone()).await;
+        assert!(caller.recovered, "{memory:?}");
+        caller
+    }
+
+    /// Connects, or answers what the server refuses it with.
+    pub async fn try_connect(
+        addr: SocketAddr,
+        mut auth: Value,
+        mut memory: Memory,
+    ) -> Result<Self, Value> {
+        let mut ws = Ws::open(addr, ENDPOINT).await;
+        if let Some(pid) = &memory.pid {
+            auth["pid"] = json!(pid);
+            // `undefined` is left out.
+            if let Some(offset) = &memory.offset {
+                auth["offset"] = json!(offset);
+            }
+        }
+        ws.send(format!("40{auth}")).await;
+        let answer = ws.packet().await;
+        if let Some(json) = answer.strip_prefix("44") {
+            return Err(serde_json::from_str(json).expect("JSON"));
+        }
+        let answer = answer.strip_prefix("40").expect("a CONNECT packet");
+        let answer: Value = serde_json::from_str(answer).expect("JSON");
+        let pid = answer["pid"].as_str().map(str::to_owned);
+        let recovered = pid.is_some() && memory.pid == pid;
+        memory.pid = pid;
+        let sid = answer["sid"].as_str().expect("a socket id").to_owned();
+        assert_eq!(answer.as_object().unwrap().len(), 1 + usize::from(memory.pid.is_some()));
+        Ok(Self { ws, sid, recovered, memory, pushed: VecDeque::new(), last_id: 0 })
+    }
+
+    /// Ends the connection without a goodbye.
+    pub fn cut(self) -> Memory {
+        self.memory
+    }
+
+    /// Says goodbye, and waits until the server has heard it.
+    pub async fn leave(mut self) -> Memory {
+        self.ws.send("41").await;
+        self.ws.send("1").await;
+        self.ws.closed().await;
+        self.memory
+    }
+
+    /// Sends an event and waits for its ack.
+    pub async fn ask(&mut self, event: &str, data: Value) -> Value {
+        self.last_id += 1;
+        let ack = format!("43{}[", self.last_id);
+        self.ws.send(format!("42{}{}", self.last_id, json!([event, data]))).await;
+        loop {
+            let packet = self.ws.packet().await;
+            if packet.starts_with(&ack) {
+                let (_, json) = packet.split_at(ack.len() - 1);
+                let [answer]: [Value; 1] = serde_json::from_str(json).expect("one argument");
+                return answer;
+            }
+            self.pushed.push_back(event_of(&packet));
+        }
+    }
+
+    /// Sends an event and asks for no ack.
+    pub async fn emit(&mut self, event: &str, data: Value) {
+        self.ws.send(format!("42{}", json!([event, data]))).await;
+    }
+
+    /// Joins a room as somebody who was not in it before.
+    pub async fn join(&mut self, room: &str) {
+        let ack = self.ask("joinRoom", json!(room)).await;
+        assert_eq!((&ack["room"], &ack["recovered"]), (&json!(room), &json!(false)), "{ack}");
+    }
+
+    /// The next event, with its name and all that comes behind it. Only what was taken from here
+    /// counts as received.
+    pub async fn event(&mut self) -> Vec<Value> {
+        let event = match self.pushed.pop_front() {
+            Some(event) => event,
+            None => event_of(&self.ws.packet().await),
+        };
+        if self.memory.pid.is_some()
+            && let Some(Value::String(text)) = event.last()
+        {
+            self.memory.offset = Some(text.clone());
+        }
+        event
+    }
+
+    /// The next event, which must be a `receiveMessage` with an offset: its room and content.
+    pub async fn heard(&mut self) -> (String, String) {
+        let event = self.event().await;
+        assert!(
+            matches!(&event[..], [name, Value::Object(_), Value::String(_)] if name == "receiveMessage"),
+            "{event:?}"
+        );
+        let text = |name| event[1][name].as_str().expect("a text").to_owned();
+        (text("room"), text("content"))
+    }
+
+    /// The contents of the next messages.
+    pub async fn contents(&mut self, count: usize) -> Vec<String> {
+        let mut contents = Vec::with_capacity(count);
+        for _ in 0..count {
+            contents.push(self.heard().await.1);
+        }
+        contents
+    }
+
+    /// Asserts that nothing was pushed before the answer to a request that is made now.
+    pub async fn assert_nothing_came(&mut self) {
+        self.ask("leaveRoom", json!("0123456789abcdef01234567")).await;
+        assert_eq!(self.pushed, VecDeque::<Vec<Value>>::new());
+    }
+
+    /// Reads until the server closes; answers the close code.
+    pub async fn closed(&mut self) -> Option<u16> {
+        self.ws.closed().await
+    }
+}
+
+fn event_of(packet: &str) -> Vec<Value> {
+    let json = packet.strip_prefix("42").unwrap_or_else(|| panic!("not an event: {packet}"));
+    serde_json::from_str(json).expect("an array")
+}
