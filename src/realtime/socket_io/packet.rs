@@ -86,7 +86,7 @@ impl Packet {
             (b'1', None) if json.is_empty() => Body::Disconnect,
             (b'2' | b'5', id) => Body::Event(Arguments::of_event(text, json, attachments)?, id),
             (b'3' | b'6', Some(id)) => Body::Ack(Arguments::parse(text, json, attachments)?, id),
-            (b'4', None) => {
+            (b'4', None) if json.starts_with(['{', '"']) => {
                 serde_json::from_str::<&RawValue>(json).map_err(|_| NotAPacket)?;
                 Body::ConnectError(text.slice_ref(json))
             }
@@ -443,7 +443,7 @@ mod tests {
             Just(Body::Disconnect),
             Just(Body::Connect("".into())),
             Just(Body::Connect("{\"token\":\"x\"}".into())),
-            value().prop_map(Body::ConnectError),
+            value().prop_map(|why| Body::ConnectError(format!("{{\"message\":{why}}}").into())),
             (values(), any::<u64>())
                 .prop_map(|(values, id)| Body::Ack(Arguments { values, attachments: 0 }, id)),
             ("[a-z]{1,9}[0-9]", values(), any::<Option<u64>>()).prop_map(
