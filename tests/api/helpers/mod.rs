@@ -3,6 +3,7 @@
 pub mod engine_io;
 pub mod mongod;
 pub mod program;
+pub mod replica_set;
 pub mod socket;
 pub mod socket_io;
 pub mod tools;

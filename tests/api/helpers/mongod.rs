@@ -3,39 +3,17 @@
 //! One `mongod` serves the whole test run, with a database for each test; it ends with the test
 //! process, and its data with it. Tests that stop nodes have replica sets of their own.
 
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bson::oid::ObjectId;
 use bson::{DateTime, Document, doc};
 use mongodb::options::ClientOptions;
 use mongodb::{Client, Collection, Database};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use realtime_chat_backend::mongod::{Installer, Mongod, Options};
+use realtime_chat_backend::mongod::{Mongod, Options};
 
-use super::eventually;
-
-/// The binary, found or installed once.
-pub fn binary() -> PathBuf {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    let find = || {
-        let configured = std::env::var_os("MONGOD").map(PathBuf::from);
-        Installer::from_env(configured).binary().expect("a mongod for the tests")
-    };
-    BINARY.get_or_init(find).clone()
-}
-
-/// A folder that the guard of its `mongod` removes.
-fn temporary_folder() -> PathBuf {
-    tempfile::Builder::new().prefix("chat-test-").tempdir().unwrap().keep()
-}
-
-fn options() -> Options {
-    Options { remove_data: true, ..Options::new(binary(), temporary_folder()) }
-}
+use super::replica_set::options;
+pub use super::replica_set::{ReplicaSet, binary};
 
 /// The connection string of a database that nobody else uses, on the shared `mongod`.
 pub async fn fresh_database() -> String {
@@ -108,137 +86,5 @@ impl Neighbour {
     /// The commands of administrators.
     pub fn admin(&self) -> Database {
         self.messages.client().database("admin")
-    }
-}
-
-/// A replica set whose nodes can be stopped, paused and killed.
-pub struct ReplicaSet {
-    nodes: Vec<Node>,
-}
-
-struct Node {
-    options: Options,
-    port: u16,
-    running: Option<Mongod>,
-}
-
-impl ReplicaSet {
-    /// Starts a set of this many nodes and waits for its primary.
-    pub async fn start(nodes: usize) -> Self {
-        Self::start_with(nodes, &[]).await
-    }
-
-    /// Starts a set whose nodes have more arguments.
-    pub async fn start_with(nodes: usize, arguments: &[&str]) -> Self {
-        let mut set = Self { nodes: Vec::new() };
-        for _ in 0..nodes {
-            let options = Options {
-                initiate: nodes == 1,
-                // Kept while a node is down; removed when the set is dropped.
-                remove_data: false,
-                arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
-                ..options()
-            };
-            let mongod = Mongod::start(options.clone()).await.expect("a node starts");
-            set.nodes.push(Node { options, port: mongod.port(), running: Some(mongod) });
-        }
-        if nodes > 1 {
-            let members: Vec<_> = set
-                .nodes
-                .iter()
-                .enumerate()
-                .map(|(id, node)| doc! { "_id": id as i32, "host": format!("127.0.0.1:{}", node.port) })
-                .collect();
-            // A third of the default: the tests wait for elections.
-            let settings = doc! { "electionTimeoutMillis": 3_000 };
-            let config = doc! { "_id": "embedded", "members": members, "settings": settings };
-            let admin = set.direct(0).await.database("admin");
-            admin.run_command(doc! { "replSetInitiate": config }).await.unwrap();
-            set.primary().await;
-        }
-        set
-    }
-
-    /// The connection string of a database.
-    pub fn uri(&self, database: &str) -> String {
-        let hosts: Vec<_> =
-            self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
-        format!("mongodb://{}/{database}?replicaSet=embedded", hosts.join(","))
-    }
-
-    /// The node that is primary now, or soon.
-    pub async fn primary(&self) -> usize {
-        let mut primary = None;
-        eventually("a primary is there", async || {
-            for (index, node) in self.nodes.iter().enumerate() {
-                if node.running.is_none() {
-                    continue;
-                }
-                let admin = self.direct(index).await.database("admin");
-                let hello = admin.run_command(doc! { "hello": 1 }).await;
-                if hello.is_ok_and(|hello| hello.get_bool("isWritablePrimary").unwrap_or(false)) {
-                    primary = Some(index);
-                    return true;
-                }
-            }
-            false
-        })
-        .await;
-        primary.expect("there is one")
-    }
-
-    /// Stops a node cleanly.
-    pub async fn stop_node(&mut self, index: usize) {
-        if let Some(mongod) = self.nodes[index].running.take() {
-            mongod.stop().await;
-        }
-    }
-
-    /// Kills a node as a power failure would.
-    pub async fn kill(&mut self, index: usize) {
-        self.signal(index, Signal::SIGKILL);
-        // Waits for the guard, which notices at once.
-        self.stop_node(index).await;
-    }
-
-    /// Starts a stopped or killed node again, on its data and port.
-    pub async fn restart(&mut self, index: usize) {
-        let node = &mut self.nodes[index];
-        let options = Options { port: node.port, ..node.options.clone() };
-        node.running = Some(Mongod::start(options).await.expect("the node starts again"));
-    }
-
-    /// Stops a node in its tracks: it holds its connections and answers nothing.
-    pub fn pause(&self, index: usize) {
-        self.signal(index, Signal::SIGSTOP);
-    }
-
-    /// Lets a paused node go on.
-    pub fn resume(&self, index: usize) {
-        self.signal(index, Signal::SIGCONT);
-    }
-
-    fn signal(&self, index: usize, signal: Signal) {
-        let mongod = self.nodes[index].running.as_ref().expect("the node runs");
-        kill(Pid::from_raw(mongod.pid() as i32), signal).unwrap();
-    }
-
-    async fn direct(&self, index: usize) -> Client {
-        let uri = format!("mongodb://127.0.0.1:{}/?directConnection=true", self.nodes[index].port);
-        let mut options = ClientOptions::parse(uri).await.unwrap();
-        options.server_selection_timeout = Some(Duration::from_secs(1));
-        Client::with_options(options).unwrap()
-    }
-}
-
-impl Drop for ReplicaSet {
-    fn drop(&mut self) {
-        for node in &mut self.nodes {
-            // A paused node could not end.
-            if let Some(mongod) = node.running.take() {
-                let _ = kill(Pid::from_raw(mongod.pid() as i32), Signal::SIGKILL);
-            }
-            let _ = std::fs::remove_dir_all(&node.options.data_dir);
-        }
     }
 }

@@ -1,0 +1,211 @@
+//! Both wires as far as a client needs them: `/ws`, and Socket.IO over a WebSocket with recovery.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+/// How long a connection may take to be there, before a client tries another instance.
+const CONNECT: Duration = Duration::from_secs(6);
+
+/// Which wire a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Plain,
+    SocketIo,
+}
+
+/// What a Socket.IO client knows of its last connection: it has to be there again for a recovery.
+#[derive(Debug, Default, Clone)]
+pub struct Memory {
+    /// The private id.
+    pub pid: Option<String>,
+    /// The last string of the last event.
+    pub offset: Option<String>,
+}
+
+/// A connection that was let in.
+pub struct Connection {
+    kind: Kind,
+    stream: WebSocketStream<TcpStream>,
+    last_id: u64,
+    /// Whether the server says that this goes on where the last connection ended.
+    pub recovered: bool,
+    /// For the next connection.
+    pub memory: Memory,
+}
+
+/// What the server says.
+#[derive(Debug)]
+pub enum Said {
+    /// The answer to a request.
+    Ack { id: u64, data: Value },
+    /// A message, and where the client is with it.
+    Message { room: String, id: String, content: String, position: String },
+    /// Something may have been missed in this room.
+    Resync { room: String, position: Option<String> },
+    /// A request without an id was refused, or so it seems.
+    Error(Value),
+}
+
+/// The connection is of no more use; the text says why.
+#[derive(Debug)]
+pub struct Lost(pub String);
+
+impl Lost {
+    fn because(error: impl ToString) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl Connection {
+    /// Connects and is let in.
+    pub async fn open(
+        kind: Kind,
+        addr: SocketAddr,
+        token: &str,
+        memory: Memory,
+    ) -> Result<Self, Lost> {
+        let opening = Self::try_open(kind, addr, token, memory);
+        timeout(CONNECT, opening).await.map_err(Lost::because)?
+    }
+
+    async fn try_open(
+        kind: Kind,
+        addr: SocketAddr,
+        token: &str,
+        memory: Memory,
+    ) -> Result<Self, Lost> {
+        let path = match kind {
+            Kind::Plain => format!("/ws?token={token}"),
+            Kind::SocketIo => "/socket.io/?EIO=4&transport=websocket".to_owned(),
+        };
+        let stream = TcpStream::connect(addr).await.map_err(Lost::because)?;
+        let opened = client_async(format!("ws://{addr}{path}"), stream).await;
+        let (stream, _) = opened.map_err(Lost::because)?;
+        let mut connection = Self { kind, stream, last_id: 0, recovered: false, memory };
+        if kind == Kind::SocketIo {
+            connection.enter(token).await?;
+        }
+        Ok(connection)
+    }
+
+    /// Enters the namespace, with what is left of the last connection.
+    async fn enter(&mut self, token: &str) -> Result<(), Lost> {
+        let open = self.text().await?;
+        if !open.starts_with("0{") {
+            return Err(Lost(format!("no open packet: {open}")));
+        }
+        let mut auth = json!({ "token": token });
+        let Memory { pid, offset } = self.memory.clone();
+        if let Some(pid) = &pid {
+            auth["pid"] = json!(pid);
+        }
+        if let Some(offset) = &offset {
+            auth["offset"] = json!(offset);
+        }
+        self.send(format!("40{auth}")).await?;
+        let answer = loop {
+            let text = self.text().await?;
+            match text.strip_prefix("40") {
+                Some(answer) => break answer.to_owned(),
+                None if text == "2" => self.send("3".to_owned()).await?,
+                None => return Err(Lost(format!("not let in: {text}"))),
+            }
+        };
+        let answer: Value = serde_json::from_str(&answer).map_err(Lost::because)?;
+        let given = answer["pid"].as_str().map(str::to_owned);
+        self.recovered = given.is_some() && given == pid;
+        // As socket.io-client has it: the offset stays, whatever was recovered.
+        self.memory.pid = given;
+        Ok(())
+    }
+
+    /// Sends a request; answers the id that its ack will have.
+    pub async fn request(&mut self, event: &str, data: &Value) -> Result<u64, Lost> {
+        self.last_id += 1;
+        let id = self.last_id;
+        let text = match self.kind {
+            Kind::Plain => json!({ "event": event, "data": data, "id": id }).to_string(),
+            Kind::SocketIo => format!("42{id}{}", json!([event, data])),
+        };
+        self.send(text).await?;
+        Ok(id)
+    }
+
+    /// The next thing that the server says. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Said, Lost> {
+        loop {
+            let text = self.text().await?;
+            let said = match self.kind {
+                Kind::Plain => plain(&text),
+                Kind::SocketIo if text == "2" => {
+                    self.send("3".to_owned()).await?;
+                    continue;
+                }
+                Kind::SocketIo => self.packet(&text),
+            };
+            return said.ok_or_else(|| Lost(format!("not understood: {text}")));
+        }
+    }
+
+    fn packet(&mut self, text: &str) -> Option<Said> {
+        if let Some(ack) = text.strip_prefix("43") {
+            let (id, arguments) = ack.split_at(ack.find('[')?);
+            let arguments: Value = serde_json::from_str(arguments).ok()?;
+            return Some(Said::Ack { id: id.parse().ok()?, data: arguments[0].clone() });
+        }
+        let arguments: Vec<Value> = serde_json::from_str(text.strip_prefix("42")?).ok()?;
+        if let Some(Value::String(offset)) = arguments.last() {
+            self.memory.offset = Some(offset.clone());
+        }
+        let offset = arguments.get(2).and_then(Value::as_str);
+        event(arguments.first()?.as_str()?, arguments.get(1)?, offset)
+    }
+
+    async fn send(&mut self, text: String) -> Result<(), Lost> {
+        let sending = self.stream.send(Message::text(text));
+        timeout(CONNECT, sending).await.map_err(Lost::because)?.map_err(Lost::because)
+    }
+
+    async fn text(&mut self) -> Result<String, Lost> {
+        loop {
+            match self.stream.next().await {
+                Some(Ok(Message::Text(text))) => return Ok(text.as_str().to_owned()),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Close(frame))) => return Err(Lost(format!("closed: {frame:?}"))),
+                Some(Ok(other)) => return Err(Lost(format!("not a text: {other:?}"))),
+                Some(Err(error)) => return Err(Lost::because(error)),
+                None => return Err(Lost("the stream has ended".to_owned())),
+            }
+        }
+    }
+}
+
+fn plain(text: &str) -> Option<Said> {
+    let mut frame: Value = serde_json::from_str(text).ok()?;
+    if let Some(id) = frame["ack"].as_u64() {
+        return Some(Said::Ack { id, data: frame["data"].take() });
+    }
+    event(frame["event"].as_str()?, &frame["data"], frame["position"].as_str())
+}
+
+fn event(name: &str, data: &Value, position: Option<&str>) -> Option<Said> {
+    let text = |key: &str| data[key].as_str().map(str::to_owned);
+    Some(match name {
+        "receiveMessage" => Said::Message {
+            room: text("room")?,
+            id: text("_id")?,
+            content: text("content")?,
+            position: position?.to_owned(),
+        },
+        "resync" => Said::Resync { room: text("room")?, position: text("position") },
+        "error" => Said::Error(data.clone()),
+        _ => return None,
+    })
+}
