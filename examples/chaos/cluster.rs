@@ -71,12 +71,13 @@ impl Instances {
         &mut self.all[number]
     }
 
-    /// What was logged of panics and errors, with the number of the instance.
+    /// What was logged of panics and of our own errors, with the number of the instance.
     pub fn complaints(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (number, instance) in self.all.iter().enumerate() {
             let log = std::fs::read_to_string(&instance.log).unwrap_or_default();
-            let bad = |line: &&str| line.contains("panicked at") || line.contains(" ERROR ");
+            let bad =
+                |line: &&str| line.contains("panicked at") || line.contains(" ERROR realtime_chat");
             found.extend(log.lines().filter(bad).map(|line| format!("instance {number}: {line}")));
         }
         found
