@@ -1,7 +1,7 @@
 //! Every refusal that a client can meet, and how it looks in both modes of `ERRORS`.
 //!
 //! A variant is a fact, not a status. What a client reads is one row of the table in
-//! [`ApiError::answer`]: the original's status and text, and what a modern client wants. The
+//! `ApiError::answers`: the original's status and text, and what a modern client wants. The
 //! cause behind a refusal goes to the log and nowhere else.
 
 use actix_web::body::BoxBody;

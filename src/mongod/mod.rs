@@ -2,8 +2,8 @@
 //!
 //! It is a replica set of one node, since change streams need one, on a free loopback port, with
 //! its data in a folder that no other process uses meanwhile. It ends with this process, however
-//! that ends: a guard holds the other end of a pipe ([`guard`]). Where the binary comes from is
-//! [`install`]'s business. Nothing here knows what the database is for.
+//! that ends: a guard holds the other end of a pipe (`guard`). Where the binary comes from is
+//! `install`'s business. Nothing here knows what the database is for.
 
 mod guard;
 mod install;

@@ -1,10 +1,10 @@
 //! A WebSocket, as sessions of either wire use it: messages in, frames out, every write in time.
 //!
 //! The one place that knows how the protocol (RFC 6455) is spoken. Behind our own
-//! [server](crate::server) a socket owns its TCP connection ([`bare`]), which costs an idle one a
+//! [server](crate::server) a socket owns its TCP connection (`bare`), which costs an idle one a
 //! fifth of the memory and a delivery half of the processor time; behind any other actix server
-//! actix-ws serves it ([`managed`]). A client that does not read cannot hold a writer for longer
-//! than [`WRITE_DEADLINE`].
+//! actix-ws serves it (`managed`). A client that does not read cannot hold a writer for longer
+//! than ten seconds.
 
 mod bare;
 mod managed;
