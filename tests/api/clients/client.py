@@ -4,7 +4,12 @@ import os
 import sys
 import time
 
+import engineio
 import socketio
+
+# The client refuses longer answers to a poll, although it is the server that knows how much waits;
+# its manual advises so for bursts.
+engineio.payload.Payload.max_decode_packets = 500
 
 URL, TOKEN, ROOM = (os.environ[name] for name in ("URL", "TOKEN", "ROOM"))
 
