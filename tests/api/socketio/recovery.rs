@@ -15,6 +15,9 @@ use crate::helpers::program::Program;
 use crate::helpers::socket_io::{Caller, Memory};
 use crate::helpers::{TestServer, User, alone, eventually, mongod, token_for};
 
+/// What one has heard was dispatched to all.
+const ONE_WORKER: &[(&str, &str)] = &[("WORKERS", "1")];
+
 async fn tell(user: &User<'_>, room: &str, contents: impl IntoIterator<Item = &str>) {
     for content in contents {
         user.send(room, content).await;
@@ -93,15 +96,15 @@ async fn who_cannot_come_back_is_not_told_that_he_can() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_back_hears_what_it_missed_also_before_it_heard_anything() {
-    let server = TestServer::start().await;
+    let server = TestServer::start_with(ONE_WORKER).await;
     let ada = server.register("ada").await;
     let [room, other] = [ada.create_room("lounge").await, ada.create_room("other").await];
     let mut caller = Caller::connect(server.addr, &ada.token).await;
     caller.join(&room).await;
     let (sid, memory) = (caller.sid.clone(), caller.cut());
     assert_eq!(memory.offset, None);
+    tell(&ada, &other, ["not for us"]).await;
     tell(&ada, &room, ["1", "2"]).await;
-    ada.send(&other, "not for us").await;
 
     // Twice, as it may be cut again before it has taken anything.
     for _ in 0..2 {
@@ -390,9 +393,11 @@ async fn a_session_whose_token_ends_goes_on_with_a_fresh_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_cannot_go_on_begins_anew() {
-    let server = TestServer::start().await;
+    let server = TestServer::start_with(ONE_WORKER).await;
     let ada = server.register("ada").await;
     let room = ada.create_room("lounge").await;
+    let mut witness = Caller::connect(server.addr, &ada.token).await;
+    witness.join(&room).await;
     let in_the_room = async || {
         let mut caller = Caller::connect(server.addr, &ada.token).await;
         caller.join(&room).await;
@@ -416,11 +421,13 @@ async fn who_cannot_go_on_begins_anew() {
         assert!(!caller.recovered, "{memory:?}");
         assert!(caller.memory.pid.is_some() && caller.memory.pid != memory.pid);
         tell(&ada, &room, ["unheard"]).await;
+        assert_eq!(witness.contents(1).await, ["unheard"]);
         caller.assert_nothing_came().await;
         // The offset of another session, which socket.io-client keeps, does not count.
         caller.join(&room).await;
         let memory = caller.cut();
         tell(&ada, &room, ["heard"]).await;
+        assert_eq!(witness.contents(1).await, ["heard"]);
         if memory.offset.as_ref().is_none_or(|offset| offset == "1.1") {
             let mut caller = Caller::recover(server.addr, &ada.token, &memory).await;
             assert_eq!(caller.contents(1).await, ["heard"]);
