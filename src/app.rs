@@ -194,6 +194,11 @@ impl Application {
         self.addr
     }
 
+    /// Whether the database is one of its own.
+    pub fn is_embedded(&self) -> bool {
+        self.mongod.is_some()
+    }
+
     /// Serves until `signal`, then stops: what runs is finished within `SHUTDOWN_TIMEOUT`.
     ///
     /// # Errors

@@ -61,10 +61,10 @@ async fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
         print!("{report}");
         return Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    let demo = config.demo;
+    let (demo, data) = (config.demo, config.embedded.data_dir.clone());
     let application = Application::build(config).await?;
     log::info!("Listening on http://{}", application.addr());
-    greet(application.addr(), demo);
+    greet(application.addr(), demo, application.is_embedded().then_some(&*data));
     application.run_until(terminated()?).await?;
     log::info!("Stopped");
     Ok(ExitCode::SUCCESS)
@@ -88,7 +88,7 @@ fn command(mut arguments: impl Iterator<Item = String>) -> Result<Command, Strin
 }
 
 /// Tells a person where to look; a log file has no use for it.
-fn greet(addr: SocketAddr, demo: bool) {
+fn greet(addr: SocketAddr, demo: bool, embedded: Option<&Path>) {
     if !std::io::stdout().is_terminal() {
         return;
     }
@@ -103,7 +103,11 @@ fn greet(addr: SocketAddr, demo: bool) {
     if demo {
         println!("  {bold}Try it     {reset}  {url}/demo");
     }
-    println!("  {bold}API        {reset}  {url}/docs\n  Stop with Ctrl-C\n");
+    println!("  {bold}API        {reset}  {url}/docs");
+    if let Some(data) = embedded {
+        println!("  {bold}Data       {reset}  {} (an embedded MongoDB)", data.display());
+    }
+    println!("  Stop with Ctrl-C\n");
 }
 
 /// `RUST_LOG` of the environment, else of `.env`, else the default.
