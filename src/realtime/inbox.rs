@@ -86,6 +86,16 @@ impl Inbox {
         fits
     }
 
+    /// Resolves when this inbox has overflowed.
+    pub(super) fn poll_overflow(&self, context: &Context<'_>) -> Poll<TooSlow> {
+        let mut state = self.state.borrow_mut();
+        if state.overflowed {
+            return Poll::Ready(TooSlow);
+        }
+        state.reader = Some(context.waker().clone());
+        Poll::Pending
+    }
+
     /// Takes the oldest mail out; pending when there is none.
     pub(super) fn poll_take(&self, context: &Context<'_>) -> Poll<Result<Mail, TooSlow>> {
         let mut state = self.state.borrow_mut();

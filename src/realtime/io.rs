@@ -182,13 +182,9 @@ async fn converse(
     let wire = if journal.is_some() { Wire::SocketIoOffset } else { Wire::SocketIo };
     loop {
         let (sender, has_room) = (socket.sender(), session.has_room());
-        let output = async {
-            // What comes waits where it is bounded: in the inbox, or in the ring.
-            sender.ready().await;
-            session.next().await
-        };
         tokio::select! {
-            output = output => match output {
+            // What comes waits where it is bounded: in the inbox, or in the ring.
+            output = session.next_when(sender.ready()) => match output {
                 Output::Event(delivery) => {
                     open.delivered();
                     socket.emit_encoded(session.frame(&delivery, wire));

@@ -173,6 +173,11 @@ impl Member {
         }
     }
 
+    /// Resolves when more waits for this session than may.
+    pub fn poll_too_slow(&self, context: &Context<'_>) -> Poll<TooSlow> {
+        self.inbox.poll_overflow(context)
+    }
+
     /// The frame of an event that [`poll_next`](Self::poll_next) has just given, with the offset
     /// of this session where the wire carries one. Shared by all members wherever it can be.
     pub fn frame(&self, delivery: &Delivery, wire: Wire) -> ByteString {

@@ -215,6 +215,17 @@ impl<T> Session<T> {
         self.waiting.push_back((request, to));
     }
 
+    /// What the wire is to do next, as soon as it is `ready` for more; that the session is over
+    /// does not wait for that. Cancel-safe.
+    pub async fn next_when(&mut self, ready: impl Future<Output = ()>) -> Output<T> {
+        tokio::select! {
+            biased;
+            () = ready => {}
+            end = poll_fn(|context| self.poll_over(context)) => return Output::End(end),
+        }
+        self.next().await
+    }
+
     /// What the wire is to do next. Cancel-safe.
     pub async fn next(&mut self) -> Output<T> {
         poll_fn(|context| self.poll_next(context)).await
@@ -263,6 +274,14 @@ impl<T> Session<T> {
             Poll::Ready(Err(_)) => Poll::Ready(Output::End(End::TooSlow)),
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// Resolves when the session is over, whatever else it has to say.
+    fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<End> {
+        if let Some(end) = self.poll_end(context) {
+            return Poll::Ready(end);
+        }
+        self.member.poll_too_slow(context).map(|_| End::TooSlow)
     }
 
     fn poll_end(&mut self, context: &mut Context<'_>) -> Option<End> {

@@ -4,6 +4,7 @@
 //! `{"event","data","position"?}`. This file turns frames into requests and outputs into frames,
 //! and keeps the connection alive; what they mean is the [session](super::session)'s.
 
+use std::future::pending;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::event::Wire;
 use super::session::{Answer, End, Output, Request, Session, Verb};
-use super::socket::{CloseCode, Frame, Gone, Message, Socket};
+use super::socket::{CloseCode, Closed, Frame, Message, Socket, Turn};
 use super::worker::{Place, Worker};
 use crate::auth::Claims;
 use crate::error::ApiError;
@@ -37,6 +38,11 @@ const IDLE: Duration = Duration::from_secs(45);
 
 /// How many bytes are written at once, when so much waits.
 const WRITE_AT_ONCE: usize = 32 * 1024;
+/// With so much unwritten, the client's frames wait until it reads their answers.
+const MAX_UNWRITTEN: usize = 512 * 1024;
+/// How long a client whose token has expired may take to hear so: it does not keep the connection
+/// by not reading.
+const EXPIRED_GOODBYE: Duration = Duration::from_millis(500);
 
 /// No token, an invalid one, or one that expired.
 const TOKEN_REFUSED: CloseCode = CloseCode::Other(4401);
@@ -126,8 +132,13 @@ async fn serve(
         Closing::Gone => return session.finish().await,
     };
     // Its places and its inbox must not wait for the client to read the close.
-    drop(session);
-    socket.close(code, &reason).await;
+    drop((session, open));
+    let closing = socket.close(code, &reason);
+    if code == TOKEN_REFUSED {
+        let _ = timeout(EXPIRED_GOODBYE, closing).await;
+    } else {
+        closing.await;
+    }
 }
 
 /// The token that a client sends before anything else; its answer is written here.
@@ -173,9 +184,9 @@ enum Closing {
     Gone,
 }
 
-impl From<Gone> for Closing {
-    fn from(_: Gone) -> Self {
-        Self::Gone
+impl From<Closed> for Closing {
+    fn from(closed: Closed) -> Self {
+        closed.code().map_or(Self::Gone, |code| Self::With(code, closed.to_string()))
     }
 }
 
@@ -201,8 +212,17 @@ async fn try_converse(
     let mut ping_due = heard + PING;
     let mut timer = pin!(sleep_until(ping_due));
     loop {
+        let unwritten = socket.buffered();
+        let hears = session.has_room() && unwritten < MAX_UNWRITTEN;
+        let ready = async {
+            if unwritten >= WRITE_AT_ONCE {
+                // What the client has not read is written first; it waits in its inbox, which is
+                // bounded, or in the ring.
+                pending().await
+            }
+        };
         tokio::select! {
-            output = session.next() => {
+            output = session.next_when(ready) => {
                 let mut next = Some(output);
                 while let Some(output) = next {
                     let frame = match output {
@@ -223,25 +243,22 @@ async fn try_converse(
                     let more = socket.buffered() < WRITE_AT_ONCE;
                     next = if more { session.next().now_or_never() } else { None };
                 }
-                socket.flush().await?;
+                socket.write_now()?;
             }
-            received = socket.recv(), if session.has_room() => {
+            turn = socket.turn(hears) => {
+                let Turn::Received(message) = turn? else { continue };
                 heard = Instant::now();
-                match received {
-                    Ok(Message::Text(text)) => {
+                match message {
+                    Message::Text(text) => {
                         if let Err(error) = request(session, &text) {
                             let frame = error_frame(worker, &error, "null");
-                            socket.send(Frame::Text(frame)).await?;
+                            socket.feed(Frame::Text(frame)).await?;
                         }
                     }
-                    Ok(Message::Alive) => {}
-                    Ok(Message::Binary(_)) => {
+                    Message::Alive => {}
+                    Message::Binary(_) => {
                         let reason = "only text is understood".to_owned();
                         return Err(Closing::With(CloseCode::Unsupported, reason));
-                    }
-                    Err(closed) => {
-                        let code = closed.code().ok_or(Closing::Gone)?;
-                        return Err(Closing::With(code, closed.to_string()));
                     }
                 }
             }
@@ -253,7 +270,7 @@ async fn try_converse(
                     return Err(Closing::With(CloseCode::Policy, reason));
                 }
                 if now >= ping_due {
-                    socket.send(Frame::Ping).await?;
+                    socket.feed(Frame::Ping).await?;
                     ping_due = now + PING;
                 }
                 timer.as_mut().reset(ping_due.min(heard + IDLE));

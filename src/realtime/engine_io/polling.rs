@@ -79,6 +79,8 @@ async fn poll(session: &Arc<Session>) -> Result<HttpResponse, Refused> {
         () = probing => Ok(vec![Packet::Noop]),
     };
     guard.done = true;
+    // There is room for more.
+    session.changed.notify_waiters();
     packets.map(|packets| answer(join_payload(&packets)))
 }
 

@@ -326,6 +326,23 @@ impl State {
         self.queue.push_back(packet);
     }
 
+    /// Takes of what is queued about so many bytes.
+    pub(super) fn take_some(&mut self, bytes: usize) -> Option<Vec<Packet>> {
+        let mut taken = 0;
+        let mut more = |packet: &Packet| {
+            let more = taken < bytes;
+            taken += packet.len();
+            more
+        };
+        let count = self.queue.iter().take_while(|packet| more(packet)).count();
+        if count == self.queue.len() {
+            return self.take_queue();
+        }
+        let packets: Vec<_> = self.queue.drain(..count).collect();
+        self.bytes -= packets.iter().map(Packet::len).sum::<usize>();
+        Some(packets)
+    }
+
     /// Takes all that is queued.
     pub(super) fn take_queue(&mut self) -> Option<Vec<Packet>> {
         if self.queue.is_empty() {

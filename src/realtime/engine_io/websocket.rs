@@ -2,16 +2,23 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::web::Payload;
 use actix_web::{HttpRequest, HttpResponse};
 use bytestring::ByteString;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::Refused;
 use super::packet::Packet;
-use super::session::{CloseReason, Message, Session, State, Transport};
-use crate::realtime::socket::{self, CloseCode, Frame, Socket};
+use super::session::{CloseReason, Message, Session, Transport};
+use crate::realtime::socket::{self, CloseCode, Frame, Socket, Turn};
+
+/// How many bytes are written at once, when so much waits.
+const WRITE_AT_ONCE: usize = 32 * 1024;
+/// How long a client may take to hear a goodbye that has no code.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Tries a WebSocket for a session that polls. One that comes at the wrong time is accepted and
 /// closed, as the session must not suffer.
@@ -84,13 +91,16 @@ async fn probed(socket: &mut Socket) -> bool {
 pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Option<Packet>) {
     let lost = tokio::select! {
         Err(lost) = carry(&session, &mut socket, open) => lost,
-        // Also while a slow client holds up a frame.
         () = session.ended.cancelled() => CloseReason::Server,
     };
     session.end(lost, None);
     let reason = session.ended().map_or(lost, |end| end.reason);
     let (code, text) = match reason {
-        CloseReason::Client | CloseReason::Server => (CloseCode::Normal, ""),
+        CloseReason::Client | CloseReason::Server => {
+            // Its token may have expired: it does not keep the connection by not reading.
+            let _ = timeout(FAREWELL, socket.close(CloseCode::Normal, "")).await;
+            return;
+        }
         CloseReason::GoingAway => (CloseCode::Away, "the server stops"),
         CloseReason::TooLong => (CloseCode::Size, ""),
         CloseReason::TooSlow => (CloseCode::Again, "too slow"),
@@ -108,24 +118,28 @@ async fn carry(
     open: Option<Packet>,
 ) -> Result<Infallible, CloseReason> {
     if let Some(open) = open {
-        socket.send(frame(open)).await.map_err(|_| CloseReason::Transport)?;
+        socket.feed(frame(open)).await.map_err(|closed| lost(&closed))?;
     }
     // A message that the application has no room for yet; until it has, nothing more is read.
     let mut waiting: Option<Message> = None;
     loop {
+        let has_room = socket.buffered() < WRITE_AT_ONCE;
         tokio::select! {
-            packets = session.wait_for(State::take_queue) => {
+            packets = session.wait_for(|state| state.take_some(WRITE_AT_ONCE)), if has_room => {
+                // There is room for more in the queue.
+                session.changed.notify_waiters();
                 for packet in packets {
-                    socket.feed(frame(packet)).await.map_err(|_| CloseReason::Transport)?;
+                    socket.feed(frame(packet)).await.map_err(|closed| lost(&closed))?;
                 }
-                socket.flush().await.map_err(|_| CloseReason::Transport)?;
+                socket.write_now().map_err(|closed| lost(&closed))?;
             }
             room = session.incoming.reserve(), if waiting.is_some() => {
                 give(room, waiting.take())?;
             }
-            received = socket.recv(), if waiting.is_none() => {
-                waiting = match received {
-                    Ok(socket::Message::Text(text)) => {
+            turn = socket.turn(waiting.is_none()) => {
+                waiting = match turn {
+                    Ok(Turn::Written) => continue,
+                    Ok(Turn::Received(socket::Message::Text(text))) => {
                         let packet = Packet::parse(&text).map_err(|_| CloseReason::Parse)?;
                         session.control(&packet)?;
                         match (packet.text(), packet) {
@@ -134,8 +148,10 @@ async fn carry(
                             _ => None,
                         }
                     }
-                    Ok(socket::Message::Binary(bytes)) => Some(Message::Binary(bytes)),
-                    Ok(socket::Message::Alive) => None,
+                    Ok(Turn::Received(socket::Message::Binary(bytes))) => {
+                        Some(Message::Binary(bytes))
+                    }
+                    Ok(Turn::Received(socket::Message::Alive)) => None,
                     Err(closed) => return Err(lost(&closed)),
                 };
                 // Mostly there is room at once.
@@ -174,7 +190,7 @@ fn frame(packet: Packet) -> Frame {
 
 fn lost(closed: &socket::Closed) -> CloseReason {
     match closed {
-        socket::Closed::ByClient => CloseReason::Transport,
+        socket::Closed::ByClient | socket::Closed::NotRead => CloseReason::Transport,
         socket::Closed::TooLong => CloseReason::TooLong,
         _ => CloseReason::Parse,
     }

@@ -9,12 +9,13 @@ use actix_codec::{Decoder, Encoder};
 use actix_http::ws::{self, CloseCode, CloseReason, Codec, Item};
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
-use tokio::io::AsyncWriteExt;
+use socket2::SockRef;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Closed, Frame, Gone, Message, WRITE_DEADLINE};
+use super::{Closed, Frame, Message, Turn, WRITE_DEADLINE};
 
 /// How much is read at once.
 const READ: usize = 16 * 1024;
@@ -74,6 +75,8 @@ struct Open {
     codec: Codec,
     read: BytesMut,
     write: BytesMut,
+    /// When the client last took something of `write`, or it was last empty.
+    progress: Instant,
     /// The frames of a message so far, and whether it is a text.
     partial: Option<(BytesMut, bool)>,
     max_message: usize,
@@ -98,21 +101,17 @@ impl BareSocket {
         }
     }
 
-    pub(super) async fn recv(&mut self) -> Result<Message, Closed> {
-        self.open().await.ok_or(Closed::ByClient)?.recv().await
+    pub(super) async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
+        self.open().await.ok_or(Closed::ByClient)?.turn(receive).await
     }
 
-    pub(super) async fn feed(&mut self, frame: Frame) -> Result<(), Gone> {
-        let open = self.open().await.ok_or(Gone)?;
+    pub(super) async fn feed(&mut self, frame: Frame) -> Result<(), Closed> {
+        let open = self.open().await.ok_or(Closed::ByClient)?;
         open.encode(match frame {
             Frame::Text(text) => ws::Message::Text(text),
             Frame::Binary(bytes) => ws::Message::Binary(bytes),
             Frame::Ping => ws::Message::Ping(Bytes::new()),
         })
-    }
-
-    pub(super) async fn flush(&mut self) -> Result<(), Gone> {
-        self.open().await.ok_or(Gone)?.flush().await
     }
 
     pub(super) fn buffered(&self) -> usize {
@@ -134,28 +133,75 @@ impl Open {
         // The buffer of the HTTP connection is larger than what is left in it.
         let read = BytesMut::from(&*read);
         let codec = Codec::new().max_size(max_message);
-        Self { io, codec, read, write: BytesMut::new(), partial: None, max_message }
+        let (write, progress) = (BytesMut::new(), Instant::now());
+        Self { io, codec, read, write, progress, partial: None, max_message }
     }
 
-    async fn recv(&mut self) -> Result<Message, Closed> {
+    async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
         loop {
-            while let Some(frame) = self.decode()? {
-                if let Some(message) = self.take(frame)? {
-                    return Ok(message);
+            if !self.write.is_empty() {
+                self.try_write()?;
+                if self.write.is_empty() {
+                    return Ok(Turn::Written);
                 }
             }
-            // Nothing is taken before the socket is ready, so this future can be dropped.
-            self.io.readable().await.map_err(|_| Closed::ByClient)?;
-            SCRATCH.with_borrow_mut(|scratch| match self.io.try_read(scratch) {
-                Ok(0) => Err(Closed::ByClient),
-                Ok(count) => {
-                    self.read.extend_from_slice(scratch.get(..count).unwrap_or_default());
-                    Ok(())
+            if receive {
+                while let Some(frame) = self.decode()? {
+                    if let Some(message) = self.take(frame)? {
+                        return Ok(Turn::Received(message));
+                    }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-                Err(_) => Err(Closed::ByClient),
-            })?;
+            }
+            // Nothing is taken or given before the socket is ready, so this future can be dropped.
+            let unwritten = !self.write.is_empty();
+            self.ready(receive).await?;
+            if unwritten && self.write.is_empty() {
+                return Ok(Turn::Written);
+            }
+            if receive {
+                self.try_read()?;
+            }
         }
+    }
+
+    /// Waits until something can be written or, if wanted, read; at the deadline it writes itself.
+    async fn ready(&mut self, receive: bool) -> Result<(), Closed> {
+        let interest = match (receive, self.write.is_empty()) {
+            (true, true) => {
+                return self.io.readable().await.map_err(|_| Closed::ByClient);
+            }
+            (true, false) => Interest::READABLE | Interest::WRITABLE,
+            (false, false) => Interest::WRITABLE,
+            (false, true) => return std::future::pending().await,
+        };
+        match timeout_at(self.progress + WRITE_DEADLINE, self.io.ready(interest)).await {
+            Ok(ready) => ready.map(drop).map_err(|_| Closed::ByClient),
+            Err(_) => self.write_against_readiness(),
+        }
+    }
+
+    /// A last look at a client that seems not to read: the system calls a socket writable only
+    /// when a good part of its buffer is free, but takes bytes as soon as there is any room.
+    fn write_against_readiness(&mut self) -> Result<(), Closed> {
+        match SockRef::from(&self.io).send(&self.write) {
+            Ok(count) if count > 0 => {
+                self.has_written(count);
+                Ok(())
+            }
+            _ => Err(Closed::NotRead),
+        }
+    }
+
+    fn try_read(&mut self) -> Result<(), Closed> {
+        SCRATCH.with_borrow_mut(|scratch| match self.io.try_read(scratch) {
+            Ok(0) => Err(Closed::ByClient),
+            Ok(count) => {
+                self.read.extend_from_slice(scratch.get(..count).unwrap_or_default());
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(Closed::ByClient),
+        })
     }
 
     fn decode(&mut self) -> Result<Option<ws::Frame>, Closed> {
@@ -219,47 +265,44 @@ impl Open {
         if is_text { text(message).map(Some) } else { Ok(Some(Message::Binary(message))) }
     }
 
-    fn encode(&mut self, message: ws::Message) -> Result<(), Gone> {
-        self.codec.encode(message, &mut self.write).map_err(|_| Gone)
-    }
-
-    async fn flush(&mut self) -> Result<(), Gone> {
-        self.try_write()?;
+    fn encode(&mut self, message: ws::Message) -> Result<(), Closed> {
         if self.write.is_empty() {
-            return Ok(());
+            self.progress = Instant::now();
         }
-        let writing = async {
-            while !self.write.is_empty() {
-                self.io.writable().await.map_err(|_| Gone)?;
-                self.try_write()?;
-            }
-            Ok(())
-        };
-        timeout(WRITE_DEADLINE, writing).await.unwrap_or(Err(Gone))
+        self.codec.encode(message, &mut self.write).map_err(|error| Closed::against(&error))
     }
 
     /// Writes what the system takes now.
-    fn try_write(&mut self) -> Result<(), Gone> {
+    fn try_write(&mut self) -> Result<(), Closed> {
         while !self.write.is_empty() {
             match self.io.try_write(&self.write) {
-                Ok(0) => return Err(Gone),
-                Ok(count) => bytes::Buf::advance(&mut self.write, count),
+                Ok(0) => return Err(Closed::ByClient),
+                Ok(count) => self.has_written(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => return Err(Gone),
+                Err(_) => return Err(Closed::ByClient),
             }
         }
-        if self.write.capacity() > KEPT {
+        Ok(())
+    }
+
+    fn has_written(&mut self, count: usize) {
+        bytes::Buf::advance(&mut self.write, count);
+        if !self.write.is_empty() {
+            self.progress = Instant::now();
+        } else if self.write.capacity() > KEPT {
             self.write = BytesMut::new();
         } else {
             self.write.clear();
         }
-        Ok(())
     }
 
     /// Closes and waits for the client to close, too, as a connection that is dropped with unread
     /// bytes takes back what was written.
     async fn close(&mut self, reason: CloseReason) {
-        if self.encode(ws::Message::Close(Some(reason))).is_err() || self.flush().await.is_err() {
+        if self.encode(ws::Message::Close(Some(reason))).is_err() {
+            return;
+        }
+        if !matches!(timeout(WRITE_DEADLINE, self.turn(false)).await, Ok(Ok(_))) {
             return;
         }
         if self.io.shutdown().await.is_err() {

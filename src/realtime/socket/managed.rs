@@ -1,5 +1,6 @@
 //! A WebSocket by actix-ws, inside actix-web's own connection handling.
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
@@ -7,12 +8,19 @@ use actix_http::ws::{CloseCode, ProtocolError};
 use actix_web::web::Payload;
 use actix_web::{Error, HttpRequest, HttpResponse};
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, Session};
+use tokio::time::{Instant, sleep_until};
 
-use super::{Closed, Frame, Gone, Message, WRITE_DEADLINE};
+use super::{Closed, Frame, Message, Turn, WRITE_DEADLINE};
 
 pub(super) struct ManagedSocket {
     session: Session,
     messages: AggregatedMessageStream,
+    /// What the connection has not taken yet; its own queue is short.
+    unsent: VecDeque<Frame>,
+    /// The bytes in it.
+    bytes: usize,
+    /// When the connection last took something of it, or it was last empty.
+    progress: Instant,
 }
 
 impl ManagedSocket {
@@ -26,11 +34,52 @@ impl ManagedSocket {
             .max_frame_size(max_message)
             .aggregate_continuations()
             .max_continuation_size(max_message);
-        Ok((response, Self { session, messages }))
+        let (unsent, progress) = (VecDeque::new(), Instant::now());
+        Ok((response, Self { session, messages, unsent, bytes: 0, progress }))
     }
 
-    pub(super) async fn recv(&mut self) -> Result<Message, Closed> {
-        match self.messages.recv().await {
+    pub(super) fn feed(&mut self, frame: Frame) {
+        if self.unsent.is_empty() {
+            self.progress = Instant::now();
+        }
+        self.bytes += frame.len();
+        self.unsent.push_back(frame);
+    }
+
+    pub(super) fn buffered(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
+        loop {
+            let deadline = self.progress + WRITE_DEADLINE;
+            tokio::select! {
+                biased;
+                // A frame is taken in the same poll that says so, or not at all.
+                sent = send(&mut self.session, self.unsent.front()), if !self.unsent.is_empty() => {
+                    sent?;
+                    self.progress = Instant::now();
+                    self.bytes -= self.unsent.pop_front().map_or(0, |frame| frame.len());
+                    if self.unsent.is_empty() {
+                        return Ok(Turn::Written);
+                    }
+                }
+                message = self.messages.recv(), if receive => {
+                    return self.take(message).await.map(Turn::Received);
+                }
+                () = sleep_until(deadline), if !self.unsent.is_empty() => {
+                    return Err(Closed::NotRead);
+                }
+                else => return std::future::pending().await,
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        message: Option<Result<AggregatedMessage, ProtocolError>>,
+    ) -> Result<Message, Closed> {
+        match message {
             Some(Ok(AggregatedMessage::Text(text))) => Ok(Message::Text(text)),
             Some(Ok(AggregatedMessage::Binary(bytes))) => Ok(Message::Binary(bytes)),
             Some(Ok(AggregatedMessage::Ping(data))) => {
@@ -51,26 +100,26 @@ impl ManagedSocket {
         }
     }
 
-    pub(super) async fn send(&mut self, frame: Frame) -> Result<(), Gone> {
-        let sent = async {
-            match frame {
-                Frame::Text(text) => self.session.text(text).await,
-                Frame::Binary(bytes) => self.session.binary(bytes).await,
-                Frame::Ping => self.session.ping(b"").await,
+    pub(super) async fn close(mut self, code: CloseCode, reason: &str) {
+        let reason = (code, reason.to_owned()).into();
+        let closing = async {
+            if self.unsent.is_empty() || self.turn(false).await.is_ok() {
+                let _ = self.session.close(Some(reason)).await;
             }
         };
-        match tokio::time::timeout(WRITE_DEADLINE, sent).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Gone),
-        }
-    }
-
-    pub(super) async fn close(self, code: CloseCode, reason: &str) {
-        let reason = (code, reason.to_owned()).into();
-        let closing = self.session.close(Some(reason));
         // A client that does not read is closed by the end of the connection.
         let _ = tokio::time::timeout(WRITE_DEADLINE, closing).await;
     }
+}
+
+async fn send(session: &mut Session, frame: Option<&Frame>) -> Result<(), Closed> {
+    let sent = match frame.cloned() {
+        Some(Frame::Text(text)) => session.text(text).await,
+        Some(Frame::Binary(bytes)) => session.binary(bytes).await,
+        Some(Frame::Ping) => session.ping(b"").await,
+        None => Ok(()),
+    };
+    sent.map_err(|_| Closed::ByClient)
 }
 
 fn reason(error: &ProtocolError) -> Closed {

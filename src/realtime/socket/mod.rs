@@ -3,8 +3,9 @@
 //! The one place that knows how the protocol (RFC 6455) is spoken. Behind our own
 //! [server](crate::server) a socket owns its TCP connection (`bare`), which costs an idle one a
 //! fifth of the memory and a delivery half of the processor time; behind any other actix server
-//! actix-ws serves it (`managed`). A client that does not read cannot hold a writer for longer
-//! than ten seconds.
+//! actix-ws serves it (`managed`). Reading and writing go on side by side ([`Socket::turn`]), so a
+//! client that does not read holds nothing up but itself, and is gone after ten seconds in which
+//! nothing could be written; one that reads slowly is not.
 
 mod bare;
 mod managed;
@@ -16,6 +17,7 @@ use actix_web::web::Payload;
 use actix_web::{Error, HttpMessage, HttpRequest, HttpResponse};
 use bytes::Bytes;
 use bytestring::ByteString;
+use futures::FutureExt;
 
 pub use actix_http::ws::CloseCode;
 pub use bare::{Connection, Handover};
@@ -23,7 +25,7 @@ pub use bare::{Connection, Handover};
 use bare::BareSocket;
 use managed::ManagedSocket;
 
-/// How long the client may take to make room for what is sent.
+/// How long the client may take to make room for more of what is sent.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A server's end of a WebSocket. Dropping it ends the connection without a closing handshake.
@@ -57,12 +59,24 @@ pub enum Frame {
     Ping,
 }
 
+/// What became of a [turn](Socket::turn).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Turn {
+    /// A message came.
+    Received(Message),
+    /// All that was fed is written.
+    Written,
+}
+
 /// Why nothing more can be received.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Closed {
     /// The client closed it, with a closing handshake, which is answered, or without.
     #[error("closed by the client")]
     ByClient,
+    /// The client did not read in time what was sent.
+    #[error("the client does not read")]
+    NotRead,
     /// A message was longer than allowed: close code 1009.
     #[error("a message is too long")]
     TooLong,
@@ -78,7 +92,7 @@ impl Closed {
     /// What to tell the client, if it still listens.
     pub fn code(&self) -> Option<CloseCode> {
         match self {
-            Self::ByClient => None,
+            Self::ByClient | Self::NotRead => None,
             Self::TooLong => Some(CloseCode::Size),
             Self::NotUtf8 => Some(CloseCode::Invalid),
             Self::Protocol(_) => Some(CloseCode::Protocol),
@@ -93,10 +107,16 @@ impl Closed {
     }
 }
 
-/// Nothing more can be sent: the connection is gone, or the client did not read in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the client is gone or does not read")]
-pub struct Gone;
+impl Frame {
+    /// The bytes of its payload.
+    fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+            Self::Ping => 0,
+        }
+    }
+}
 
 impl Socket {
     /// Accepts an upgrade. The response must be returned by the handler; until then nothing is
@@ -127,50 +147,66 @@ impl Socket {
     /// # Errors
     /// Nothing more will come; the error says what to close with.
     pub async fn recv(&mut self) -> Result<Message, Closed> {
-        match &mut self.0 {
-            Carrier::Bare(socket) => socket.recv().await,
-            Carrier::Managed(socket) => socket.recv().await,
+        loop {
+            if let Turn::Received(message) = self.turn(true).await? {
+                return Ok(message);
+            }
         }
     }
 
-    /// Sends a frame, and what was [fed](Self::feed) before.
+    /// Writes what was [fed](Self::feed), and receives meanwhile if it is to `receive`; answers
+    /// what is done first. With nothing to do it waits for ever. Cancel-safe, and the time that
+    /// the client has to read goes on counting in the next turn.
     ///
     /// # Errors
-    /// The client is gone or did not read in time; the socket is of no more use.
-    pub async fn send(&mut self, frame: Frame) -> Result<(), Gone> {
-        self.feed(frame).await?;
-        self.flush().await
+    /// The socket is of no more use; the error says what to close with.
+    pub async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
+        match &mut self.0 {
+            Carrier::Bare(socket) => socket.turn(receive).await,
+            Carrier::Managed(socket) => socket.turn(receive).await,
+        }
     }
 
-    /// Adds a frame to what the next [`flush`](Self::flush) writes, so that several frames cost
-    /// one write.
+    /// Sends a frame, and what was [fed](Self::feed) before, and waits until it is written.
     ///
     /// # Errors
-    /// Those of [`send`](Self::send).
-    pub async fn feed(&mut self, frame: Frame) -> Result<(), Gone> {
+    /// Those of [`turn`](Self::turn).
+    pub async fn send(&mut self, frame: Frame) -> Result<(), Closed> {
+        self.feed(frame).await?;
+        self.turn(false).await.map(drop)
+    }
+
+    /// Adds a frame to what the next [`turn`](Self::turn) writes, so that several frames cost one
+    /// write. Waits for nothing but the upgrade itself.
+    ///
+    /// # Errors
+    /// Those of [`turn`](Self::turn).
+    pub async fn feed(&mut self, frame: Frame) -> Result<(), Closed> {
         match &mut self.0 {
             Carrier::Bare(socket) => socket.feed(frame).await,
-            Carrier::Managed(socket) => socket.send(frame).await,
+            Carrier::Managed(socket) => {
+                socket.feed(frame);
+                Ok(())
+            }
         }
     }
 
-    /// Writes what was fed.
+    /// Writes of what was fed what can be written now.
     ///
     /// # Errors
-    /// Those of [`send`](Self::send).
-    pub async fn flush(&mut self) -> Result<(), Gone> {
-        match &mut self.0 {
-            Carrier::Bare(socket) => socket.flush().await,
-            // It writes by itself.
-            Carrier::Managed(_) => Ok(()),
+    /// Those of [`turn`](Self::turn).
+    pub fn write_now(&mut self) -> Result<(), Closed> {
+        if self.buffered() == 0 {
+            return Ok(());
         }
+        self.turn(false).now_or_never().transpose().map(drop)
     }
 
-    /// How many bytes wait for a flush.
+    /// How many bytes were fed and are not written.
     pub fn buffered(&self) -> usize {
         match &self.0 {
             Carrier::Bare(socket) => socket.buffered(),
-            Carrier::Managed(_) => 0,
+            Carrier::Managed(socket) => socket.buffered(),
         }
     }
 

@@ -9,5 +9,6 @@ mod order;
 mod readiness;
 mod recovery;
 mod replay;
+mod slow;
 mod standalone;
 mod transaction;
