@@ -40,6 +40,8 @@ pub struct Limits {
     pub room: Limiter<UserId>,
     /// Handshakes of sockets (`RATE_LIMIT_CONNECT`).
     pub connect: Limiter<Address>,
+    /// Events of a socket (`RATE_LIMIT_EVENTS`).
+    pub events: EventLimiter,
     trusted_proxies: usize,
 }
 
@@ -48,6 +50,19 @@ pub struct Limiter<K> {
     per_minute: u32,
     windows: Cache<K, Arc<Window>>,
     refused: AtomicU64,
+}
+
+/// The limit of each socket's events, whose window lies with its session.
+pub struct EventLimiter {
+    per_minute: u32,
+    refused: AtomicU64,
+}
+
+/// The window of one session.
+#[derive(Debug, Default)]
+pub struct SessionWindow {
+    began: Option<Instant>,
+    count: u32,
 }
 
 #[derive(Debug)]
@@ -73,6 +88,7 @@ impl Limits {
             send: Limiter::new(config.rate_limit_send),
             room: Limiter::new(config.rate_limit_room),
             connect: Limiter::new(config.rate_limit_connect),
+            events: EventLimiter::new(config.rate_limit_events),
             trusted_proxies: usize::from(config.trust_proxy),
         }
     }
@@ -94,7 +110,7 @@ impl Limits {
     }
 
     /// How often each limit was reached, by its name.
-    pub fn refused(&self) -> [(&'static str, u64); 5] {
+    pub fn refused(&self) -> [(&'static str, u64); 6] {
         let count = |refused: &AtomicU64| refused.load(Ordering::Relaxed);
         [
             ("login", count(&self.login.refused)),
@@ -102,6 +118,7 @@ impl Limits {
             ("send", count(&self.send.refused)),
             ("room", count(&self.room.refused)),
             ("connect", count(&self.connect.refused)),
+            ("events", count(&self.events.refused)),
         ]
     }
 }
@@ -161,6 +178,33 @@ impl<K: Hash + Eq + Send + Sync + 'static> Limiter<K> {
     }
 }
 
+impl EventLimiter {
+    /// So many per minute; 0 is no limit.
+    pub fn new(per_minute: u32) -> Self {
+        Self { per_minute, refused: AtomicU64::new(0) }
+    }
+
+    /// Counts one more.
+    ///
+    /// # Errors
+    /// It is one too many.
+    pub fn take(&self, window: &mut SessionWindow) -> Result<(), LimitReached> {
+        if self.per_minute == 0 {
+            return Ok(());
+        }
+        let elapsed = window.began.map(|began| began.elapsed()).filter(|since| *since < WINDOW);
+        if elapsed.is_none() {
+            *window = SessionWindow { began: Some(Instant::now()), count: 0 };
+        }
+        if window.count < self.per_minute {
+            window.count += 1;
+            return Ok(());
+        }
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        Err(LimitReached { retry_after: WINDOW.saturating_sub(elapsed.unwrap_or_default()) })
+    }
+}
+
 impl Window {
     fn begin() -> Arc<Self> {
         Arc::new(Self { began: Instant::now(), count: AtomicU32::new(0) })
@@ -207,9 +251,21 @@ mod tests {
     }
 
     #[test]
+    fn each_session_has_a_window() {
+        let limiter = EventLimiter::new(2);
+        let (mut one, mut other) = (SessionWindow::default(), SessionWindow::default());
+        assert_eq!([0; 3].map(|_| limiter.take(&mut one).is_ok()), [true, true, false]);
+        assert!(limiter.take(&mut other).is_ok());
+        one.began = Instant::now().checked_sub(WINDOW);
+        assert!(limiter.take(&mut one).is_ok());
+    }
+
+    #[test]
     fn zero_is_no_limit() {
         let limiter = Limiter::new(0);
         assert!((0..10_000).all(|_| limiter.take(0).is_ok() && limiter.check(&0).is_ok()));
+        let (limiter, mut window) = (EventLimiter::new(0), SessionWindow::default());
+        assert!((0..10_000).all(|_| limiter.take(&mut window).is_ok()));
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Launcher {
             .env("JWT_SECRET", SECRET)
             // The load comes from one address and one user, faster than any person.
             .envs(
-                ["LOGIN", "LOGIN_NAME", "SEND", "CONNECT"]
+                ["LOGIN", "LOGIN_NAME", "SEND", "CONNECT", "EVENTS"]
                     .map(|what| (format!("RATE_LIMIT_{what}"), "0")),
             )
             // Without a .env file.

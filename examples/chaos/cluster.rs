@@ -121,7 +121,7 @@ impl Instance {
             .env_clear()
             .envs(["PATH", "HOME"].iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .envs([("PORT", "0"), ("HOST", "127.0.0.1"), ("JWT_SECRET", SECRET)])
-            .envs(["LOGIN", "LOGIN_NAME", "SEND", "CONNECT", "ROOM"].map(|limit| {
+            .envs(["LOGIN", "LOGIN_NAME", "SEND", "CONNECT", "EVENTS", "ROOM"].map(|limit| {
                 // Chaos comes from one address, and much of it.
                 (format!("RATE_LIMIT_{limit}"), "0")
             }))

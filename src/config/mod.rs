@@ -34,6 +34,7 @@ pub const VARIABLES: &[&str] = &[
     "RATE_LIMIT_LOGIN_NAME",
     "RATE_LIMIT_SEND",
     "RATE_LIMIT_CONNECT",
+    "RATE_LIMIT_EVENTS",
     "RATE_LIMIT_ROOM",
     "TRUST_PROXY",
     "MAX_CONNECTIONS",
@@ -84,6 +85,8 @@ pub struct Config {
     pub rate_limit_send: u32,
     /// `RATE_LIMIT_CONNECT`: handshakes per minute and address.
     pub rate_limit_connect: u32,
+    /// `RATE_LIMIT_EVENTS`: events per minute and socket.
+    pub rate_limit_events: u32,
     /// `RATE_LIMIT_ROOM`: new rooms per minute and user.
     pub rate_limit_room: u32,
     /// `TRUST_PROXY`: how many proxies in front set `X-Forwarded-For`.
@@ -235,6 +238,7 @@ impl Config {
             rate_limit_login_name: vars.parse("RATE_LIMIT_LOGIN_NAME", 30, PER_MINUTE)?,
             rate_limit_send: vars.parse("RATE_LIMIT_SEND", 3000, PER_MINUTE)?,
             rate_limit_connect: vars.parse("RATE_LIMIT_CONNECT", 6000, PER_MINUTE)?,
+            rate_limit_events: vars.parse("RATE_LIMIT_EVENTS", 6000, PER_MINUTE)?,
             rate_limit_room: vars.parse("RATE_LIMIT_ROOM", 600, PER_MINUTE)?,
             trust_proxy: vars.parse("TRUST_PROXY", 0, "the number of proxies, 0 to 255")?,
             max_connections: vars.in_range("MAX_CONNECTIONS", 50_000, 1, 10_000_000)?,

@@ -32,6 +32,7 @@ use crate::casts::required_id;
 use crate::chat::Draft;
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
+use crate::limits::SessionWindow;
 use crate::middleware::body::MAX_BODY;
 use crate::middleware::deadline::DEADLINE;
 use crate::models::{IdempotencyKey, RoomId, UserId};
@@ -51,6 +52,7 @@ pub struct Session<T> {
     journal: Option<Rc<Journal>>,
     doing: Option<Doing<T>>,
     waiting: VecDeque<(Request, T)>,
+    window: SessionWindow,
     told_to_end: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ending: Option<(Pin<Box<Sleep>>, End)>,
     // Given back at the very end.
@@ -180,6 +182,7 @@ impl<T> Session<T> {
             journal: None,
             doing: None,
             waiting: VecDeque::new(),
+            window: SessionWindow::default(),
             told_to_end: Some(Box::pin(place.end.clone().cancelled_owned())),
             ending: claims.map(|claims| (Box::pin(sleep_until(expiry(claims))), End::Expired)),
             _place: place,
@@ -302,11 +305,13 @@ impl<T> Session<T> {
     /// Starts a request. What needs no database takes effect at the next poll all the same, so
     /// that there is one order.
     fn begin(&mut self, Request { verb, data, deadline }: Request, to: T) {
-        let work = match verb {
-            Verb::JoinRoom => self.join(&data),
-            Verb::LeaveRoom => self.leave(&data),
-            Verb::SendMessage => self.send(&data),
-            Verb::Authenticate => self.authenticate(&data),
+        let allowed = self.worker.limits.events.take(&mut self.window);
+        let work = match (allowed, verb) {
+            (Err(reached), _) => refused(reached.into()),
+            (Ok(()), Verb::JoinRoom) => self.join(&data),
+            (Ok(()), Verb::LeaveRoom) => self.leave(&data),
+            (Ok(()), Verb::SendMessage) => self.send(&data),
+            (Ok(()), Verb::Authenticate) => self.authenticate(&data),
         };
         let work = async move {
             let late = || ApiError::Unavailable("no answer within the deadline".to_owned());

@@ -133,6 +133,7 @@ pub fn config(uri: &str, vars: &[(&str, &str)]) -> Config {
         ("RATE_LIMIT_LOGIN_NAME", "0"),
         ("RATE_LIMIT_SEND", "0"),
         ("RATE_LIMIT_CONNECT", "0"),
+        ("RATE_LIMIT_EVENTS", "0"),
         ("RATE_LIMIT_ROOM", "0"),
     ];
     Config::from_vars(|name| {
