@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{Passwords, Tokens};
 use crate::chat::Chat;
-use crate::config::database::Connector;
+use crate::config::database::{Connector, POOL_SIZE};
 use crate::config::{Config, ConfigError, Embedded, Mongo, PasswordHash};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -30,6 +30,7 @@ use crate::realtime::socket_io::{self, SocketIo};
 use crate::realtime::worker::{INBOX, Process, Worker};
 use crate::routes;
 use crate::server;
+use crate::server::capacity::{Capacity, raise_open_files};
 
 /// Secrets shorter than this, in bytes, are weaker than the HMAC that they key.
 pub const STRONG_SECRET: usize = 32;
@@ -102,6 +103,7 @@ impl Application {
     /// # Errors
     /// The address cannot be used or the configuration not be followed.
     pub async fn build(config: Config) -> Result<Self, StartError> {
+        let capacity = capacity(&config);
         let (uri, secret, mongod) = database(&config).await?;
         warn_if_weak(&secret);
 
@@ -115,8 +117,7 @@ impl Application {
         let kept = ring::Limits { window: config.recovery_window, bytes: config.recovery_bytes };
         let feed = Feed::new(connector.connect().map_err(StartError::Uri)?, kept);
         let feed = Arc::new(feed);
-        let process =
-            Arc::new(Process::new(config.max_connections, config.max_connections_per_address));
+        let process = Arc::new(Process::new(capacity, config.max_connections_per_address));
         let following = Arc::clone(&feed);
         let following = async move { following.run().await };
         tasks.spawn(stop.clone().run_until_cancelled_owned(following));
@@ -129,10 +130,9 @@ impl Application {
         let listener = listen(config.host, config.port)?;
         let addr = listener.local_addr().map_err(StartError::Server)?;
         let shutdown_timeout = config.shutdown_timeout;
-        let workers = config.workers;
         let options = server::Options {
-            workers,
-            max_connections: config.max_connections.div_ceil(workers),
+            workers: config.workers,
+            connections: process.connections().clone(),
             keep_alive: KEEP_ALIVE,
             head_timeout: HEAD_TIMEOUT,
             shutdown_timeout,
@@ -233,6 +233,24 @@ impl Application {
         }
         result.map_err(io::Error::other).and_then(|served| served).map_err(StartError::Server)
     }
+}
+
+/// How many connections fit into the files that may be open; says so when that is fewer than the
+/// configuration asks for.
+fn capacity(config: &Config) -> Capacity {
+    let files = raise_open_files();
+    // Of each worker, of the feed, and of what prepares the database.
+    let pools = (config.workers + 2).saturating_mul(POOL_SIZE as usize);
+    let capacity = Capacity::within(files, pools, config.max_connections);
+    if capacity.sockets < config.max_connections {
+        log::warn!(
+            "MAX_CONNECTIONS is {}, but only {files} files may be open, so {} sockets are let in. \
+             Raise the hard limit (ulimit -Hn, LimitNOFILE) or lower MAX_CONNECTIONS",
+            config.max_connections,
+            capacity.sockets
+        );
+    }
+    capacity
 }
 
 /// The database to use and the secret that goes with it; starts the embedded one if that is it.

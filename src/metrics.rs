@@ -35,6 +35,7 @@ pub struct Metrics {
     feed: FeedMetrics,
     sessions: IntGauge,
     connections: IntGauge,
+    open: IntGauge,
     password_queue: IntGauge,
     panics: IntCounter,
 }
@@ -160,6 +161,7 @@ impl Metrics {
             },
             sessions: new.gauge("chat_sessions", "Sockets that were let in."),
             connections: new.gauge("chat_engine_io_connections", "Engine.IO connections."),
+            open: new.gauge("chat_connections", "TCP connections, sockets among them."),
             password_queue: new
                 .gauge("chat_password_queue", "Passwords that are being hashed or wait for it."),
             panics: new.counter("chat_panics_total", "Sessions that ended by a panic."),
@@ -220,7 +222,9 @@ impl Metrics {
         self.connections.set(clamp(sources.connections.len() as u64));
         self.password_queue.set(clamp(sources.passwords.waiting() as u64));
         set(&self.panics, sources.connections.panics());
-        for (limit, count) in sources.limits.refused() {
+        self.open.set(clamp(sources.process.connections().count() as u64));
+        let refused = sources.limits.refused().into_iter().chain(sources.process.refused());
+        for (limit, count) in refused {
             set(&self.limits.with_label_values(&[limit]), &AtomicU64::new(count));
         }
     }

@@ -17,7 +17,7 @@ const SERVER_SELECTION: Duration = Duration::from_millis(4_200);
 
 /// Connections per client; there is one client for each worker and one for the feed. A worker runs
 /// on one thread, which more operations at once than this would not speed up.
-const POOL_SIZE: u32 = 64;
+pub const POOL_SIZE: u32 = 64;
 
 /// How to connect, parsed once; every worker makes a client of its own from it, because a client
 /// shared between runtimes costs a wake-up across threads for each operation.

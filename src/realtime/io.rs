@@ -56,8 +56,8 @@ impl Application for ChatIo {
         if let Err(reached) = self.worker.limits.connect.take(address) {
             return Err(Refusal::TooMany { seconds: reached.seconds() });
         }
-        let full = self.connections.len() >= self.worker.config.max_connections;
-        if full || self.worker.process.is_draining() { Err(Refusal::Unavailable) } else { Ok(()) }
+        let has_room = self.worker.process.has_room_beside(self.connections.len());
+        if has_room { Ok(()) } else { Err(Refusal::Unavailable) }
     }
 
     fn has(&self, namespace: &str) -> bool {

@@ -19,6 +19,8 @@ use crate::config::Config;
 use crate::limits::{Address, Limits};
 use crate::metrics::Metrics;
 use crate::models::Store;
+use crate::server::Connections;
+use crate::server::capacity::Capacity;
 
 /// What may wait for one session: enough for a burst, little enough that thousands of clients
 /// that do not read are no danger.
@@ -66,7 +68,11 @@ pub struct Process {
     max_sessions: usize,
     /// Of one address; 0 is no limit.
     max_per_address: usize,
+    /// All connections, and with how many no socket is let in.
+    connections: Connections,
+    max_connections: usize,
     sessions: AtomicUsize,
+    refused: Refused,
     addresses: Mutex<HashMap<Address, usize>>,
     drain: CancellationToken,
     /// Over how many milliseconds a drain is spread.
@@ -74,6 +80,13 @@ pub struct Process {
     /// The sessions that a client may come back for, by their private ids.
     returnable: Mutex<HashMap<String, Returnable>>,
     warned: Mutex<Option<Instant>>,
+}
+
+/// How many sockets were refused, by what there was too much of.
+#[derive(Debug, Default)]
+struct Refused {
+    sockets: AtomicU64,
+    of_address: AtomicU64,
 }
 
 /// The connection here that a session belongs to.
@@ -96,14 +109,17 @@ pub struct Place {
 }
 
 impl Process {
-    /// A process without sessions that allows `max_sessions`, and `max_per_address` of one
+    /// A process without sessions that allows what `capacity` says, and `max_per_address` of one
     /// address, where 0 is no limit.
-    pub fn new(max_sessions: usize, max_per_address: usize) -> Self {
+    pub fn new(capacity: Capacity, max_per_address: usize) -> Self {
         Self {
             instance: ObjectId::new(),
-            max_sessions,
+            max_sessions: capacity.sockets,
             max_per_address,
+            connections: Connections::new(capacity.connections),
+            max_connections: capacity.for_sockets,
             sessions: AtomicUsize::new(0),
+            refused: Refused::default(),
             addresses: Mutex::default(),
             drain: CancellationToken::new(),
             drain_spread: AtomicU64::new(0),
@@ -130,12 +146,47 @@ impl Process {
             let count = addresses.entry(address).or_default();
             if *count >= self.max_per_address {
                 drop(addresses);
+                self.refused.of_address.fetch_add(1, Ordering::Relaxed);
                 return None;
             }
             *count += 1;
             place.address = Some(address);
         }
-        (taken < self.max_sessions).then_some(place)
+        if taken < self.max_sessions && self.connections.count() <= self.max_connections {
+            return Some(place);
+        }
+        self.refused.sockets.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+
+    /// Whether a connection may begin that will [enter](Self::enter) later, beside `waiting` that
+    /// may have done so or not.
+    pub fn has_room_beside(&self, waiting: usize) -> bool {
+        if self.is_draining() {
+            return false;
+        }
+        let taken = self.sessions().max(waiting);
+        let has_room =
+            taken < self.max_sessions && self.connections.count() <= self.max_connections;
+        if !has_room {
+            self.refused.sockets.fetch_add(1, Ordering::Relaxed);
+        }
+        has_room
+    }
+
+    /// All connections of the server.
+    pub fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    /// How often what there was too much of was refused, by its name.
+    pub fn refused(&self) -> [(&'static str, u64); 4] {
+        [
+            ("sockets", self.refused.sockets.load(Ordering::Relaxed)),
+            ("sockets_of_address", self.refused.of_address.load(Ordering::Relaxed)),
+            ("connections", self.connections.refused()),
+            ("slow_request", self.connections.slow()),
+        ]
     }
 
     fn addresses(&self) -> MutexGuard<'_, HashMap<Address, usize>> {
@@ -259,13 +310,17 @@ mod tests {
 
     use super::*;
 
+    fn process(max_sessions: usize, max_per_address: usize) -> Arc<Process> {
+        Arc::new(Process::new(Capacity::within(1 << 20, 0, max_sessions), max_per_address))
+    }
+
     fn address(last: u8) -> Address {
         Address::of(Ipv4Addr::new(10, 0, 0, last).into())
     }
 
     #[test]
     fn places_are_bounded_and_given_back() {
-        let process = Arc::new(Process::new(2, 0));
+        let process = process(2, 0);
         let places: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
         assert_eq!(places.iter().filter(|place| place.is_some()).count(), 2);
         assert_eq!(process.sessions(), 2);
@@ -276,7 +331,7 @@ mod tests {
 
     #[test]
     fn an_address_has_its_share() {
-        let process = Arc::new(Process::new(9, 2));
+        let process = process(9, 2);
         let places: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
         assert_eq!(places.iter().filter(|place| place.is_some()).count(), 2);
         assert!(process.enter(address(2)).is_some());
@@ -286,7 +341,7 @@ mod tests {
 
     #[test]
     fn who_takes_over_ends_the_other_and_stays() {
-        let process = Arc::new(Process::new(9, 0));
+        let process = process(9, 0);
         let mut old = process.enter(address(1)).unwrap();
         old.make_returnable("pid", 0);
         process.take_over("pid", 1);
@@ -303,7 +358,7 @@ mod tests {
     #[test]
     fn of_two_who_come_back_at_once_the_later_owner_stays() {
         for order in [[1, 2], [2, 1]] {
-            let process = Arc::new(Process::new(9, 0));
+            let process = process(9, 0);
             let places = order.map(|generation| {
                 let mut place = process.enter(address(1)).unwrap();
                 place.make_returnable("pid", generation);

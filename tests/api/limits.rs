@@ -1,12 +1,22 @@
 //! How often one client may do what, and what it is told beyond that.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures::future::join_all;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Error;
 
-use crate::helpers::TestServer;
+use crate::helpers::mongod::fresh_database;
+use crate::helpers::program::Program;
 use crate::helpers::socket::Socket;
+use crate::helpers::socket_io::Caller;
+use crate::helpers::{TestServer, client, eventually, metric};
 
 /// Asserts that an answer is a refusal for now.
 async fn assert_too_many(answer: Response) {
@@ -99,10 +109,113 @@ async fn rooms_and_handshakes_are_bounded() {
     assert_eq!(refused(&url).await, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(refused(&url).await, StatusCode::TOO_MANY_REQUESTS);
     let polling = server.url("/socket.io/?EIO=4&transport=polling");
-    let answer = crate::helpers::client().get(polling).send().await.unwrap();
+    let answer = client().get(polling).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS);
     assert!(answer.headers().contains_key("retry-after"));
+    for (limit, count) in [("room", 1), ("sockets_of_address", 2), ("connect", 2)] {
+        assert_eq!(reached(server.addr, limit).await, count, "{limit}");
+    }
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_locks_nobody_out() {
+    let vars = [("RATE_LIMIT_LOGIN_NAME", "2"), ("TRUST_PROXY", "1")];
+    let server = TestServer::start_with(&vars).await;
+    server.register("ada").await;
+    let log_in_from = async |address: &str, password: &str| {
+        let body = json!({ "username": "ada", "password": password });
+        let request = client().post(server.url("/api/auth/login")).json(&body);
+        request.header("X-Forwarded-For", address).send().await.unwrap()
+    };
+    for _ in 0..2 {
+        let answer = log_in_from("203.0.113.9", "guessed").await;
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    }
+    assert_too_many(log_in_from("203.0.113.9", "guessed").await).await;
+    let answer = log_in_from("198.51.100.7", "password of ada").await;
+    assert_eq!(answer.status(), StatusCode::OK, "she is let in from where she is");
+    assert_eq!(reached(server.addr, "login_name").await, 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_may_ask_so_much() {
+    let server = TestServer::start_with(&[("RATE_LIMIT_EVENTS", "3")]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    let mut caller = Caller::connect(server.addr, &ada.token).await;
+    for _ in 0..3 {
+        assert_eq!(socket.ask("joinRoom", json!(room)).await["room"], room);
+        assert_eq!(caller.ask("leaveRoom", json!(room)).await["room"], room);
+    }
+    assert_eq!(socket.ask("leaveRoom", json!(room)).await["code"], "rate_limited");
+    assert_eq!(caller.ask("joinRoom", json!(room)).await["code"], "rate_limited");
+    assert_eq!(reached(server.addr, "events").await, 2);
+    // Who asks too much still hears what others say.
+    ada.send(&room, "hello").await;
+    assert_eq!(socket.heard().await.content, "hello");
+    drop((socket, caller));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_fit_into_the_files_that_may_be_open() {
+    let uri = fresh_database().await;
+    let beside = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = beside.register("ada").await;
+    // A quarter is its own, and a quarter is for requests.
+    let server = Program::start_with_files(256, &uri, &[("WORKERS", "1")]);
+    let told = |line: &String| {
+        line.contains("MAX_CONNECTIONS is 50000, but only 256 files may be open, so 128 sockets")
+    };
+    assert_eq!(server.log().iter().filter(|line| told(line)).count(), 1);
+
+    let mut sockets = Vec::new();
+    while let Some(socket) = Socket::try_connect(server.addr, &ada.token).await {
+        sockets.push(socket);
+    }
+    assert_eq!(sockets.len(), 128);
+    let url = format!("ws://{}/ws?token={}", server.addr, ada.token);
+    assert_eq!(refused(&url).await, StatusCode::SERVICE_UNAVAILABLE);
+    let handshake = format!("http://{}/socket.io/?EIO=4&transport=polling", server.addr);
+    let answer = client().get(handshake).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.headers().contains_key("retry-after"));
+
+    // Whoever opens more connections and says nothing is told that there is no room.
+    let idle = (0..100).map(async |_| {
+        let mut idler = TcpStream::connect(server.addr).await.unwrap();
+        let mut answer = [0; 12];
+        let answered = timeout(Duration::from_secs(3), idler.read_exact(&mut answer)).await;
+        (idler, answered.is_ok_and(|read| read.is_ok() && &answer == b"HTTP/1.1 503"))
+    });
+    let idle = join_all(idle).await;
+    let told = idle.iter().filter(|(_, told)| *told).count();
+    assert!((36..=40).contains(&told), "{told}");
+    assert!(!server.log().iter().any(|line| line.contains("ERROR")), "{:?}", server.log());
+    drop(idle);
+    let url = format!("http://{}/api/chat/rooms", server.addr);
+    eventually("requests are served beside as many sockets", async || {
+        let request = client().get(&url).bearer_auth(&ada.token);
+        request.send().await.is_ok_and(|answer| answer.status() == StatusCode::OK)
+    })
+    .await;
+    assert_eq!(reached(server.addr, "connections").await, told as u64);
+    drop(sockets.pop());
+    eventually("there is room for another", async || {
+        let socket = Socket::try_connect(server.addr, &ada.token).await;
+        socket.is_some()
+    })
+    .await;
+    drop(sockets);
+    beside.stop().await;
+}
+
+/// How often a limit was reached.
+async fn reached(addr: SocketAddr, limit: &str) -> u64 {
+    metric(addr, &format!("chat_limits_reached_total{{limit=\"{limit}\"}}")).await
 }
 
 /// The status with which an upgrade is refused.

@@ -22,4 +22,5 @@ mod postman;
 mod program;
 mod realtime;
 mod schemathesis;
+mod siege;
 mod socketio;

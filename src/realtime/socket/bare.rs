@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Closed, Frame, Message, Turn, WRITE_DEADLINE};
+use crate::server::Counted;
 
 /// How much is read at once.
 const READ: usize = 16 * 1024;
@@ -37,6 +38,8 @@ pub struct Connection {
     pub io: TcpStream,
     /// Bytes behind the request.
     pub read: BytesMut,
+    /// Its place among all connections.
+    pub counted: Counted,
 }
 
 /// Put into the extensions of an upgrade request by a server that hands its connection over once
@@ -72,6 +75,7 @@ enum State {
 
 struct Open {
     io: TcpStream,
+    _counted: Counted,
     codec: Codec,
     read: BytesMut,
     write: BytesMut,
@@ -129,12 +133,12 @@ impl BareSocket {
 }
 
 impl Open {
-    fn new(Connection { io, read }: Connection, max_message: usize) -> Self {
+    fn new(Connection { io, read, counted }: Connection, max_message: usize) -> Self {
         // The buffer of the HTTP connection is larger than what is left in it.
         let read = BytesMut::from(&*read);
         let codec = Codec::new().max_size(max_message);
         let (write, progress) = (BytesMut::new(), Instant::now());
-        Self { io, codec, read, write, progress, partial: None, max_message }
+        Self { io, _counted: counted, codec, read, write, progress, partial: None, max_message }
     }
 
     async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {

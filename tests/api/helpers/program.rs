@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -11,10 +12,13 @@ use tempfile::TempDir;
 
 use super::SECRET;
 
+const BINARY: &str = env!("CARGO_BIN_EXE_realtime-chat-backend");
+
 /// Dropping it kills it.
 pub struct Program {
     process: Child,
     pub addr: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
     /// Its working folder, where it finds no `.env`.
     _folder: TempDir,
 }
@@ -22,10 +26,24 @@ pub struct Program {
 impl Program {
     /// Starts with these variables and few others.
     pub fn start(vars: &[(&str, &str)]) -> Self {
+        Self::run(Command::new(BINARY), vars)
+    }
+
+    /// Starts as one that may open so many files and no more, of which it is given half at first.
+    pub fn start_with_files(files: usize, uri: &str, vars: &[(&str, &str)]) -> Self {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -Sn {} && ulimit -Hn {files} && exec {BINARY}", files / 2);
+        command.args(["-c", &script]);
+        let mut all = vec![("MONGO_URI", uri), ("JWT_SECRET", SECRET), ("RATE_LIMIT_CONNECT", "0")];
+        all.extend(vars);
+        tokio::task::block_in_place(|| Self::run(command, &all))
+    }
+
+    fn run(mut command: Command, vars: &[(&str, &str)]) -> Self {
         let kept = ["PATH", "HOME", "XDG_CACHE_HOME"];
         let kept = kept.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
         let folder = tempfile::tempdir().unwrap();
-        let mut process = Command::new(env!("CARGO_BIN_EXE_realtime-chat-backend"))
+        let mut process = command
             .env_clear()
             .envs(kept)
             .envs([("PORT", "0"), ("HOST", "127.0.0.1")])
@@ -34,15 +52,28 @@ impl Program {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let log = BufReader::new(process.stderr.take().unwrap());
-        let mut lines = log.lines().map_while(Result::ok).inspect(|line| println!("{line}"));
+        let said = BufReader::new(process.stderr.take().unwrap());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let written = Arc::clone(&log);
+        // Bytes, since what is no UTF-8 must not end the reading.
+        let mut lines = said.split(b'\n').map_while(Result::ok).map(move |line| {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            println!("{line}");
+            written.lock().unwrap().push(line.clone());
+            line
+        });
         let addr = lines
-            .find_map(|line| line.split_once("http://").map(|(_, addr)| addr.trim().to_owned()))
+            .find_map(|line| line.split_once("Listening on http://").map(|(_, at)| at.to_owned()))
             .expect("the server says where it listens");
-        let addr = addr.parse().unwrap();
+        let addr = addr.trim().parse().unwrap();
         // Somebody must read what it says, or it would wait for room in the pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { process, addr, _folder: folder }
+        Self { process, addr, log, _folder: folder }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
     }
 
     /// Starts as one more instance of the test servers' kind on this database.

@@ -1,21 +1,29 @@
-//! The HTTP server: actix-web's, but that a WebSocket is handed its connection.
+//! The HTTP server: actix-web's, but that a WebSocket is handed its connection, and that slow and
+//! too many connections are ended.
 //!
 //! actix-web's own `HttpServer` keeps two buffers and a dispatcher for each connection that was
 //! upgraded. Here, an upgrade request goes to the same [`App`](actix_web::App), and when a handler
 //! accepts it ([`Socket::accept`](crate::realtime::socket::Socket::accept)), the connection itself
-//! is handed to it. This uses actix-http's public seam for upgrades and nothing else differs.
+//! is handed to it. This uses actix-http's public seams for upgrades and streams, and nothing else
+//! differs.
+
+pub mod capacity;
+mod stream;
 
 use std::cell::RefCell;
 use std::fmt;
-use std::io;
-use std::net::TcpListener;
+use std::io::{self, Write};
+use std::marker::PhantomData;
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use actix_codec::Framed;
 use actix_http::body::{MessageBody, to_bytes_limited};
+use actix_http::error::DispatchError;
 use actix_http::h1::{Codec, SendResponse};
-use actix_http::{ConnectionType, HttpService, Request, Response};
+use actix_http::{ConnectionType, HttpService, Protocol, Request, Response};
 use actix_server::Server;
 use actix_service::{
     IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, fn_service, map_config,
@@ -28,19 +36,26 @@ use tokio::net::TcpStream;
 
 use crate::realtime::socket::{Connection, Handover};
 
+pub use stream::{Connections, Counted};
+
+use stream::{Activity, Answering, Stream};
+
+/// What whoever finds no room is told, if there is still time.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
+    connection: close\r\ncontent-length: 0\r\n\r\n";
 /// The longest body of an answer to an upgrade request, in bytes.
 const MAX_REFUSAL: usize = 1 << 20;
 
 /// What can be set.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Threads that serve requests.
     pub workers: usize,
-    /// Connections that are no WebSocket, for each worker.
-    pub max_connections: usize,
+    /// Counts the connections, and bounds them.
+    pub connections: Connections,
     /// How long an idle connection is kept for a next request.
     pub keep_alive: Duration,
-    /// How long the head of a request may take to arrive.
+    /// How long the head of a request may take to arrive, and a part of its answer to be taken.
     pub head_timeout: Duration,
     /// How long running requests may take when the server stops.
     pub shutdown_timeout: Duration,
@@ -65,7 +80,8 @@ where
     let addr = listener.local_addr()?;
     let server = Server::build()
         .workers(options.workers)
-        .max_concurrent_connections(options.max_connections)
+        // Never reached, since the connections of all workers together are bounded.
+        .max_concurrent_connections(usize::MAX)
         .shutdown_timeout(options.shutdown_timeout.as_secs())
         .disable_signals()
         .listen("http", listener, move || {
@@ -81,21 +97,45 @@ where
                     Ok::<(), Error>(())
                 }
             });
-            HttpService::build()
+            let http = HttpService::build()
                 .keep_alive(options.keep_alive)
                 .client_request_timeout(options.head_timeout)
                 // An aborted long poll must end its handler, and with it what it holds.
                 .h1_allow_half_closed(false)
                 .local_addr(addr)
+                .on_connect_ext(|stream: &Stream, data| {
+                    data.insert(stream.activity());
+                })
                 .upgrade(upgrade)
-                .finish(app)
-                .tcp()
+                .finish(app);
+            let patience = options.keep_alive + options.head_timeout;
+            let connections = options.connections.clone();
+            fn_service(move |io: TcpStream| {
+                let stream = accept(io, &connections, patience);
+                async move { stream.map_err(DispatchError::Io) }
+            })
+            .and_then(http)
         })?;
     Ok(server.run())
 }
 
+/// Takes a connection, or says that there are too many.
+fn accept(
+    io: TcpStream,
+    connections: &Connections,
+    patience: Duration,
+) -> io::Result<(Stream, Protocol, Option<SocketAddr>)> {
+    let Some(counted) = connections.open() else {
+        // There is room for it in a buffer that is new; tokio would have to find that out first.
+        let _ = io.into_std().and_then(|mut io| io.write_all(FULL));
+        return Err(io::ErrorKind::QuotaExceeded.into());
+    };
+    let peer = io.peer_addr().ok();
+    Ok((Stream::new(io, counted, patience), Protocol::Http1, peer))
+}
+
 /// Answers an upgrade request, and hands the connection over if a handler accepted it.
-async fn upgrade<S, B>(app: &S, req: Request, connection: Framed<TcpStream, Codec>)
+async fn upgrade<S, B>(app: &S, req: Request, connection: Framed<Stream, Codec>)
 where
     S: Service<Request>,
     S::Error: Into<Response<actix_http::body::BoxBody>>,
@@ -121,33 +161,45 @@ where
     let Ok(connection) = SendResponse::new(connection, response).await else { return };
     if let Some(socket) = accepted {
         let parts = connection.into_parts();
+        let (io, counted) = parts.io.into_inner();
         // Whoever accepted it may have given up in the meantime.
-        let _ = socket.send(Connection { io: parts.io, read: parts.read_buf });
+        let _ = socket.send(Connection { io, read: parts.read_buf, counted });
     }
 }
 
 /// Makes one service of a worker and lets upgrades call it, too.
-struct SharedFactory<F: ServiceFactory<Request>> {
+struct SharedFactory<F: ServiceFactory<Request>, B> {
     factory: F,
     service: Rc<RefCell<Option<Rc<F::Service>>>>,
+    body: PhantomData<B>,
 }
 
-impl<F: ServiceFactory<Request>> SharedFactory<F> {
+/// The service of a worker, as it is called by connections that are not upgraded.
+struct Watched<S, B> {
+    service: Rc<S>,
+    body: PhantomData<B>,
+}
+
+impl<F: ServiceFactory<Request>, B> SharedFactory<F, B> {
     fn new(factory: F) -> Self {
-        Self { factory, service: Rc::default() }
+        Self { factory, service: Rc::default(), body: PhantomData }
     }
 }
 
-impl<F> ServiceFactory<Request> for SharedFactory<F>
+impl<F, B> ServiceFactory<Request> for SharedFactory<F, B>
 where
     F: ServiceFactory<Request>,
     F::Future: 'static,
     F::Service: 'static,
+    F::Response: Into<Response<B>> + 'static,
+    F::Error: 'static,
+    <F::Service as Service<Request>>::Future: 'static,
+    B: MessageBody + 'static,
 {
-    type Response = F::Response;
+    type Response = Response<Answering>;
     type Error = F::Error;
     type Config = F::Config;
-    type Service = Rc<F::Service>;
+    type Service = Watched<F::Service, B>;
     type InitError = F::InitError;
     type Future = LocalBoxFuture<'static, Result<Self::Service, F::InitError>>;
 
@@ -157,7 +209,32 @@ where
         Box::pin(async move {
             let service = Rc::new(service.await?);
             shared.borrow_mut().replace(Rc::clone(&service));
-            Ok(service)
+            Ok(Watched { service, body: PhantomData })
+        })
+    }
+}
+
+impl<S, B> Service<Request> for Watched<S, B>
+where
+    S: Service<Request>,
+    S::Future: 'static,
+    S::Response: Into<Response<B>>,
+    B: MessageBody + 'static,
+{
+    type Response = Response<Answering>;
+    type Error = S::Error;
+    type Future = LocalBoxFuture<'static, Result<Self::Response, S::Error>>;
+
+    fn poll_ready(&self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&self, req: Request) -> Self::Future {
+        let running = req.conn_data::<Rc<Activity>>().map(Activity::begin);
+        let answer = self.service.call(req);
+        Box::pin(async move {
+            let answer: Response<B> = answer.await?.into();
+            Ok(answer.map_body(|_, body| Answering::new(body.boxed(), running)))
         })
     }
 }

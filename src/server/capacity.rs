@@ -1,0 +1,82 @@
+//! How many connections fit: what was asked for, or what the limit of open files leaves.
+//!
+//! A process without a free file can accept nobody, connect to nothing and read no certificate,
+//! so connections are counted and refused before it comes to that. Sockets are refused first,
+//! with an answer; requests find room for longer.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Files of the process itself: its log, the listener, what the runtimes of the threads wait by,
+/// the embedded MongoDB's pipes, and connections to monitor every node of a replica set.
+const OWN_FILES: usize = 128;
+/// Connections beyond those of the sockets, for requests: half of them only for requests.
+const RESERVE: usize = 1_024;
+
+/// How many connections are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Sockets, whatever carries them.
+    pub sockets: usize,
+    /// TCP connections with which sockets are refused.
+    pub for_sockets: usize,
+    /// TCP connections in all.
+    pub connections: usize,
+}
+
+impl Capacity {
+    /// What fits into so many open files, of which `pools` connections to the database take some,
+    /// and is no more than `wanted` sockets. A client that polls takes up to two connections.
+    pub fn within(files: usize, pools: usize, wanted: usize) -> Self {
+        let free = files - (OWN_FILES + pools).min(files / 4);
+        let reserve = RESERVE.min(files / 4);
+        let sockets = wanted.min(free - reserve);
+        let connections = free.min(sockets.saturating_mul(2).saturating_add(reserve));
+        Self { sockets, for_sockets: connections - reserve / 2, connections }
+    }
+}
+
+/// Raises the soft limit of open files to the hard one; answers how many may be open then.
+pub fn raise_open_files() -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, hard)| {
+        // A system that has a lower limit of its own refuses that, and the soft one stays.
+        let raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+        if raised { hard } else { soft }
+    });
+    match limit {
+        Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
+        Err(error) => {
+            log::warn!("The limit of open files is not known: {error}");
+            usize::MAX
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_is_granted() {
+        let capacity = Capacity::within(1 << 20, 192, 50_000);
+        assert_eq!(capacity.sockets, 50_000);
+        assert_eq!((capacity.for_sockets, capacity.connections), (100_512, 101_024));
+        assert_eq!(Capacity::within(usize::MAX, 192, 10_000_000).sockets, 10_000_000);
+    }
+
+    #[test]
+    fn what_does_not_is_lowered() {
+        let capacity = Capacity::within(20_000, 192, 50_000);
+        assert_eq!(capacity.sockets, 18_656);
+        assert_eq!((capacity.for_sockets, capacity.connections), (19_168, 19_680));
+    }
+
+    #[test]
+    fn something_is_left_of_any_limit() {
+        for files in [8, 64, 256, 1_024, 4_096] {
+            let Capacity { sockets, for_sockets, connections } =
+                Capacity::within(files, 4_160, 50_000);
+            assert!(0 < sockets && sockets <= for_sockets, "{files}");
+            assert!(for_sockets < connections && connections < files, "{files}");
+        }
+    }
+}

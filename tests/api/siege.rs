@@ -1,0 +1,137 @@
+//! Clients that take their time: ended in time, and nobody waits for them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures::future::join_all;
+use reqwest::{Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::helpers::mongod::{Neighbour, fresh_database};
+use crate::helpers::{TestServer, alone, metric};
+
+/// How long the head of a request, or a part of its answer, may take at most.
+const PATIENCE: Duration = Duration::from_secs(16);
+/// What a loaded machine may take longer.
+const SLACK: Duration = Duration::from_secs(8);
+
+/// Counts those that took longer.
+const SLOW: &str = "chat_limits_reached_total{limit=\"slow_request\"}";
+
+/// A whole request, and the beginning of another.
+const WHOLE: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+const BEGUN: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ";
+
+/// Sends a beginning and then a byte every half second; how long it is until the server has ended
+/// the connection.
+async fn drip(addr: SocketAddr, beginning: String) -> Duration {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(beginning.as_bytes()).await.unwrap();
+    let begun = Instant::now();
+    let (mut reader, mut writer) = stream.split();
+    let dripping = async {
+        while writer.write_all(b"x").await.is_ok() {
+            sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let ended = async {
+        let mut said = Vec::new();
+        // With an error when the last bytes came too late.
+        let _ = reader.read_to_end(&mut said).await;
+    };
+    let racing = async {
+        tokio::select! {
+            () = dripping => {}
+            () = ended => {}
+        }
+    };
+    timeout(PATIENCE * 3, racing).await.expect("it is ended at all");
+    begun.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_comes_by_bytes_is_not_waited_for() {
+    let _alone = alone().await;
+    let server = TestServer::start().await;
+    let before = metric(server.addr, "chat_connections").await;
+    let beginnings = [
+        String::new(),
+        BEGUN.to_owned(),
+        // The first request on a connection is not the only one that can be slow.
+        format!("{WHOLE}{BEGUN}"),
+        "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: webso".to_owned(),
+        // Nobody reads the body of an unknown path.
+        "POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n".to_owned(),
+    ];
+    let slow = (0..250).map(|n| drip(server.addr, beginnings[n % beginnings.len()].clone()));
+    let others = async {
+        for _ in 0..20 {
+            let asked = server.request(Method::GET, "/healthz", None, None);
+            let answer = timeout(Duration::from_secs(5), asked).await.expect("in time");
+            assert_eq!(answer.status(), StatusCode::OK);
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let (ended, ()) = tokio::join!(join_all(slow), others);
+    let longest = ended.into_iter().max().unwrap();
+    assert!(longest < PATIENCE + SLACK, "{longest:?}");
+    assert!(metric(server.addr, "chat_connections").await <= before + 1);
+    assert!(metric(server.addr, SLOW).await >= 50);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_reads_is_not_kept() {
+    let _alone = alone().await;
+    let uri = fresh_database().await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("large").await;
+    let neighbour = Neighbour::connect(&uri).await;
+    neighbour.insert_all(&room, (0..300).map(|_| "x".repeat(100_000))).await;
+    let request = format!(
+        "GET /api/chat/messages/{room} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n",
+        ada.token
+    );
+    let mut deaf = Vec::new();
+    for _ in 0..10 {
+        let narrow = TcpSocket::new_v4().unwrap();
+        narrow.set_recv_buffer_size(16 * 1024).unwrap();
+        let mut stream = narrow.connect(server.addr).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+        assert_eq!(&status, b"HTTP/1.1 200");
+        deaf.push(stream);
+    }
+    // One takes its time, longer than one that takes nothing may, and has it all.
+    let reading = async {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        let request = request.replace("Host: x", "Host: x\r\nConnection: close");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let (mut read, mut part) = (0, vec![0; 500_000]);
+        loop {
+            let count = stream.read(&mut part).await.unwrap();
+            if count == 0 {
+                return read;
+            }
+            read += count;
+            sleep(Duration::from_millis(if read < 20_000_000 { 250 } else { 0 })).await;
+        }
+    };
+    let ended = async {
+        // The one that reads, and the one that asks.
+        while metric(server.addr, "chat_connections").await > 2 {
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let both = async { tokio::join!(reading, timeout(PATIENCE * 2 + SLACK, ended)) };
+    let (read, ended) = timeout(Duration::from_secs(120), both).await.unwrap();
+    ended.expect("those who read nothing are gone");
+    assert!(read > 300 * 100_000, "{read}");
+    assert!(metric(server.addr, SLOW).await >= 1);
+    drop(deaf);
+    server.stop().await;
+}
