@@ -1,4 +1,7 @@
 //! Both wires as far as a client needs them: `/ws`, and Socket.IO over a WebSocket with recovery.
+//! The siege uses it, too.
+
+#![allow(dead_code, reason = "the chaos and the siege each use a part of it")]
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,7 +11,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 /// How long a connection may take to be there, before a client tries another instance.
 const CONNECT: Duration = Duration::from_secs(6);
@@ -58,7 +62,8 @@ pub enum Said {
 pub struct Lost(pub String);
 
 impl Lost {
-    fn because(error: impl ToString) -> Self {
+    /// What is of no more use because of an error.
+    pub fn because(error: impl ToString) -> Self {
         Self(error.to_string())
     }
 }
@@ -71,11 +76,16 @@ impl Connection {
         token: &str,
         memory: Memory,
     ) -> Result<Self, Lost> {
-        let opening = Self::try_open(kind, addr, token, memory);
+        let opening = async {
+            let stream = TcpStream::connect(addr).await.map_err(Lost::because)?;
+            Self::open_on(stream, kind, addr, token, memory).await
+        };
         timeout(CONNECT, opening).await.map_err(Lost::because)?
     }
 
-    async fn try_open(
+    /// Is let in on a connection that is there; without a deadline.
+    pub async fn open_on(
+        stream: TcpStream,
         kind: Kind,
         addr: SocketAddr,
         token: &str,
@@ -85,8 +95,10 @@ impl Connection {
             Kind::Plain => format!("/ws?token={token}"),
             Kind::SocketIo => "/socket.io/?EIO=4&transport=websocket".to_owned(),
         };
-        let stream = TcpStream::connect(addr).await.map_err(Lost::because)?;
-        let opened = client_async(format!("ws://{addr}{path}"), stream).await;
+        // Thousands of these are idle.
+        let config = WebSocketConfig::default().read_buffer_size(1024).write_buffer_size(0);
+        let url = format!("ws://{addr}{path}");
+        let opened = client_async_with_config(url, stream, Some(config)).await;
         let (stream, _) = opened.map_err(Lost::because)?;
         let mut connection = Self { kind, stream, last_id: 0, recovered: false, memory };
         if kind == Kind::SocketIo {

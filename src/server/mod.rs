@@ -32,6 +32,7 @@ use actix_web::dev::AppConfig;
 use actix_web::http::StatusCode;
 use actix_web::{Error, HttpMessage};
 use futures::future::LocalBoxFuture;
+use nix::sys::socket::{Backlog, listen};
 use tokio::net::TcpStream;
 
 use crate::realtime::socket::{Connection, Handover};
@@ -78,6 +79,9 @@ where
     B: MessageBody + 'static,
 {
     let addr = listener.local_addr()?;
+    // The standard library's queue of 128 is short when all sockets of an instance come back at
+    // once; who finds it full tries again only after a second.
+    listen(&listener, Backlog::MAXCONN)?;
     let server = Server::build()
         .workers(options.workers)
         // Never reached, since the connections of all workers together are bounded.

@@ -12,6 +12,7 @@ mod golden;
 mod helpers;
 mod idempotency;
 mod limits;
+mod malformed;
 mod metrics;
 mod mongod;
 mod odd_input;

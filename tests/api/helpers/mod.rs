@@ -1,8 +1,11 @@
 //! What the tests share: real servers on free ports, and clients with verbs.
 
+pub mod breaker;
 pub mod engine_io;
+pub mod grammar;
 pub mod mongod;
 pub mod program;
+pub mod random;
 pub mod replica_set;
 pub mod socket;
 pub mod socket_io;

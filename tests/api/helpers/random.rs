@@ -1,7 +1,7 @@
 //! Numbers that look random and are the same for the same seed. Knows nothing of the other
-//! helpers, as `examples/chaos` uses it, too.
+//! helpers, as `examples/chaos` and `examples/siege` use it, too.
 
-#![allow(dead_code, reason = "the tests and the chaos each use a part of it")]
+#![allow(dead_code, reason = "the tests, the chaos and the siege each use a part of it")]
 
 use std::ops::Range;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! A replica set whose nodes can be stopped, paused and killed. It knows nothing of the other
-//! helpers, as `examples/chaos` uses it, too.
+//! helpers, as `examples/chaos` and `examples/siege` use it, too.
 
-#![allow(dead_code, reason = "the tests and the chaos each use a part of it")]
+#![allow(dead_code, reason = "the tests, the chaos and the siege each use a part of it")]
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

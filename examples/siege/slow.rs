@@ -1,0 +1,73 @@
+//! Members that never read, in a room that talks a lot.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpSocket;
+use tokio::time::sleep;
+
+use crate::crowd::Witnesses;
+use crate::server::token;
+use crate::{Besieged, Verdict};
+
+/// Messages a second.
+const RATE: u64 = 200;
+/// What may wait for one socket, and what may be under way to it, in KiB.
+const OF_ONE: u64 = 2 * 1_024;
+
+pub async fn run(besieged: &Besieged, sockets: usize, time: Duration) -> Verdict {
+    let mut verdict = Verdict::default();
+    let server = &besieged.server;
+    let room = server.room("without them").await;
+    let (p50, p99, whole) = Witnesses::start(server, &room, RATE, time).await.verdict().await;
+    println!("without them: p50 {p50:.1} ms, p99 {p99:.1} ms");
+    verdict.expect("all is heard without them", whole);
+
+    let room = server.room("with them").await;
+    let mut deaf = Vec::new();
+    for _ in 0..sockets {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let mut stream = socket.connect(server.addr).await.unwrap();
+        let upgrade = format!(
+            "GET /ws?token={} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            token()
+        );
+        let join = json!({ "event": "joinRoom", "data": room }).to_string();
+        stream.write_all(upgrade.as_bytes()).await.unwrap();
+        stream.write_all(&crate::grammar::text_frame(&join)).await.unwrap();
+        deaf.push(stream);
+    }
+    sleep(Duration::from_secs(2)).await;
+    let before = server.memory();
+    let watching = Arc::clone(server);
+    let watcher = tokio::spawn(async move {
+        let mut most = 0;
+        loop {
+            most = most.max(watching.memory());
+            if watching.get("/healthz").await.is_none() {
+                return most;
+            }
+            sleep(Duration::from_millis(200)).await;
+            if watching.count(&["chat_sessions"]).await <= 1 {
+                return most;
+            }
+        }
+    });
+    let (_, with, whole) = Witnesses::start(server, &room, RATE, time).await.verdict().await;
+    println!("with them: p99 {with:.1} ms");
+    verdict.expect("all is heard with them", whole);
+    // Below some milliseconds the machine decides, not the server.
+    let level = with <= (p99 * 2.0).max(20.0);
+    verdict.check("others' p99 stays within twice", level, format!("{p99:.1} ms, then {with:.1}"));
+    drop(deaf);
+    let empty = besieged.emptied(Duration::from_secs(60)).await;
+    verdict.check("no session is left", empty, String::new());
+    let grown = watcher.await.unwrap().saturating_sub(before);
+    let bounded = grown < OF_ONE * sockets as u64;
+    verdict.check("memory stays within the queues", bounded, format!("{grown} KiB more"));
+    verdict
+}
