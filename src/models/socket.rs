@@ -33,7 +33,7 @@ pub struct SocketRecord {
     pub user: UserId,
     /// Which connection it belongs to.
     pub owner: Owner,
-    /// The rooms that it is in, with the position from which each was joined.
+    /// The rooms that it is in, and how it came into each.
     pub rooms: Vec<(RoomId, String)>,
 }
 

@@ -105,16 +105,16 @@ async fn enter(worker: Data<Worker>, visit: Visit) {
     if auth.pid.is_some() {
         worker.metrics.recovery(returned.is_some());
     }
-    let (journal, rooms) = match returned {
-        Some(Return { journal, rooms }) => (journal, rooms),
-        None => (Journal::new(&worker, claims), Vec::new()),
+    let returned = match returned {
+        Some(returned) => returned,
+        None => worker.begin(auth.offset.as_deref(), claims).await,
     };
-    let journal = Rc::new(journal);
+    let journal = Rc::new(returned.journal);
     place.make_returnable(&journal.pid, journal.owner.generation);
     let mut session = Session::new(worker.clone(), place, Some(claims));
-    session.keep_journal(Rc::clone(&journal));
+    session.keep_journal(Rc::clone(&journal), returned.known, returned.joins);
     let socket = visit.accept(&journal.sid, Some(&journal.pid));
-    session.enter(rooms);
+    session.enter(returned.rooms);
     converse(&worker, socket, session, Some(journal)).await;
 }
 

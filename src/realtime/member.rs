@@ -20,7 +20,7 @@ use super::{
     event::{Delivery, Event, Wire},
     hub::{Hub, MemberId},
     inbox::{Inbox, Mail, TooSlow},
-    offset::Offset,
+    offset::{Entry, Offset},
     position::Position,
     ring::{RoomEvent, Seq},
 };
@@ -40,6 +40,13 @@ pub struct Member {
     base: Option<Position>,
     /// No place in a room was ever ahead of this.
     highest: Option<Position>,
+    /// How many rooms the client has joined, on earlier connections, too.
+    joins: u32,
+    /// One more is about to be.
+    announced: bool,
+    /// Up to here the client may have offsets of before it had joined so many. So those which
+    /// reach no further say how many it has.
+    known: Option<Position>,
 }
 
 /// Being in a room.
@@ -94,7 +101,31 @@ impl Member {
             resyncs: VecDeque::new(),
             base: None,
             highest: None,
+            joins: 0,
+            announced: false,
+            known: None,
         }
+    }
+
+    /// The client may have offsets up to here, of earlier connections in which it joined so many
+    /// rooms.
+    pub fn remember(&mut self, known: Option<Position>, joins: u32) {
+        self.known = self.known.max(known);
+        self.joins = self.joins.max(joins);
+    }
+
+    /// A room is about to be joined, from a position on. Until it [is](Self::join), or this is
+    /// [taken back](Self::retract), offsets say that it is not yet. What this answers tells them
+    /// apart.
+    pub fn announce(&mut self, from: Position) -> Entry {
+        self.announced = true;
+        self.known = self.known.max(self.base);
+        Entry { from, known: self.known, join: self.joins.saturating_add(1) }
+    }
+
+    /// No room is about to be joined.
+    pub fn retract(&mut self) {
+        self.announced = false;
     }
 
     /// Enters `room`. Being there already changes nothing, and the answer is that of the first
@@ -103,6 +134,8 @@ impl Member {
         if let Some(place) = self.places.get(&room) {
             return Joined { position: self.given(place), recovered: place.recovered };
         }
+        self.joins = self.joins.saturating_add(1);
+        self.announced = false;
         // The first room decides where the account of what was given begins.
         let standing = self.hub.standing();
         self.base = self.base.or(standing.through).or(standing.live);
@@ -188,7 +221,7 @@ impl Member {
             Some(offset) if Some(offset.base) != delivery.event().position() => {
                 delivery.event().encode_with_offset(offset)
             }
-            Some(offset) if !offset.exceptions.is_empty() => {
+            Some(offset) if !offset.exceptions.is_empty() || offset.joins.is_some() => {
                 delivery.event().encode_with_offset(offset)
             }
             _ => delivery.frame(wire),
@@ -206,7 +239,9 @@ impl Member {
             exceptions.extend(given.filter(|&(given, _)| given != base));
             exceptions.sort_unstable();
         }
-        Some(Offset { base, exceptions })
+        let counts = self.announced || self.known >= self.base;
+        let joins = counts.then_some(self.joins);
+        Some(Offset { base, exceptions, joins })
     }
 
     /// Goes on after `since`, of which the client knows when it is `recovered`.

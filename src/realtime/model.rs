@@ -3,7 +3,7 @@
 //! The model knows the whole stream as a list. A property test drives the real parts through
 //! random publishes, dispatches, joins, leaves, reads, evictions and reopenings, and compares
 //! each step with that list: no gap, no repetition, no other order, and an offset that says
-//! exactly what was given.
+//! exactly what was given, whichever the client got last.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use super::{
     hub::Hub,
     inbox::{Bounds, TooSlow},
     member::{Member, Start},
-    offset::Offset,
+    offset::{Entry, Offset},
     position::Position,
     ring::{Batch, Limits, Ring},
 };
@@ -36,6 +36,8 @@ enum Step {
     Quiet(u32),
     /// The worker dispatches up to so many events.
     Dispatch(usize),
+    /// A join is written down; it takes effect with the next step that joins.
+    Announce(usize, usize),
     JoinLive(usize, usize),
     /// Joins behind the position with this index from the end; 0 is ahead of this instance.
     JoinAfter(usize, usize, usize),
@@ -55,6 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => proptest::collection::vec((room.clone(), any::<bool>()), 1..6).prop_map(Step::Publish),
         1 => (1..4_u32).prop_map(Step::Quiet),
         4 => (1..6_usize).prop_map(Step::Dispatch),
+        2 => (member.clone(), room.clone()).prop_map(|(m, r)| Step::Announce(m, r)),
         2 => (member.clone(), room.clone()).prop_map(|(m, r)| Step::JoinLive(m, r)),
         4 => (member.clone(), room.clone(), 0..20_usize)
             .prop_map(|(m, r, back)| Step::JoinAfter(m, r, back)),
@@ -74,6 +77,17 @@ struct Expected {
     resync: bool,
     /// The history was lost: sooner or later it must be told.
     lost: bool,
+    /// What the record of the session says.
+    entry: Entry,
+}
+
+/// A session and its client.
+struct Client {
+    member: Member,
+    rooms: HashMap<usize, Expected>,
+    /// The offset of the last event that it was given, on this connection or an earlier one.
+    held: Option<Offset>,
+    announced: Option<(usize, Entry)>,
 }
 
 struct Model {
@@ -82,7 +96,7 @@ struct Model {
     rooms: [RoomId; ROOMS],
     /// The whole stream.
     stream: Vec<(Position, usize)>,
-    members: Vec<(Member, HashMap<usize, Expected>)>,
+    clients: Vec<Client>,
 }
 
 impl Model {
@@ -91,9 +105,11 @@ impl Model {
         let start = Position::first_of(100, 1);
         ring.open(start, start);
         let hub = Hub::new(ring.clone(), Bounds { events: usize::MAX, bytes: usize::MAX });
-        let members = (0..MEMBERS).map(|_| (hub.enter(), HashMap::new())).collect();
+        let client =
+            |_| Client { member: hub.enter(), rooms: HashMap::new(), held: None, announced: None };
+        let clients = (0..MEMBERS).map(client).collect();
         let rooms = [(); ROOMS].map(|()| RoomId::new());
-        Self { ring, hub, rooms, stream: vec![(start, usize::MAX)], members }
+        Self { ring, hub, rooms, stream: vec![(start, usize::MAX)], clients }
     }
 
     fn newest(&self) -> Position {
@@ -107,6 +123,13 @@ impl Model {
             Step::Dispatch(max) => {
                 self.hub.dispatch(max);
             }
+            Step::Announce(member, room) => {
+                let client = &mut self.clients[member];
+                if client.announced.is_none() && !client.rooms.contains_key(&room) {
+                    let from = self.hub.standing().live.unwrap();
+                    client.announced = Some((room, client.member.announce(from)));
+                }
+            }
             Step::JoinLive(member, room) => self.join(member, room, Start::Live)?,
             Step::JoinAfter(member, room, 0) => {
                 let ahead = Position::first_of(self.newest().seconds() + 1, 0);
@@ -118,9 +141,9 @@ impl Model {
             }
             Step::Return(member) => self.come_back(member)?,
             Step::Leave(member, room) => {
-                let (member, expected) = &mut self.members[member];
-                member.leave(self.rooms[room]);
-                expected.remove(&room);
+                let client = &mut self.clients[member];
+                client.member.leave(self.rooms[room]);
+                client.rooms.remove(&room);
             }
             Step::Take(member, max) => {
                 for _ in 0..max {
@@ -131,8 +154,8 @@ impl Model {
                 let now = Position::first_of(self.newest().seconds() + 1, 0);
                 self.stream.push((now, usize::MAX));
                 self.ring.open(now, now);
-                for (_, expected) in &mut self.members {
-                    expected.values_mut().for_each(|expected| expected.lost = true);
+                for client in &mut self.clients {
+                    client.rooms.values_mut().for_each(|expected| expected.lost = true);
                 }
             }
         }
@@ -164,12 +187,25 @@ impl Model {
     }
 
     fn join(&mut self, member: usize, room: usize, start: Start) -> TestCaseResult {
-        let recoverable =
-            matches!(start, Start::After(since) if self.ring.recovers(self.rooms[room], since));
-        let (member, expected) = &mut self.members[member];
-        let joined = member.join(self.rooms[room], start);
+        let client = &mut self.clients[member];
+        let (room, start, entry) = match (client.announced.take(), start) {
+            (Some((room, entry)), Start::Live) => (room, Start::From(entry.from), entry),
+            (Some((room, entry)), Start::After(from)) => (room, start, Entry { from, ..entry }),
+            (_, start) => {
+                let live = self.hub.standing().live.unwrap();
+                let from = if let Start::After(since) = start { since } else { live };
+                (room, start, client.member.announce(from))
+            }
+        };
+        let whole = matches!(
+            start,
+            Start::After(since) | Start::From(since) if self.ring.recovers(self.rooms[room], since)
+        );
+        let recoverable = whole && matches!(start, Start::After(_));
+        let joined = client.member.join(self.rooms[room], start);
+        client.member.retract();
         let position = joined.position.expect("the ring is open");
-        if let Some(expected) = expected.get(&room) {
+        if let Some(expected) = client.rooms.get(&room) {
             // A second join changes nothing, and promises nothing that was not yet given.
             prop_assert!(position >= expected.after || expected.resync);
             return Ok(());
@@ -180,37 +216,46 @@ impl Model {
         {
             prop_assert_eq!(position, since);
         }
-        let resync = start != Start::Live && !recoverable;
-        expected.insert(room, Expected { after: position, resync, lost: false });
+        let resync = start != Start::Live && !whole;
+        client.rooms.insert(room, Expected { after: position, resync, lost: false, entry });
         Ok(())
     }
 
     /// The connection is lost with whatever waited in it; the client reconnects.
     fn come_back(&mut self, index: usize) -> TestCaseResult {
-        let (member, expected) = &mut self.members[index];
-        let offset = member.offset();
-        let rooms: Vec<usize> = expected.keys().copied().collect();
-        *member = self.hub.enter();
-        expected.clear();
-        let Some(offset) = offset else { return Ok(()) };
-        let offset: Offset = offset.to_string().parse().unwrap();
-        for room in rooms {
-            self.join(index, room, Start::After(offset.of(self.rooms[room])))?;
+        let client = &mut self.clients[index];
+        client.member = self.hub.enter();
+        client.announced = None;
+        let held = client.held.as_ref().map(|held| held.to_string().parse().unwrap());
+        if let Some(Offset { base, joins, .. }) = held {
+            client.member.remember(Some(base), joins.unwrap_or(0));
+        }
+        let rooms = std::mem::take(&mut client.rooms);
+        for expected in rooms.values() {
+            client.member.remember(expected.entry.known, expected.entry.join);
+        }
+        for (number, Expected { entry, .. }) in rooms {
+            let room = self.rooms[number];
+            let since = held.as_ref().map_or(entry.from, |held| held.since(room, entry));
+            self.join(index, number, Start::After(since))?;
+            // The record is not written again.
+            self.clients[index].rooms.get_mut(&number).unwrap().entry = entry;
         }
         Ok(())
     }
 
     /// Lets a session read one event; `false` when there is none.
     fn take(&mut self, index: usize) -> Result<bool, TestCaseError> {
-        let (member, expected) = &mut self.members[index];
-        let Poll::Ready(next) = member.poll_next(&Context::from_waker(Waker::noop())) else {
+        let client = &mut self.clients[index];
+        let Poll::Ready(next) = client.member.poll_next(&Context::from_waker(Waker::noop())) else {
             return Ok(false);
         };
         let delivery = next.map_err(|TooSlow| TestCaseError::fail("too slow"))?;
         let event = delivery.event();
         let room = self.rooms.iter().position(|&room| room == event.room()).unwrap();
         let position = event.position().unwrap();
-        let expected = expected.get_mut(&room);
+        client.held = client.member.offset();
+        let expected = client.rooms.get_mut(&room);
         prop_assert!(expected.is_some(), "an event of a room that it is not in");
         let expected = expected.unwrap();
         if event.is_resync() {
@@ -227,13 +272,14 @@ impl Model {
         Ok(true)
     }
 
-    /// The offset names, for each room, a position up to which all was given and behind which
+    /// What the client has at hand names, for each room, a position up to which all was given and behind which
     /// nothing was.
     fn check_offset(&self, index: usize) -> TestCaseResult {
-        let (member, expected) = &self.members[index];
-        let Some(offset) = member.offset() else { return Ok(()) };
-        for (&room, expected) in expected.iter().filter(|(_, expected)| !expected.resync) {
-            let given = offset.of(self.rooms[room]);
+        let Client { rooms, held, .. } = &self.clients[index];
+        for (&room, expected) in rooms.iter().filter(|(_, expected)| !expected.resync) {
+            let entry = expected.entry;
+            let given =
+                held.as_ref().map_or(entry.from, |held| held.since(self.rooms[room], entry));
             let (low, high) = (given.min(expected.after), given.max(expected.after));
             let between =
                 self.stream.iter().filter(|&&(at, of)| of == room && at > low && at <= high);
@@ -242,8 +288,8 @@ impl Model {
             let stale = !self.ring.recovers(self.rooms[room], given) || lost < given;
             prop_assert!(
                 stale || between.count() == 0,
-                "offset {} of room {} is not {}",
-                offset,
+                "offset {:?} of room {} is not {}",
+                held,
                 room,
                 expected.after
             );
@@ -256,7 +302,7 @@ impl Model {
         while self.hub.dispatch(100) {}
         for index in 0..MEMBERS {
             while self.take(index)? {}
-            for (&room, expected) in &self.members[index].1 {
+            for (&room, expected) in &self.clients[index].rooms {
                 prop_assert!(!expected.resync && !expected.lost, "a resync that never came");
                 let missing =
                     self.stream.iter().find(|&&(at, of)| of == room && at > expected.after);

@@ -84,7 +84,7 @@ impl FromStr for Position {
 }
 
 /// A decimal number without sign or leading zeros.
-fn number(part: Option<&str>) -> Result<u32, NotAPosition> {
+pub(super) fn number(part: Option<&str>) -> Result<u32, NotAPosition> {
     let part = part.ok_or(NotAPosition)?;
     let canonical =
         part.bytes().all(|byte| byte.is_ascii_digit()) && (part == "0" || !part.starts_with('0'));

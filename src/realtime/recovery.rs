@@ -11,7 +11,7 @@ use bson::DateTime;
 
 use super::engine_io::random_id;
 use super::member::Start;
-use super::offset::Offset;
+use super::offset::{Entry, Offset};
 use super::position::Position;
 use super::worker::Worker;
 use crate::auth::Claims;
@@ -43,6 +43,10 @@ pub struct Return {
     pub journal: Journal,
     /// The rooms that it was in, and where each goes on.
     pub rooms: Vec<(RoomId, Start)>,
+    /// Up to where its client may have offsets that do not tell of all of them.
+    pub known: Option<Position>,
+    /// How many rooms it has joined so far.
+    pub joins: u32,
 }
 
 impl Journal {
@@ -61,18 +65,18 @@ impl Journal {
         }
     }
 
-    /// Writes down that the session is in a room, with what comes after a position.
+    /// Writes down that the session is in a room, and how it came there.
     ///
     /// # Errors
     /// The database failed, or the session was taken over.
-    pub async fn join(&self, room: RoomId, from: Position) -> Result<(), ApiError> {
+    pub async fn join(&self, room: RoomId, entry: Entry) -> Result<(), ApiError> {
         if !self.stored.get() {
             let record = SocketRecord {
                 pid: self.pid.clone(),
                 sid: self.sid.clone(),
                 user: self.user,
                 owner: self.owner,
-                rooms: vec![(room, from.to_string())],
+                rooms: vec![(room, entry.to_string())],
             };
             match self.sockets.insert(&record, self.expires.get()).await {
                 Ok(()) => {
@@ -84,7 +88,7 @@ impl Journal {
                 Err(error) => return Err(error.into()),
             }
         }
-        let joined = self.sockets.join(&self.pid, self.owner, room, &from.to_string()).await?;
+        let joined = self.sockets.join(&self.pid, self.owner, room, &entry.to_string()).await?;
         self.still_ours(joined)
     }
 
@@ -134,6 +138,19 @@ impl Worker {
         !self.config.recovery_window.is_zero() && self.hub.standing().live.is_some()
     }
 
+    /// A session that begins anew. Its client keeps the offset of an earlier one until it gets
+    /// another.
+    pub async fn begin(&self, offset: Option<&str>, claims: Claims) -> Return {
+        let offset = offset.and_then(|offset| offset.parse::<Offset>().ok());
+        let joins = offset.as_ref().and_then(|offset| offset.joins).unwrap_or(0);
+        // One that is still to come is none of this cluster, and would stand for ever.
+        let known = match offset {
+            Some(offset) if self.feed.cluster_reached(offset.base).await => Some(offset.base),
+            _ => None,
+        };
+        Return { journal: Journal::new(self, claims), rooms: Vec::new(), known, joins }
+    }
+
     /// Takes a session over for a client that comes back. `None` when it is unknown, another
     /// user's, or something that it missed is gone: then the client begins anew.
     ///
@@ -167,16 +184,20 @@ impl Worker {
             stored: Cell::new(true),
         };
         let mut rooms = Vec::with_capacity(record.rooms.len());
-        for (room, joined) in record.rooms {
-            let Ok(joined) = joined.parse::<Position>() else { return Ok(None) };
-            let since = offset.as_ref().map_or(joined, |offset| offset.of(room).max(joined));
+        let mut known = offset.as_ref().map(|offset| offset.base);
+        let mut joins = offset.as_ref().and_then(|offset| offset.joins).unwrap_or(0);
+        for (room, entry) in record.rooms {
+            let Ok(entry) = entry.parse::<Entry>() else { return Ok(None) };
+            known = known.max(entry.known);
+            joins = joins.max(entry.join);
+            let since = offset.as_ref().map_or(entry.from, |offset| offset.since(room, entry));
             rooms.push((room, self.start_after(room, since).await?));
         }
         // All of them now, since the ring has gone on while the database was asked.
         let ring = self.hub.ring();
         let is_whole = |&(room, start): &(RoomId, Start)| matches!(start, Start::After(since) if ring.recovers(room, since));
         if rooms.iter().all(is_whole) {
-            Ok(Some(Return { journal, rooms }))
+            Ok(Some(Return { journal, rooms, known, joins }))
         } else {
             journal.remove().await;
             Ok(None)

@@ -23,7 +23,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::event::{Delivery, Wire};
 use super::feed::Phase;
 use super::member::{Member, Start};
-use super::offset::Offset;
+use super::offset::{Entry, Offset};
 use super::position::Position;
 use super::recovery::Journal;
 use super::worker::{Place, Worker};
@@ -190,8 +190,10 @@ impl<T> Session<T> {
     }
 
     /// Makes it a session that its client can come back to.
-    pub fn keep_journal(&mut self, journal: Rc<Journal>) {
+    /// It may have offsets up to `known` of earlier connections, in which it made so many `joins`.
+    pub fn keep_journal(&mut self, journal: Rc<Journal>, known: Option<Position>, joins: u32) {
         self.journal = Some(journal);
+        self.member.remember(known, joins);
     }
 
     /// Enters rooms that an earlier connection of this client was in; what was missed there is
@@ -270,6 +272,7 @@ impl<T> Session<T> {
             && let Some(Doing { to, verb, .. }) = self.doing.take()
         {
             let result = result.map(|done| self.take_effect(done));
+            self.member.retract();
             return Poll::Ready(Output::Answer(Answer { to, verb, result }));
         }
         match self.member.poll_next(context) {
@@ -359,6 +362,9 @@ impl<T> Session<T> {
             return refused(ApiError::TooManyRooms);
         }
         let (worker, journal) = (self.worker.clone(), self.journal.clone());
+        // Now, since an event of another room may be given while the record is written; from which
+        // position it is will be known then.
+        let announced = journal.is_some().then(|| self.member.announce(Position::ZERO));
         async move {
             worker.feed.started().await;
             if !worker.store.rooms.exists(room).await? {
@@ -374,12 +380,15 @@ impl<T> Session<T> {
                 Some(None) => Start::Resync,
                 Some(Some(since)) => worker.start_after(room, since).await?,
             };
-            if let (Some(journal), Some(live)) = (journal, worker.hub.standing().live) {
+            let live = worker.hub.standing().live;
+            if let (Some(journal), Some(entry), Some(live)) = (journal, announced, live) {
                 let from = match start {
                     Start::After(since) => since,
-                    _ => live,
+                    // Until it was told, it has to be told again.
+                    Start::Resync => Position::ZERO,
+                    Start::Live | Start::From(_) => live,
                 };
-                journal.join(room, from).await?;
+                journal.join(room, Entry { from, ..entry }).await?;
                 if start == Start::Live {
                     // The record says from where; in the meantime there may have been messages.
                     start = Start::From(live);

@@ -69,6 +69,21 @@ impl TestServer {
         servers.try_into().unwrap_or_else(|_| unreachable!("there are N"))
     }
 
+    /// Starts two instances on a database of their own, the second of which can be
+    /// [held back](mongod::Neighbour::hold_slow_back).
+    pub async fn quick_and_slow() -> (mongod::ReplicaSet, [Self; 2], mongod::Neighbour) {
+        let testable = ["--setParameter", "enableTestCommands=1"];
+        let mongo = mongod::ReplicaSet::start_with(1, &testable).await;
+        let uri = mongo.uri("uneven");
+        let slow = format!("{uri}&appName={}", mongod::SLOW);
+        let servers = [
+            Self::start_with(&[("MONGO_URI", &uri)]).await,
+            Self::start_with(&[("MONGO_URI", &slow)]).await,
+        ];
+        let neighbour = mongod::Neighbour::connect(&uri).await;
+        (mongo, servers, neighbour)
+    }
+
     /// Stops as on SIGTERM, and waits until everything has ended.
     pub async fn stop(mut self) {
         drop(self.signal.take());

@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bson::oid::ObjectId;
 use bson::{DateTime, Document, doc};
@@ -14,6 +15,9 @@ use realtime_chat_backend::mongod::{Mongod, Options};
 
 use super::replica_set::options;
 pub use super::replica_set::{ReplicaSet, binary};
+
+/// What the instance calls itself whose stream can be held back.
+pub const SLOW: &str = "slow";
 
 /// The connection string of a database that nobody else uses, on the shared `mongod`.
 pub async fn fresh_database() -> String {
@@ -81,6 +85,28 @@ impl Neighbour {
         let documents: Vec<_> =
             contents.into_iter().map(|content| self.document(room, &content)).collect();
         self.messages.insert_many(documents).await.unwrap();
+    }
+
+    /// From now on the stream of the slow one of
+    /// [`TestServer::quick_and_slow`](super::TestServer::quick_and_slow) is answered so much later.
+    pub async fn hold_slow_back(&self, by: Duration) {
+        let hold = doc! {
+            "configureFailPoint": "failCommand",
+            "mode": "alwaysOn",
+            "data": {
+                "failCommands": ["getMore"],
+                "appName": SLOW,
+                "blockConnection": true,
+                "blockTimeMS": by.as_millis() as i64,
+            },
+        };
+        let held = self.admin().run_command(hold).await.unwrap();
+        let entered = doc! {
+            "waitForFailPoint": "failCommand",
+            "timesEntered": held.get_i32("count").unwrap_or(0) + 1,
+            "maxTimeMS": 10_000,
+        };
+        self.admin().run_command(entered).await.unwrap();
     }
 
     /// The commands of administrators.

@@ -1,16 +1,15 @@
 //! Coming back with a position: nothing is lost and nothing comes twice, or it is said.
 
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use bson::doc;
 use bson::oid::ObjectId;
 use futures::future::join_all;
 use realtime_chat_backend::realtime::position::Position;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::helpers::mongod::{Neighbour, ReplicaSet, fresh_database};
+use crate::helpers::mongod::{Neighbour, fresh_database};
 use crate::helpers::program::Program;
 use crate::helpers::socket::{END, Heard, Socket};
 use crate::helpers::{TestServer, alone};
@@ -305,38 +304,16 @@ async fn a_quiet_room_recovers_after_any_time_and_a_busy_one_is_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_that_is_ahead_of_one_instance_only_is_recovered() {
-    let mongo = ReplicaSet::start_with(1, &["--setParameter", "enableTestCommands=1"]).await;
-    let uri = mongo.uri("ahead");
-    let quick = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
-    let held_back = format!("{uri}&appName=heldback");
-    let slow = TestServer::start_with(&[("MONGO_URI", &held_back)]).await;
+    let (_mongo, [quick, slow], neighbour) = TestServer::quick_and_slow().await;
     let ada = quick.register("ada").await;
     let room = ada.create_room("lounge").await;
-    let neighbour = Neighbour::connect(&uri).await;
     let mut ahead = Socket::connect(&quick, &ada.token).await;
     ahead.join(&room).await;
     let mut behind = Socket::connect(&slow, &ada.token).await;
     behind.join(&room).await;
 
     // From now on the stream of one of them is answered late.
-    let hold = doc! {
-        "configureFailPoint": "failCommand",
-        "mode": "alwaysOn",
-        "data": {
-            "failCommands": ["getMore"],
-            "appName": "heldback",
-            "blockConnection": true,
-            "blockTimeMS": 1_500,
-        },
-    };
-    let held = neighbour.admin().run_command(hold).await.unwrap();
-    let entered = doc! {
-        "waitForFailPoint": "failCommand",
-        "timesEntered": held.get_i32("count").unwrap_or(0) + 1,
-        "maxTimeMS": 10_000,
-    };
-    neighbour.admin().run_command(entered).await.unwrap();
-
+    neighbour.hold_slow_back(Duration::from_millis(1_500)).await;
     neighbour.insert(&room, "already heard").await;
     let since = ahead.heard().await.position;
     let mut moved = Socket::connect(&slow, &ada.token).await;

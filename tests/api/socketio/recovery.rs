@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::helpers::engine_io::{Poller, SEPARATOR, Ws};
 use crate::helpers::mongod::{Neighbour, ReplicaSet, fresh_database};
 use crate::helpers::program::Program;
+use crate::helpers::socket::Socket;
 use crate::helpers::socket_io::{Caller, Memory};
 use crate::helpers::{TestServer, User, alone, eventually, mongod, token_for};
 
@@ -331,6 +332,72 @@ async fn a_cut_in_the_middle_of_a_replay_loses_and_repeats_nothing() {
     caller.assert_nothing_came().await;
     drop(caller);
     join_all(servers.into_iter().map(TestServer::stop)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offset_of_before_a_join_is_none_of_the_room_that_was_joined() {
+    let server = TestServer::start_with(ONE_WORKER).await;
+    let ada = server.register("ada").await;
+    let [live, old] = [ada.create_room("live").await, ada.create_room("old").await];
+    let mut plain = Socket::connect(&server, &ada.token).await;
+    let since = plain.join(&old).await;
+    tell(&ada, &old, ["1", "2", "3"]).await;
+    let mut caller = Caller::connect(server.addr, &ada.token).await;
+    caller.join(&live).await;
+    tell(&ada, &live, ["later than all of them"]).await;
+    caller.heard().await;
+
+    // In the same session, and in one that begins anew with the offset of this one.
+    let began = caller.cut();
+    let unknown = Memory { pid: Some("of another server".to_owned()), ..began.clone() };
+    for memory in [began, unknown] {
+        let mut caller = Caller::come_back(server.addr, &ada.token, memory).await;
+        let ack = caller.ask("joinRoom", json!({ "room": old, "since": since })).await;
+        assert_eq!(ack["recovered"], true);
+        // Nothing of it was heard: the first time not at all, then a part of it, twice.
+        let mut caller = Caller::recover(server.addr, &ada.token, &caller.cut()).await;
+        assert_eq!(caller.contents(1).await, ["1"]);
+        let memory = caller.cut();
+        for _ in 0..2 {
+            let mut caller = Caller::recover(server.addr, &ada.token, &memory).await;
+            assert_eq!(caller.contents(2).await, ["2", "3"]);
+            caller.assert_nothing_came().await;
+            let mut caller = Caller::recover(server.addr, &ada.token, &caller.cut()).await;
+            caller.assert_nothing_came().await;
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offset_ahead_of_the_instance_takes_nothing_from_a_room_that_is_joined_there() {
+    let (_mongo, [quick, slow], neighbour) = TestServer::quick_and_slow().await;
+    let ada = quick.register("ada").await;
+    let [before, room] = [ada.create_room("before").await, ada.create_room("after").await];
+    let mut caller = Caller::connect(quick.addr, &ada.token).await;
+    caller.join(&before).await;
+    neighbour.hold_slow_back(Duration::from_secs(3)).await;
+
+    neighbour.insert(&room, "not yet there").await;
+    neighbour.insert(&before, "ahead").await;
+    assert_eq!(caller.contents(1).await, ["ahead"]);
+    let known = caller.cut();
+    let unknown = Memory { pid: Some("of another server".to_owned()), ..known.clone() };
+    // The slow instance has seen neither when they join, one recovered and one anew.
+    let mut memories = Vec::new();
+    for memory in [known, unknown] {
+        let mut caller = Caller::come_back(slow.addr, &ada.token, memory).await;
+        caller.join(&room).await;
+        memories.push(caller.cut());
+    }
+    for memory in memories {
+        let mut caller = Caller::recover(slow.addr, &ada.token, &memory).await;
+        assert_eq!(caller.contents(1).await, ["not yet there"]);
+        caller.assert_nothing_came().await;
+    }
+    drop(ada);
+    quick.stop().await;
+    slow.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
