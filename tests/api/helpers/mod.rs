@@ -162,13 +162,18 @@ pub fn config(uri: &str, vars: &[(&str, &str)]) -> Config {
 }
 
 /// Asks again and again until the answer is yes, for 20 s at most.
-pub async fn eventually(claim: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub async fn eventually(claim: &str, holds: impl AsyncFnMut() -> bool) {
+    eventually_within(Duration::from_secs(20), claim, holds).await;
+}
+
+/// Asks again and again until the answer is yes.
+pub async fn eventually_within(most: Duration, claim: &str, mut holds: impl AsyncFnMut() -> bool) {
     let asking = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let in_time = tokio::time::timeout(Duration::from_secs(20), asking).await;
+    let in_time = tokio::time::timeout(most, asking).await;
     assert!(in_time.is_ok(), "not in time: {claim}");
 }
 

@@ -2,4 +2,5 @@
 
 mod conformance;
 mod echo;
+mod load;
 mod recovery;
