@@ -137,6 +137,8 @@ fn counted(text: &str) -> Result<(&str, Option<u32>), NotAPosition> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn at(seconds: u32) -> Position {
@@ -188,6 +190,43 @@ mod tests {
         assert_eq!(since(first, "3.1"), at(4));
         for text in ["", "4.1", "4.1@#1", "4.1@7.1", "@7.1#1", "4.1@7.1@8.1#1", "4.1#", "4.1#01"] {
             assert_eq!(read(text), Err(NotAPosition), "{text:?}");
+        }
+    }
+
+    fn position() -> impl Strategy<Value = Position> {
+        any::<[u8; 3]>().prop_map(|[seconds, increment, nth]| {
+            let first = Position::first_of(seconds.into(), increment.into());
+            (0..nth % 3).fold(first, |position, _| position.next_of_same_time())
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(
+            base in position(),
+            exceptions in proptest::collection::vec((position(), any::<[u8; 12]>()), 0..6),
+            joins in any::<Option<u32>>(),
+            known in proptest::option::of(position()),
+            join in any::<u32>(),
+        ) {
+            let entry = Entry { from: base, known, join };
+            prop_assert_eq!(entry.to_string().parse(), Ok(entry));
+            let room = |bytes| RoomId(bson::oid::ObjectId::from_bytes(bytes));
+            let exceptions = exceptions.into_iter().map(|(at, bytes)| (at, room(bytes))).collect();
+            let offset = Offset { base, exceptions, joins };
+            prop_assert_eq!(offset.to_string().parse(), Ok(offset));
+        }
+
+        #[test]
+        fn what_reads_means_the_same_when_written(
+            text in "[0-9]{1,3}\\.[0-9]{1,2}(@[0-9]\\.[0-9])?(#[0-9]{0,2})?([;=,.#@]?[0-9a-f.]{0,24}){0,4}"
+        ) {
+            if let Ok(offset) = text.parse::<Offset>() {
+                prop_assert_eq!(offset.to_string().parse(), Ok(offset));
+            }
+            if let Ok(entry) = text.parse::<Entry>() {
+                prop_assert_eq!(entry.to_string(), text);
+            }
         }
     }
 

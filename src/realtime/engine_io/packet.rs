@@ -189,10 +189,17 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics_and_what_is_read_means_the_same_when_written(text in ".{0,60}") {
-            if let Ok(packet) = Packet::parse(&text.into()) {
+        fn no_text_panics_and_what_is_read_means_the_same_when_written(
+            text in prop_oneof![".{0,60}", "[0-7b][a-zA-Z0-9+/=\x1e€]{0,60}"]
+        ) {
+            let text = ByteString::from(text);
+            if let Ok(packet) = Packet::parse(&text) {
                 let written = ByteString::from(packet.to_string());
                 prop_assert_eq!(Packet::parse(&written), Ok(packet));
+            }
+            if let Ok(packets) = parse_payload(&text) {
+                let written = ByteString::from(join_payload(&packets));
+                prop_assert_eq!(parse_payload(&written), Ok(packets));
             }
         }
     }

@@ -472,6 +472,33 @@ mod tests {
         }
 
         #[test]
+        fn attachments_come_back_with_their_packet(
+            attachments in proptest::collection::vec(any::<[u8; 7]>(), 1..=10),
+            values in proptest::collection::vec(value(), 0..4),
+            id in any::<Option<u64>>(),
+            is_ack in any::<bool>(),
+        ) {
+            let places = (0..attachments.len())
+                .map(|num| format!("{{\"_placeholder\":true,\"num\":{num}}}").into());
+            let values: Vec<_> = std::iter::once("\"name\"".into()).chain(places).chain(values).collect();
+            let arguments = Arguments { values, attachments: attachments.len() };
+            let body = match id {
+                Some(id) if is_ack => Body::Ack(arguments, id),
+                id => Body::Event(arguments, id),
+            };
+            let packet = Packet::new("/custom", body);
+            let attachments: Vec<_> = attachments.iter().map(|bytes| Bytes::copy_from_slice(bytes)).collect();
+            let mut decoder = Decoder::new(LIMITS);
+            let mut decoded = decoder.text(&packet.to_string().into());
+            for bytes in &attachments {
+                prop_assert_eq!(decoded, Ok(None));
+                decoded = decoder.binary(bytes.clone());
+            }
+            prop_assert_eq!(decoded, Ok(Some((packet, attachments))));
+            prop_assert!(!decoder.is_waiting());
+        }
+
+        #[test]
         fn no_text_panics(texts in proptest::collection::vec(".*", 0..4)) {
             let mut decoder = Decoder::new(LIMITS);
             for text in texts {
