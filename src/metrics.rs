@@ -221,7 +221,8 @@ impl Metrics {
         self.sessions.set(clamp(sources.process.sessions() as u64));
         self.connections.set(clamp(sources.connections.len() as u64));
         self.password_queue.set(clamp(sources.passwords.waiting() as u64));
-        set(&self.panics, sources.connections.panics());
+        let panics = sources.connections.panics() + sources.process.panics();
+        set(&self.panics, &AtomicU64::new(panics));
         self.open.set(clamp(sources.process.connections().count() as u64));
         let refused = sources.limits.refused().into_iter().chain(sources.process.refused());
         for (limit, count) in refused {

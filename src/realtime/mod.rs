@@ -8,6 +8,7 @@ pub mod inbox;
 pub mod io;
 pub mod member;
 pub mod offset;
+pub mod panics;
 pub mod position;
 pub mod recovery;
 pub mod ring;

@@ -73,6 +73,7 @@ pub struct Process {
     max_connections: usize,
     sessions: AtomicUsize,
     refused: Refused,
+    panics: AtomicU64,
     addresses: Mutex<HashMap<Address, usize>>,
     drain: CancellationToken,
     /// Over how many milliseconds a drain is spread.
@@ -120,6 +121,7 @@ impl Process {
             max_connections: capacity.for_sockets,
             sessions: AtomicUsize::new(0),
             refused: Refused::default(),
+            panics: AtomicU64::new(0),
             addresses: Mutex::default(),
             drain: CancellationToken::new(),
             drain_spread: AtomicU64::new(0),
@@ -177,6 +179,16 @@ impl Process {
     /// All connections of the server.
     pub fn connections(&self) -> &Connections {
         &self.connections
+    }
+
+    /// How many sessions of the plain wire ended by a panic.
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
+    }
+
+    /// One did.
+    pub fn note_panic(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How often what there was too much of was refused, by its name.

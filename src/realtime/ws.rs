@@ -6,6 +6,7 @@
 
 use std::future::pending;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
@@ -19,6 +20,7 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::event::Wire;
+use super::panics::survive;
 use super::session::{Answer, End, Output, Request, Session, Verb};
 use super::socket::{CloseCode, Closed, Frame, Message, Socket, Turn};
 use super::worker::{Place, Worker};
@@ -76,7 +78,9 @@ pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -
             .insert_header((header::RETRY_AFTER, "1"))
             .finish();
     };
-    actix_web::rt::spawn(serve(worker, place, socket, token));
+    let process = Arc::clone(&worker.process);
+    let note = move || process.note_panic();
+    actix_web::rt::spawn(survive(serve(worker, place, socket, token), note));
     answer
 }
 

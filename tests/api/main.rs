@@ -19,6 +19,7 @@ mod odd_input;
 mod openapi;
 mod outage;
 mod pages;
+mod panics;
 mod postman;
 mod program;
 mod realtime;

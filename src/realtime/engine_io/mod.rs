@@ -13,9 +13,7 @@ mod session;
 mod websocket;
 
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix_web::http::header::{self, HeaderMap, HeaderValue};
@@ -24,7 +22,6 @@ use actix_web::web::{Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures::FutureExt;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
@@ -33,6 +30,7 @@ pub use session::{CloseReason, Ended, Message};
 
 use crate::config::CorsOrigins;
 use crate::middleware::cors;
+use crate::realtime::panics::survive;
 use packet::Packet;
 use session::{Session, Transport};
 
@@ -247,7 +245,7 @@ impl<A: Application> Server<A> {
                 (Transport::WebSocket, true) => {
                     let session = self.registry.find(&sid).ok_or(Refused::UnknownSession)?;
                     self.check_origin(req)?;
-                    websocket::upgrade(session, req, payload)
+                    websocket::upgrade(session, self.registry.clone(), req, payload)
                 }
                 (Transport::Polling, false) => {
                     let session = self.registry.find_for_poll(&sid, req.method());
@@ -289,7 +287,8 @@ impl<A: Application> Server<A> {
                     .map_err(|_| Refused::BadRequest)?;
                 let session = self.begin(handshake, transport);
                 let open = session.open_packet(&[]);
-                actix_web::rt::spawn(websocket::serve(session, socket, Some(open)));
+                let serving = websocket::serve(Arc::clone(&session), socket, Some(open));
+                websocket::spawn(session, self.registry.clone(), serving);
                 Ok(response)
             }
         }
@@ -301,9 +300,13 @@ impl<A: Application> Server<A> {
         let (session, incoming) = Session::new(random_id(), config, transport);
         self.registry.insert(&session);
         let connection = Connection { session: Arc::clone(&session), incoming, handshake };
-        let serving = AssertUnwindSafe(self.application.serve(connection)).catch_unwind();
+        let serving = self.application.serve(connection);
         let (ended, registry) = (Arc::clone(&session), self.registry.clone());
         actix_web::rt::spawn(async move {
+            let serving = survive(serving, || {
+                registry.note_panic();
+                ended.end(CloseReason::Panic, Some(Packet::Close));
+            });
             let beating = ended.beat();
             tokio::pin!(serving, beating);
             let mut done = false;
@@ -311,14 +314,7 @@ impl<A: Application> Server<A> {
                 // The heartbeat ends only with the session; the application may outlive that,
                 // to put its things in order.
                 tokio::select! {
-                    result = &mut serving => {
-                        if result.is_err() {
-                            log::error!("A session ended because its application panicked");
-                            registry.panics().fetch_add(1, Ordering::Relaxed);
-                            ended.end(CloseReason::Panic, Some(Packet::Close));
-                        }
-                        break;
-                    }
+                    _ = &mut serving => break,
                     () = &mut beating, if !done => {
                         done = true;
                         registry.retire(&ended);

@@ -1,7 +1,7 @@
 //! The sessions of this process, found by their secret names from every worker.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use actix_web::http::Method;
@@ -37,9 +37,13 @@ impl Registry {
         self.len() == 0
     }
 
-    /// How many sessions ended because their application panicked.
-    pub fn panics(&self) -> &AtomicU64 {
-        &self.0.panics
+    /// How many sessions ended by a panic.
+    pub fn panics(&self) -> u64 {
+        self.0.panics.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_panic(&self) {
+        self.0.panics.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ends all sessions by closing their transports.

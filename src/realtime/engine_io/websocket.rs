@@ -12,7 +12,9 @@ use tokio::time::timeout;
 
 use super::Refused;
 use super::packet::Packet;
+use super::registry::Registry;
 use super::session::{CloseReason, Message, Session, Transport};
+use crate::realtime::panics::survive;
 use crate::realtime::socket::{self, CloseCode, Frame, Socket, Turn};
 
 /// How many bytes are written at once, when so much waits.
@@ -24,6 +26,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// closed, as the session must not suffer.
 pub(super) fn upgrade(
     session: Arc<Session>,
+    registry: Registry,
     req: &HttpRequest,
     payload: Payload,
 ) -> Result<HttpResponse, Refused> {
@@ -35,11 +38,25 @@ pub(super) fn upgrade(
     drop(state);
     session.changed.notify_waiters();
     if begins {
-        actix_web::rt::spawn(probe(session, socket));
+        let probing = probe(Arc::clone(&session), socket);
+        spawn(session, registry, probing);
     } else {
         actix_web::rt::spawn(socket.close(CloseCode::Normal, ""));
     }
     Ok(response)
+}
+
+/// Spawns what carries a session, which ends with it when that panics.
+pub(super) fn spawn(
+    session: Arc<Session>,
+    registry: Registry,
+    carrying: impl Future<Output = ()> + 'static,
+) {
+    let note = move || {
+        registry.note_panic();
+        session.end(CloseReason::Panic, None);
+    };
+    actix_web::rt::spawn(survive(carrying, note));
 }
 
 /// Answers the probe and waits for the upgrade; meanwhile polling stays the transport.
