@@ -5,7 +5,7 @@
 //! In reading order. An arrow is "uses"; nothing uses what stands above it.
 //!
 //! ```text
-//! main ─▶ app                      the process; who knows every part, start and stop order
+//! main ─▶ logging, app             the process; who knows every part, start and stop order
 //!          ├─▶ server              HTTP, and the hand-over of WebSockets
 //!          ├─▶ routes ─▶ controllers, middleware     what Express had, one to one
 //!          ├─▶ realtime
@@ -50,6 +50,7 @@ pub mod controllers;
 pub mod error;
 pub mod js;
 pub mod limits;
+pub mod logging;
 pub mod metrics;
 pub mod middleware;
 pub mod models;

@@ -5,15 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
-use env_logger::{Builder, Env};
-use log::LevelFilter;
 use realtime_chat_backend::app::Application;
 use realtime_chat_backend::check::check;
 use realtime_chat_backend::config::{Config, dotenv};
+use realtime_chat_backend::logging;
 use tokio::signal::unix::{SignalKind, signal};
-
-/// What is logged unless `RUST_LOG` says otherwise.
-const DEFAULT_LOG: &str = "info,actix_server=warn,mongodb=warn";
 
 const HELP: &str = "\
 A chat backend: REST, WebSocket and Socket.IO over MongoDB.
@@ -54,7 +50,7 @@ async fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
         return Ok(ExitCode::SUCCESS);
     }
     let dotenv = dotenv::load(Path::new(".env")).map_err(|error| format!(".env: {error}"))?;
-    start_logging(&dotenv);
+    logging::start(&dotenv);
     let config = Config::from_env(&dotenv)?;
     if let Command::Check = command {
         let report = check(&config).await?;
@@ -108,16 +104,6 @@ fn greet(addr: SocketAddr, demo: bool, embedded: Option<&Path>) {
         println!("  {bold}Data       {reset}  {} (an embedded MongoDB)", data.display());
     }
     println!("  Stop with Ctrl-C\n");
-}
-
-/// `RUST_LOG` of the environment, else of `.env`, else the default.
-fn start_logging(dotenv: &[(String, String)]) {
-    let default = dotenv.iter().find(|(name, _)| name == "RUST_LOG");
-    let default = default.map_or(DEFAULT_LOG, |(_, value)| value);
-    // It reports what strangers send as errors of its own, as many as they like.
-    let mut builder = Builder::new();
-    builder.filter_module("actix_http", LevelFilter::Off);
-    builder.parse_env(Env::default().default_filter_or(default)).init();
 }
 
 /// Resolves at SIGINT or SIGTERM. The handlers are there when this returns, not when it is polled.

@@ -1,0 +1,147 @@
+//! The log: one line for each thing that is said, and not many of one kind.
+//!
+//! What a client wrote can be part of what is said, if only in the words of a library. It cannot
+//! begin a line of its own or paint the terminal: control characters are escaped. And what a
+//! client, or a database that is away, can cause again and again is said ten times a second and
+//! then counted.
+
+use std::collections::HashMap;
+use std::fmt::{self, Display, Write as _};
+use std::io::{self, Write as _};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use env_logger::fmt::Formatter;
+use env_logger::{Builder, Env};
+use log::{Level, LevelFilter, Record};
+
+/// What is logged unless `RUST_LOG` says otherwise.
+const DEFAULT: &str = "info,actix_server=warn,mongodb=warn";
+/// How many lines of one kind are written in each [`PERIOD`].
+const LINES: u32 = 10;
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Starts it, on standard error. `RUST_LOG` is that of the environment, else of `.env`.
+pub fn start(dotenv: &[(String, String)]) {
+    let default = dotenv.iter().find(|(name, _)| name == "RUST_LOG");
+    let default = default.map_or(DEFAULT, |(_, value)| value);
+    let mut builder = Builder::new();
+    // It reports what strangers send as errors of its own, as many as they like.
+    builder.filter_module("actix_http", LevelFilter::Off);
+    builder.parse_env(Env::default().default_filter_or(default));
+    let pace = Pace::default();
+    builder.format(move |line, record| write(line, record, &pace)).init();
+}
+
+fn write(line: &mut Formatter, record: &Record<'_>, pace: &Pace) -> io::Result<()> {
+    // Whoever asks for more wants all of it.
+    let left_out = if record.level() <= Level::Info {
+        let kind = Kind { file: record.file_static(), line: record.line() };
+        let Some(left_out) = pace.allow(kind, Instant::now()) else { return Ok(()) };
+        left_out
+    } else {
+        0
+    };
+    let (time, style) = (line.timestamp(), line.default_level_style(record.level()));
+    let (level, target) = (record.level(), record.target());
+    write!(line, "[{time} {style}{level:<5}{style:#} {target}] {}", OneLine(record.args()))?;
+    if left_out > 0 {
+        write!(line, " (and {left_out} more like this were left out)")?;
+    }
+    writeln!(line)
+}
+
+/// Where in the code a line comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Kind {
+    file: Option<&'static str>,
+    line: Option<u32>,
+}
+
+/// How much was said of late; there are as many kinds as places that say something.
+#[derive(Debug, Default)]
+struct Pace(Mutex<HashMap<Kind, Said>>);
+
+#[derive(Debug)]
+struct Said {
+    since: Instant,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Pace {
+    /// Whether one more may be said; then how many were not said since the last.
+    fn allow(&self, kind: Kind, now: Instant) -> Option<u64> {
+        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = kinds.entry(kind).or_insert(Said { since: now, lines: 0, left_out: 0 });
+        if now.duration_since(said.since) >= PERIOD {
+            (said.since, said.lines) = (now, 0);
+        }
+        if said.lines == LINES {
+            said.left_out += 1;
+            return None;
+        }
+        said.lines += 1;
+        Some(std::mem::take(&mut said.left_out))
+    }
+}
+
+/// Text in which nothing can end the line or be taken for a command to the terminal.
+struct OneLine<T>(T);
+
+impl<T: Display> Display for OneLine<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(Escaping(f), "{}", self.0)
+    }
+}
+
+struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>);
+
+impl fmt::Write for Escaping<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for part in text.split_inclusive(is_control) {
+            let last = part.chars().next_back().filter(|last| is_control(*last));
+            let plain = last.map_or(part, |last| part.strip_suffix(last).unwrap_or(part));
+            self.0.write_str(plain)?;
+            if let Some(last) = last {
+                write!(self.0, "{}", last.escape_default())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Control characters, the separators of lines, and what turns the direction of a text.
+fn is_control(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_stays_a_line() {
+        for (text, line) in [
+            ("plain \"text\" with \\ and ü", "plain \"text\" with \\ and ü"),
+            ("ann\n[2026 ERROR] forged", "ann\\n[2026 ERROR] forged"),
+            ("\u{1b}[2J\r", "\\u{1b}[2J\\r"),
+            ("a\0b\u{85}\u{2028}c\u{202e}", "a\\u{0}b\\u{85}\\u{2028}c\\u{202e}"),
+            ("", ""),
+        ] {
+            assert_eq!(OneLine(text).to_string(), line);
+        }
+    }
+
+    #[test]
+    fn much_of_a_kind_is_counted_and_other_kinds_are_said() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        let kind = |line| Kind { file: Some("a.rs"), line: Some(line) };
+        let said = (0..100).filter(|_| pace.allow(kind(1), now).is_some()).count();
+        assert_eq!(said, 10);
+        assert_eq!(pace.allow(kind(2), now), Some(0));
+        assert_eq!(pace.allow(kind(1), now + PERIOD), Some(90));
+        assert_eq!(pace.allow(kind(1), now + PERIOD), Some(0));
+    }
+}
