@@ -1,9 +1,11 @@
 //! What one client and the server say to each other.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use realtime_chat_backend::realtime::position::Position;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
@@ -159,6 +161,37 @@ async fn a_session_ends_with_its_token_unless_it_brings_a_newer_one() {
     let lasted = begun.elapsed();
     assert!(lasted > Duration::from_millis(1_900) && lasted < Duration::from_secs(4), "{lasted:?}");
     stays.join(&room).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_silent_is_closed_and_one_that_answers_pings_is_not() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut polite = Socket::connect(&server, &ada.token).await;
+    // The other one reads, but as what it reads it does not understand.
+    let mut silent = TcpStream::connect(server.addr).await.unwrap();
+    let request = format!(
+        "GET /ws?token={} HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n",
+        ada.token
+    );
+    silent.write_all(request.as_bytes()).await.unwrap();
+    let begun = Instant::now();
+    let mut heard = Vec::new();
+    tokio::select! {
+        read = silent.read_to_end(&mut heard) => { read.unwrap(); }
+        closed = polite.closed() => panic!("it answers pings: {closed:?}"),
+    }
+    let lasted = begun.elapsed();
+    assert!(lasted > Duration::from_secs(44) && lasted < Duration::from_secs(55), "{lasted:?}");
+    let reason = "nothing heard from the client";
+    let ping = [0x89, 0];
+    let close = [&[0x88, 2 + reason.len() as u8][..], &1008_u16.to_be_bytes(), reason.as_bytes()];
+    let frames = [&b"\r\n\r\n"[..], &ping, &close.concat()].concat();
+    assert!(heard.ends_with(&frames), "{:?}", String::from_utf8_lossy(&heard));
+    polite.join(&room).await;
     server.stop().await;
 }
 
