@@ -81,11 +81,9 @@ pub async fn run(besieged: Besieged, sockets: usize) -> Verdict {
     verdict.check("closes are spread", spread, format!("from {first:.2?} to {last:.2?}"));
     let back = moved.iter().filter(|(_, back)| *back).count();
     verdict.check("all come back elsewhere", back == sockets, format!("{back}"));
-    drop(moved);
-    let _ = timeout(TIMEOUT, sending).await;
-    let mut server = Arc::try_unwrap(server).unwrap_or_else(|_| panic!("nobody else has it"));
     let well = server.ended(TIMEOUT.saturating_sub(begun.elapsed())).await;
     verdict.check("it ends well and in time", well, format!("{:.1?}", begun.elapsed()));
+    sending.await.unwrap();
 
     for room in &rooms {
         other.send(&http, room, "the end").await;

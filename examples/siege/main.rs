@@ -142,7 +142,16 @@ impl Verdict {
         self.broken += usize::from(!kept);
     }
 
-    /// The same of one that is only worth a word when it was broken.
+    /// Compares the 99th percentile of others' delays under siege with that before and after it,
+    /// of which the larger counts: what else the machine does changes in the meantime. Below some
+    /// milliseconds it decides alone.
+    fn check_delays(&mut self, before: f64, under: f64, after: f64) {
+        let kept = under <= (before.max(after) * 2.0).max(20.0);
+        let figures = format!("{before:.1} ms before, {under:.1} under siege, {after:.1} after");
+        self.check("others' p99 stays within twice", kept, figures);
+    }
+
+    /// As [`check`](Self::check), of what is only worth a word when it was broken.
     fn expect(&mut self, promise: &str, kept: bool) {
         if !kept {
             self.check(promise, kept, String::new());
@@ -170,9 +179,9 @@ impl Options {
                 _ => return Err(format!("unknown option {argument:?}")),
             }
         }
-        if !options.server.is_file() {
-            return Err(format!("there is no {}: cargo build", options.server.display()));
-        }
+        // It is started in another folder.
+        options.server = std::fs::canonicalize(&options.server)
+            .map_err(|error| format!("{}: {error}: cargo build", options.server.display()))?;
         Ok(options)
     }
 }

@@ -21,7 +21,8 @@ const START: Duration = Duration::from_secs(20);
 
 /// A server. Dropping it kills it.
 pub struct Server {
-    process: Child,
+    process: Mutex<Child>,
+    id: Pid,
     pub addr: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
 }
@@ -56,7 +57,8 @@ impl Server {
             }
         });
         let addr = listening.recv_timeout(START).expect("the server says where it listens");
-        Self { process, addr, log }
+        let id = Pid::from_raw(process.id() as i32);
+        Self { process: Mutex::new(process), id, addr, log }
     }
 
     /// What it has logged.
@@ -66,7 +68,7 @@ impl Server {
 
     /// Its memory, in KiB.
     pub fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id));
         let status = status.unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
         line.trim().trim_end_matches("kB").trim().parse().unwrap()
@@ -74,14 +76,15 @@ impl Server {
 
     /// Asks it to end.
     pub fn terminate(&self) {
-        kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM).unwrap();
+        kill(self.id, Signal::SIGTERM).unwrap();
     }
 
     /// Waits until it has ended; whether it did so in time and well.
-    pub async fn ended(&mut self, within: Duration) -> bool {
+    pub async fn ended(&self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         loop {
-            match self.process.try_wait().unwrap() {
+            let ended = self.process.lock().unwrap().try_wait().unwrap();
+            match ended {
                 Some(status) => return status.success(),
                 None if Instant::now() > deadline => return false,
                 None => sleep(Duration::from_millis(20)).await,
@@ -131,8 +134,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let mut process = self.process.lock().unwrap();
+        let _ = process.kill();
+        let _ = process.wait();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Clients that take their time: ended in time, and nobody waits for them.
+//! Clients that take their time, which are ended, and a server that stops, which takes nobody's.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +10,10 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::helpers::mongod::{Neighbour, fresh_database};
-use crate::helpers::{TestServer, alone, metric};
+use crate::helpers::program::Program;
+use crate::helpers::socket::Socket;
+use crate::helpers::socket_io::Caller;
+use crate::helpers::{TestServer, alone, client, metric};
 
 /// How long the head of a request, or a part of its answer, may take at most.
 const PATIENCE: Duration = Duration::from_secs(16);
@@ -134,4 +137,59 @@ async fn an_answer_that_nobody_reads_is_not_kept() {
     assert!(metric(server.addr, SLOW).await >= 1);
     drop(deaf);
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_sockets_are_told_of_a_stop_and_go_on_elsewhere() {
+    const OF_EACH: usize = 150;
+    let _alone = alone().await;
+    let uri = fresh_database().await;
+    let other = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = other.register("ada").await;
+    let room = ada.create_room("busy").await;
+    let server = Program::start_on(&uri, &[]);
+    let (mut sockets, mut callers) = (Vec::new(), Vec::new());
+    for _ in 0..OF_EACH {
+        let mut socket = Socket::connect_at(server.addr, &ada.token).await;
+        let since = socket.join(&room).await;
+        sockets.push((socket, since));
+        let mut caller = Caller::connect(server.addr, &ada.token).await;
+        caller.join(&room).await;
+        callers.push(caller);
+    }
+    let addr = server.addr;
+    let begun = Instant::now();
+    let stopping = tokio::spawn(async move { server.terminate() });
+    let unready = async {
+        let ready = || client().get(format!("http://{addr}/readyz")).send();
+        while ready().await.expect("it answers while it drains").status() == StatusCode::OK {}
+    };
+    let moved = sockets.iter_mut().map(async |(socket, since)| {
+        let closed = socket.closed().await;
+        let at = begun.elapsed();
+        assert_eq!(closed, Some((1001, "the server stops".to_owned())));
+        *socket = Socket::connect(&other, &ada.token).await;
+        socket.recover(&room, &*since).await;
+        at
+    });
+    let called = callers.into_iter().map(async |mut caller| {
+        caller.closed().await;
+        Caller::recover(other.addr, &ada.token, &caller.cut()).await
+    });
+    let ((), mut closed, mut callers) = tokio::join!(unready, join_all(moved), join_all(called));
+    closed.sort();
+    // One millisecond each, at moments that nobody knows.
+    let spread = closed[OF_EACH - 1] - closed[0];
+    assert!(spread > Duration::from_millis(100), "{spread:?}");
+    assert!(stopping.await.unwrap().success());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    ada.send(&room, "go on").await;
+    for (socket, _) in &mut sockets {
+        assert_eq!(socket.heard().await.content, "go on");
+    }
+    for caller in &mut callers {
+        assert_eq!(caller.heard().await.1, "go on");
+    }
+    drop((sockets, callers));
+    other.stop().await;
 }
