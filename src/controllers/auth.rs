@@ -118,6 +118,10 @@ async fn credentials(
         username => {
             // An object would be a query to the original; here it is a name that nobody has.
             let name = username.to_text().map_err(|_| ApiError::InvalidCredentials)?;
+            if mode == ErrorMode::Precise && !matches!(password, Js::String(_)) {
+                // The original says so only of users that exist, which tells that they do.
+                return Err(ApiError::PasswordType(password.type_of()));
+            }
             store.users.by_name(&name).await?
         }
     };

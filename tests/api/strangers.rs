@@ -88,3 +88,37 @@ async fn a_poll_session_ends_with_its_token() {
     .await;
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_login_tells_whether_a_user_exists_in_precise_mode() {
+    let server = TestServer::start_with(&[("ERRORS", "precise")]).await;
+    server.register("ada").await;
+    let path = "/api/auth/login";
+    for password in [
+        json!("wrong"),
+        json!(""),
+        json!("x".repeat(1_000)),
+        json!(5),
+        json!(true),
+        json!(null),
+        json!([]),
+        json!({ "$ne": null }),
+    ] {
+        let mut answers = Vec::new();
+        for name in ["ada", "nobody"] {
+            let body = json!({ "username": name, "password": password });
+            let answer = server.request(Method::POST, path, None, Some(&body)).await;
+            answers.push((answer.status(), answer.text().await.unwrap()));
+        }
+        assert_eq!(answers[0], answers[1], "{password}");
+        assert!(answers[0].0.is_client_error(), "{password}");
+    }
+    let mut answers = Vec::new();
+    for name in ["ada", "nobody"] {
+        let body = json!({ "username": name });
+        let answer = server.request(Method::POST, path, None, Some(&body)).await;
+        answers.push((answer.status(), answer.text().await.unwrap()));
+    }
+    assert_eq!(answers[0], answers[1]);
+    server.stop().await;
+}
