@@ -1,5 +1,7 @@
 //! The program itself: its options, and what a dry run reports.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use bson::{Document, doc};
@@ -92,4 +94,46 @@ async fn a_dry_run_reports_and_changes_nothing() {
     assert_eq!(indexes, ["_id_"]);
     let names = database.list_collection_names().await.unwrap();
     assert_eq!(names.len(), 2, "{names:?}");
+}
+
+#[test]
+fn every_test_and_file_that_the_readme_names_for_security_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let (_, section) = readme.split_once("\n## Security\n").expect("there is one");
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let sources = [root.join("src"), root.join("tests")].map(|folder| text_of(&folder)).concat();
+    let mut tests = 0;
+    for row in section.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let [_, _, _, files, named, _] = cells[..] else { panic!("{row}") };
+        for file in quoted(files) {
+            assert!(root.join(file).exists(), "{file}");
+        }
+        for name in quoted(named).filter(|name| name.starts_with(|c: char| c.is_alphabetic())) {
+            tests += 1;
+            assert!(sources.contains(&format!("fn {name}(")), "{name}");
+        }
+    }
+    assert!(tests > 30, "{tests}");
+}
+
+/// What stands in backticks, but for what stands in brackets.
+fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+    let outside = cell.split('(').map(|part| part.split_once(')').map_or(part, |(_, rest)| rest));
+    outside.flat_map(|part| part.split('`').skip(1).step_by(2))
+}
+
+/// All Rust below a folder.
+fn text_of(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text += &text_of(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text += &fs::read_to_string(&path).unwrap();
+        }
+    }
+    text
 }
