@@ -77,13 +77,18 @@ impl Inbox {
         if waiting > 1 && (waiting > self.bounds.events || state.bytes > self.bounds.bytes) {
             *state = State { overflowed: true, reader: state.reader.take(), ..State::default() };
         }
-        let fits = !state.overflowed;
-        let reader = state.reader.take();
-        drop(state);
-        if let Some(reader) = reader {
-            reader.wake();
+        // Only who found it empty waits.
+        if (waiting == 1 || state.overflowed)
+            && let Some(reader) = &state.reader
+        {
+            reader.wake_by_ref();
         }
-        fits
+        !state.overflowed
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.state.borrow().waiting.is_empty()
     }
 
     /// Resolves when this inbox has overflowed.
@@ -92,7 +97,7 @@ impl Inbox {
         if state.overflowed {
             return Poll::Ready(TooSlow);
         }
-        state.reader = Some(context.waker().clone());
+        state.wait(context);
         Poll::Pending
     }
 
@@ -103,7 +108,7 @@ impl Inbox {
             return Poll::Ready(Err(TooSlow));
         }
         let Some(mail) = state.waiting.pop_front() else {
-            state.reader = Some(context.waker().clone());
+            state.wait(context);
             return Poll::Pending;
         };
         state.bytes -= mail.weight();
@@ -111,6 +116,15 @@ impl Inbox {
             state.waiting = VecDeque::new();
         }
         Poll::Ready(Ok(mail))
+    }
+}
+
+impl State {
+    fn wait(&mut self, context: &Context<'_>) {
+        match &mut self.reader {
+            Some(reader) => reader.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
     }
 }
 

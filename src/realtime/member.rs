@@ -206,6 +206,11 @@ impl Member {
         }
     }
 
+    /// Whether there is more to give at once, as far as can be said without looking at it.
+    pub fn has_more(&self) -> bool {
+        !(self.inbox.is_empty() && self.replays.is_empty() && self.resyncs.is_empty())
+    }
+
     /// Resolves when more waits for this session than may.
     pub fn poll_too_slow(&self, context: &Context<'_>) -> Poll<TooSlow> {
         self.inbox.poll_overflow(context)

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use actix_web::web::Data;
@@ -236,6 +236,19 @@ impl<T> Session<T> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
+    /// One more event to be written together with what [`next`](Self::next) has given, if there is
+    /// one already. Does not see whether the session is to end.
+    pub fn next_event(&mut self) -> Option<Rc<Delivery>> {
+        if !self.member.has_more() {
+            return None;
+        }
+        match self.member.poll_next(&Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(delivery)) => Some(delivery),
+            // Too slow: the next `next` says so.
+            Poll::Ready(Err(_)) | Poll::Pending => None,
+        }
+    }
+
     /// Stores the messages that its client still wanted to send when it went away; nobody is
     /// answered. Ends within the deadline of a request.
     pub async fn finish(&mut self) {
@@ -265,6 +278,10 @@ impl<T> Session<T> {
         if self.doing.is_none()
             && let Some((request, to)) = self.waiting.pop_front()
         {
+            if self.waiting.is_empty() {
+                // Most sessions ask for little.
+                self.waiting = VecDeque::new();
+            }
             self.begin(request, to);
         }
         if let Some(doing) = &mut self.doing

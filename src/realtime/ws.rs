@@ -14,7 +14,6 @@ use actix_web::http::header::{self, HeaderMap};
 use actix_web::web::{Data, Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use bytestring::ByteString;
-use futures::FutureExt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -22,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::event::Wire;
 use super::panics::survive;
 use super::session::{Answer, End, Output, Request, Session, Verb};
-use super::socket::{CloseCode, Closed, Frame, Message, Socket, Turn};
+use super::socket::{CloseCode, Closed, Frame, Message, Socket, Turn, WRITE_AT_ONCE};
 use super::worker::{Place, Worker};
 use crate::auth::Claims;
 use crate::error::ApiError;
@@ -38,8 +37,6 @@ const PING: Duration = Duration::from_secs(25);
 /// A client that was silent for so long is gone.
 const IDLE: Duration = Duration::from_secs(45);
 
-/// How many bytes are written at once, when so much waits.
-const WRITE_AT_ONCE: usize = 32 * 1024;
 /// With so much unwritten, the client's frames wait until it reads their answers.
 const MAX_UNWRITTEN: usize = 512 * 1024;
 /// How long a client whose token has expired may take to hear so: it does not keep the connection
@@ -133,7 +130,8 @@ async fn serve(
     let mut open = worker.metrics.open(WireName::Plain);
     let (code, reason) = match converse(&worker, &mut session, &mut socket, &mut open).await {
         Closing::With(code, reason) => (code, reason),
-        Closing::Gone => return session.finish().await,
+        // Boxed, so that a connection has no room for this while it lasts.
+        Closing::Gone => return Box::pin(session.finish()).await,
     };
     // Its places and its inbox must not wait for the client to read the close.
     drop((session, open));
@@ -245,7 +243,7 @@ async fn try_converse(
                     }
                     // What else is there already goes with it.
                     let more = socket.buffered() < WRITE_AT_ONCE;
-                    next = if more { session.next().now_or_never() } else { None };
+                    next = if more { session.next_event().map(Output::Event) } else { None };
                 }
                 socket.write_now()?;
             }

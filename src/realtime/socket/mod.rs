@@ -25,6 +25,9 @@ pub use bare::{Connection, Handover};
 use bare::BareSocket;
 use managed::ManagedSocket;
 
+/// How many bytes are written at once, when so much waits.
+pub const WRITE_AT_ONCE: usize = 32 * 1024;
+
 /// How long the client may take to make room for more of what is sent.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -212,9 +215,10 @@ impl Socket {
 
     /// Closes with a code and a reason of at most 123 bytes.
     pub async fn close(self, code: CloseCode, reason: &str) {
+        // Boxed, so that a connection has no room for this while it lasts.
         match self.0 {
-            Carrier::Bare(socket) => socket.close(code, reason).await,
-            Carrier::Managed(socket) => socket.close(code, reason).await,
+            Carrier::Bare(socket) => Box::pin(socket.close(code, reason)).await,
+            Carrier::Managed(socket) => Box::pin(socket.close(code, reason)).await,
         }
     }
 }
