@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use actix_web::web::{Data, Query};
 use bytestring::ByteString;
+use futures::FutureExt;
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -15,6 +16,7 @@ use super::engine_io::{CloseReason, Handshake, Refusal, Registry, random_id};
 use super::event::Wire;
 use super::recovery::{Journal, Return};
 use super::session::{Answer, End, Output, Request, Session, Verb};
+use super::socket::WRITE_AT_ONCE;
 use super::socket_io::packet::MAIN;
 use super::socket_io::{Application, Event, Socket, Visit};
 use super::worker::Worker;
@@ -22,7 +24,7 @@ use crate::auth::Claims;
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
 use crate::limits::Address;
-use crate::metrics::WireName;
+use crate::metrics::{OpenSocket, WireName};
 use crate::middleware::auth::bearer;
 use crate::middleware::deadline::DEADLINE;
 
@@ -65,14 +67,30 @@ impl Application for ChatIo {
     }
 
     fn connect(&self, visit: Visit) -> impl Future<Output = ()> + 'static {
-        enter(self.worker.clone(), visit)
+        let worker = self.worker.clone();
+        async move {
+            // Boxed, as what happens once should not take memory for as long as the client stays.
+            let Some(mut client) = let_in(&worker, visit).boxed_local().await else { return };
+            match client.converse(&worker).await {
+                Some(end) => client.close(end),
+                None => client.finish().boxed_local().await,
+            }
+        }
     }
 }
 
+/// A client that was let in.
+struct Client {
+    socket: Socket,
+    session: Session<Option<u64>>,
+    journal: Option<Rc<Journal>>,
+    open: OpenSocket,
+}
+
 /// Lets a client in, or refuses it.
-async fn enter(worker: Data<Worker>, visit: Visit) {
+async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
     let auth = Auth::read(&visit.auth);
-    let claims = match claims(&worker, &auth, &visit.handshake) {
+    let claims = match claims(worker, &auth, &visit.handshake) {
         Ok(claims) => Some(claims),
         Err(ApiError::TokenMissing) if worker.config.legacy_trust => None,
         Err(error) => {
@@ -80,28 +98,34 @@ async fn enter(worker: Data<Worker>, visit: Visit) {
                 worker.process.warn_of_missing_token();
             }
             let (text, code) = error.sentence(worker.config.errors);
-            return visit.refuse(&text, Some(&format!(r#"{{"code":"{code}"}}"#)));
+            visit.refuse(&text, Some(&format!(r#"{{"code":"{code}"}}"#)));
+            return None;
         }
     };
     // From here on a client that cannot be served is not refused, which would be for good, but
     // disconnected: it comes back by itself.
-    let Some(mut place) = worker.process.enter(address(&worker, &visit.handshake)) else {
-        return visit.close();
+    let Some(mut place) = worker.process.enter(address(worker, &visit.handshake)) else {
+        visit.close();
+        return None;
     };
-    let Some(claims) = claims else {
-        let session = Session::new(worker.clone(), place, None);
-        return converse(&worker, visit.accept(&random_id(), None), session, None).await;
+    let enter = |visit: Visit, place| {
+        let session = Session::new(worker.clone(), place, claims);
+        Some(Client::new(worker, visit.accept(&random_id(), None), session, None))
     };
+    let Some(claims) = claims else { return enter(visit, place) };
     // Before the feed has begun nothing is known of positions, and without them it could not come
     // back later on.
     if timeout(DEADLINE, worker.feed.started()).await.is_err() {
-        return visit.close();
+        visit.close();
+        return None;
     }
     if !(auth.recovery && worker.recovers()) {
-        let session = Session::new(worker.clone(), place, Some(claims));
-        return converse(&worker, visit.accept(&random_id(), None), session, None).await;
+        return enter(visit, place);
     }
-    let Ok(returned) = come_back(&worker, &auth, claims).await else { return visit.close() };
+    let Ok(returned) = come_back(worker, &auth, claims).await else {
+        visit.close();
+        return None;
+    };
     if auth.pid.is_some() {
         worker.metrics.recovery(returned.is_some());
     }
@@ -115,7 +139,7 @@ async fn enter(worker: Data<Worker>, visit: Visit) {
     session.keep_journal(Rc::clone(&journal), returned.known, returned.joins);
     let socket = visit.accept(&journal.sid, Some(&journal.pid));
     session.enter(returned.rooms);
-    converse(&worker, socket, session, Some(journal)).await;
+    Some(Client::new(worker, socket, session, Some(journal)))
 }
 
 /// The session that a client comes back to, if there is one.
@@ -171,49 +195,73 @@ impl Auth {
     }
 }
 
-/// Serves a session until either side ends it.
-async fn converse(
-    worker: &Worker,
-    mut socket: Socket,
-    mut session: Session<Option<u64>>,
-    journal: Option<Rc<Journal>>,
-) {
-    let mut open = worker.metrics.open(WireName::SocketIo);
-    let wire = if journal.is_some() { Wire::SocketIoOffset } else { Wire::SocketIo };
-    loop {
-        let (sender, has_room) = (socket.sender(), session.has_room());
-        tokio::select! {
-            // What comes waits where it is bounded: in the inbox, or in the ring.
-            output = session.next_when(sender.ready()) => match output {
-                Output::Event(delivery) => {
-                    open.delivered();
-                    socket.emit_encoded(session.frame(&delivery, wire));
-                }
-                Output::Answer(answer) => reply(worker, &socket, &session, answer),
-                Output::End(end) => {
-                    log::debug!("A Socket.IO session is ended: {end}");
-                    open.closes_because(end.label());
-                    socket.close(match end {
-                        End::TooSlow => CloseReason::TooSlow,
-                        End::Draining => CloseReason::GoingAway,
-                        End::Expired | End::TakenOver => CloseReason::Server,
-                    });
-                    return;
-                }
-            },
-            event = socket.recv(), if has_room => match event {
-                Some(event) => request(worker, &socket, &mut session, event),
-                None => break,
-            },
+impl Client {
+    fn new(
+        worker: &Worker,
+        socket: Socket,
+        session: Session<Option<u64>>,
+        journal: Option<Rc<Journal>>,
+    ) -> Self {
+        Self { socket, session, journal, open: worker.metrics.open(WireName::SocketIo) }
+    }
+
+    /// Serves it until its session is to be ended for a reason, or it has gone.
+    async fn converse(&mut self, worker: &Worker) -> Option<End> {
+        let Self { socket, session, journal, open } = self;
+        let wire = if journal.is_some() { Wire::SocketIoOffset } else { Wire::SocketIo };
+        loop {
+            let (sender, has_room) = (socket.sender(), session.has_room());
+            tokio::select! {
+                // What comes waits where it is bounded: in the inbox, or in the ring.
+                output = session.next_when(sender.ready()) => match output {
+                    Output::Event(delivery) => {
+                        // What else is there already goes with it, as much as is written at once.
+                        let (mut next, mut bytes) = (Some(delivery), 0);
+                        let frames = std::iter::from_fn(|| {
+                            let event = match next.take() {
+                                None if bytes < WRITE_AT_ONCE => session.next_event(),
+                                event => event,
+                            };
+                            let event = event?;
+                            let frame = session.frame(&event, wire);
+                            bytes += frame.len();
+                            open.delivered();
+                            Some(frame)
+                        });
+                        socket.emit_encoded(frames);
+                    }
+                    Output::Answer(answer) => reply(worker, socket, session, answer),
+                    Output::End(end) => return Some(end),
+                },
+                event = socket.recv(), if has_room => match event {
+                    Some(event) => request(worker, socket, session, event),
+                    None => return None,
+                },
+            }
         }
     }
-    if let Some(reason) = socket.close_reason() {
-        open.closes_because(reason.label());
+
+    /// Ends its connection.
+    fn close(mut self, end: End) {
+        log::debug!("A Socket.IO session is ended: {end}");
+        self.open.closes_because(end.label());
+        self.socket.close(match end {
+            End::TooSlow => CloseReason::TooSlow,
+            End::Draining => CloseReason::GoingAway,
+            End::Expired | End::TakenOver => CloseReason::Server,
+        });
     }
-    // Node would have begun with everything that was sent before the goodbye.
-    session.finish().await;
-    if let (true, Some(journal)) = (socket.has_left(), journal) {
-        journal.remove().await;
+
+    /// Puts the things of one that has gone in order.
+    async fn finish(mut self) {
+        if let Some(reason) = self.socket.close_reason() {
+            self.open.closes_because(reason.label());
+        }
+        // Node would have begun with everything that was sent before the goodbye.
+        self.session.finish().await;
+        if let (true, Some(journal)) = (self.socket.has_left(), self.journal) {
+            journal.remove().await;
+        }
     }
 }
 

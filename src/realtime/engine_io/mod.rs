@@ -13,6 +13,8 @@ mod session;
 mod websocket;
 
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +24,8 @@ use actix_web::web::{Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::future::join;
 use serde::Deserialize;
-use tokio::sync::mpsc;
 
 pub use registry::Registry;
 pub use session::{CloseReason, Ended, Message};
@@ -117,9 +119,8 @@ pub struct Handshake {
 #[derive(Debug)]
 pub struct Connection {
     session: Arc<Session>,
-    incoming: mpsc::Receiver<Message>,
     /// What the handshake said.
-    pub handshake: Handshake,
+    pub handshake: Rc<Handshake>,
 }
 
 /// Sends to one session, from anywhere.
@@ -129,11 +130,7 @@ pub struct Sender(Arc<Session>);
 impl Connection {
     /// The next message; `None` when the session has ended. Cancel-safe.
     pub async fn recv(&mut self) -> Option<Message> {
-        tokio::select! {
-            biased;
-            () = self.session.ended.cancelled() => None,
-            message = self.incoming.recv() => message,
-        }
+        self.session.receive().await
     }
 
     /// A handle that sends.
@@ -174,11 +171,6 @@ impl Sender {
     /// Why it ended, once it has.
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.0.ended().map(|end| end.reason)
-    }
-
-    /// Resolves when the session has ended.
-    pub async fn ended(&self) {
-        self.0.ended.cancelled().await;
     }
 }
 
@@ -245,7 +237,7 @@ impl<A: Application> Server<A> {
                 (Transport::WebSocket, true) => {
                     let session = self.registry.find(&sid).ok_or(Refused::UnknownSession)?;
                     self.check_origin(req)?;
-                    websocket::upgrade(session, self.registry.clone(), req, payload)
+                    websocket::upgrade(session, &self.registry, req, payload)
                 }
                 (Transport::Polling, false) => {
                     let session = self.registry.find_for_poll(&sid, req.method());
@@ -277,55 +269,68 @@ impl<A: Application> Server<A> {
         }
         match transport {
             Transport::Polling => {
-                let session = self.begin(handshake, transport);
+                let session = self.begin(transport);
                 let open = session.open_packet(&["websocket"]);
+                actix_web::rt::spawn(self.serve(session, handshake));
                 Ok(polling::answer(open.to_string()))
             }
             Transport::WebSocket => {
                 let max = self.config.max_payload;
                 let (response, socket) = crate::realtime::socket::Socket::accept(req, payload, max)
                     .map_err(|_| Refused::BadRequest)?;
-                let session = self.begin(handshake, transport);
+                let session = self.begin(transport);
                 let open = session.open_packet(&[]);
-                let serving = websocket::serve(Arc::clone(&session), socket, Some(open));
-                websocket::spawn(session, self.registry.clone(), serving);
+                let carried = websocket::serve(Arc::clone(&session), socket, Some(open));
+                let carried = websocket::guarded(&session, &self.registry, carried);
+                let served = self.serve(session, handshake);
+                // One task: what the application sends is written in the same turn.
+                actix_web::rt::spawn(join(served, carried));
                 Ok(response)
             }
         }
     }
 
-    /// A new session and the task that serves it.
-    fn begin(&self, handshake: Handshake, transport: Transport) -> Arc<Session> {
-        let config = Arc::clone(&self.config);
-        let (session, incoming) = Session::new(random_id(), config, transport);
+    /// A new session, which is found from now on.
+    fn begin(&self, transport: Transport) -> Arc<Session> {
+        let session = Session::new(random_id(), Arc::clone(&self.config), transport);
         self.registry.insert(&session);
-        let connection = Connection { session: Arc::clone(&session), incoming, handshake };
+        session
+    }
+
+    /// Serves a session until the application is done with it and nobody asks for it any more.
+    fn serve(
+        &self,
+        session: Arc<Session>,
+        handshake: Handshake,
+    ) -> impl Future<Output = ()> + 'static {
+        let handshake = Rc::new(handshake);
+        let connection = Connection { session: Arc::clone(&session), handshake };
         let serving = self.application.serve(connection);
-        let (ended, registry) = (Arc::clone(&session), self.registry.clone());
-        actix_web::rt::spawn(async move {
-            let serving = survive(serving, || {
-                registry.note_panic();
-                ended.end(CloseReason::Panic, Some(Packet::Close));
-            });
-            let beating = ended.beat();
-            tokio::pin!(serving, beating);
+        let registry = self.registry.clone();
+        let (ended, counted) = (Arc::clone(&session), registry.clone());
+        let mut serving = Box::pin(survive(serving, move || {
+            counted.note_panic();
+            ended.end(CloseReason::Panic, Some(Packet::Close));
+        }));
+        async move {
+            let mut beating = pin!(session.beat());
             let mut done = false;
             loop {
                 // The heartbeat ends only with the session; the application may outlive that,
                 // to put its things in order.
                 tokio::select! {
+                    biased;
                     _ = &mut serving => break,
                     () = &mut beating, if !done => {
                         done = true;
-                        registry.retire(&ended);
+                        registry.retire(&session);
                     }
                 }
             }
-            ended.end(CloseReason::Server, Some(Packet::Close));
-            registry.retire(&ended);
-            registry.forget(&ended).await;
-        });
-        session
+            session.end(CloseReason::Server, Some(Packet::Close));
+            registry.retire(&session);
+            registry.forget(&session).await;
+        }
     }
 
     /// A WebSocket is not bound by CORS, so its origin is checked here.

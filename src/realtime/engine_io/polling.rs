@@ -13,7 +13,7 @@ use futures::StreamExt;
 
 use super::Refused;
 use super::packet::{Packet, join_payload, parse_payload};
-use super::session::{CloseReason, Message, Session, Transport};
+use super::session::{CloseReason, Message, Session, Side, Transport};
 
 /// How long a poll waits while an upgrade is tried: the client waits for its end.
 const POLL_WHILE_PROBING: Duration = Duration::from_millis(100);
@@ -56,13 +56,13 @@ async fn poll(session: &Arc<Session>) -> Result<HttpResponse, Refused> {
         return Err(Refused::BadRequest);
     }
     let mut guard = Request { session, of: |state| &mut state.polling, done: false };
-    let waiting = session.wait_for(|state| {
+    let waiting = session.wait_for(Side::Transport, |state| {
         if let Some(end) = &mut state.end {
             let last_word = end.last_word.take().map(|last_word| vec![last_word]);
             return Some(last_word.ok_or(Refused::UnknownSession));
         }
         match state.transport {
-            Transport::Polling => state.take_queue().map(Ok),
+            Transport::Polling => state.take_queue(&session.config).map(Ok),
             // Who polls in the midst of an upgrade and does not wait for the answer before
             // completing it has come too late. What is queued is the WebSocket's.
             Transport::WebSocket if in_upgrade => Some(Err(Refused::BadRequest)),
@@ -70,7 +70,7 @@ async fn poll(session: &Arc<Session>) -> Result<HttpResponse, Refused> {
         }
     });
     let probing = async {
-        session.wait_for(|state| state.probing.then_some(())).await;
+        session.wait_for(Side::Transport, |state| state.probing.then_some(())).await;
         tokio::time::sleep(POLL_WHILE_PROBING).await;
     };
     let packets = tokio::select! {
@@ -79,8 +79,6 @@ async fn poll(session: &Arc<Session>) -> Result<HttpResponse, Refused> {
         () = probing => Ok(vec![Packet::Noop]),
     };
     guard.done = true;
-    // There is room for more.
-    session.changed.notify_waiters();
     packets.map(|packets| answer(join_payload(&packets)))
 }
 
@@ -111,7 +109,7 @@ async fn post(
         biased;
         taken = taking => taken,
         () = tokio::time::sleep(POST_TIMEOUT) => Err(Rejected::Broken(CloseReason::Transport)),
-        () = session.ended.cancelled() => Err(Rejected::Broken(CloseReason::Server)),
+        () = session.wait_for_end(Side::Transport) => Err(Rejected::Broken(CloseReason::Server)),
     };
     guard.done = true;
     drop(guard);
@@ -166,10 +164,7 @@ async fn take(session: &Session, body: Bytes) -> Result<(), CloseReason> {
             (None, Packet::Binary(bytes)) => Message::Binary(bytes),
             _ => continue,
         };
-        tokio::select! {
-            sent = session.incoming.send(message) => sent.map_err(|_| CloseReason::Server)?,
-            () = session.ended.cancelled() => return Err(CloseReason::Server),
-        }
+        session.deliver(&mut Some(message)).await?;
     }
     Ok(())
 }

@@ -3,17 +3,18 @@
 //! The session outlives the requests that carry it. Polls and posts come on any worker, a
 //! WebSocket may take over; all of them meet here, under one lock that is never held across an
 //! await. There is one outgoing queue, so the order survives an upgrade, and it is bounded:
-//! overflow ends the session, since a packet that is dropped in silence is worse.
+//! overflow ends the session, since a packet that is dropped in silence is worse. The incoming
+//! queue is bounded as well: a transport that finds it full waits, which slows the client down.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::Config;
 use super::packet::Packet;
@@ -93,15 +94,16 @@ pub(super) struct Session {
     /// The session's secret name.
     pub(super) sid: String,
     pub(super) config: Arc<Config>,
-    /// To the application, bounded: a sender that waits is what slows the client down.
-    pub(super) incoming: mpsc::Sender<Message>,
-    /// Cancelled at the end, whatever the reason.
-    pub(super) ended: CancellationToken,
-    /// Something that a poll, a WebSocket or a writer may wait for has changed.
-    pub(super) changed: Notify,
-    /// A pong came: the heartbeat has another deadline.
-    pulse: Notify,
     state: Mutex<State>,
+}
+
+/// On whose behalf somebody waits: each change concerns one side, but for the end of the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// A poll, a post or a WebSocket.
+    Transport,
+    /// The application and the heartbeat.
+    Application,
 }
 
 #[derive(Debug)]
@@ -113,9 +115,16 @@ pub(super) struct State {
     pub(super) posting: bool,
     queue: VecDeque<Packet>,
     bytes: usize,
+    incoming: VecDeque<Message>,
     heartbeat: Heartbeat,
     pub(super) end: Option<End>,
+    transports: Waiting,
+    application: Waiting,
 }
+
+/// The tasks that wait for a change.
+#[derive(Debug, Default)]
+struct Waiting(Vec<Waker>);
 
 /// The end of a session, and what one poll is still told of it.
 #[derive(Debug, Clone)]
@@ -124,6 +133,9 @@ pub(super) struct End {
     pub(super) last_word: Option<Packet>,
     at: Instant,
 }
+
+/// A drained queue with more room than this gives its memory back: most sessions are idle.
+const KEPT_CAPACITY: usize = 4;
 
 /// How long a session that its client has closed is still found: a poll may be under way on
 /// another worker while the close arrives.
@@ -157,20 +169,11 @@ enum Heartbeat {
 pub struct Ended;
 
 impl Session {
-    pub(super) fn new(
-        sid: String,
-        config: Arc<Config>,
-        transport: Transport,
-    ) -> (Arc<Self>, mpsc::Receiver<Message>) {
-        let (incoming, received) = mpsc::channel(config.incoming);
+    pub(super) fn new(sid: String, config: Arc<Config>, transport: Transport) -> Arc<Self> {
         let ping_due = Heartbeat::PingDue(Instant::now() + config.ping_interval);
-        let session = Self {
+        Arc::new(Self {
             sid,
             config,
-            incoming,
-            ended: CancellationToken::new(),
-            changed: Notify::new(),
-            pulse: Notify::new(),
             state: Mutex::new(State {
                 transport,
                 probing: false,
@@ -178,11 +181,13 @@ impl Session {
                 posting: false,
                 queue: VecDeque::new(),
                 bytes: 0,
+                incoming: VecDeque::new(),
                 heartbeat: ping_due,
                 end: None,
+                transports: Waiting::default(),
+                application: Waiting::default(),
             }),
-        };
-        (Arc::new(session), received)
+        })
     }
 
     /// The state, which is never left inconsistent, so that a panic elsewhere does not matter.
@@ -204,36 +209,80 @@ impl Session {
         // One call alone always fits, however large: its reader has not been slow.
         let full =
             state.queue.len() > self.config.max_queue || state.bytes > self.config.max_queue_bytes;
-        drop(state);
         if full && before > 0 {
+            drop(state);
             self.end(CloseReason::TooSlow, None);
             return Err(Ended);
         }
-        self.changed.notify_waiters();
+        state.wake(Side::Transport);
         Ok(())
     }
 
     /// Waits until little is queued: until the client has taken what was sent before.
     pub(super) async fn ready(&self) {
-        self.wait_for(|state| {
-            let little = state.queue.len() <= self.config.max_queue / 4
-                && state.bytes <= self.config.max_queue_bytes / 4;
-            (little || state.end.is_some()).then_some(())
+        self.wait_for(Side::Application, |state| {
+            (state.holds_little(&self.config) || state.end.is_some()).then_some(())
         })
         .await;
     }
 
-    /// Waits until the state gives an answer. Nothing is missed between look and wait.
-    pub(super) async fn wait_for<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if let Some(found) = look(&mut self.state()) {
-                return found;
+    /// The next message for the application; `None` when the session has ended.
+    pub(super) async fn receive(&self) -> Option<Message> {
+        let full = self.config.incoming;
+        self.wait_for(Side::Application, |state| {
+            if state.end.is_some() {
+                return Some(None);
             }
-            changed.await;
-        }
+            let message = state.incoming.pop_front()?;
+            if state.incoming.len() + 1 >= full {
+                state.wake(Side::Transport);
+            }
+            Some(Some(message))
+        })
+        .await
+    }
+
+    /// Hands a message to the application as soon as there is room; at once, if there is.
+    ///
+    /// # Errors
+    /// The session has ended.
+    pub(super) async fn deliver(&self, message: &mut Option<Message>) -> Result<(), CloseReason> {
+        self.wait_for(Side::Transport, |state| {
+            if state.end.is_some() {
+                return Some(Err(CloseReason::Server));
+            }
+            if state.incoming.len() >= self.config.incoming {
+                return None;
+            }
+            state.incoming.extend(message.take());
+            state.wake(Side::Application);
+            Some(Ok(()))
+        })
+        .await
+    }
+
+    /// Waits for the end of the session.
+    pub(super) async fn wait_for_end(&self, side: Side) {
+        self.wait_for(side, |state| state.end.is_some().then_some(())).await;
+    }
+
+    /// Waits until the state gives an answer. Nothing is missed between look and wait.
+    pub(super) async fn wait_for<T>(
+        &self,
+        side: Side,
+        mut look: impl FnMut(&mut State) -> Option<T>,
+    ) -> T {
+        poll_fn(|context| {
+            let mut state = self.state();
+            match look(&mut state) {
+                Some(found) => Poll::Ready(found),
+                None => {
+                    state.waiting(side).add(context.waker());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
     }
 
     /// Ends the session, unless it has ended. `last_word` is what a poll that is pending, or the
@@ -246,10 +295,11 @@ impl Session {
         state.end = Some(End { reason, last_word, at: Instant::now() });
         state.queue = VecDeque::new();
         state.bytes = 0;
+        state.incoming = VecDeque::new();
+        state.wake(Side::Transport);
+        state.wake(Side::Application);
         drop(state);
         log::debug!("An Engine.IO session ended: {reason}");
-        self.ended.cancel();
-        self.changed.notify_waiters();
     }
 
     /// Why it ended, if it has. A deadline that has passed counts, whether or not the heartbeat
@@ -273,9 +323,8 @@ impl Session {
                 if let Heartbeat::PongDue(_) = state.heartbeat {
                     let due = Instant::now() + self.config.ping_interval;
                     state.heartbeat = Heartbeat::PingDue(due);
-                    drop(state);
                     // The heartbeat sleeps towards the old deadline.
-                    self.pulse.notify_one();
+                    state.wake(Side::Application);
                 }
                 Ok(())
             }
@@ -292,14 +341,20 @@ impl Session {
     pub(super) async fn beat(&self) {
         loop {
             let deadline = self.state().heartbeat.deadline();
+            let moved = self.wait_for(Side::Application, |state| {
+                (state.end.is_some() || state.heartbeat.deadline() != deadline).then_some(())
+            });
             tokio::select! {
-                () = self.ended.cancelled() => return,
-                () = self.pulse.notified() => continue,
+                biased;
+                () = moved => {}
                 () = tokio::time::sleep_until(deadline) => {}
             }
             let mut state = self.state();
+            if state.end.is_some() {
+                return;
+            }
             if state.heartbeat.deadline() > Instant::now() {
-                // A pong came in this very moment.
+                // A pong came, maybe in this very moment.
                 continue;
             }
             match state.heartbeat {
@@ -307,8 +362,7 @@ impl Session {
                     state.heartbeat = Heartbeat::PongDue(due + self.config.ping_timeout);
                     // Not through `send`: a ping must go out even when the queue is full.
                     state.push(Packet::Ping(ByteString::new()));
-                    drop(state);
-                    self.changed.notify_waiters();
+                    state.wake(Side::Transport);
                 }
                 Heartbeat::PongDue(_) => {
                     drop(state);
@@ -326,35 +380,53 @@ impl State {
         self.queue.push_back(packet);
     }
 
-    /// Takes of what is queued about so many bytes.
-    pub(super) fn take_some(&mut self, bytes: usize) -> Option<Vec<Packet>> {
-        let mut taken = 0;
-        let mut more = |packet: &Packet| {
-            let more = taken < bytes;
-            taken += packet.len();
-            more
-        };
-        let count = self.queue.iter().take_while(|packet| more(packet)).count();
-        if count == self.queue.len() {
-            return self.take_queue();
+    /// Takes the first packet that is queued.
+    pub(super) fn take_packet(&mut self, config: &Config) -> Option<Packet> {
+        let held_little = self.holds_little(config);
+        let packet = self.queue.pop_front()?;
+        self.bytes -= packet.len();
+        if self.queue.is_empty() && self.queue.capacity() > KEPT_CAPACITY {
+            self.queue = VecDeque::new();
         }
-        let packets: Vec<_> = self.queue.drain(..count).collect();
-        self.bytes -= packets.iter().map(Packet::len).sum::<usize>();
-        Some(packets)
+        if !held_little && self.holds_little(config) {
+            self.wake(Side::Application);
+        }
+        Some(packet)
     }
 
-    /// Takes all that is queued.
-    pub(super) fn take_queue(&mut self) -> Option<Vec<Packet>> {
-        if self.queue.is_empty() {
-            return None;
+    /// Takes all that is queued; `None` when nothing is.
+    pub(super) fn take_queue(&mut self, config: &Config) -> Option<Vec<Packet>> {
+        let packets: Vec<_> = std::iter::from_fn(|| self.take_packet(config)).collect();
+        (!packets.is_empty()).then_some(packets)
+    }
+
+    fn holds_little(&self, config: &Config) -> bool {
+        self.queue.len() <= config.max_queue / 4 && self.bytes <= config.max_queue_bytes / 4
+    }
+
+    fn waiting(&mut self, side: Side) -> &mut Waiting {
+        match side {
+            Side::Transport => &mut self.transports,
+            Side::Application => &mut self.application,
         }
-        self.bytes = 0;
-        Some(std::mem::take(&mut self.queue).into())
+    }
+
+    /// Lets whoever waits on this side look again. Under the lock, as waking runs nothing.
+    pub(super) fn wake(&mut self, side: Side) {
+        self.waiting(side).0.drain(..).for_each(Waker::wake);
     }
 
     fn overdue(&self, now: Instant) -> bool {
         matches!(self.heartbeat, Heartbeat::PongDue(due) if due <= now + EARLY)
             || matches!(self.heartbeat, Heartbeat::PingDue(due) if due + LATE <= now)
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, waker: &Waker) {
+        if !self.0.iter().any(|known| known.will_wake(waker)) {
+            self.0.push(waker.clone());
+        }
     }
 }
 

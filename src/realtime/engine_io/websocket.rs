@@ -7,18 +7,17 @@ use std::time::Duration;
 use actix_web::web::Payload;
 use actix_web::{HttpRequest, HttpResponse};
 use bytestring::ByteString;
-use tokio::sync::mpsc;
 use tokio::time::timeout;
+
+use futures::FutureExt;
 
 use super::Refused;
 use super::packet::Packet;
 use super::registry::Registry;
-use super::session::{CloseReason, Message, Session, Transport};
+use super::session::{CloseReason, Message, Session, Side, Transport};
 use crate::realtime::panics::survive;
-use crate::realtime::socket::{self, CloseCode, Frame, Socket, Turn};
+use crate::realtime::socket::{self, CloseCode, Frame, Socket, Turn, WRITE_AT_ONCE};
 
-/// How many bytes are written at once, when so much waits.
-const WRITE_AT_ONCE: usize = 32 * 1024;
 /// How long a client may take to hear a goodbye that has no code.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -26,7 +25,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// closed, as the session must not suffer.
 pub(super) fn upgrade(
     session: Arc<Session>,
-    registry: Registry,
+    registry: &Registry,
     req: &HttpRequest,
     payload: Payload,
 ) -> Result<HttpResponse, Refused> {
@@ -35,28 +34,29 @@ pub(super) fn upgrade(
     let mut state = session.state();
     let begins = state.end.is_none() && state.transport == Transport::Polling && !state.probing;
     state.probing |= begins;
+    state.wake(Side::Transport);
     drop(state);
-    session.changed.notify_waiters();
     if begins {
         let probing = probe(Arc::clone(&session), socket);
-        spawn(session, registry, probing);
+        actix_web::rt::spawn(guarded(&session, registry, probing));
     } else {
         actix_web::rt::spawn(socket.close(CloseCode::Normal, ""));
     }
     Ok(response)
 }
 
-/// Spawns what carries a session, which ends with it when that panics.
-pub(super) fn spawn(
-    session: Arc<Session>,
-    registry: Registry,
+/// What carries a session, which ends with it when that panics.
+pub(super) fn guarded(
+    session: &Arc<Session>,
+    registry: &Registry,
     carrying: impl Future<Output = ()> + 'static,
-) {
+) -> impl Future<Output = ()> + 'static {
+    let (session, registry) = (Arc::clone(session), registry.clone());
     let note = move || {
         registry.note_panic();
         session.end(CloseReason::Panic, None);
     };
-    actix_web::rt::spawn(survive(carrying, note));
+    survive(carrying, note).map(drop)
 }
 
 /// Answers the probe and waits for the upgrade; meanwhile polling stays the transport.
@@ -64,7 +64,7 @@ async fn probe(session: Arc<Session>, mut socket: Socket) {
     let probing = tokio::time::timeout(session.config.upgrade_timeout, probed(&mut socket));
     let upgraded = tokio::select! {
         result = probing => result == Ok(true),
-        () = session.ended.cancelled() => false,
+        () = session.wait_for_end(Side::Transport) => false,
     };
     let serves = {
         let mut state = session.state();
@@ -72,10 +72,10 @@ async fn probe(session: Arc<Session>, mut socket: Socket) {
         if upgraded && state.end.is_none() {
             state.transport = Transport::WebSocket;
         }
+        // Releases the poll that is still pending.
+        state.wake(Side::Transport);
         state.transport == Transport::WebSocket && state.end.is_none()
     };
-    // Releases the poll that is still pending.
-    session.changed.notify_waiters();
     if serves {
         serve(session, socket, None).await;
     } else {
@@ -106,10 +106,7 @@ async fn probed(socket: &mut Socket) -> bool {
 
 /// Carries a session until it ends.
 pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Option<Packet>) {
-    let lost = tokio::select! {
-        Err(lost) = carry(&session, &mut socket, open) => lost,
-        () = session.ended.cancelled() => CloseReason::Server,
-    };
+    let Err(lost) = carry(&session, &mut socket, open).await;
     session.end(lost, None);
     let reason = session.ended().map_or(lost, |end| end.reason);
     let (code, text) = match reason {
@@ -141,19 +138,25 @@ async fn carry(
     let mut waiting: Option<Message> = None;
     loop {
         let has_room = socket.buffered() < WRITE_AT_ONCE;
+        let receives = waiting.is_none();
+        let packet = session.wait_for(Side::Transport, |state| match state.end {
+            Some(_) => Some(None),
+            None if has_room => state.take_packet(&session.config).map(Some),
+            None => None,
+        });
         tokio::select! {
-            packets = session.wait_for(|state| state.take_some(WRITE_AT_ONCE)), if has_room => {
-                // There is room for more in the queue.
-                session.changed.notify_waiters();
-                for packet in packets {
+            packet = packet => {
+                // What else is queued already goes with it.
+                let mut next = Some(packet.ok_or(CloseReason::Server)?);
+                while let Some(packet) = next {
                     socket.feed(frame(packet)).await.map_err(|closed| lost(&closed))?;
+                    let more = socket.buffered() < WRITE_AT_ONCE;
+                    next = more.then(|| session.state().take_packet(&session.config)).flatten();
                 }
                 socket.write_now().map_err(|closed| lost(&closed))?;
             }
-            room = session.incoming.reserve(), if waiting.is_some() => {
-                give(room, waiting.take())?;
-            }
-            turn = socket.turn(waiting.is_none()) => {
+            delivered = session.deliver(&mut waiting), if !receives => delivered?,
+            turn = socket.turn(receives) => {
                 waiting = match turn {
                     Ok(Turn::Written) => continue,
                     Ok(Turn::Received(socket::Message::Text(text))) => {
@@ -171,30 +174,9 @@ async fn carry(
                     Ok(Turn::Received(socket::Message::Alive)) => None,
                     Err(closed) => return Err(lost(&closed)),
                 };
-                // Mostly there is room at once.
-                if let Some(message) = waiting.take() {
-                    match session.incoming.try_send(message) {
-                        Ok(()) => {}
-                        Err(mpsc::error::TrySendError::Full(message)) => waiting = Some(message),
-                        Err(mpsc::error::TrySendError::Closed(_)) => {
-                            return Err(CloseReason::Server);
-                        }
-                    }
-                }
             }
         }
     }
-}
-
-fn give(
-    room: Result<mpsc::Permit<'_, Message>, mpsc::error::SendError<()>>,
-    message: Option<Message>,
-) -> Result<(), CloseReason> {
-    let room = room.map_err(|_| CloseReason::Server)?;
-    if let Some(message) = message {
-        room.send(message);
-    }
-    Ok(())
 }
 
 fn frame(packet: Packet) -> Frame {

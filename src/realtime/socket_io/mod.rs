@@ -9,17 +9,17 @@
 pub mod client;
 pub mod packet;
 
-use std::cell::Cell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use futures::StreamExt;
+use futures::FutureExt;
 use futures::future::LocalBoxFuture;
-use futures::stream::FuturesUnordered;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::engine_io::{
@@ -81,7 +81,7 @@ pub struct Visit {
 pub struct Socket {
     namespace: ByteString,
     sender: engine_io::Sender,
-    events: mpsc::Receiver<Event>,
+    events: Rc<Events>,
     state: Rc<State>,
 }
 
@@ -137,7 +137,7 @@ impl Visit {
 impl Socket {
     /// The next event; `None` when the client has left or the connection has ended. Cancel-safe.
     pub async fn recv(&mut self) -> Option<Event> {
-        self.events.recv().await
+        poll_fn(|context| self.events.poll_take(context)).await
     }
 
     /// Why the connection has ended, once it has.
@@ -165,11 +165,11 @@ impl Socket {
         self.send(Body::Ack(arguments, id), attachments);
     }
 
-    /// Sends an event of the main namespace that is encoded already, as an Engine.IO message with
-    /// its `4`, so that many can share it.
-    pub fn emit_encoded(&self, frame: ByteString) {
+    /// Sends events of the main namespace that are encoded already, as Engine.IO messages with
+    /// their `4`, so that many can share them.
+    pub fn emit_encoded(&self, frames: impl IntoIterator<Item = ByteString>) {
         // Whoever is too slow finds out by `recv`.
-        let _ = self.sender.send([Carrier::Text(frame)]);
+        let _ = self.sender.send(frames.into_iter().map(Carrier::Text));
     }
 
     /// What sends, for [`engine_io::Sender::ready`].
@@ -223,19 +223,21 @@ struct Namespaces<A> {
     application: Rc<A>,
     sender: engine_io::Sender,
     handshake: Rc<Handshake>,
-    open: HashMap<ByteString, Open>,
+    /// Mostly one, as in `serving`.
+    open: Vec<Open>,
     /// Whether the client was let into one, even if it has left since.
     entered: Rc<Cell<bool>>,
-    futures: FuturesUnordered<LocalBoxFuture<'static, (ByteString, Rc<State>)>>,
+    /// The applications, until each is done.
+    serving: Vec<(Rc<State>, LocalBoxFuture<'static, ()>)>,
+    /// An event of a namespace that has no room for it yet. Until it has, nothing is read.
+    blocked: Option<(ByteString, Event)>,
 }
 
 struct Open {
-    events: mpsc::Sender<Event>,
+    namespace: ByteString,
+    events: Rc<Events>,
     state: Rc<State>,
 }
-
-/// An event for whose namespace there is no room yet.
-type Blocked = Option<(mpsc::Sender<Event>, Event)>;
 
 /// Serves a connection until it ends, or breaks the protocol.
 async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, config: Config) {
@@ -243,48 +245,36 @@ async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, c
     let mut namespaces = Namespaces {
         application,
         sender: sender.clone(),
-        handshake: Rc::new(connection.handshake.clone()),
-        open: HashMap::new(),
+        handshake: Rc::clone(&connection.handshake),
+        open: Vec::new(),
         entered: Rc::default(),
-        futures: FuturesUnordered::new(),
+        serving: Vec::new(),
+        blocked: None,
     };
     let is_late = |namespaces: &Namespaces<A>, decoder: &Decoder| {
         !namespaces.entered.get() || decoder.is_waiting()
     };
     let mut decoder = Decoder::new(config.attachments);
-    let mut blocked: Blocked = None;
     let mut deadline = Instant::now() + config.connect_timeout;
     loop {
-        let room = async {
-            if let Some((events, _)) = &blocked {
-                // The permit is given back; nobody else sends into this queue.
-                let _ = events.reserve().await;
-            }
-        };
+        let late = is_late(&namespaces, &decoder);
+        let reads = namespaces.blocked.is_none();
         tokio::select! {
-            Some((namespace, state)) = namespaces.futures.next() => {
-                namespaces.forget(&namespace, &state);
-            }
-            () = room, if blocked.is_some() => {
-                if let Some((events, event)) = blocked.take() {
-                    // A namespace that is gone has no use for it.
-                    let _ = events.try_send(event);
-                }
-            }
-            message = connection.recv(), if blocked.is_none() => {
+            biased;
+            () = poll_fn(|context| namespaces.poll(context)) => {}
+            message = connection.recv(), if reads => {
                 let Some(message) = message else { break };
                 let was_waiting = decoder.is_waiting();
-                let taken = namespaces.take(&mut decoder, message);
-                let Ok(waits) = taken else {
+                if namespaces.take(&mut decoder, message).is_err() {
                     sender.close(CloseReason::Parse);
                     break;
-                };
-                blocked = waits;
+                }
                 if decoder.is_waiting() && !was_waiting {
                     deadline = Instant::now() + config.attachments_timeout;
                 }
             }
-            () = sleep_until(deadline), if is_late(&namespaces, &decoder) => {
+            // Made only when it is waited for.
+            () = async { sleep_until(deadline).await }, if late => {
                 // It may have been let in since.
                 if is_late(&namespaces, &decoder) {
                     sender.close(CloseReason::Parse);
@@ -295,70 +285,158 @@ async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, c
     }
     // The queues end, and with them the applications.
     namespaces.open.clear();
-    drop(blocked);
-    let farewell = async { while namespaces.futures.next().await.is_some() {} };
+    namespaces.blocked = None;
+    let farewell = poll_fn(|context| {
+        let _ = namespaces.poll(context);
+        if namespaces.serving.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    });
     if timeout(FAREWELL, farewell).await.is_err() {
         log::warn!("An application did not end within {FAREWELL:?} after its connection");
     }
 }
 
 impl<A: Application> Namespaces<A> {
-    /// Takes a message; an event that has to wait is handed back.
-    fn take(&mut self, decoder: &mut Decoder, message: Message) -> Result<Blocked, NotAPacket> {
+    /// Lets the applications go on; ready when one has made room for the event that waited.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Self { open, serving, .. } = self;
+        serving.retain_mut(|(state, future)| {
+            let goes_on = future.as_mut().poll(context).is_pending();
+            if !goes_on {
+                // Unless it was entered anew.
+                open.retain(|open| !Rc::ptr_eq(&open.state, state));
+            }
+            goes_on
+        });
+        let Some((namespace, event)) = self.blocked.take() else { return Poll::Pending };
+        self.blocked = self.put(namespace, event);
+        if self.blocked.is_none() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Puts an event into the queue of its namespace; gives it back when that is full. One that
+    /// is gone has no use for it.
+    fn put(&mut self, namespace: ByteString, event: Event) -> Option<(ByteString, Event)> {
+        let open = self.find(&namespace)?;
+        let event = open.events.put(event).err()?;
+        Some((namespace, event))
+    }
+
+    fn find(&self, namespace: &str) -> Option<&Open> {
+        self.open.iter().find(|open| open.namespace == namespace)
+    }
+
+    /// Takes a message, which may block the reading.
+    fn take(&mut self, decoder: &mut Decoder, message: Message) -> Result<(), NotAPacket> {
         let complete = match message {
             Message::Text(text) => decoder.text(&text)?,
             Message::Binary(bytes) => decoder.binary(bytes)?,
         };
-        let Some((Packet { namespace, body }, attachments)) = complete else { return Ok(None) };
+        let Some((Packet { namespace, body }, attachments)) = complete else { return Ok(()) };
         match body {
             Body::Connect(auth) => self.connect(namespace, auth),
             Body::Disconnect => {
-                let open = self.open.remove(&namespace).ok_or(NotAPacket)?;
-                open.state.left.set(true);
+                self.find(&namespace).ok_or(NotAPacket)?.state.left.set(true);
+                self.open.retain(|open| open.namespace != namespace);
             }
             Body::Event(arguments, ack) => {
-                let open = self.open.get(&namespace).ok_or(NotAPacket)?;
+                self.find(&namespace).ok_or(NotAPacket)?;
                 let event = Event { arguments, attachments, ack };
-                if let Err(mpsc::error::TrySendError::Full(event)) = open.events.try_send(event) {
-                    return Ok(Some((open.events.clone(), event)));
-                }
+                self.blocked = self.put(namespace, event);
             }
             // Nothing here asks for acks, and what a client cannot enter is its own business.
             Body::Ack(..) | Body::ConnectError(_) => {}
         }
-        Ok(None)
+        Ok(())
     }
 
     fn connect(&mut self, namespace: ByteString, auth: ByteString) {
-        if self.open.contains_key(&namespace) {
+        if self.find(&namespace).is_some() {
             // A client that calls `connect()` twice does this.
             return;
         }
         let known = self.application.has(&namespace);
-        let (events, received) = mpsc::channel(EVENTS);
+        let events = Rc::<Events>::default();
         let state = Rc::new(State { entered: Rc::clone(&self.entered), left: Cell::default() });
         let socket = Socket {
             namespace: namespace.clone(),
             sender: self.sender.clone(),
-            events: received,
+            events: Rc::clone(&events),
             state: Rc::clone(&state),
         };
         let visit = Visit { socket, auth, handshake: Rc::clone(&self.handshake) };
         if !known {
             return visit.refuse("Invalid namespace", None);
         }
-        let serving = self.application.connect(visit);
-        self.open.insert(namespace.clone(), Open { events, state: Rc::clone(&state) });
-        self.futures.push(Box::pin(async move {
-            serving.await;
-            (namespace, state)
-        }));
+        let serving = self.application.connect(visit).boxed_local();
+        self.open.reserve_exact(1);
+        self.open.push(Open { namespace, events, state: Rc::clone(&state) });
+        self.serving.reserve_exact(1);
+        self.serving.push((state, serving));
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.events.close();
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.events.close();
+    }
+}
+
+/// The events that wait for an application, whose future runs in the task that puts them in.
+#[derive(Default)]
+struct Events(RefCell<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Event>,
+    closed: bool,
+    reader: Option<Waker>,
+}
+
+impl Events {
+    /// Gives the event back when there is no room for it. After the application has dropped its
+    /// end, nobody wants it.
+    fn put(&self, event: Event) -> Result<(), Event> {
+        let mut queue = self.0.borrow_mut();
+        if queue.closed {
+            return Ok(());
+        }
+        if queue.waiting.len() >= EVENTS {
+            return Err(event);
+        }
+        queue.waiting.push_back(event);
+        queue.reader.take().into_iter().for_each(Waker::wake);
+        Ok(())
     }
 
-    /// Closes a namespace that the application is done with, unless it was entered anew.
-    fn forget(&mut self, namespace: &ByteString, state: &Rc<State>) {
-        if self.open.get(namespace).is_some_and(|open| Rc::ptr_eq(&open.state, state)) {
-            self.open.remove(namespace);
+    /// Nothing more will be put in, or taken out.
+    fn close(&self) {
+        let mut queue = self.0.borrow_mut();
+        queue.closed = true;
+        queue.reader.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// The oldest event; `None` when it was the last.
+    fn poll_take(&self, context: &Context<'_>) -> Poll<Option<Event>> {
+        let mut queue = self.0.borrow_mut();
+        if let Some(event) = queue.waiting.pop_front() {
+            if queue.waiting.is_empty() {
+                // Most clients send little.
+                queue.waiting = VecDeque::new();
+            }
+            return Poll::Ready(Some(event));
         }
+        if queue.closed {
+            return Poll::Ready(None);
+        }
+        match &mut queue.reader {
+            Some(reader) => reader.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
     }
 }
