@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use crate::fanout::{Audience, Outcome, Pace, Plan, Via};
 use crate::http::{Connection, request};
 use crate::process::Process;
@@ -23,6 +25,8 @@ const MESSAGES: f64 = 200.0;
 const DEEP: usize = 1_000_000;
 /// What Node can hold: it builds a whole history in memory, several times over.
 const NODE_DEEP: usize = 100_000;
+/// How long one curve of one contender may take.
+const CURVE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Messages of a page.
 const PAGE: usize = 50;
 
@@ -43,16 +47,20 @@ pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
         let server = bench.start(contender, None).await?;
         let seed = bench.seed(contender, server.addr).await?;
         let mut at = Place { bench, contender, server, seed };
-        let measured = match (curve, contender) {
-            (0, _) => at.subscribers().await,
-            (_, Contender::Floor) => Ok(()),
-            (1, _) => at.rooms().await,
-            // After the feed: a server that starts reads what the last two minutes brought.
-            (4, _) => at.histories().await,
-            (_, Contender::Node) => Ok(()),
-            (2, _) => at.feed().await,
-            (_, _) => at.instances().await,
+        let measuring = async {
+            match (curve, contender) {
+                (0, _) => at.subscribers().await,
+                (_, Contender::Floor) => Ok(()),
+                (1, _) => at.rooms().await,
+                // After the feed: a server that starts reads what the last two minutes brought.
+                (4, _) => at.histories().await,
+                (_, Contender::Node) => Ok(()),
+                (2, _) => at.feed().await,
+                (_, _) => at.instances().await,
+            }
         };
+        let measured = timeout(CURVE_TIMEOUT, measuring).await;
+        let measured = measured.unwrap_or_else(|_| Err("it took too long".into()));
         at.server.stop().await?;
         if let Err(error) = measured {
             bench.fail(contender, Group::Curves, &error.to_string());
@@ -92,8 +100,9 @@ impl Place<'_> {
             publishers: 1,
             via: Via::Socket,
             pace: Pace::Rate(rate),
-            warm_up: self.bench.options.warm_up(),
-            measure: self.bench.options.measure(),
+            // There are many points.
+            warm_up: self.bench.options.warm_up() / 2,
+            measure: self.bench.options.measure() * 2 / 3,
         }
     }
 
@@ -197,7 +206,7 @@ impl Place<'_> {
                 status: 200,
                 connections: 8,
                 pace: None,
-                warm_up: self.bench.options.warm_up(),
+                warm_up: self.bench.options.warm_up() / 3,
                 measure: self.bench.options.measure() / 2,
             };
             let cpu = load.run().await?.cpu;

@@ -2,7 +2,7 @@
 //! below which nothing can go: side by side, on one MongoDB, in one run.
 //!
 //! ```sh
-//! cargo bench --bench compare                          # everything, half an hour
+//! cargo bench --bench compare                          # everything, a quarter of an hour
 //! cargo bench --bench compare -- --quick               # every row, about two minutes
 //! cargo bench --bench compare -- --only rooms,fanout   # some rows
 //! cargo bench --bench compare -- --servers ours,floor  # some servers

@@ -83,12 +83,12 @@ impl Options {
     /// How long to warm up: Node compiles what it finds to be hot, and is several times faster
     /// then.
     pub fn warm_up(&self) -> Duration {
-        Duration::from_millis(self.pick(5_000, 1_000))
+        Duration::from_millis(self.pick(3_000, 1_000))
     }
 
     /// How long to measure.
     pub fn measure(&self) -> Duration {
-        Duration::from_millis(self.pick(10_000, 1_500))
+        Duration::from_millis(self.pick(6_000, 1_500))
     }
 
     /// One of two numbers, for a full run and for a quick one.

@@ -230,8 +230,8 @@ impl Results {
         let machine = machine();
         let mut out = format!(
             "# Results of `cargo bench --bench compare`\n\n{date}; {machine}; Node {node}. Server, \
-             MongoDB and load share the machine{}. Each figure was taken for {:.0} s after {:.0} s of \
-             warming up, REST over 32 connections. CPU is that of the server process.\n\n\
+             MongoDB and load share the machine{}. Each figure of the table was taken for {:.0} s \
+             after {:.0} s of warming up, REST over 32 connections. CPU is that of the server process.\n\n\
              ![The results as a plot](results.svg)\n\n{}\n",
             self.others.as_deref().unwrap_or_default(),
             options.measure().as_secs_f64(),

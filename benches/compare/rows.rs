@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use crate::fanout::{Audience, Outcome, Pace, Plan, Via};
 use crate::http::request;
 use crate::report::Results;
@@ -24,6 +26,8 @@ const WINDOW: u64 = 64;
 const PACE: (f64, usize) = (200.0, 8);
 /// Logins at once.
 const LOGINS: usize = 20;
+/// How long a group of rows may take before the others go on without it.
+const GROUP_TIMEOUT: Duration = Duration::from_secs(180);
 /// What Node delivered a second when it was measured for the first time, for runs without it.
 const NODE_FLAT_OUT: f64 = 65_000.0;
 
@@ -120,7 +124,8 @@ pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
         let server = bench.start(contender, None).await?;
         let seed = bench.seed(contender, server.addr).await?;
         let mut at = Place { bench, contender, server, seed };
-        let measured = at.measure(group).await;
+        let measured = timeout(GROUP_TIMEOUT, at.measure(group)).await;
+        let measured = measured.unwrap_or_else(|_| Err("it took too long".into()));
         at.server.stop().await?;
         if let Err(error) = measured {
             // The others may go well.
