@@ -7,9 +7,8 @@ use std::time::Duration;
 use actix_web::web::Payload;
 use actix_web::{HttpRequest, HttpResponse};
 use bytestring::ByteString;
-use tokio::time::timeout;
-
 use futures::FutureExt;
+use tokio::time::timeout;
 
 use super::Refused;
 use super::packet::Packet;
