@@ -15,6 +15,7 @@ use realtime_chat_backend::mongod::{Mongod, Options};
 
 use super::replica_set::options;
 pub use super::replica_set::{ReplicaSet, binary};
+use super::socket::SOON;
 
 /// What the instance calls itself whose stream can be held back.
 pub const SLOW: &str = "slow";
@@ -78,6 +79,18 @@ impl Neighbour {
     /// Stores a message.
     pub async fn insert(&self, room: &str, content: &str) {
         self.messages.insert_one(self.document(room, content)).await.unwrap();
+    }
+
+    /// Waits until there is no record of a socket that has left.
+    pub async fn socket_is_gone(&self, pid: &str) {
+        let database = self.messages.client().database(&self.messages.namespace().db);
+        let sockets = database.collection::<Document>("sockets");
+        let gone = async {
+            while sockets.find_one(doc! { "_id": pid }).await.unwrap().is_some() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(SOON, gone).await.expect("the record is gone in time");
     }
 
     /// Stores many messages at once, in this order.

@@ -460,7 +460,10 @@ async fn a_session_whose_token_ends_goes_on_with_a_fresh_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_cannot_go_on_begins_anew() {
-    let server = TestServer::start_with(ONE_WORKER).await;
+    let uri = fresh_database().await;
+    let neighbour = Neighbour::connect(&uri).await;
+    let vars = [ONE_WORKER, &[("MONGO_URI", uri.as_str())]].concat();
+    let server = TestServer::start_with(&vars).await;
     let ada = server.register("ada").await;
     let room = ada.create_room("lounge").await;
     let mut witness = Caller::connect(server.addr, &ada.token).await;
@@ -473,13 +476,15 @@ async fn who_cannot_go_on_begins_anew() {
     let with_offset =
         |memory: Memory, offset: &str| Memory { offset: Some(offset.to_owned()), ..memory };
     let ahead = format!("{}.1", jsonwebtoken::get_current_timestamp() + 1_000);
+    let left = in_the_room().await.leave().await;
+    neighbour.socket_is_gone(left.pid.as_deref().unwrap()).await;
     let memories = [
         Memory { pid: Some("unknown".into()), offset: None },
         Memory { pid: Some("a".repeat(100_000)), offset: Some("1.1".into()) },
         with_offset(in_the_room().await.cut(), "what is this"),
         with_offset(in_the_room().await.cut(), &ahead),
         with_offset(in_the_room().await.cut(), "99999999999999.1"),
-        in_the_room().await.leave().await,
+        left,
         // Without a room there is nothing to come back to.
         Caller::connect(server.addr, &ada.token).await.cut(),
     ];
