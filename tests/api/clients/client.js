@@ -12,7 +12,7 @@ const answers = readline.createInterface({ input: process.stdin });
 const restarted = () => new Promise(done => answers.once('line', done));
 const within = (what, promise) => Promise.race([
   promise,
-  new Promise((_, reject) => setTimeout(() => reject(new Error(`not in time: ${what}`)), 30_000).unref()),
+  new Promise((_, reject) => setTimeout(() => reject(new Error(`not in time: ${typeof what === 'function' ? what() : what}`)), 30_000).unref()),
 ]);
 const event = (emitter, name) => within(name, new Promise(done => emitter.once(name, done)));
 const ask = (socket, name, data) =>
@@ -44,7 +44,7 @@ async function main() {
   assert.equal(joined.room, room);
   assert.equal(joined.recovered, false);
   assert.match(joined.position, /^\d+\.\d+$/);
-  const arrived = count => within(`${count} messages, ${received.length} came`, (async () => {
+  const arrived = count => within(() => `${count} messages, ${received.length} came`, (async () => {
     while (received.length < count) await new Promise(done => setTimeout(done, 10));
   })());
 
