@@ -82,7 +82,9 @@ where
     // The standard library's queue of 128 is short when all sockets of an instance come back at
     // once; who finds it full tries again only after a second.
     listen(&listener, Backlog::MAXCONN)?;
-    let server = Server::build()
+    let builder = Server::build();
+    let stopping = builder.graceful_shutdown_signal();
+    let server = builder
         .workers(options.workers)
         // Never reached, since the connections of all workers together are bounded.
         .max_concurrent_connections(usize::MAX)
@@ -101,11 +103,17 @@ where
                     Ok::<(), Error>(())
                 }
             });
+            let stopping = stopping.clone();
             let http = HttpService::build()
                 .keep_alive(options.keep_alive)
                 .client_request_timeout(options.head_timeout)
                 // An aborted long poll must end its handler, and with it what it holds.
                 .h1_allow_half_closed(false)
+                // Nobody waits for the next request of a connection when the server stops.
+                .graceful_shutdown_signal(move || {
+                    let stopping = stopping.clone();
+                    async move { stopping.notified().await }
+                })
                 .local_addr(addr)
                 .on_connect_ext(|stream: &Stream, data| {
                     data.insert(stream.activity());

@@ -140,6 +140,34 @@ async fn an_answer_that_nobody_reads_is_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_kept_alive_do_not_hold_a_stop_up() {
+    let uri = fresh_database().await;
+    let server = Program::start_on(&uri, &[("SHUTDOWN_TIMEOUT", "60")]);
+    let addr = server.addr;
+    let mut idle = TcpStream::connect(addr).await.unwrap();
+    idle.write_all(WHOLE.as_bytes()).await.unwrap();
+    idle.read_exact(&mut [0; 12]).await.unwrap();
+    let (asked, answered) = tokio::sync::oneshot::channel();
+    let busy = tokio::spawn(async move {
+        let mut asked = Some(asked);
+        let client = client();
+        while client.get(format!("http://{addr}/healthz")).send().await.is_ok() {
+            if let Some(asked) = asked.take() {
+                let _ = asked.send(());
+            }
+        }
+    });
+    answered.await.unwrap();
+    let begun = Instant::now();
+    let ended = tokio::spawn(async move { server.terminate() });
+    let ended = timeout(Duration::from_secs(30), ended).await.expect("it ends long before that");
+    assert!(ended.unwrap().success());
+    // An idle connection would be kept for six.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    busy.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_sockets_are_told_of_a_stop_and_go_on_elsewhere() {
     const OF_EACH: usize = 150;
     let _alone = alone().await;
