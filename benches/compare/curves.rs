@@ -224,11 +224,17 @@ impl Place<'_> {
             "messages a second",
             "ms from insert to subscriber",
         );
+        let cost = Curve::new(
+            "What following the feed costs an instance",
+            "messages a second",
+            "µs of CPU per message, to 10 subscribers",
+        );
         for rate in [300, 1_000, 3_000] {
             let heard = self.inserts(rate, self.server.process).await?;
             self.faultless(&heard);
             self.point(&curve, "p50", rate, heard.p50);
             self.point(&curve, "p99", rate, heard.p99);
+            self.point(&cost, "", rate, heard.cpu_per_message);
         }
         Ok(())
     }
