@@ -142,6 +142,9 @@ fn accept(
         let _ = io.into_std().and_then(|mut io| io.write_all(FULL));
         return Err(io::ErrorKind::QuotaExceeded.into());
     };
+    // Messages are small and must not wait for the acknowledgement of those before. Without it the
+    // connection works all the same.
+    let _ = io.set_nodelay(true);
     let peer = io.peer_addr().ok();
     Ok((Stream::new(io, counted, patience), Protocol::Http1, peer))
 }
