@@ -8,13 +8,14 @@
 //! wire, a request or a clock.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, VecDeque},
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use bytestring::ByteString;
+use indexmap::IndexMap;
 
 use super::{
     event::{Delivery, Event, Wire},
@@ -31,7 +32,8 @@ pub struct Member {
     hub: Hub,
     id: MemberId,
     inbox: Rc<Inbox>,
-    places: HashMap<RoomId, Place>,
+    // One room is found without hashing.
+    places: IndexMap<RoomId, Place>,
     /// The rooms that are replayed, by the number of the event that each goes on with.
     replays: BTreeSet<(Seq, RoomId)>,
     /// Rooms that are owed a `resync` up to a position, which is told before anything else.
@@ -96,7 +98,7 @@ impl Member {
             hub,
             id,
             inbox,
-            places: HashMap::new(),
+            places: IndexMap::new(),
             replays: BTreeSet::new(),
             resyncs: VecDeque::new(),
             base: None,
@@ -161,7 +163,7 @@ impl Member {
 
     /// Leaves `room`; nothing of it is given any more.
     pub fn leave(&mut self, room: RoomId) {
-        match self.places.remove(&room).map(|place| place.state) {
+        match self.places.swap_remove(&room).map(|place| place.state) {
             Some(State::Live(_)) => self.hub.unseat(room, self.id),
             Some(State::Replayed(next)) => {
                 self.replays.remove(&(next, room));

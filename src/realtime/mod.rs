@@ -3,6 +3,7 @@
 pub mod engine_io;
 pub mod event;
 pub mod feed;
+mod gate;
 pub mod hub;
 pub mod inbox;
 pub mod io;

@@ -22,6 +22,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::event::{Delivery, Wire};
 use super::feed::Phase;
+use super::gate::Gate;
 use super::member::{Member, Start};
 use super::offset::{Entry, Offset};
 use super::position::Position;
@@ -53,6 +54,8 @@ pub struct Session<T> {
     doing: Option<Doing<T>>,
     waiting: VecDeque<(Request, T)>,
     window: SessionWindow,
+    /// Before what ends this session, which is one thing among many that it waits for.
+    end_gate: Gate,
     told_to_end: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ending: Option<(Pin<Box<Sleep>>, End)>,
     // Given back at the very end.
@@ -183,6 +186,7 @@ impl<T> Session<T> {
             doing: None,
             waiting: VecDeque::new(),
             window: SessionWindow::default(),
+            end_gate: Gate::new(),
             told_to_end: Some(Box::pin(place.end.clone().cancelled_owned())),
             ending: claims.map(|claims| (Box::pin(sleep_until(expiry(claims))), End::Expired)),
             _place: place,
@@ -307,9 +311,10 @@ impl<T> Session<T> {
         self.member.poll_too_slow(context).map(|_| End::TooSlow)
     }
 
-    fn poll_end(&mut self, context: &mut Context<'_>) -> Option<End> {
+    fn poll_end(&mut self, context: &Context<'_>) -> Option<End> {
+        let mut context = self.end_gate.pass(context)?;
         if let Some(told) = &mut self.told_to_end
-            && told.as_mut().poll(context).is_ready()
+            && told.as_mut().poll(&mut context).is_ready()
         {
             self.told_to_end = None;
             if !self.worker.process.is_draining() {
@@ -319,7 +324,7 @@ impl<T> Session<T> {
             self.ending = Some((Box::pin(sleep_until(at)), End::Draining));
         }
         let (sleep, end) = self.ending.as_mut()?;
-        sleep.as_mut().poll(context).is_ready().then_some(*end)
+        sleep.as_mut().poll(&mut context).is_ready().then_some(*end)
     }
 
     /// Starts a request. What needs no database takes effect at the next poll all the same, so
@@ -357,6 +362,7 @@ impl<T> Session<T> {
             Done::Extended(claims) => {
                 self.user = Some(claims.user);
                 self.ending = Some((Box::pin(sleep_until(expiry(claims))), End::Expired));
+                self.end_gate.open();
                 format!(r#"{{"expires":{}}}"#, claims.expires)
             }
         }

@@ -3,11 +3,12 @@
 //!
 //! actix-web's own `HttpServer` keeps two buffers and a dispatcher for each connection that was
 //! upgraded. Here, an upgrade request goes to the same [`App`](actix_web::App), and when a handler
-//! accepts it ([`Socket::accept`](crate::realtime::socket::Socket::accept)), the connection itself
+//! accepts it ([`Handover::accept`]), the connection itself
 //! is handed to it. This uses actix-http's public seams for upgrades and streams, and nothing else
 //! differs.
 
 pub mod capacity;
+mod handover;
 mod stream;
 
 use std::cell::RefCell;
@@ -35,8 +36,7 @@ use futures::future::LocalBoxFuture;
 use nix::sys::socket::{Backlog, listen};
 use tokio::net::TcpStream;
 
-use crate::realtime::socket::{Connection, Handover};
-
+pub use handover::{Connection, Handover};
 pub use stream::{Connections, Counted};
 
 use stream::{Activity, Answering, Stream};

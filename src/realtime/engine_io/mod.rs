@@ -10,12 +10,15 @@ pub mod packet;
 mod polling;
 mod registry;
 mod session;
+mod turns;
 mod websocket;
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use actix_web::http::header::{self, HeaderMap, HeaderValue};
@@ -24,7 +27,6 @@ use actix_web::web::{Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures::future::join;
 use serde::Deserialize;
 
 pub use registry::Registry;
@@ -32,9 +34,11 @@ pub use session::{CloseReason, Ended, Message};
 
 use crate::config::CorsOrigins;
 use crate::middleware::cors;
+use crate::realtime::gate::Gate;
 use crate::realtime::panics::survive;
 use packet::Packet;
 use session::{Session, Transport};
+use turns::Turns;
 
 /// The methods that a preflight is told.
 const METHODS: &str = "GET,POST";
@@ -282,9 +286,8 @@ impl<A: Application> Server<A> {
                 let open = session.open_packet(&[]);
                 let carried = websocket::serve(Arc::clone(&session), socket, Some(open));
                 let carried = websocket::guarded(&session, &self.registry, carried);
-                let served = self.serve(session, handshake);
-                // One task: what the application sends is written in the same turn.
-                actix_web::rt::spawn(join(served, carried));
+                let served = self.serve(Arc::clone(&session), handshake);
+                actix_web::rt::spawn(Turns::new(session, served, carried));
                 Ok(response)
             }
         }
@@ -314,14 +317,19 @@ impl<A: Application> Server<A> {
         }));
         async move {
             let mut beating = pin!(session.beat());
+            let mut gate = Gate::new();
             let mut done = false;
             loop {
                 // The heartbeat ends only with the session; the application may outlive that,
                 // to put its things in order.
+                let beat = poll_fn(|context| match gate.pass(context) {
+                    Some(mut context) => beating.as_mut().poll(&mut context),
+                    None => Poll::Pending,
+                });
                 tokio::select! {
                     biased;
                     _ = &mut serving => break,
-                    () = &mut beating, if !done => {
+                    () = beat, if !done => {
                         done = true;
                         registry.retire(&session);
                     }

@@ -118,6 +118,8 @@ pub(super) struct State {
     incoming: VecDeque<Message>,
     heartbeat: Heartbeat,
     pub(super) end: Option<End>,
+    /// The transport's turn follows anyway, so it need not be woken.
+    transport_follows: bool,
     transports: Waiting,
     application: Waiting,
 }
@@ -133,9 +135,6 @@ pub(super) struct End {
     pub(super) last_word: Option<Packet>,
     at: Instant,
 }
-
-/// A drained queue with more room than this gives its memory back: most sessions are idle.
-const KEPT_CAPACITY: usize = 4;
 
 /// How long a session that its client has closed is still found: a poll may be under way on
 /// another worker while the close arrives.
@@ -184,6 +183,7 @@ impl Session {
                 incoming: VecDeque::new(),
                 heartbeat: ping_due,
                 end: None,
+                transport_follows: false,
                 transports: Waiting::default(),
                 application: Waiting::default(),
             }),
@@ -259,6 +259,15 @@ impl Session {
             Some(Ok(()))
         })
         .await
+    }
+
+    /// Polls the application of a session in the task that polls its transport next: what it sends
+    /// costs no wake-up.
+    pub(super) fn before_transport<T>(&self, poll: impl FnOnce() -> Poll<T>) -> Poll<T> {
+        self.state().transport_follows = true;
+        let result = poll();
+        self.state().transport_follows = false;
+        result
     }
 
     /// Waits for the end of the session.
@@ -385,7 +394,8 @@ impl State {
         let held_little = self.holds_little(config);
         let packet = self.queue.pop_front()?;
         self.bytes -= packet.len();
-        if self.queue.is_empty() && self.queue.capacity() > KEPT_CAPACITY {
+        if self.queue.is_empty() {
+            // Most sessions are idle, and the next one writes to the same memory.
             self.queue = VecDeque::new();
         }
         if !held_little && self.holds_little(config) {
@@ -413,6 +423,9 @@ impl State {
 
     /// Lets whoever waits on this side look again. Under the lock, as waking runs nothing.
     pub(super) fn wake(&mut self, side: Side) {
+        if side == Side::Transport && self.transport_follows {
+            return;
+        }
         self.waiting(side).0.drain(..).for_each(Waker::wake);
     }
 

@@ -1,8 +1,8 @@
 //! A WebSocket that owns its TCP connection: no task, no channel and no buffer while it is idle.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
-use std::rc::Rc;
 use std::time::Duration;
 
 use actix_codec::{Decoder, Encoder};
@@ -16,12 +16,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Closed, Frame, Message, Turn, WRITE_DEADLINE};
-use crate::server::Counted;
+use crate::server::{Connection, Counted};
 
 /// How much is read at once.
 const READ: usize = 16 * 1024;
-/// A written buffer larger than this gives its memory back.
-const KEPT: usize = 1024;
+/// No larger buffer is kept for the next socket.
+const KEPT: usize = 4 * 1024;
 /// With so much unwritten, a ping is not answered: its sender does not read.
 const TOO_MUCH_FOR_PONGS: usize = 64 * 1024;
 /// How long after a close the client may take to close, too.
@@ -30,35 +30,9 @@ const GOODBYE: Duration = Duration::from_secs(2);
 thread_local! {
     /// What every socket of a thread reads into: an idle one has no buffer of its own.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
-}
-
-/// A connection with what was read of it already.
-pub struct Connection {
-    /// The connection.
-    pub io: TcpStream,
-    /// Bytes behind the request.
-    pub read: BytesMut,
-    /// Its place among all connections.
-    pub counted: Counted,
-}
-
-/// Put into the extensions of an upgrade request by a server that hands its connection over once
-/// the response is written.
-#[derive(Clone, Default)]
-pub struct Handover(Rc<RefCell<Option<oneshot::Sender<Connection>>>>);
-
-impl Handover {
-    /// Takes the offer; the connection comes when the response is written, or never.
-    pub(super) fn accept(&self) -> oneshot::Receiver<Connection> {
-        let (sender, receiver) = oneshot::channel();
-        self.0.borrow_mut().replace(sender);
-        receiver
-    }
-
-    /// Whoever took the offer, if anyone did.
-    pub fn taken(&self) -> Option<oneshot::Sender<Connection>> {
-        self.0.borrow_mut().take()
-    }
+    /// What the next socket writes from, which is in the processor's cache when one after another
+    /// writes the same event.
+    static SPARE: Cell<BytesMut> = Cell::default();
 }
 
 pub(super) struct BareSocket {
@@ -172,7 +146,9 @@ impl Open {
     async fn ready(&mut self, receive: bool) -> Result<(), Closed> {
         let interest = match (receive, self.write.is_empty()) {
             (true, true) => {
-                return self.io.readable().await.map_err(|_| Closed::ByClient);
+                // The one task that reads has a place for its waker, without a list.
+                let readable = poll_fn(|context| self.io.poll_read_ready(context));
+                return readable.await.map_err(|_| Closed::ByClient);
             }
             (true, false) => Interest::READABLE | Interest::WRITABLE,
             (false, false) => Interest::WRITABLE,
@@ -272,6 +248,7 @@ impl Open {
     fn encode(&mut self, message: ws::Message) -> Result<(), Closed> {
         if self.write.is_empty() {
             self.progress = Instant::now();
+            self.write = SPARE.take();
         }
         self.codec.encode(message, &mut self.write).map_err(|error| Closed::against(&error))
     }
@@ -290,13 +267,16 @@ impl Open {
     }
 
     fn has_written(&mut self, count: usize) {
-        bytes::Buf::advance(&mut self.write, count);
-        if !self.write.is_empty() {
+        if count < self.write.len() {
+            bytes::Buf::advance(&mut self.write, count);
             self.progress = Instant::now();
-        } else if self.write.capacity() > KEPT {
-            self.write = BytesMut::new();
-        } else {
-            self.write.clear();
+            return;
+        }
+        let mut written = std::mem::take(&mut self.write);
+        written.clear();
+        // One that could hold more than this is let go, however much of it was used.
+        if !written.try_reclaim(KEPT + 1) {
+            SPARE.set(written);
         }
     }
 

@@ -20,10 +20,11 @@ use bytestring::ByteString;
 use futures::FutureExt;
 
 pub use actix_http::ws::CloseCode;
-pub use bare::{Connection, Handover};
 
 use bare::BareSocket;
 use managed::ManagedSocket;
+
+use crate::server::Handover;
 
 /// How many bytes are written at once, when so much waits.
 pub const WRITE_AT_ONCE: usize = 32 * 1024;

@@ -24,11 +24,21 @@ pub struct Echo {
 impl Echo {
     /// Starts it on a free port.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// One whose WebSockets own their connections, and one where actix-ws carries them.
+    pub async fn of_each_kind() -> [Self; 2] {
+        [Self::start().await, Self::start_with(&["actix-ws"]).await]
+    }
+
+    async fn start_with(arguments: &[&str]) -> Self {
         loop {
             // Another process may take the port in between; then the example ends at once.
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let mut process = Command::new(binary())
                 .arg(port.to_string())
+                .args(arguments)
                 .stdin(Stdio::null())
                 .kill_on_drop(true)
                 .spawn()
@@ -44,8 +54,12 @@ impl Echo {
     }
 }
 
-/// Beside the test binary: `target/<profile>/deps/api-…` and `target/<profile>/examples/`.
+/// The one that `PROTOCOL_ECHO` names, or that beside the test binary: `target/<profile>/deps/api-…`
+/// and `target/<profile>/examples/`.
 fn binary() -> PathBuf {
+    if let Some(binary) = std::env::var_os("PROTOCOL_ECHO") {
+        return binary.into();
+    }
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(|deps| deps.parent()).expect("a folder of the profile");
     let binary = profile.join("examples").join("protocol_echo");

@@ -303,60 +303,63 @@ async fn an_aborted_request_ends_the_session() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_come_back_in_order() {
-    let echo = Echo::start().await;
-    let mut ws = ws(&echo).await;
-    ws.send("4hello").await;
-    ws.send_binary(vec![1, 2, 3, 4]).await;
-    ws.send("4").await;
-    ws.send_binary(Bytes::new()).await;
-    // A client without binary frames.
-    ws.send("bAQIDBA==").await;
-    ws.send("4€ 𝄞").await;
-    assert_eq!(ws.message().await, Message::text("4hello"));
-    assert_eq!(ws.message().await, Message::binary(vec![1, 2, 3, 4]));
-    assert_eq!(ws.message().await, Message::text("4"));
-    assert_eq!(ws.message().await, Message::binary(Bytes::new()));
-    assert_eq!(ws.message().await, Message::binary(vec![1, 2, 3, 4]));
-    assert_eq!(ws.message().await, Message::text("4€ 𝄞"));
+    for echo in Echo::of_each_kind().await {
+        let mut ws = ws(&echo).await;
+        ws.send("4hello").await;
+        ws.send_binary(vec![1, 2, 3, 4]).await;
+        ws.send("4").await;
+        ws.send_binary(Bytes::new()).await;
+        // A client without binary frames.
+        ws.send("bAQIDBA==").await;
+        ws.send("4€ 𝄞").await;
+        assert_eq!(ws.message().await, Message::text("4hello"));
+        assert_eq!(ws.message().await, Message::binary(vec![1, 2, 3, 4]));
+        assert_eq!(ws.message().await, Message::text("4"));
+        assert_eq!(ws.message().await, Message::binary(Bytes::new()));
+        assert_eq!(ws.message().await, Message::binary(vec![1, 2, 3, 4]));
+        assert_eq!(ws.message().await, Message::text("4€ 𝄞"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frame_that_is_no_packet_closes() {
-    let echo = Echo::start().await;
-    for frame in ["abc", "", "7", "b%%", "1"] {
-        let mut ws = ws(&echo).await;
-        ws.send(frame).await;
-        ws.closed().await;
+    for echo in Echo::of_each_kind().await {
+        for frame in ["abc", "", "7", "b%%", "1"] {
+            let mut ws = ws(&echo).await;
+            ws.send(frame).await;
+            ws.closed().await;
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frame_has_a_limit() {
-    let echo = Echo::start().await;
-    let mut largest = ws(&echo).await;
-    let text = format!("4{}", "x".repeat(MAX_PAYLOAD - 1));
-    largest.send(text.as_str()).await;
-    assert_eq!(largest.packet().await, text);
-    // The same in pieces.
-    let (head, tail) = text.split_at(MAX_PAYLOAD / 2);
-    for (part, kind, last) in [(head, Data::Text, false), (tail, Data::Continue, true)] {
-        let part = Frame::message(part.to_owned(), OpCode::Data(kind), last);
-        largest.stream().send(Message::Frame(part)).await.unwrap();
-    }
-    assert_eq!(largest.packet().await, text);
+    for echo in Echo::of_each_kind().await {
+        let mut largest = ws(&echo).await;
+        let text = format!("4{}", "x".repeat(MAX_PAYLOAD - 1));
+        largest.send(text.as_str()).await;
+        assert_eq!(largest.packet().await, text);
+        // The same in pieces.
+        let (head, tail) = text.split_at(MAX_PAYLOAD / 2);
+        for (part, kind, last) in [(head, Data::Text, false), (tail, Data::Continue, true)] {
+            let part = Frame::message(part.to_owned(), OpCode::Data(kind), last);
+            largest.stream().send(Message::Frame(part)).await.unwrap();
+        }
+        assert_eq!(largest.packet().await, text);
 
-    let mut too_large = ws(&echo).await;
-    // It may close before all of it is sent.
-    let _ = too_large.stream().send(Message::text(format!("{text}x"))).await;
-    let code = too_large.closed().await;
-    assert!(matches!(code, Some(1009) | None), "{code:?}");
-    let mut too_large = ws(&echo).await;
-    for (part, kind, last) in [(head, Data::Text, false), (&*text, Data::Continue, true)] {
-        let part = Frame::message(part.to_owned(), OpCode::Data(kind), last);
-        let _ = too_large.stream().send(Message::Frame(part)).await;
+        let mut too_large = ws(&echo).await;
+        // It may close before all of it is sent.
+        let _ = too_large.stream().send(Message::text(format!("{text}x"))).await;
+        let code = too_large.closed().await;
+        assert!(matches!(code, Some(1009) | None), "{code:?}");
+        let mut too_large = ws(&echo).await;
+        for (part, kind, last) in [(head, Data::Text, false), (&*text, Data::Continue, true)] {
+            let part = Frame::message(part.to_owned(), OpCode::Data(kind), last);
+            let _ = too_large.stream().send(Message::Frame(part)).await;
+        }
+        let code = too_large.closed().await;
+        assert!(matches!(code, Some(1009) | None), "{code:?}");
     }
-    let code = too_large.closed().await;
-    assert!(matches!(code, Some(1009) | None), "{code:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -508,17 +511,18 @@ async fn a_close_and_a_poll_may_come_at_the_same_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn polling_becomes_a_websocket() {
-    let echo = Echo::start().await;
-    let session = poller(&echo).await;
-    let mut ws = Ws::connect(echo.addr, &session.target("websocket")).await;
-    ws.send("2probe").await;
-    assert_eq!(ws.text().await, "3probe");
-    // The client waits for its poll, so that has to end.
-    session.poll().await.assert_packets("6");
-    ws.send("5").await;
-    ws.send("4hello").await;
-    assert_eq!(ws.text().await, "4hello");
-    assert_eq!(ws.text().await, "2");
+    for echo in Echo::of_each_kind().await {
+        let session = poller(&echo).await;
+        let mut ws = Ws::connect(echo.addr, &session.target("websocket")).await;
+        ws.send("2probe").await;
+        assert_eq!(ws.text().await, "3probe");
+        // The client waits for its poll, so that has to end.
+        session.poll().await.assert_packets("6");
+        ws.send("5").await;
+        ws.send("4hello").await;
+        assert_eq!(ws.text().await, "4hello");
+        assert_eq!(ws.text().await, "2");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -541,22 +545,23 @@ async fn every_poll_ends_while_an_upgrade_is_tried() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_refused_after_an_upgrade() {
-    let echo = Echo::start().await;
-    for _ in 0..10 {
-        let session = poller(&echo).await;
-        let mut ws = Ws::connect(echo.addr, &session.target("websocket")).await;
-        ws.send("2probe").await;
-        ws.send("5").await;
-        // Nobody waited until the server had seen that.
-        session.poll().await.assert_refused(3, "Bad request");
-        session.post("4x").await.assert_refused(3, "Bad request");
-        let answer = session.request("PUT", &[], &[]).await;
-        answer.assert_refused(3, "Bad request");
-        let target = session.target("websocket");
-        Ws::connect(echo.addr, &target).await.closed().await;
-        ws.send("4hello").await;
-        assert_eq!(ws.text().await, "3probe");
-        assert_eq!(ws.packet().await, "4hello");
+    for echo in Echo::of_each_kind().await {
+        for _ in 0..10 {
+            let session = poller(&echo).await;
+            let mut ws = Ws::connect(echo.addr, &session.target("websocket")).await;
+            ws.send("2probe").await;
+            ws.send("5").await;
+            // Nobody waited until the server had seen that.
+            session.poll().await.assert_refused(3, "Bad request");
+            session.post("4x").await.assert_refused(3, "Bad request");
+            let answer = session.request("PUT", &[], &[]).await;
+            answer.assert_refused(3, "Bad request");
+            let target = session.target("websocket");
+            Ws::connect(echo.addr, &target).await.closed().await;
+            ws.send("4hello").await;
+            assert_eq!(ws.text().await, "3probe");
+            assert_eq!(ws.packet().await, "4hello");
+        }
     }
 }
 
