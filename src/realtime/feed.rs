@@ -113,8 +113,9 @@ pub struct NotLive(String);
 enum Course {
     /// At the cluster's own time less this, with the ring opened anew.
     Fresh(Duration),
-    /// Where it was.
-    At(Timestamp),
+    /// Where it was. With a reach, that is where a fresh start began, and MongoDB has not answered
+    /// yet whether its oplog goes back so far.
+    At(Timestamp, Option<Duration>),
 }
 
 /// Why the stream has to be opened again.
@@ -185,7 +186,7 @@ impl Feed {
                 }
                 Fate::Lost => match course {
                     // The oplog does not reach back so far: less is better than nothing.
-                    Course::Fresh(reach) if !reach.is_zero() => {
+                    Course::Fresh(reach) | Course::At(_, Some(reach)) if !reach.is_zero() => {
                         course = Course::Fresh(Duration::from_secs(reach.as_secs() / 2));
                         continue;
                     }
@@ -272,26 +273,29 @@ impl Feed {
     }
 
     async fn try_follow(&self, course: &mut Course) -> Result<std::convert::Infallible, End> {
-        let (from, mut fresh) = match *course {
-            Course::At(at) => (at, None),
+        let (from, fresh) = match *course {
+            Course::At(at, _) => (at, None),
             Course::Fresh(reach) => {
                 let cluster = timeout(PATIENCE, Cluster::ask(&self.database)).await??;
                 if !cluster.has_change_streams {
                     return Err(End::standalone());
                 }
-                (back(cluster.committed, reach), Some(cluster.committed))
+                (back(cluster.committed, reach), Some((cluster.committed, reach)))
             }
         };
         let mut stream = timeout(PATIENCE, ChangeStream::open(&self.database, from)).await??;
+        if let Some((live, reach)) = fresh {
+            self.open(position_of(from), position_of(live));
+            *course = Course::At(from, Some(reach));
+        }
         let mut moved = Instant::now();
         let mut reached = from;
+        // The first reply comes before MongoDB has searched anything.
+        let mut has_searched = false;
         loop {
             // A stream whose answer did not come in time is never asked again: it is dropped.
             let next = timeout(PATIENCE, stream.next(self.ring.newest())).await?;
             let reply = next.ok_or(End::Closed)??;
-            if let Some(live) = fresh.take() {
-                self.open(position_of(from), position_of(live));
-            }
             if reply.progress > reached || reply.progress >= reply.cluster_time {
                 moved = Instant::now();
                 self.health().recovered(moved);
@@ -299,13 +303,16 @@ impl Feed {
                 return Err(End::StoodStill);
             }
             reached = reply.progress;
-            *course = Course::At(reached);
+            if has_searched || reached > from {
+                *course = Course::At(reached, None);
+            }
+            has_searched = true;
             if let Some(end) = self.publish(reply) {
                 // Nothing can follow it in the stream of a collection that is gone. What is
                 // inserted into a new one comes later, by at least one increment.
                 self.open(position_of(end), position_of(end));
-                *course =
-                    Course::At(Timestamp { increment: end.increment.saturating_add(1), ..end });
+                let next = Timestamp { increment: end.increment.saturating_add(1), ..end };
+                *course = Course::At(next, None);
                 return Err(End::Ended(end));
             }
         }
@@ -417,7 +424,7 @@ impl Course {
     fn place(&self) -> Option<Timestamp> {
         match *self {
             Self::Fresh(_) => None,
-            Self::At(at) => Some(at),
+            Self::At(at, _) => Some(at),
         }
     }
 }

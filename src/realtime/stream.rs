@@ -30,9 +30,6 @@ pub const LARGEST_DOCUMENT: i32 = 256 * 1024;
 /// stream shows that it is alive.
 const MAX_AWAIT: Duration = Duration::from_secs(1);
 
-/// Events in one reply at most; bounds the work that is done without a pause.
-const BATCH: u32 = 1_000;
-
 /// An open change stream.
 pub(super) struct ChangeStream {
     cursor: RawBatchCursor,
@@ -108,7 +105,10 @@ impl ChangeStream {
             .aggregate(pipeline(from))
             .read_concern(ReadConcern::majority())
             .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-            .batch_size(BATCH)
+            // The stream is there before MongoDB searches the oplog for it, which takes as long as
+            // others have written much. Later replies have the size that MongoDB gives them: 16 MiB
+            // at most.
+            .batch_size(0)
             .max_await_time(MAX_AWAIT)
             .batch()
             .await?;
