@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::fanout::{Audience, Outcome, Pace, Plan, Via};
-use crate::http::{Connection, request};
+use crate::http::{Answer, Connection, request};
 use crate::process::Process;
 use crate::report::Curve;
 use crate::rest::Load;
@@ -175,7 +175,8 @@ impl Place<'_> {
                 }
             };
             if answer.status != 200 || answer.length < length * 100 {
-                return Err(format!("a history of {} bytes", answer.length).into());
+                let Answer { status, length, .. } = answer;
+                return Err(format!("a history was answered {status} with {length} bytes").into());
             }
             self.point(&curve, "", length, (peak - before) / 1e6);
             if length == longest && self.contender == Contender::Ours {
