@@ -161,8 +161,9 @@ impl Place<'_> {
             let path = format!("/api/chat/messages/{room}");
             let request = request("GET", &path, Some(&user.token), None);
             self.restart().await?;
-            let mut connection = Connection::open(self.server.addr).await?;
             let before = self.server.process.settled_memory().await?;
+            // Not before: who says nothing for so long is told that the time is over.
+            let mut connection = Connection::open(self.server.addr).await?;
             let mut peak = before;
             let answer = connection.exchange(&request);
             tokio::pin!(answer);
