@@ -30,9 +30,8 @@ impl Gate {
         Self { waker: Waker::from(Arc::clone(&bell)), bell, task: None }
     }
 
-    /// What to poll with, if there is a reason to: the context given was passed here before, and
-    /// nothing has woken since, when there is none. Whatever is behind the gate must then be
-    /// polled until it waits.
+    /// What to poll with, if something was woken since the last time; `None` is a reason not to
+    /// look. Whatever is behind the gate must then be polled until it waits.
     pub fn pass(&mut self, context: &Context<'_>) -> Option<Context<'_>> {
         let knows = |task: &Waker| task.will_wake(context.waker());
         let is_new = !self.task.as_ref().is_some_and(knows);
