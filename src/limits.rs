@@ -1,4 +1,5 @@
-//! How often one address, name or user may do what is costly, per minute.
+//! How often one address, name or user may do what is costly, per minute; and how often any limit
+//! was reached.
 //!
 //! A window begins with the first of them and lasts a minute. Windows are kept in bounded caches,
 //! so that an attacker with many addresses takes no memory; who is forgotten early has a new
@@ -42,7 +43,17 @@ pub struct Limits {
     pub connect: Limiter<Address>,
     /// Events of a socket (`RATE_LIMIT_EVENTS`).
     pub events: EventLimiter,
+    others: Others,
     trusted_proxies: usize,
+}
+
+/// How often a limit was reached that is judged elsewhere.
+#[derive(Debug, Default)]
+struct Others {
+    body: AtomicU64,
+    slow_body: AtomicU64,
+    rooms_of_socket: AtomicU64,
+    passwords: AtomicU64,
 }
 
 /// One limit.
@@ -89,6 +100,7 @@ impl Limits {
             room: Limiter::new(config.rate_limit_room),
             connect: Limiter::new(config.rate_limit_connect),
             events: EventLimiter::new(config.rate_limit_events),
+            others: Others::default(),
             trusted_proxies: usize::from(config.trust_proxy),
         }
     }
@@ -109,8 +121,20 @@ impl Limits {
         Address::of(seen.and_then(|hop| hop.parse().ok()).unwrap_or(peer))
     }
 
+    /// Counts a refusal if a limit is the cause that nobody else counts.
+    pub fn note(&self, error: &ApiError) {
+        let count = match error {
+            ApiError::BodyTooLarge => &self.others.body,
+            ApiError::BodyTimeout => &self.others.slow_body,
+            ApiError::TooManyRooms => &self.others.rooms_of_socket,
+            ApiError::Busy => &self.others.passwords,
+            _ => return,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// How often each limit was reached, by its name.
-    pub fn refused(&self) -> [(&'static str, u64); 6] {
+    pub fn refused(&self) -> [(&'static str, u64); 10] {
         let count = |refused: &AtomicU64| refused.load(Ordering::Relaxed);
         [
             ("login", count(&self.login.refused)),
@@ -119,6 +143,10 @@ impl Limits {
             ("room", count(&self.room.refused)),
             ("connect", count(&self.connect.refused)),
             ("events", count(&self.events.refused)),
+            ("body", count(&self.others.body)),
+            ("slow_body", count(&self.others.slow_body)),
+            ("rooms_of_socket", count(&self.others.rooms_of_socket)),
+            ("passwords", count(&self.others.passwords)),
         ]
     }
 }

@@ -16,6 +16,7 @@ use actix_web::{Error, HttpResponse};
 use super::{body, cors, entity_tag, path};
 use crate::config::Config;
 use crate::error::ApiError;
+use crate::limits::Limits;
 
 /// The middleware, for `from_fn`.
 ///
@@ -60,6 +61,9 @@ fn render<B: MessageBody + 'static>(
 ) -> ServiceResponse<BoxBody> {
     let Some(answer) = res.response().error().and_then(|error| {
         let error = error.as_error::<ApiError>()?;
+        if let Some(limits) = res.request().app_data::<Data<Limits>>() {
+            limits.note(error);
+        }
         Some(error.respond(config.errors, &Requested(res.request())))
     }) else {
         return res.map_into_boxed_body();

@@ -293,6 +293,7 @@ impl<T> Session<T> {
             && let Some(Doing { to, verb, .. }) = self.doing.take()
         {
             let result = result.map(|done| self.take_effect(done));
+            result.as_ref().err().into_iter().for_each(|error| self.worker.limits.note(error));
             self.member.retract();
             return Poll::Ready(Output::Answer(Answer { to, verb, result }));
         }

@@ -270,8 +270,9 @@ impl Process {
         if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
             *warned = Some(Instant::now());
             log::warn!(
-                "A socket without a token was refused. Its front end needs `auth: {{ token }}` in \
-                 its io() call; LEGACY_TRUST=true lets it in as the Node server did"
+                "A socket without a token was refused. Its front end needs \
+                 `auth: (send) => send({{ token }})` in its io() call; LEGACY_TRUST=true lets it in \
+                 as the Node server did"
             );
         }
     }

@@ -32,6 +32,11 @@ async fn try_login(server: &TestServer, name: &str, password: &str) -> Response 
     server.request(Method::POST, "/api/auth/login", None, Some(&body)).await
 }
 
+async fn try_register(server: &TestServer, name: &str) -> Response {
+    let body = json!({ "username": name, "password": "x" });
+    server.request(Method::POST, "/api/auth/register", None, Some(&body)).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_may_log_in_so_often() {
     let server = TestServer::start_with(&[("RATE_LIMIT_LOGIN", "4")]).await;
@@ -112,9 +117,44 @@ async fn rooms_and_handshakes_are_bounded() {
     let answer = client().get(polling).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS);
     assert!(answer.headers().contains_key("retry-after"));
-    for (limit, count) in [("room", 1), ("sockets_of_address", 2), ("connect", 2)] {
+    let counts = [("room", 1), ("sockets_of_address", 2), ("connect", 2), ("rooms_of_socket", 1)];
+    for (limit, count) in counts {
         assert_eq!(reached(server.addr, limit).await, count, "{limit}");
     }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_may_be_so_long_on_every_wire() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    let mut caller = Caller::connect(server.addr, &ada.token).await;
+    let long = json!({ "room": room, "sender": ada.id, "content": "x".repeat(102_400) });
+    let answer = ada.request(Method::POST, "/api/chat/message", Some(&long)).await;
+    assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(socket.ask("sendMessage", long.clone()).await["code"], "body_too_large");
+    assert_eq!(caller.ask("sendMessage", long).await["code"], "body_too_large");
+    assert_eq!(reached(server.addr, "body").await, 3);
+    assert!(ada.history(&room).await.is_empty());
+    drop((socket, caller));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_passwords_wait_to_be_hashed() {
+    let server = TestServer::start_with(&[("RATE_LIMIT_LOGIN", "0")]).await;
+    // More than may wait on a machine with so many processors.
+    let count = 65 * std::thread::available_parallelism().unwrap().get();
+    let names: Vec<_> = (0..count).map(|n| format!("user {n}")).collect();
+    let answers = join_all(names.iter().map(|name| try_register(&server, name))).await;
+    let statuses: Vec<_> = answers.iter().map(Response::status).collect();
+    let busy = answers.iter().filter(|a| a.status() == StatusCode::SERVICE_UNAVAILABLE);
+    let busy = busy.inspect(|answer| assert!(answer.headers().contains_key("retry-after"))).count();
+    let registered = statuses.iter().filter(|status| **status == StatusCode::CREATED).count();
+    assert!(busy > 0 && registered > 0 && busy + registered == count, "{statuses:?}");
+    assert_eq!(reached(server.addr, "passwords").await, busy as u64);
     server.stop().await;
 }
 
