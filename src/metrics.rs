@@ -66,10 +66,21 @@ pub enum WireName {
 /// A socket that is open; counted as long as this lives.
 pub struct OpenSocket {
     gauge: IntGauge,
-    deliveries: IntCounter,
+    deliveries: Deliveries,
     disconnects: IntCounterVec,
     wire: WireName,
     reason: &'static str,
+}
+
+/// The events given to sockets of one wire.
+#[derive(Clone)]
+pub struct Deliveries(IntCounter);
+
+impl Deliveries {
+    /// One was given.
+    pub fn count(&self) {
+        self.0.inc();
+    }
 }
 
 /// The parts that count for themselves.
@@ -181,7 +192,7 @@ impl Metrics {
         gauge.inc();
         OpenSocket {
             gauge,
-            deliveries: self.deliveries.with_label_values(&[wire.label()]),
+            deliveries: Deliveries(self.deliveries.with_label_values(&[wire.label()])),
             disconnects: self.disconnects.clone(),
             wire,
             reason: "client",
@@ -232,9 +243,9 @@ impl Metrics {
 }
 
 impl OpenSocket {
-    /// An event was given to it.
-    pub fn delivered(&self) {
-        self.deliveries.inc();
+    /// Counts the events that it is given.
+    pub fn deliveries(&self) -> Deliveries {
+        self.deliveries.clone()
     }
 
     /// Why it is closed, when it is not its client that closes it.

@@ -2,7 +2,8 @@
 //!
 //! Each worker has a hub of its own, which only its thread touches. A dispatcher follows the ring
 //! by sequence number and puts each event into the inboxes of the local members of its room, so a
-//! message costs one wake-up of each worker, not one of each member across threads; and joining
+//! message costs one wake-up of each worker, not one of each member across threads; a member that
+//! has nothing else to do does not even have to be woken ([`Outlet`](super::inbox::Outlet)). Joining
 //! is atomic with respect to the stream, because nothing is dispatched while a member is seated.
 //! The hub knows rooms, seats and inboxes; no socket, no wire, no database.
 
@@ -26,6 +27,10 @@ use crate::models::RoomId;
 
 /// Events that are handed out before the sessions of this worker get to run.
 const DISPATCH_AT_ONCE: usize = 64;
+
+/// How many of them, counted for each member, go by the short way in that time. The rest is left to
+/// the sessions, so that a large room holds nobody else up.
+const WRITTEN_AT_ONCE: usize = 256;
 
 /// See the [module](self). Clones are handles on the same hub.
 #[derive(Clone)]
@@ -112,10 +117,14 @@ impl Hub {
         match self.ring.after(shard.cursor, max) {
             Ok(events) => {
                 let more = events.len() == max;
-                let mut bytes = 0;
-                for event in events {
+                let (mut bytes, mut writes) = (0, WRITTEN_AT_ONCE);
+                for event in &events {
                     bytes += event.len();
-                    shard.dispatch(event);
+                    // Several of one room are cheaper in one write, which their sessions make.
+                    let mut of_room = events.iter().filter(|other| other.room() == event.room());
+                    let alone = of_room.nth(1).is_none();
+                    let most = if alone { writes } else { 0 };
+                    writes -= shard.dispatch(Arc::clone(event), most);
                     // A burst of large events must not fill the inboxes of those who do read.
                     if bytes >= self.bounds.bytes / 4 {
                         return true;
@@ -163,20 +172,29 @@ impl Hub {
 }
 
 impl Shard {
-    fn dispatch(&mut self, event: Arc<Event>) {
+    /// Hands an event out, to at most so many members by the short way; to how many it was.
+    fn dispatch(&mut self, event: Arc<Event>, most: usize) -> usize {
         let seq = self.cursor;
         self.cursor += 1;
         self.dispatched = event.position().or(self.dispatched);
-        let Entry::Occupied(mut seats) = self.rooms.entry(event.room()) else { return };
+        let Entry::Occupied(mut seats) = self.rooms.entry(event.room()) else { return 0 };
         let delivery = Delivery::new(event);
         let position = delivery.event().position();
+        let mut written = 0;
         seats.get_mut().retain(|_, seat| {
-            let had = position.is_some() && position <= seat.floor;
-            had || seat.inbox.put(Mail::Event(seq, delivery.clone()))
+            if position.is_some() && position <= seat.floor {
+                return true;
+            }
+            if written < most && seat.inbox.give(&delivery) {
+                written += 1;
+                return true;
+            }
+            seat.inbox.put(Mail::Event(seq, Rc::clone(&delivery)))
         });
         if seats.get().is_empty() {
             seats.remove();
         }
+        written
     }
 
     /// Puts the same mail into the inbox of everyone who is in a room, once.
@@ -192,6 +210,7 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use std::{
+        cell::Cell,
         task::{Context, Poll, Waker},
         time::Duration,
     };
@@ -200,6 +219,7 @@ mod tests {
     use crate::{
         models::{Message, UserId},
         realtime::{
+            inbox::Outlet,
             member::Start,
             ring::{Batch, Limits},
         },
@@ -233,6 +253,99 @@ mod tests {
             }
         }
         unreachable!("the members of these tests have few events")
+    }
+
+    /// A client that hears at once, unless something waits for it.
+    #[derive(Clone, Default)]
+    struct Client {
+        heard: Rc<RefCell<Vec<Option<Position>>>>,
+        busy: Rc<Cell<bool>>,
+    }
+
+    impl Outlet for Client {
+        fn give(&self, delivery: &Delivery) -> bool {
+            if self.busy.get() {
+                return false;
+            }
+            self.heard.borrow_mut().push(delivery.event().position());
+            true
+        }
+    }
+
+    /// A member of `room` with a client, which waits for the next event.
+    fn listen(hub: &Hub, room: RoomId) -> (Member, Client) {
+        let (mut member, client) = (hub.enter(), Client::default());
+        member.open(client.clone());
+        member.join(room, Start::Live);
+        assert_eq!(drain(&mut member), (0, true));
+        (member, client)
+    }
+
+    #[test]
+    fn an_event_goes_to_the_client_at_once_when_nothing_waits() {
+        let hub = hub(10, usize::MAX);
+        let room = RoomId::new();
+        let (mut member, client) = listen(&hub, room);
+        publish(&hub, room, 1);
+        let first = Some(Position::first_of(1, 1));
+        assert_eq!(*client.heard.borrow(), [first]);
+        assert_eq!(member.offset().map(|offset| offset.base), first);
+
+        client.busy.set(true);
+        publish(&hub, room, 1);
+        client.busy.set(false);
+        publish(&hub, room, 1);
+        assert_eq!(client.heard.borrow().len(), 1, "the third waits behind the second");
+        assert_eq!(drain(&mut member), (2, true));
+        publish(&hub, room, 1);
+        assert_eq!(client.heard.borrow().len(), 2);
+        assert_eq!(drain(&mut member), (0, true));
+    }
+
+    #[test]
+    fn several_events_of_a_room_wait_for_one_write() {
+        let hub = hub(10, usize::MAX);
+        let [busy, quiet] = [RoomId::new(), RoomId::new()];
+        let (mut member, client) = listen(&hub, busy);
+        let (_quiet, heard) = listen(&hub, quiet);
+        let position = |n| Some(Position::first_of(1, n));
+        let rooms = [(1, busy), (2, quiet), (3, busy)];
+        let events = rooms.map(|(n, room)| Event::resync(room, position(n))).into();
+        hub.ring.publish(Batch { events, newest: position(3), through: None, second: 1 });
+        while hub.dispatch(10) {}
+        assert!(client.heard.borrow().is_empty());
+        assert_eq!(drain(&mut member), (2, true));
+        assert_eq!(*heard.heard.borrow(), [position(2)]);
+    }
+
+    #[test]
+    fn nothing_goes_by_the_short_way_past_what_is_owed() {
+        let hub = hub(10, usize::MAX);
+        let [room, other] = [RoomId::new(), RoomId::new()];
+        let (mut member, client) = listen(&hub, room);
+        member.join(other, Start::Resync);
+        publish(&hub, room, 1);
+        assert!(client.heard.borrow().is_empty());
+        assert_eq!(drain(&mut member), (2, true));
+        member.announce(Position::ZERO);
+        publish(&hub, room, 1);
+        assert!(client.heard.borrow().is_empty(), "its offset must count the joins");
+        member.retract();
+        assert_eq!(drain(&mut member), (1, true));
+        publish(&hub, room, 1);
+        assert_eq!(client.heard.borrow().len(), 1);
+    }
+
+    #[test]
+    fn a_large_room_is_written_to_by_its_sessions_too() {
+        let hub = hub(10, usize::MAX);
+        let room = RoomId::new();
+        let members: Vec<_> = (0..WRITTEN_AT_ONCE + 3).map(|_| listen(&hub, room)).collect();
+        publish(&hub, room, 1);
+        let written = members.iter().filter(|(_, client)| client.heard.borrow().len() == 1);
+        assert_eq!(written.count(), WRITTEN_AT_ONCE);
+        let waiting = members.into_iter().map(|(mut member, _)| drain(&mut member).0);
+        assert_eq!(waiting.sum::<usize>(), 3);
     }
 
     #[test]

@@ -4,9 +4,13 @@
 //! lets its inbox overflow is too slow: what waited is dropped at once and the session ends, as
 //! it can resume from the last position that it was given. One thread owns both ends, so there
 //! is no lock and no channel.
+//!
+//! When nothing waits, an event need not: it goes by the inbox, through an [`Outlet`], to the
+//! client, and the session only hears up to where it was given. That spares a turn of the
+//! session's task for each delivery.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -38,11 +42,22 @@ pub(super) enum Mail {
     Resync { before: Seq, position: Option<Position> },
 }
 
+/// The short way to a session's client.
+pub trait Outlet {
+    /// Gives it an event at once, in the frame that all members share; `false` when something else
+    /// waits for the client, behind which the event belongs. Never waits.
+    fn give(&self, delivery: &Delivery) -> bool;
+}
+
 /// See the [module](self).
-#[derive(Debug)]
 pub(super) struct Inbox {
     bounds: Bounds,
     state: RefCell<State>,
+    outlet: RefCell<Option<Box<dyn Outlet>>>,
+    /// The session waits for nothing but the next event.
+    at_rest: Cell<bool>,
+    /// The last live position that was given.
+    base: Cell<Option<Position>>,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +76,45 @@ const KEPT_CAPACITY: usize = 32;
 
 impl Inbox {
     pub(super) fn new(bounds: Bounds) -> Rc<Self> {
-        Rc::new(Self { bounds, state: RefCell::default() })
+        Rc::new(Self {
+            bounds,
+            state: RefCell::default(),
+            outlet: RefCell::default(),
+            at_rest: Cell::default(),
+            base: Cell::default(),
+        })
+    }
+
+    /// Opens the short way.
+    pub(super) fn open(&self, outlet: Box<dyn Outlet>) {
+        self.outlet.replace(Some(outlet));
+    }
+
+    /// Says whether the session waits for nothing but the next event, in the shared frame.
+    pub(super) fn rest(&self, at_rest: bool) {
+        self.at_rest.set(at_rest);
+    }
+
+    /// The last live position that the session was given.
+    pub(super) fn base(&self) -> Option<Position> {
+        self.base.get()
+    }
+
+    /// It was given another.
+    pub(super) fn set_base(&self, base: Option<Position>) {
+        self.base.set(base);
+    }
+
+    /// Gives an event to the client at once, if that is possible now.
+    pub(super) fn give(&self, delivery: &Delivery) -> bool {
+        if !self.at_rest.get() || !self.is_empty() {
+            return false;
+        }
+        let given = self.outlet.borrow().as_ref().is_some_and(|outlet| outlet.give(delivery));
+        if given {
+            self.base.set(delivery.event().position().or(self.base.get()));
+        }
+        given
     }
 
     /// Puts `mail` in; `false` when this inbox has overflowed, now or earlier.

@@ -12,8 +12,9 @@ use futures::FutureExt;
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::engine_io::{CloseReason, Handshake, Refusal, Registry, random_id};
-use super::event::Wire;
+use super::engine_io::{CloseReason, Handshake, Refusal, Registry, Sender, random_id};
+use super::event::{Delivery, Wire};
+use super::inbox::Outlet;
 use super::recovery::{Journal, Return};
 use super::session::{Answer, End, Output, Request, Session, Verb};
 use super::socket::WRITE_AT_ONCE;
@@ -24,7 +25,7 @@ use crate::auth::Claims;
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
 use crate::limits::Address;
-use crate::metrics::{OpenSocket, WireName};
+use crate::metrics::{Deliveries, OpenSocket, WireName};
 use crate::middleware::auth::bearer;
 use crate::middleware::deadline::DEADLINE;
 
@@ -209,6 +210,8 @@ impl Client {
     async fn converse(&mut self, worker: &Worker) -> Option<End> {
         let Self { socket, session, journal, open } = self;
         let wire = if journal.is_some() { Wire::SocketIoOffset } else { Wire::SocketIo };
+        let deliveries = open.deliveries();
+        session.open(Direct { sender: socket.sender(), wire, deliveries: deliveries.clone() });
         loop {
             let (sender, has_room) = (socket.sender(), session.has_room());
             tokio::select! {
@@ -225,7 +228,7 @@ impl Client {
                             let event = event?;
                             let frame = session.frame(&event, wire);
                             bytes += frame.len();
-                            open.delivered();
+                            deliveries.count();
                             Some(frame)
                         });
                         socket.emit_encoded(frames);
@@ -262,6 +265,23 @@ impl Client {
         if let (true, Some(journal)) = (self.socket.has_left(), self.journal) {
             journal.remove().await;
         }
+    }
+}
+
+/// Events that are written while the session's task sleeps.
+struct Direct {
+    sender: Sender,
+    wire: Wire,
+    deliveries: Deliveries,
+}
+
+impl Outlet for Direct {
+    fn give(&self, delivery: &Delivery) -> bool {
+        let given = self.sender.send_now(delivery.frame(self.wire));
+        if given {
+            self.deliveries.count();
+        }
+        given
     }
 }
 

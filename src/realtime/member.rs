@@ -20,7 +20,7 @@ use indexmap::IndexMap;
 use super::{
     event::{Delivery, Event, Wire},
     hub::{Hub, MemberId},
-    inbox::{Inbox, Mail, TooSlow},
+    inbox::{Inbox, Mail, Outlet, TooSlow},
     offset::{Entry, Offset},
     position::Position,
     ring::{RoomEvent, Seq},
@@ -38,8 +38,6 @@ pub struct Member {
     replays: BTreeSet<(Seq, RoomId)>,
     /// Rooms that are owed a `resync` up to a position, which is told before anything else.
     resyncs: VecDeque<(RoomId, Option<Position>)>,
-    /// The last live position that was given.
-    base: Option<Position>,
     /// No place in a room was ever ahead of this.
     highest: Option<Position>,
     /// How many rooms the client has joined, on earlier connections, too.
@@ -101,7 +99,6 @@ impl Member {
             places: IndexMap::new(),
             replays: BTreeSet::new(),
             resyncs: VecDeque::new(),
-            base: None,
             highest: None,
             joins: 0,
             announced: false,
@@ -109,9 +106,15 @@ impl Member {
         }
     }
 
+    /// Events go to the client by this way as long as nothing waits, without being asked for.
+    pub fn open(&mut self, outlet: impl Outlet + 'static) {
+        self.inbox.open(Box::new(outlet));
+    }
+
     /// The client may have offsets up to here, of earlier connections in which it joined so many
     /// rooms.
     pub fn remember(&mut self, known: Option<Position>, joins: u32) {
+        self.inbox.rest(false);
         self.known = self.known.max(known);
         self.joins = self.joins.max(joins);
     }
@@ -120,8 +123,9 @@ impl Member {
     /// [taken back](Self::retract), offsets say that it is not yet. What this answers tells them
     /// apart.
     pub fn announce(&mut self, from: Position) -> Entry {
+        self.inbox.rest(false);
         self.announced = true;
-        self.known = self.known.max(self.base);
+        self.known = self.known.max(self.inbox.base());
         Entry { from, known: self.known, join: self.joins.saturating_add(1) }
     }
 
@@ -136,11 +140,12 @@ impl Member {
         if let Some(place) = self.places.get(&room) {
             return Joined { position: self.given(place), recovered: place.recovered };
         }
+        self.inbox.rest(false);
         self.joins = self.joins.saturating_add(1);
         self.announced = false;
         // The first room decides where the account of what was given begins.
         let standing = self.hub.standing();
-        self.base = self.base.or(standing.through).or(standing.live);
+        self.inbox.set_base(self.inbox.base().or(standing.through).or(standing.live));
         match start {
             Start::After(since) if self.hub.ring().recovers(room, since) => {
                 self.take_up(room, since, true)
@@ -186,13 +191,14 @@ impl Member {
     /// The next event for this session: live ones first, because those are what its bounded
     /// inbox holds; then what is replayed, of all such rooms in stream order.
     pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Result<Rc<Delivery>, TooSlow>> {
+        self.inbox.rest(false);
         loop {
             if let Some((room, position)) = self.resyncs.pop_front() {
                 return Poll::Ready(Ok(self.resync(room, position)));
             }
             match self.inbox.poll_take(context)? {
                 Poll::Ready(mail) => {
-                    if let Some(delivery) = self.open(mail) {
+                    if let Some(delivery) = self.unpack(mail) {
                         return Poll::Ready(Ok(delivery));
                     }
                 }
@@ -202,7 +208,10 @@ impl Member {
                             return Poll::Ready(Ok(delivery));
                         }
                     }
-                    None => return Poll::Pending,
+                    None => {
+                        self.inbox.rest(self.shares_frames());
+                        return Poll::Pending;
+                    }
                 },
             }
         }
@@ -238,17 +247,30 @@ impl Member {
     /// What this session has been given; `None` before it is in a room and on a standalone
     /// MongoDB.
     pub fn offset(&self) -> Option<Offset> {
-        let base = self.base?;
+        let base = self.inbox.base()?;
         let mut exceptions = Vec::new();
-        if !self.replays.is_empty() || !self.resyncs.is_empty() || self.highest > self.base {
+        if !self.replays.is_empty() || !self.resyncs.is_empty() || self.highest > Some(base) {
             let places = self.places.iter();
             let given = places.filter_map(|(&room, place)| Some((self.given(place)?, room)));
             exceptions.extend(given.filter(|&(given, _)| given != base));
             exceptions.sort_unstable();
         }
-        let counts = self.announced || self.known >= self.base;
-        let joins = counts.then_some(self.joins);
+        let joins = self.counts_joins(base).then_some(self.joins);
         Some(Offset { base, exceptions, joins })
+    }
+
+    /// Whether offsets that reach to `base` say how many rooms were joined.
+    fn counts_joins(&self, base: Position) -> bool {
+        self.announced || self.known >= Some(base)
+    }
+
+    /// Whether the offset with the next live event is no more than that event's position.
+    fn shares_frames(&self) -> bool {
+        let Some(base) = self.inbox.base() else { return true };
+        self.replays.is_empty()
+            && self.resyncs.is_empty()
+            && self.highest <= Some(base)
+            && !self.counts_joins(base)
     }
 
     /// Goes on after `since`, of which the client knows when it is `recovered`.
@@ -288,7 +310,7 @@ impl Member {
 
     /// What is in the mail for this member, if it is still in that room, and in it since before
     /// the mail was sent.
-    fn open(&mut self, mail: Mail) -> Option<Rc<Delivery>> {
+    fn unpack(&mut self, mail: Mail) -> Option<Rc<Delivery>> {
         match mail {
             Mail::Event(seq, delivery) => {
                 let place = self.places.get(&delivery.event().room())?;
@@ -296,7 +318,7 @@ impl Member {
                 if seq < from {
                     return None;
                 }
-                self.base = delivery.event().position().or(self.base);
+                self.inbox.set_base(delivery.event().position().or(self.inbox.base()));
                 Some(delivery)
             }
             Mail::Resync { before, position } => {
@@ -309,7 +331,7 @@ impl Member {
                 for (room, given) in missed {
                     self.owe_resync(room, given, position);
                 }
-                self.base = self.base.max(position);
+                self.inbox.set_base(self.inbox.base().max(position));
                 None
             }
         }
@@ -351,7 +373,7 @@ impl Member {
     /// Up to where everything of a room was given.
     fn given(&self, place: &Place) -> Option<Position> {
         match place.state {
-            State::Live(_) if !place.owed => place.through.max(self.base),
+            State::Live(_) if !place.owed => place.through.max(self.inbox.base()),
             _ => place.through,
         }
     }

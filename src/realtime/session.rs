@@ -23,6 +23,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::event::{Delivery, Wire};
 use super::feed::Phase;
 use super::gate::Gate;
+use super::inbox::Outlet;
 use super::member::{Member, Start};
 use super::offset::{Entry, Offset};
 use super::position::Position;
@@ -198,6 +199,11 @@ impl<T> Session<T> {
     pub fn keep_journal(&mut self, journal: Rc<Journal>, known: Option<Position>, joins: u32) {
         self.journal = Some(journal);
         self.member.remember(known, joins);
+    }
+
+    /// Gives events to the client by this way, too: at once, when nothing else waits for it.
+    pub fn open(&mut self, outlet: impl Outlet + 'static) {
+        self.member.open(outlet);
     }
 
     /// Enters rooms that an earlier connection of this client was in; what was missed there is

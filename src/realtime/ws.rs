@@ -18,14 +18,15 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::event::Wire;
+use super::event::{Delivery, Wire};
+use super::inbox::Outlet;
 use super::panics::survive;
 use super::session::{Answer, End, Output, Request, Session, Verb};
-use super::socket::{CloseCode, Closed, Frame, Message, Socket, Turn, WRITE_AT_ONCE};
+use super::socket::{CloseCode, Closed, Frame, Line, Message, Socket, Turn, WRITE_AT_ONCE};
 use super::worker::{Place, Worker};
 use crate::auth::Claims;
 use crate::error::ApiError;
-use crate::metrics::{OpenSocket, WireName};
+use crate::metrics::{Deliveries, OpenSocket, WireName};
 use crate::middleware::auth::authenticate;
 
 /// The longest frame, in bytes.
@@ -210,6 +211,10 @@ async fn try_converse(
     socket: &mut Socket,
     open: &mut OpenSocket,
 ) -> Result<std::convert::Infallible, Closing> {
+    let deliveries = open.deliveries();
+    if let Some(line) = socket.opened().await? {
+        session.open(Direct { line, deliveries: deliveries.clone() });
+    }
     let mut heard = Instant::now();
     let mut ping_due = heard + PING;
     let mut timer = pin!(sleep_until(ping_due));
@@ -229,7 +234,7 @@ async fn try_converse(
                 while let Some(output) = next {
                     let frame = match output {
                         Output::Event(delivery) => {
-                            open.delivered();
+                            deliveries.count();
                             Some(session.frame(&delivery, Wire::Plain))
                         }
                         Output::Answer(answer) => answer_frame(worker, answer),
@@ -278,6 +283,22 @@ async fn try_converse(
                 timer.as_mut().reset(ping_due.min(heard + IDLE));
             }
         }
+    }
+}
+
+/// Events that are written while the session's task sleeps.
+struct Direct {
+    line: Line,
+    deliveries: Deliveries,
+}
+
+impl Outlet for Direct {
+    fn give(&self, delivery: &Delivery) -> bool {
+        let given = self.line.send_now(delivery.frame(Wire::Plain));
+        if given {
+            self.deliveries.count();
+        }
+        given
     }
 }
 

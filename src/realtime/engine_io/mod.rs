@@ -10,7 +10,6 @@ pub mod packet;
 mod polling;
 mod registry;
 mod session;
-mod turns;
 mod websocket;
 
 use std::future::poll_fn;
@@ -27,6 +26,8 @@ use actix_web::web::{Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytestring::ByteString;
+use futures::future::join;
 use serde::Deserialize;
 
 pub use registry::Registry;
@@ -38,7 +39,6 @@ use crate::realtime::gate::Gate;
 use crate::realtime::panics::survive;
 use packet::Packet;
 use session::{Session, Transport};
-use turns::Turns;
 
 /// The methods that a preflight is told.
 const METHODS: &str = "GET,POST";
@@ -157,6 +157,12 @@ impl Sender {
     /// The session has ended; it does when its client is too slow.
     pub fn send(&self, packets: impl IntoIterator<Item = Packet>) -> Result<(), Ended> {
         self.0.send(packets)
+    }
+
+    /// Sends a text, with its `4`, if it can be written at once, behind nothing else; otherwise it
+    /// does nothing and is `false`. It costs no turn of the session's task.
+    pub fn send_now(&self, text: ByteString) -> bool {
+        self.0.send_now(text)
     }
 
     /// Waits until the client has taken most of what was sent before.
@@ -287,7 +293,7 @@ impl<A: Application> Server<A> {
                 let carried = websocket::serve(Arc::clone(&session), socket, Some(open));
                 let carried = websocket::guarded(&session, &self.registry, carried);
                 let served = self.serve(Arc::clone(&session), handshake);
-                actix_web::rt::spawn(Turns::new(session, served, carried));
+                actix_web::rt::spawn(join(served, carried));
                 Ok(response)
             }
         }

@@ -3,8 +3,9 @@
 //! The session outlives the requests that carry it. Polls and posts come on any worker, a
 //! WebSocket may take over; all of them meet here, under one lock that is never held across an
 //! await. There is one outgoing queue, so the order survives an upgrade, and it is bounded:
-//! overflow ends the session, since a packet that is dropped in silence is worse. The incoming
-//! queue is bounded as well: a transport that finds it full waits, which slows the client down.
+//! overflow ends the session, since a packet that is dropped in silence is worse. A WebSocket that
+//! has nothing else to write is written to by whoever sends, without the queue. The incoming queue
+//! is bounded as well: a transport that finds it full waits, which slows the client down.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -18,6 +19,8 @@ use tokio::time::Instant;
 
 use super::Config;
 use super::packet::Packet;
+use super::websocket;
+use crate::realtime::socket::{Line, WRITE_AT_ONCE};
 
 /// What an application exchanges with its client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,8 +121,8 @@ pub(super) struct State {
     incoming: VecDeque<Message>,
     heartbeat: Heartbeat,
     pub(super) end: Option<End>,
-    /// The transport's turn follows anyway, so it need not be woken.
-    transport_follows: bool,
+    /// The WebSocket that carries the session, while nothing waits: neither here nor there.
+    line: Option<Line>,
     transports: Waiting,
     application: Waiting,
 }
@@ -183,7 +186,7 @@ impl Session {
                 incoming: VecDeque::new(),
                 heartbeat: ping_due,
                 end: None,
-                transport_follows: false,
+                line: None,
                 transports: Waiting::default(),
                 application: Waiting::default(),
             }),
@@ -214,8 +217,29 @@ impl Session {
             self.end(CloseReason::TooSlow, None);
             return Err(Ended);
         }
-        state.wake(Side::Transport);
+        state.give_to_transport();
         Ok(())
+    }
+
+    /// Sends a text if it can be written at once, behind nothing else; otherwise it does nothing
+    /// and is `false`.
+    pub(super) fn send_now(&self, text: ByteString) -> bool {
+        let mut state = self.state();
+        let Some(line) = &state.line else { return false };
+        let sent = line.send_now(text);
+        if line.buffered() > 0 {
+            state.line = None;
+        }
+        sent
+    }
+
+    /// Lets everybody write to the WebSocket that carries the session, on which nothing waits,
+    /// until something does.
+    pub(super) fn lend(&self, line: &Option<Line>) {
+        let mut state = self.state();
+        if state.line.is_none() && state.queue.is_empty() && state.end.is_none() {
+            state.line.clone_from(line);
+        }
     }
 
     /// Waits until little is queued: until the client has taken what was sent before.
@@ -261,15 +285,6 @@ impl Session {
         .await
     }
 
-    /// Polls the application of a session in the task that polls its transport next: what it sends
-    /// costs no wake-up.
-    pub(super) fn before_transport<T>(&self, poll: impl FnOnce() -> Poll<T>) -> Poll<T> {
-        self.state().transport_follows = true;
-        let result = poll();
-        self.state().transport_follows = false;
-        result
-    }
-
     /// Waits for the end of the session.
     pub(super) async fn wait_for_end(&self, side: Side) {
         self.wait_for(side, |state| state.end.is_some().then_some(())).await;
@@ -305,6 +320,7 @@ impl Session {
         state.queue = VecDeque::new();
         state.bytes = 0;
         state.incoming = VecDeque::new();
+        state.line = None;
         state.wake(Side::Transport);
         state.wake(Side::Application);
         drop(state);
@@ -371,7 +387,7 @@ impl Session {
                     state.heartbeat = Heartbeat::PongDue(due + self.config.ping_timeout);
                     // Not through `send`: a ping must go out even when the queue is full.
                     state.push(Packet::Ping(ByteString::new()));
-                    state.wake(Side::Transport);
+                    state.give_to_transport();
                 }
                 Heartbeat::PongDue(_) => {
                     drop(state);
@@ -387,6 +403,28 @@ impl State {
     fn push(&mut self, packet: Packet) {
         self.bytes += packet.len();
         self.queue.push_back(packet);
+    }
+
+    /// Sees to it that what is queued is sent: at once, if possible.
+    fn give_to_transport(&mut self) {
+        if let Some(line) = self.line.take() {
+            while line.buffered() < WRITE_AT_ONCE
+                && let Some(packet) = self.queue.pop_front()
+            {
+                self.bytes -= packet.len();
+                // What cannot be encoded is no frame of ours.
+                let _ = line.feed(websocket::frame(packet));
+            }
+            line.write_now();
+            if self.queue.is_empty() {
+                self.queue = VecDeque::new();
+                if line.buffered() == 0 {
+                    self.line = Some(line);
+                }
+                return;
+            }
+        }
+        self.wake(Side::Transport);
     }
 
     /// Takes the first packet that is queued.
@@ -423,9 +461,6 @@ impl State {
 
     /// Lets whoever waits on this side look again. Under the lock, as waking runs nothing.
     pub(super) fn wake(&mut self, side: Side) {
-        if side == Side::Transport && self.transport_follows {
-            return;
-        }
         self.waiting(side).0.drain(..).for_each(Waker::wake);
     }
 

@@ -133,10 +133,14 @@ async fn carry(
     if let Some(open) = open {
         socket.feed(frame(open)).await.map_err(|closed| lost(&closed))?;
     }
+    let line = socket.opened().await.map_err(|closed| lost(&closed))?;
     // A message that the application has no room for yet; until it has, nothing more is read.
     let mut waiting: Option<Message> = None;
     loop {
         let has_room = socket.buffered() < WRITE_AT_ONCE;
+        if socket.buffered() == 0 {
+            session.lend(&line);
+        }
         let receives = waiting.is_none();
         let packet = session.wait_for(Side::Transport, |state| match state.end {
             Some(_) => Some(None),
@@ -178,7 +182,7 @@ async fn carry(
     }
 }
 
-fn frame(packet: Packet) -> Frame {
+pub(super) fn frame(packet: Packet) -> Frame {
     match packet {
         Packet::Text(text) => Frame::Text(text),
         Packet::Binary(bytes) => Frame::Binary(bytes),

@@ -1,27 +1,25 @@
 //! A WebSocket that owns its TCP connection: no task, no channel and no buffer while it is idle.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use actix_codec::{Decoder, Encoder};
+use actix_codec::Decoder;
 use actix_http::ws::{self, CloseCode, CloseReason, Codec, Item};
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
-use socket2::SockRef;
-use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Sleep, sleep_until, timeout};
 
+use super::line::Line;
 use super::{Closed, Frame, Message, Turn, WRITE_DEADLINE};
-use crate::server::{Connection, Counted};
+use crate::server::Connection;
 
 /// How much is read at once.
 const READ: usize = 16 * 1024;
-/// No larger buffer is kept for the next socket.
-const KEPT: usize = 4 * 1024;
 /// With so much unwritten, a ping is not answered: its sender does not read.
 const TOO_MUCH_FOR_PONGS: usize = 64 * 1024;
 /// How long after a close the client may take to close, too.
@@ -30,9 +28,6 @@ const GOODBYE: Duration = Duration::from_secs(2);
 thread_local! {
     /// What every socket of a thread reads into: an idle one has no buffer of its own.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
-    /// What the next socket writes from, which is in the processor's cache when one after another
-    /// writes the same event.
-    static SPARE: Cell<BytesMut> = Cell::default();
 }
 
 pub(super) struct BareSocket {
@@ -48,13 +43,11 @@ enum State {
 }
 
 struct Open {
-    io: TcpStream,
-    _counted: Counted,
+    line: Line,
+    /// Set while the client keeps us waiting.
+    stalled: Option<Pin<Box<Sleep>>>,
     codec: Codec,
     read: BytesMut,
-    write: BytesMut,
-    /// When the client last took something of `write`, or it was last empty.
-    progress: Instant,
     /// The frames of a message so far, and whether it is a text.
     partial: Option<(BytesMut, bool)>,
     max_message: usize,
@@ -80,22 +73,22 @@ impl BareSocket {
     }
 
     pub(super) async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
-        self.open().await.ok_or(Closed::ByClient)?.turn(receive).await
+        let open = self.open().await.ok_or(Closed::ByClient)?;
+        poll_fn(|context| open.poll_turn(context, receive)).await
     }
 
     pub(super) async fn feed(&mut self, frame: Frame) -> Result<(), Closed> {
-        let open = self.open().await.ok_or(Closed::ByClient)?;
-        open.encode(match frame {
-            Frame::Text(text) => ws::Message::Text(text),
-            Frame::Binary(bytes) => ws::Message::Binary(bytes),
-            Frame::Ping => ws::Message::Ping(Bytes::new()),
-        })
+        self.opened().await?.feed(frame)
     }
 
-    pub(super) fn buffered(&self) -> usize {
+    pub(super) async fn opened(&mut self) -> Result<&Line, Closed> {
+        self.open().await.map(|open| &open.line).ok_or(Closed::ByClient)
+    }
+
+    pub(super) fn line(&self) -> Option<&Line> {
         match &self.state {
-            State::Open(open) => open.write.len(),
-            State::Upgrading(_) | State::Gone => 0,
+            State::Open(open) => Some(&open.line),
+            State::Upgrading(_) | State::Gone => None,
         }
     }
 
@@ -108,72 +101,57 @@ impl BareSocket {
 
 impl Open {
     fn new(Connection { io, read, counted }: Connection, max_message: usize) -> Self {
+        let line = Line::new(io, counted);
         // The buffer of the HTTP connection is larger than what is left in it.
         let read = BytesMut::from(&*read);
         let codec = Codec::new().max_size(max_message);
-        let (write, progress) = (BytesMut::new(), Instant::now());
-        Self { io, _counted: counted, codec, read, write, progress, partial: None, max_message }
+        Self { line, stalled: None, codec, read, partial: None, max_message }
     }
 
-    async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
+    fn poll_turn(
+        &mut self,
+        context: &mut Context<'_>,
+        receive: bool,
+    ) -> Poll<Result<Turn, Closed>> {
+        if self.poll_write(context)?.is_ready() {
+            return Poll::Ready(Ok(Turn::Written));
+        }
+        if !receive {
+            return Poll::Pending;
+        }
         loop {
-            if !self.write.is_empty() {
-                self.try_write()?;
-                if self.write.is_empty() {
-                    return Ok(Turn::Written);
+            while let Some(frame) = self.decode()? {
+                if let Some(message) = self.take(frame)? {
+                    return Poll::Ready(Ok(Turn::Received(message)));
                 }
             }
-            if receive {
-                while let Some(frame) = self.decode()? {
-                    if let Some(message) = self.take(frame)? {
-                        return Ok(Turn::Received(message));
-                    }
-                }
-            }
-            // Nothing is taken or given before the socket is ready, so this future can be dropped.
-            let unwritten = !self.write.is_empty();
-            self.ready(receive).await?;
-            if unwritten && self.write.is_empty() {
-                return Ok(Turn::Written);
-            }
-            if receive {
-                self.try_read()?;
-            }
+            ready!(self.line.io().poll_read_ready(context)).map_err(|_| Closed::ByClient)?;
+            self.try_read()?;
         }
     }
 
-    /// Waits until something can be written or, if wanted, read; at the deadline it writes itself.
-    async fn ready(&mut self, receive: bool) -> Result<(), Closed> {
-        let interest = match (receive, self.write.is_empty()) {
-            (true, true) => {
-                // The one task that reads has a place for its waker, without a list.
-                let readable = poll_fn(|context| self.io.poll_read_ready(context));
-                return readable.await.map_err(|_| Closed::ByClient);
+    /// Ready when there was something to write and all is written.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        loop {
+            let written = self.line.poll_write(context)?;
+            let Some(deadline) = self.line.deadline() else {
+                self.stalled = None;
+                return written.map(Ok);
+            };
+            let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            if stalled.deadline() != deadline {
+                stalled.as_mut().reset(deadline);
             }
-            (true, false) => Interest::READABLE | Interest::WRITABLE,
-            (false, false) => Interest::WRITABLE,
-            (false, true) => return std::future::pending().await,
-        };
-        match timeout_at(self.progress + WRITE_DEADLINE, self.io.ready(interest)).await {
-            Ok(ready) => ready.map(drop).map_err(|_| Closed::ByClient),
-            Err(_) => self.write_against_readiness(),
-        }
-    }
-
-    /// A last look at a client that seems not to read: the system calls a socket writable only
-    /// when a good part of its buffer is free, but takes bytes as soon as there is any room.
-    fn write_against_readiness(&mut self) -> Result<(), Closed> {
-        match SockRef::from(&self.io).send(&self.write) {
-            Ok(count) if count > 0 => {
-                self.has_written(count);
-                Ok(())
+            ready!(stalled.as_mut().poll(context));
+            self.line.write_against_readiness()?;
+            if self.line.buffered() == 0 {
+                return Poll::Ready(Ok(()));
             }
-            _ => Err(Closed::NotRead),
         }
     }
 
     fn try_read(&mut self) -> Result<(), Closed> {
-        SCRATCH.with_borrow_mut(|scratch| match self.io.try_read(scratch) {
+        SCRATCH.with_borrow_mut(|scratch| match self.line.io().try_read(scratch) {
             Ok(0) => Err(Closed::ByClient),
             Ok(count) => {
                 self.read.extend_from_slice(scratch.get(..count).unwrap_or_default());
@@ -200,18 +178,17 @@ impl Open {
             ws::Frame::Binary(bytes) => Ok(Some(Message::Binary(bytes))),
             ws::Frame::Continuation(item) => self.continue_with(item),
             ws::Frame::Ping(data) => {
-                if self.write.len() < TOO_MUCH_FOR_PONGS
-                    && self.encode(ws::Message::Pong(data)).is_ok()
+                if self.line.buffered() < TOO_MUCH_FOR_PONGS
+                    && self.line.feed_message(ws::Message::Pong(data)).is_ok()
                 {
-                    // What cannot be written now goes with the next frame.
-                    let _ = self.try_write();
+                    self.line.write_now();
                 }
                 Ok(Some(Message::Alive))
             }
             ws::Frame::Pong(_) => Ok(Some(Message::Alive)),
             ws::Frame::Close(reason) => {
-                if self.encode(ws::Message::Close(reason)).is_ok() {
-                    let _ = self.try_write();
+                if self.line.feed_message(ws::Message::Close(reason)).is_ok() {
+                    self.line.write_now();
                 }
                 Err(Closed::ByClient)
             }
@@ -245,60 +222,26 @@ impl Open {
         if is_text { text(message).map(Some) } else { Ok(Some(Message::Binary(message))) }
     }
 
-    fn encode(&mut self, message: ws::Message) -> Result<(), Closed> {
-        if self.write.is_empty() {
-            self.progress = Instant::now();
-            self.write = SPARE.take();
-        }
-        self.codec.encode(message, &mut self.write).map_err(|error| Closed::against(&error))
-    }
-
-    /// Writes what the system takes now.
-    fn try_write(&mut self) -> Result<(), Closed> {
-        while !self.write.is_empty() {
-            match self.io.try_write(&self.write) {
-                Ok(0) => return Err(Closed::ByClient),
-                Ok(count) => self.has_written(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => return Err(Closed::ByClient),
-            }
-        }
-        Ok(())
-    }
-
-    fn has_written(&mut self, count: usize) {
-        if count < self.write.len() {
-            bytes::Buf::advance(&mut self.write, count);
-            self.progress = Instant::now();
-            return;
-        }
-        let mut written = std::mem::take(&mut self.write);
-        written.clear();
-        // One that could hold more than this is let go, however much of it was used.
-        if !written.try_reclaim(KEPT + 1) {
-            SPARE.set(written);
-        }
-    }
-
     /// Closes and waits for the client to close, too, as a connection that is dropped with unread
     /// bytes takes back what was written.
     async fn close(&mut self, reason: CloseReason) {
-        if self.encode(ws::Message::Close(Some(reason))).is_err() {
+        if self.line.feed_message(ws::Message::Close(Some(reason))).is_err() {
             return;
         }
-        if !matches!(timeout(WRITE_DEADLINE, self.turn(false)).await, Ok(Ok(_))) {
+        let writing = poll_fn(|context| self.poll_turn(context, false));
+        if !matches!(timeout(WRITE_DEADLINE, writing).await, Ok(Ok(_))) {
             return;
         }
-        if self.io.shutdown().await.is_err() {
+        if self.line.shut().is_err() {
             return;
         }
         let goodbye = async {
             loop {
                 self.read = BytesMut::new();
-                if self.io.readable().await.is_err() {
+                if self.line.io().readable().await.is_err() {
                     return;
                 }
-                let read = SCRATCH.with_borrow_mut(|scratch| self.io.try_read(scratch));
+                let read = SCRATCH.with_borrow_mut(|scratch| self.line.io().try_read(scratch));
                 match read {
                     Ok(0) => return,
                     Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,

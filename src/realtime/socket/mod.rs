@@ -8,6 +8,7 @@
 //! nothing could be written; one that reads slowly is not.
 
 mod bare;
+mod line;
 mod managed;
 
 use std::time::Duration;
@@ -20,6 +21,7 @@ use bytestring::ByteString;
 use futures::FutureExt;
 
 pub use actix_http::ws::CloseCode;
+pub use line::Line;
 
 use bare::BareSocket;
 use managed::ManagedSocket;
@@ -200,17 +202,34 @@ impl Socket {
     /// # Errors
     /// Those of [`turn`](Self::turn).
     pub fn write_now(&mut self) -> Result<(), Closed> {
-        if self.buffered() == 0 {
-            return Ok(());
+        match &mut self.0 {
+            Carrier::Bare(socket) => {
+                // That the connection has broken is told by the next turn.
+                socket.line().into_iter().for_each(Line::write_now);
+                Ok(())
+            }
+            Carrier::Managed(socket) if socket.buffered() == 0 => Ok(()),
+            Carrier::Managed(socket) => socket.turn(false).now_or_never().transpose().map(drop),
         }
-        self.turn(false).now_or_never().transpose().map(drop)
     }
 
     /// How many bytes were fed and are not written.
     pub fn buffered(&self) -> usize {
         match &self.0 {
-            Carrier::Bare(socket) => socket.buffered(),
+            Carrier::Bare(socket) => socket.line().map_or(0, Line::buffered),
             Carrier::Managed(socket) => socket.buffered(),
+        }
+    }
+
+    /// Waits for the upgrade; then there is a handle for others to send by, except behind a server
+    /// that keeps the connection.
+    ///
+    /// # Errors
+    /// The client has gone meanwhile.
+    pub async fn opened(&mut self) -> Result<Option<Line>, Closed> {
+        match &mut self.0 {
+            Carrier::Bare(socket) => socket.opened().await.map(|line| Some(line.clone())),
+            Carrier::Managed(_) => Ok(None),
         }
     }
 
