@@ -30,7 +30,8 @@
 //! to the [feed](realtime::feed) of every instance, which encodes it once and appends it to the
 //! [ring](realtime::ring). The [hub](realtime::hub) of each worker follows the ring and puts it
 //! into the inboxes of the local [members](realtime::member) of its room; each session writes it
-//! to its own wire, at its own pace. So everybody gets every message once, in one order.
+//! to its own wire, at its own pace. Where nothing waits, the hub writes it itself. So everybody
+//! gets every message once, in one order.
 //!
 //! # What holds everywhere
 //!
