@@ -28,7 +28,7 @@ use crate::models::RoomId;
 /// Events that are handed out before the sessions of this worker get to run.
 const DISPATCH_AT_ONCE: usize = 64;
 
-/// How many of them, counted for each member, go by the short way in that time. The rest is left to
+/// How many deliveries (events times members) the hub itself makes in that time. The rest is left to
 /// the sessions, so that a large room holds nobody else up.
 const WRITTEN_AT_ONCE: usize = 256;
 
@@ -275,7 +275,7 @@ mod tests {
     /// A member of `room` with a client, which waits for the next event.
     fn listen(hub: &Hub, room: RoomId) -> (Member, Client) {
         let (mut member, client) = (hub.enter(), Client::default());
-        member.open(client.clone());
+        member.set_outlet(client.clone());
         member.join(room, Start::Live);
         assert_eq!(drain(&mut member), (0, true));
         (member, client)
@@ -334,6 +334,56 @@ mod tests {
         assert_eq!(drain(&mut member), (1, true));
         publish(&hub, room, 1);
         assert_eq!(client.heard.borrow().len(), 1);
+    }
+
+    #[test]
+    fn who_has_overflowed_is_given_nothing_behind_what_it_lost() {
+        let hub = hub(2, usize::MAX);
+        let [room, other] = [RoomId::new(), RoomId::new()];
+        let (mut member, client) = listen(&hub, room);
+        member.join(other, Start::Live);
+        assert_eq!(drain(&mut member), (0, true));
+        client.busy.set(true);
+        publish(&hub, room, 3);
+        client.busy.set(false);
+        publish(&hub, other, 1);
+        assert!(client.heard.borrow().is_empty());
+        assert_eq!(drain(&mut member), (0, false));
+    }
+
+    #[test]
+    fn an_event_of_before_the_last_one_has_an_offset_of_its_own() {
+        let hub = hub(10, usize::MAX);
+        let room = RoomId::new();
+        let (mut member, client) = listen(&hub, room);
+        let position = |n| Some(Position::first_of(1, n));
+        for n in [5, 3, 6] {
+            let events = vec![Event::resync(room, position(n))];
+            hub.ring.publish(Batch { events, newest: position(n), through: None, second: 1 });
+            while hub.dispatch(10) {}
+        }
+        assert_eq!(*client.heard.borrow(), [position(5)]);
+        assert_eq!(drain(&mut member), (2, true));
+    }
+
+    #[test]
+    fn a_panic_on_the_short_way_is_that_of_one_session() {
+        struct Faulty;
+        impl Outlet for Faulty {
+            fn give(&self, _: &Delivery) -> bool {
+                std::panic::resume_unwind(Box::new("fault"))
+            }
+        }
+
+        let hub = hub(10, usize::MAX);
+        let room = RoomId::new();
+        let (mut faulty, _) = listen(&hub, room);
+        faulty.set_outlet(Faulty);
+        let (_other, client) = listen(&hub, room);
+        publish(&hub, room, 1);
+        assert_eq!(client.heard.borrow().len(), 1);
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drain(&mut faulty)));
+        assert_eq!(polled.unwrap_err().downcast_ref(), Some(&"fault"));
     }
 
     #[test]

@@ -5,13 +5,15 @@
 //! it can resume from the last position that it was given. One thread owns both ends, so there
 //! is no lock and no channel.
 //!
-//! When nothing waits, an event need not: it goes by the inbox, through an [`Outlet`], to the
-//! client, and the session only hears up to where it was given. That spares a turn of the
-//! session's task for each delivery.
+//! When nothing waits, an event need not: it goes past the inbox, through an [`Outlet`], to the
+//! client, and the session finds its base moved on. That spares a turn of the session's task for
+//! each delivery.
 
 use std::{
-    cell::{Cell, RefCell},
+    any::Any,
+    cell::{Cell, RefCell, RefMut},
     collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     rc::Rc,
     task::{Context, Poll, Waker},
 };
@@ -66,6 +68,8 @@ struct State {
     bytes: usize,
     reader: Option<Waker>,
     overflowed: bool,
+    /// What happened on the short way.
+    panic: Option<Box<dyn Any + Send>>,
 }
 
 /// What an event counts beside its text.
@@ -85,8 +89,8 @@ impl Inbox {
         })
     }
 
-    /// Opens the short way.
-    pub(super) fn open(&self, outlet: Box<dyn Outlet>) {
+    /// From now on there is a short way.
+    pub(super) fn set_outlet(&self, outlet: Box<dyn Outlet>) {
         self.outlet.replace(Some(outlet));
     }
 
@@ -105,20 +109,33 @@ impl Inbox {
         self.base.set(base);
     }
 
-    /// Gives an event to the client at once, if that is possible now.
+    /// Gives an event to the client at once, if that is possible now. A panic on the way is the
+    /// session's: it goes on in its task.
     pub(super) fn give(&self, delivery: &Delivery) -> bool {
-        if !self.at_rest.get() || !self.is_empty() {
+        let (base, position) = (self.base.get(), delivery.event().position());
+        // After the past was lost, positions may go back: such an offset is not shared.
+        if !self.at_rest.get() || (base.is_some() && position <= base) {
             return false;
         }
-        let given = self.outlet.borrow().as_ref().is_some_and(|outlet| outlet.give(delivery));
-        if given {
-            self.base.set(delivery.event().position().or(self.base.get()));
+        let outlet = self.outlet.borrow();
+        let Some(outlet) = outlet.as_ref() else { return false };
+        match catch_unwind(AssertUnwindSafe(|| outlet.give(delivery))) {
+            Ok(given) => {
+                if given {
+                    self.base.set(position.or(base));
+                }
+                given
+            }
+            Err(panic) => {
+                self.state.borrow_mut().panic = Some(panic);
+                false
+            }
         }
-        given
     }
 
     /// Puts `mail` in; `false` when this inbox has overflowed, now or earlier.
     pub(super) fn put(&self, mail: Mail) -> bool {
+        self.at_rest.set(false);
         let mut state = self.state.borrow_mut();
         if state.overflowed {
             return false;
@@ -146,7 +163,7 @@ impl Inbox {
 
     /// Resolves when this inbox has overflowed.
     pub(super) fn poll_overflow(&self, context: &Context<'_>) -> Poll<TooSlow> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state();
         if state.overflowed {
             return Poll::Ready(TooSlow);
         }
@@ -156,7 +173,7 @@ impl Inbox {
 
     /// Takes the oldest mail out; pending when there is none.
     pub(super) fn poll_take(&self, context: &Context<'_>) -> Poll<Result<Mail, TooSlow>> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state();
         if state.overflowed {
             return Poll::Ready(Err(TooSlow));
         }
@@ -169,6 +186,16 @@ impl Inbox {
             state.waiting = VecDeque::new();
         }
         Poll::Ready(Ok(mail))
+    }
+
+    /// The state, for the session.
+    fn state(&self) -> RefMut<'_, State> {
+        let mut state = self.state.borrow_mut();
+        if let Some(panic) = state.panic.take() {
+            drop(state);
+            resume_unwind(panic);
+        }
+        state
     }
 }
 

@@ -211,7 +211,11 @@ impl Client {
         let Self { socket, session, journal, open } = self;
         let wire = if journal.is_some() { Wire::SocketIoOffset } else { Wire::SocketIo };
         let deliveries = open.deliveries();
-        session.open(Direct { sender: socket.sender(), wire, deliveries: deliveries.clone() });
+        session.set_outlet(Direct {
+            sender: socket.sender(),
+            wire,
+            deliveries: deliveries.clone(),
+        });
         loop {
             let (sender, has_room) = (socket.sender(), session.has_room());
             tokio::select! {

@@ -107,8 +107,8 @@ impl Member {
     }
 
     /// Events go to the client by this way as long as nothing waits, without being asked for.
-    pub fn open(&mut self, outlet: impl Outlet + 'static) {
-        self.inbox.open(Box::new(outlet));
+    pub fn set_outlet(&mut self, outlet: impl Outlet + 'static) {
+        self.inbox.set_outlet(Box::new(outlet));
     }
 
     /// The client may have offsets up to here, of earlier connections in which it joined so many
@@ -176,6 +176,12 @@ impl Member {
             None => {}
         }
         self.resyncs.retain(|&(owed, _)| owed != room);
+    }
+
+    /// Leaves all rooms.
+    pub fn leave_all(&mut self) {
+        let rooms: Vec<_> = self.rooms().collect();
+        rooms.into_iter().for_each(|room| self.leave(room));
     }
 
     /// The rooms that it is in.

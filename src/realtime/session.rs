@@ -1,7 +1,7 @@
 //! One client's conversation, whatever its wire: join, leave, send, authenticate, receive.
 //!
 //! A wire hands requests in ([`Session::request`]) and writes what comes out
-//! ([`Session::next`]). Requests are done one at a time, in the order in which they came, while
+//! ([`Session::next`]), but for events that went by the short way ([`Session::set_outlet`]). Requests are done one at a time, in the order in which they came, while
 //! events go on being given; a request that is not done within the deadline since it came is
 //! answered as such. Each request asks the database first and then takes effect in one step with
 //! its answer, so that the ack of a join precedes the first event that it brings. Nothing here
@@ -202,8 +202,8 @@ impl<T> Session<T> {
     }
 
     /// Gives events to the client by this way, too: at once, when nothing else waits for it.
-    pub fn open(&mut self, outlet: impl Outlet + 'static) {
-        self.member.open(outlet);
+    pub fn set_outlet(&mut self, outlet: impl Outlet + 'static) {
+        self.member.set_outlet(outlet);
     }
 
     /// Enters rooms that an earlier connection of this client was in; what was missed there is
@@ -262,6 +262,7 @@ impl<T> Session<T> {
     /// Stores the messages that its client still wanted to send when it went away; nobody is
     /// answered. Ends within the deadline of a request.
     pub async fn finish(&mut self) {
+        self.member.leave_all();
         self.waiting.retain(|(request, _)| request.verb == Verb::SendMessage);
         loop {
             if self.doing.is_none() {

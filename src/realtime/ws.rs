@@ -213,7 +213,7 @@ async fn try_converse(
 ) -> Result<std::convert::Infallible, Closing> {
     let deliveries = open.deliveries();
     if let Some(line) = socket.opened().await? {
-        session.open(Direct { line, deliveries: deliveries.clone() });
+        session.set_outlet(Direct { line, deliveries: deliveries.clone() });
     }
     let mut heard = Instant::now();
     let mut ping_due = heard + PING;

@@ -19,7 +19,6 @@ use tokio::time::Instant;
 
 use super::Config;
 use super::packet::Packet;
-use super::websocket;
 use crate::realtime::socket::{Line, WRITE_AT_ONCE};
 
 /// What an application exchanges with its client.
@@ -121,7 +120,8 @@ pub(super) struct State {
     incoming: VecDeque<Message>,
     heartbeat: Heartbeat,
     pub(super) end: Option<End>,
-    /// The WebSocket that carries the session, while nothing waits: neither here nor there.
+    /// The WebSocket that carries the session, while nothing is queued; whoever sends may write to
+    /// it, if nothing waits there either.
     line: Option<Line>,
     transports: Waiting,
     application: Waiting,
@@ -407,13 +407,14 @@ impl State {
 
     /// Sees to it that what is queued is sent: at once, if possible.
     fn give_to_transport(&mut self) {
-        if let Some(line) = self.line.take() {
+        // What its own task has left there is that one's to write: it waits for the end of it.
+        if let Some(line) = self.line.take().filter(|line| line.buffered() == 0) {
             while line.buffered() < WRITE_AT_ONCE
                 && let Some(packet) = self.queue.pop_front()
             {
                 self.bytes -= packet.len();
-                // What cannot be encoded is no frame of ours.
-                let _ = line.feed(websocket::frame(packet));
+                // After a close the packets of a session are nobody's.
+                let _ = line.feed(packet.into());
             }
             line.write_now();
             if self.queue.is_empty() {

@@ -131,14 +131,15 @@ async fn carry(
     open: Option<Packet>,
 ) -> Result<Infallible, CloseReason> {
     if let Some(open) = open {
-        socket.feed(frame(open)).await.map_err(|closed| lost(&closed))?;
+        socket.feed(open.into()).await.map_err(|closed| lost(&closed))?;
     }
     let line = socket.opened().await.map_err(|closed| lost(&closed))?;
     // A message that the application has no room for yet; until it has, nothing more is read.
     let mut waiting: Option<Message> = None;
     loop {
-        let has_room = socket.buffered() < WRITE_AT_ONCE;
-        if socket.buffered() == 0 {
+        let unwritten = socket.buffered();
+        let has_room = unwritten < WRITE_AT_ONCE;
+        if unwritten == 0 {
             session.lend(&line);
         }
         let receives = waiting.is_none();
@@ -152,7 +153,7 @@ async fn carry(
                 // What else is queued already goes with it.
                 let mut next = Some(packet.ok_or(CloseReason::Server)?);
                 while let Some(packet) = next {
-                    socket.feed(frame(packet)).await.map_err(|closed| lost(&closed))?;
+                    socket.feed(packet.into()).await.map_err(|closed| lost(&closed))?;
                     let more = socket.buffered() < WRITE_AT_ONCE;
                     next = more.then(|| session.state().take_packet(&session.config)).flatten();
                 }
@@ -182,11 +183,13 @@ async fn carry(
     }
 }
 
-pub(super) fn frame(packet: Packet) -> Frame {
-    match packet {
-        Packet::Text(text) => Frame::Text(text),
-        Packet::Binary(bytes) => Frame::Binary(bytes),
-        packet => Frame::Text(ByteString::from(packet.to_string())),
+impl From<Packet> for Frame {
+    fn from(packet: Packet) -> Self {
+        match packet {
+            Packet::Text(text) => Self::Text(text),
+            Packet::Binary(bytes) => Self::Binary(bytes),
+            packet => Self::Text(ByteString::from(packet.to_string())),
+        }
     }
 }
 

@@ -26,9 +26,9 @@ thread_local! {
     static SPARE: Cell<BytesMut> = Cell::default();
 }
 
-/// A handle to send by, without a turn of the task that owns the socket and from any thread, as
-/// long as nothing else waits to be written. What the system does not take at once is left to that
-/// task, and so is the news that the connection has broken.
+/// A handle to send by, without a turn of the task that owns the socket and from any thread, while
+/// nothing else waits to be written. What the system does not take at once is left to that task, and
+/// so is the news that the connection has broken.
 ///
 /// The connection ends when the last of its handles is dropped.
 #[derive(Debug, Clone)]
@@ -48,11 +48,14 @@ struct Outgoing {
     progress: Instant,
     /// The task of the socket.
     task: Option<Waker>,
+    /// A close was sent, behind which nothing may come (RFC 6455, section 5.5.1).
+    closing: bool,
 }
 
 impl Line {
     pub(super) fn new(io: TcpStream, counted: Counted) -> Self {
-        let outgoing = Outgoing { bytes: BytesMut::new(), progress: Instant::now(), task: None };
+        let (bytes, progress) = (BytesMut::new(), Instant::now());
+        let outgoing = Outgoing { bytes, progress, task: None, closing: false };
         Self(Arc::new(Shared { io, _counted: counted, outgoing: Mutex::new(outgoing) }))
     }
 
@@ -84,7 +87,7 @@ impl Line {
     /// Adds a frame to what is written next.
     ///
     /// # Errors
-    /// It cannot be encoded.
+    /// A close was sent before.
     pub fn feed(&self, frame: Frame) -> Result<(), Closed> {
         self.feed_message(match frame {
             Frame::Text(text) => ws::Message::Text(text),
@@ -128,6 +131,10 @@ impl Line {
     /// when a good part of its buffer is free, but takes bytes as soon as there is any room.
     pub(super) fn write_against_readiness(&self) -> Result<(), Closed> {
         let mut outgoing = self.outgoing();
+        if outgoing.bytes.is_empty() {
+            // Somebody else has written it meanwhile.
+            return Ok(());
+        }
         match SockRef::from(&self.0.io).send(&outgoing.bytes) {
             Ok(count) if count > 0 => {
                 outgoing.has_written(count);
@@ -170,6 +177,10 @@ impl Line {
 
 impl Outgoing {
     fn encode(&mut self, message: ws::Message) -> Result<(), Closed> {
+        if self.closing {
+            return Err(Closed::ByClient);
+        }
+        self.closing = matches!(message, ws::Message::Close(_));
         if self.bytes.is_empty() {
             self.progress = Instant::now();
             self.bytes = SPARE.take();

@@ -34,7 +34,8 @@ pub const WRITE_AT_ONCE: usize = 32 * 1024;
 /// How long the client may take to make room for more of what is sent.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A server's end of a WebSocket. Dropping it ends the connection without a closing handshake.
+/// A server's end of a WebSocket. Dropping it, and the [`Line`]s to it, ends the connection without a
+/// closing handshake.
 pub struct Socket(Carrier);
 
 enum Carrier {
@@ -200,7 +201,7 @@ impl Socket {
     /// Writes of what was fed what can be written now.
     ///
     /// # Errors
-    /// Those of [`turn`](Self::turn).
+    /// Those of [`turn`](Self::turn), unless the next turn will say so.
     pub fn write_now(&mut self) -> Result<(), Closed> {
         match &mut self.0 {
             Carrier::Bare(socket) => {
