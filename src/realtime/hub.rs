@@ -115,7 +115,8 @@ impl Hub {
     pub(super) fn dispatch(&self, max: usize) -> bool {
         let mut shard = self.shard.borrow_mut();
         match self.ring.after(shard.cursor, max) {
-            Ok(events) => {
+            Ok((next, events)) => {
+                shard.cursor = next;
                 let more = events.len() == max;
                 let (mut bytes, mut writes) = (0, WRITTEN_AT_ONCE);
                 for event in &events {
@@ -384,6 +385,29 @@ mod tests {
         assert_eq!(client.heard.borrow().len(), 1);
         let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drain(&mut faulty)));
         assert_eq!(polled.unwrap_err().downcast_ref(), Some(&"fault"));
+    }
+
+    #[test]
+    fn who_joins_while_the_past_is_read_is_given_what_is_live() {
+        let limits = Limits { window: Duration::from_secs(20), bytes: 1 << 20 };
+        let ring = Arc::new(Ring::new(limits));
+        ring.open(Position::first_of(10, 1), Position::first_of(30, 1));
+        let hub = Hub::new(ring, Bounds { events: 10, bytes: usize::MAX });
+        let room = RoomId::new();
+        let (mut member, _) = listen(&hub, room);
+        let position = |second| Some(Position::first_of(second, 1));
+        // All in one reply, the first of which is dropped before the hub has seen it.
+        let events = [11, 29, 31].map(|second| Event::resync(RoomId::new(), position(second)));
+        let mut events = Vec::from(events);
+        let message = Message::new(room, UserId::new(), "hello");
+        events.push(Event::message(&message, position(32)));
+        hub.ring.publish(Batch { events, newest: position(32), through: None, second: 33 });
+        while hub.dispatch(10) {}
+        match member.poll_next(&Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(delivery)) => assert!(!delivery.event().is_resync()),
+            _ => panic!("it was given nothing"),
+        }
+        assert_eq!(drain(&mut member), (0, true));
     }
 
     #[test]

@@ -113,6 +113,10 @@ struct Kept {
     floor: Option<Position>,
     /// Where the stream stood when the ring was opened: what is older was not live.
     opened: Option<Position>,
+    /// The number of the first event since then.
+    began: Seq,
+    /// The position of the newest event that was dropped since then.
+    dropped: Option<Position>,
     /// See [`Standing::through`].
     through: Option<Position>,
     /// The position of the newest insert that was seen, delivered or not.
@@ -154,6 +158,7 @@ impl Ring {
         *kept = Kept {
             first: next,
             promised: next,
+            began: next,
             floor: Some(from),
             opened: Some(live).max(kept.newest),
             through: Some(from),
@@ -202,11 +207,15 @@ impl Ring {
         self.read().newest
     }
 
-    /// Up to `max` events from number `from` on; none when there are none yet.
-    pub fn after(&self, from: Seq, max: usize) -> Result<Vec<Arc<Event>>, Overtaken> {
+    /// Up to `max` events for a follower that has come to number `from`, none when there are none
+    /// yet, and the number of the first. It may be a later one: what was past when the ring was
+    /// opened, nobody has to see before it is dropped.
+    pub fn after(&self, from: Seq, max: usize) -> Result<(Seq, Vec<Arc<Event>>), Overtaken> {
         let kept = self.read();
+        let from = if kept.has_missed_the_past_only(from) { kept.first } else { from };
         let skip = kept.index(from)?;
-        Ok(kept.entries.iter().skip(skip).take(max).map(|entry| entry.event.clone()).collect())
+        let events = kept.entries.iter().skip(skip).take(max);
+        Ok((from, events.map(|entry| entry.event.clone()).collect()))
     }
 
     /// Where a reader stands that has handed on everything before number `seq`, the last of it
@@ -284,6 +293,11 @@ impl Kept {
         Standing { through, live: self.opened.max(through) }
     }
 
+    fn has_missed_the_past_only(&self, from: Seq) -> bool {
+        let past_only = self.dropped.is_some_and(|dropped| Some(dropped) <= self.opened);
+        (self.began..self.first).contains(&from) && past_only
+    }
+
     /// The index of the entry `seq`, or one behind the last when it has not happened yet.
     fn index(&self, seq: Seq) -> Result<usize, Overtaken> {
         let behind = seq.checked_sub(self.first).ok_or(Overtaken { tail: self.tail() })?;
@@ -333,6 +347,7 @@ impl Kept {
         let Some(entry) = self.entries.pop_front() else { return };
         self.bytes -= entry.footprint();
         self.first += 1;
+        self.dropped = entry.event.position();
         let room = entry.event.room();
         if let Some(numbers) = self.rooms.get_mut(&room) {
             numbers.pop_front();
@@ -376,8 +391,8 @@ mod tests {
         }
     }
 
-    fn seconds(events: Result<Vec<Arc<Event>>, Overtaken>) -> Vec<u32> {
-        events.unwrap().iter().map(|event| event.position().unwrap().seconds()).collect()
+    fn seconds(events: Result<(Seq, Vec<Arc<Event>>), Overtaken>) -> Vec<u32> {
+        events.unwrap().1.iter().map(|event| event.position().unwrap().seconds()).collect()
     }
 
     #[test]
@@ -456,6 +471,27 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_overtaken_by_what_was_past_from_the_beginning() {
+        let ring = Ring::new(Limits { window: Duration::from_secs(20), bytes: usize::MAX });
+        let before = ring.tail().seq;
+        ring.open(at(10), at(30));
+        let from = ring.tail().seq;
+        // All of it in one reply, of which the first is too old by now.
+        let event = |second| Event::resync(RoomId::new(), Some(at(second)));
+        let fill = |seconds: &[u32], now| {
+            let events = seconds.iter().map(|&second| event(second)).collect();
+            let newest = seconds.last().map(|&second| at(second));
+            ring.publish(Batch { events, newest, through: None, second: now });
+        };
+        fill(&[11, 12, 29, 31], 33);
+        let (next, events) = ring.after(from, 10).unwrap();
+        assert_eq!((next, seconds(Ok((next, events)))), (from + 2, vec![29, 31]));
+        assert!(ring.after(before, 10).is_err(), "it has missed that the ring was opened");
+        fill(&[52], 52);
+        assert!(ring.after(from, 10).is_err(), "it has missed what was live");
+    }
+
+    #[test]
     fn a_follower_that_is_overtaken_is_told_where_to_go_on() {
         let ring = ring(5, usize::MAX);
         let from = ring.tail().seq;
@@ -463,7 +499,7 @@ mod tests {
         let Err(overtaken) = ring.after(from, 10) else { panic!("not overtaken") };
         assert_eq!(overtaken.tail, ring.tail());
         assert_eq!(overtaken.tail.standing.through, Some(at(30)));
-        assert!(ring.after(overtaken.tail.seq, 10).unwrap().is_empty());
+        assert!(ring.after(overtaken.tail.seq, 10).unwrap().1.is_empty());
     }
 
     #[test]
