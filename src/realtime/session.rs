@@ -1,11 +1,11 @@
 //! One client's conversation, whatever its wire: join, leave, send, authenticate, receive.
 //!
 //! A wire hands requests in ([`Session::request`]) and writes what comes out
-//! ([`Session::next`]), but for events that went by the short way ([`Session::set_outlet`]). Requests are done one at a time, in the order in which they came, while
-//! events go on being given; a request that is not done within the deadline since it came is
-//! answered as such. Each request asks the database first and then takes effect in one step with
-//! its answer, so that the ack of a join precedes the first event that it brings. Nothing here
-//! knows a frame or a packet.
+//! ([`Session::next`]), but for events that went by the short way ([`Session::set_outlet`]).
+//! Requests are done one at a time, in the order in which they came, while events go on being
+//! given; a request that is not done within the deadline since it came is answered as such. Each
+//! request asks the database first and then takes effect in one step with its answer, so that the
+//! ack of a join precedes the first event that it brings. Nothing here knows a frame or a packet.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
