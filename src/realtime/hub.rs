@@ -12,9 +12,11 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use indexmap::IndexMap;
+use tokio::time::Instant;
 
 use super::{
     event::{Delivery, Event},
@@ -31,6 +33,15 @@ const DISPATCH_AT_ONCE: usize = 64;
 /// How many deliveries (events times members) the hub itself makes in that time. The rest is left to
 /// the sessions, so that a large room holds nobody else up.
 const WRITTEN_AT_ONCE: usize = 256;
+
+/// How long no more is handed out for each client that was written to: five times what a write
+/// costs. So writing takes at most a fifth of a worker's time before what follows is put into fewer,
+/// larger writes, which cost the server, the network and the clients less than many small ones.
+const SPACING: Duration = Duration::from_micros(40);
+
+/// The longest time that this makes an event wait, and how much of it is forgiven: a message now and
+/// then, and a few at once, are handed out without delay.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// See the [module](self). Clones are handles on the same hub.
 #[derive(Clone)]
@@ -54,6 +65,21 @@ struct Shard {
 /// The number of a member of this hub.
 pub(super) type MemberId = u64;
 
+/// What was handed out in one go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Round {
+    /// How many writes it takes, when a client is written everything at once.
+    pub writes: usize,
+    /// More events may be there already.
+    pub more: bool,
+}
+
+/// Spreads rounds in time: a rate of writes, of which some may come early (a generic cell rate
+/// algorithm, ITU-T I.371).
+struct Pace {
+    paid_until: Instant,
+}
+
 struct Seat {
     inbox: Rc<Inbox>,
     /// The member has had what is not after this.
@@ -76,12 +102,14 @@ impl Hub {
     /// Dispatches events until the ring is gone. To be spawned once, on the thread of this hub.
     pub async fn run(self) {
         let mut ends = self.ring.ends();
+        let mut pace = Pace { paid_until: Instant::now() };
         loop {
-            while self.dispatch(DISPATCH_AT_ONCE) {
-                tokio::task::yield_now().await;
-            }
-            if ends.changed().await.is_err() {
-                return;
+            let Round { writes, more } = self.dispatch(DISPATCH_AT_ONCE);
+            match pace.pause_after(writes, Instant::now()) {
+                Some(end) => tokio::time::sleep_until(end).await,
+                None if more => tokio::task::yield_now().await,
+                None if ends.changed().await.is_err() => return,
+                None => {}
             }
         }
     }
@@ -110,35 +138,39 @@ impl Hub {
         self.shard.borrow().rooms.len()
     }
 
-    /// Hands out up to `max` events, and no more at once than inboxes can hold; `false` when there
-    /// are no more.
-    pub(super) fn dispatch(&self, max: usize) -> bool {
+    /// Hands out up to `max` events, and no more at once than inboxes can hold.
+    pub(super) fn dispatch(&self, max: usize) -> Round {
         let mut shard = self.shard.borrow_mut();
         match self.ring.after(shard.cursor, max) {
             Ok((next, events)) => {
                 shard.cursor = next;
-                let more = events.len() == max;
-                let (mut bytes, mut writes) = (0, WRITTEN_AT_ONCE);
-                for event in &events {
+                let mut round = Round { writes: 0, more: events.len() == max };
+                let (mut bytes, mut at_once) = (0, WRITTEN_AT_ONCE);
+                for (index, event) in events.iter().enumerate() {
                     bytes += event.len();
+                    let is_of_room = |other: &Arc<Event>| other.room() == event.room();
+                    let before = events.iter().take(index).any(is_of_room);
+                    let after = events.iter().skip(index + 1).any(is_of_room);
                     // Several of one room are cheaper in one write, which their sessions make.
-                    let mut of_room = events.iter().filter(|other| other.room() == event.room());
-                    let alone = of_room.nth(1).is_none();
-                    let most = if alone { writes } else { 0 };
-                    writes -= shard.dispatch(Arc::clone(event), most);
+                    let most = if before || after { 0 } else { at_once };
+                    at_once -= shard.dispatch(Arc::clone(event), most);
+                    if !before {
+                        round.writes += shard.seats(event.room());
+                    }
                     // A burst of large events must not fill the inboxes of those who do read.
                     if bytes >= self.bounds.bytes / 4 {
-                        return true;
+                        round.more = true;
+                        break;
                     }
                 }
-                more
+                round
             }
             Err(overtaken) => {
                 let tail = overtaken.tail;
                 shard.cursor = tail.seq;
                 shard.dispatched = tail.standing.through;
                 shard.tell_all(|| Mail::Resync { before: tail.seq, position: tail.standing.live });
-                true
+                Round { writes: 0, more: true }
             }
         }
     }
@@ -172,7 +204,22 @@ impl Hub {
     }
 }
 
+impl Pace {
+    /// Until when to wait after a round with so many writes.
+    fn pause_after(&mut self, writes: usize, now: Instant) -> Option<Instant> {
+        let writes = u32::try_from(writes).unwrap_or(u32::MAX);
+        let price = SPACING.saturating_mul(writes).min(LONGEST_PAUSE);
+        self.paid_until = self.paid_until.max(now) + price;
+        let end = self.paid_until.checked_sub(LONGEST_PAUSE)?;
+        (end > now).then_some(end)
+    }
+}
+
 impl Shard {
+    fn seats(&self, room: RoomId) -> usize {
+        self.rooms.get(&room).map_or(0, IndexMap::len)
+    }
+
     /// Hands an event out, to at most so many members by the short way; to how many it was.
     fn dispatch(&mut self, event: Arc<Event>, most: usize) -> usize {
         let seq = self.cursor;
@@ -213,7 +260,6 @@ mod tests {
     use std::{
         cell::Cell,
         task::{Context, Poll, Waker},
-        time::Duration,
     };
 
     use super::*;
@@ -240,7 +286,7 @@ mod tests {
             (start + 1..=start + count).map(|n| Event::resync(room, position(n))).collect();
         let newest = position(start + count);
         hub.ring.publish(Batch { events, newest, through: None, second: 1 });
-        while hub.dispatch(10) {}
+        while hub.dispatch(10).more {}
     }
 
     /// How many events wait, and whether the member is still served.
@@ -313,10 +359,52 @@ mod tests {
         let rooms = [(1, busy), (2, quiet), (3, busy)];
         let events = rooms.map(|(n, room)| Event::resync(room, position(n))).into();
         hub.ring.publish(Batch { events, newest: position(3), through: None, second: 1 });
-        while hub.dispatch(10) {}
+        while hub.dispatch(10).more {}
         assert!(client.heard.borrow().is_empty());
         assert_eq!(drain(&mut member), (2, true));
         assert_eq!(*heard.heard.borrow(), [position(2)]);
+    }
+
+    #[test]
+    fn a_round_counts_each_client_of_a_room_once() {
+        let hub = hub(10, usize::MAX);
+        let [full, single, empty] = [RoomId::new(), RoomId::new(), RoomId::new()];
+        let _listening = [full, full, full, single].map(|room| listen(&hub, room));
+        let position = |n| Some(Position::first_of(1, n));
+        let rooms = [(1, full), (2, single), (3, full), (4, empty), (5, full)];
+        let events = rooms.map(|(n, room)| Event::resync(room, position(n))).into();
+        hub.ring.publish(Batch { events, newest: position(5), through: None, second: 1 });
+        assert_eq!(hub.dispatch(5), Round { writes: 4, more: true });
+        assert_eq!(hub.dispatch(5), Round { writes: 0, more: false });
+    }
+
+    /// When rounds of so many writes take place of which one is due every `gap`.
+    fn rounds(writes: usize, gap: Duration) -> Vec<Duration> {
+        let start = Instant::now();
+        let (mut pace, mut now) = (Pace { paid_until: start }, start);
+        let round = |number| {
+            now = now.max(start + gap * number);
+            let at = now;
+            now = pace.pause_after(writes, now).unwrap_or(now);
+            at - start
+        };
+        (0..100).map(round).collect()
+    }
+
+    #[test]
+    fn only_a_stream_of_messages_to_many_is_spaced() {
+        let millis = Duration::from_millis;
+        // 500 clients on two workers at 50 a second; a burst to few; and what no pause can help.
+        for (writes, gap) in [(250, millis(20)), (5, Duration::ZERO), (100_000, millis(800))] {
+            let on_time: Vec<_> = (0..100).map(|number| gap * number).collect();
+            assert_eq!(rounds(writes, gap), on_time, "{writes} writes every {gap:?}");
+        }
+        let spaced = rounds(250, millis(2));
+        // 10 ms each, but for what is forgiven.
+        assert_eq!(spaced.get(..5), Some(&[0, 2, 4, 10, 20].map(millis)[..]));
+        assert_eq!(spaced.last(), Some(&millis(970)));
+        let longest = rounds(100_000, Duration::ZERO);
+        assert_eq!(longest.get(..4), Some(&[0, 0, 20, 40].map(millis)[..]));
     }
 
     #[test]
@@ -361,7 +449,7 @@ mod tests {
         for n in [5, 3, 6] {
             let events = vec![Event::resync(room, position(n))];
             hub.ring.publish(Batch { events, newest: position(n), through: None, second: 1 });
-            while hub.dispatch(10) {}
+            while hub.dispatch(10).more {}
         }
         assert_eq!(*client.heard.borrow(), [position(5)]);
         assert_eq!(drain(&mut member), (2, true));
@@ -402,7 +490,7 @@ mod tests {
         let message = Message::new(room, UserId::new(), "hello");
         events.push(Event::message(&message, position(32)));
         hub.ring.publish(Batch { events, newest: position(32), through: None, second: 33 });
-        while hub.dispatch(10) {}
+        while hub.dispatch(10).more {}
         match member.poll_next(&Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(delivery)) => assert!(!delivery.event().is_resync()),
             _ => panic!("it was given nothing"),
@@ -460,7 +548,7 @@ mod tests {
         let (events, newest) = ((1..=10).map(event).collect(), Some(Position::first_of(1, 10)));
         hub.ring.publish(Batch { events, newest, through: None, second: 1 });
         let mut given = 0;
-        while hub.dispatch(10) {
+        while hub.dispatch(10).more {
             let (count, served) = drain(&mut member);
             assert!(served && count > 0, "{given}");
             given += count;
@@ -528,7 +616,7 @@ mod tests {
         assert_eq!(drain(&mut member), (1, true), "a resync of the other room");
         let events = vec![Event::resync(room, None), Event::resync(other, None)];
         hub.ring.publish(Batch { events, newest: None, through: None, second: 7 });
-        while hub.dispatch(10) {}
+        while hub.dispatch(10).more {}
         assert_eq!(drain(&mut member), (2, true));
     }
 }

@@ -299,7 +299,7 @@ impl Model {
 
     /// When everything has come to rest, everyone has had everything.
     fn settle(&mut self) -> TestCaseResult {
-        while self.hub.dispatch(100) {}
+        while self.hub.dispatch(100).more {}
         for index in 0..MEMBERS {
             while self.take(index)? {}
             for (&room, expected) in &self.clients[index].rooms {
