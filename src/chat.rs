@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use actix_web::web::Data;
+use futures::future::join_all;
 
 use crate::casts::{required_id, required_text};
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
 use crate::limits::Limits;
-use crate::models::message::SendError;
+use crate::models::message::{SendError, Stored};
 use crate::models::{IdempotencyKey, Message, RoomId, Rooms, Store, UserId};
 use crate::realtime::feed::Feed;
 use crate::views;
@@ -96,21 +97,65 @@ impl Chat {
         user: Option<UserId>,
         key: Option<&IdempotencyKey>,
     ) -> Result<Sent, ApiError> {
+        let message = self.check(&draft, user).await?;
+        let sender = user.unwrap_or(message.sender);
+        self.limits.send.take(sender)?;
+        let stored = match key {
+            None => {
+                self.store.messages.insert(&message).await?;
+                Stored { message, replayed: false }
+            }
+            Some(key) => self.store.messages.insert_once(message, sender, key).await?,
+        };
+        Ok(self.sent(stored, draft.echo))
+    }
+
+    /// Stores messages of one user in this order, all together, and says of each what
+    /// [`send`](Self::send) would.
+    pub async fn send_all(
+        &self,
+        drafts: Vec<Draft>,
+        user: Option<UserId>,
+    ) -> Vec<Result<Sent, ApiError>> {
+        let checked = join_all(drafts.iter().map(|draft| self.check(draft, user))).await;
+        let allow = |message: Message<'static>| -> Result<_, ApiError> {
+            self.limits.send.take(user.unwrap_or(message.sender))?;
+            Ok(message)
+        };
+        let allowed: Vec<_> = checked.into_iter().map(|message| message.and_then(allow)).collect();
+        let messages: Vec<_> = allowed.iter().flatten().collect();
+        let mut stored = self.store.messages.insert_all(&messages).await.into_iter();
+        let finish = |(message, draft): (Result<_, ApiError>, Draft)| {
+            let message = message?;
+            // One for each message that was allowed.
+            stored.next().ok_or_else(|| ApiError::Internal("no answer".to_owned()))??;
+            Ok(self.sent(Stored { message, replayed: false }, draft.echo))
+        };
+        allowed.into_iter().zip(drafts).map(finish).collect()
+    }
+
+    /// The message that a draft is, if it may be sent.
+    async fn check(
+        &self,
+        draft: &Draft,
+        user: Option<UserId>,
+    ) -> Result<Message<'static>, ApiError> {
         let room = existing_room(&draft.room, &self.store.rooms).await?;
         let sender: UserId = required_id("sender", &draft.sender)?;
         let content = required_text("content", &draft.content)?;
         if user != Some(sender) && !self.believes_senders {
             return Err(ApiError::SenderMismatch);
         }
-        self.limits.send.take(user.unwrap_or(sender))?;
-        let message = Message::new(room, sender, content.into_owned());
-        let key = key.map(|key| (user.unwrap_or(sender), key));
-        let stored = self.store.messages.insert(message, key).await?;
-        if !stored.replayed {
-            self.feed.publish_local(&stored.message);
+        Ok(Message::new(room, sender, content.into_owned()))
+    }
+
+    /// Tells of a message that is stored.
+    fn sent(&self, stored: Stored<'static>, echo: Option<String>) -> Sent {
+        let Stored { message, replayed } = stored;
+        if !replayed {
+            self.feed.publish_local(&message);
         }
-        let echo = draft.echo.filter(|_| !stored.replayed);
-        Ok(Sent { message: stored.message, echo, replayed: stored.replayed })
+        Sent { message, echo: echo.filter(|_| !replayed), replayed }
     }
 }
 

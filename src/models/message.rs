@@ -5,9 +5,11 @@ use std::borrow::Cow;
 use bson::oid::ObjectId;
 use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
 use mongodb::Collection;
+use mongodb::error::ErrorKind;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
-use super::{Idempotency, IdempotencyKey, MessageId, RoomId, StoreError, UserId};
+use super::batcher::Batcher;
+use super::{DUPLICATE_KEY, Idempotency, IdempotencyKey, MessageId, RoomId, StoreError, UserId};
 
 /// A message as the collection `messages` holds it.
 ///
@@ -117,8 +119,9 @@ const CLOCK_SLACK: u32 = 10;
 /// The collection `messages`.
 #[derive(Clone)]
 pub struct Messages {
-    pub(super) collection: Collection<RawDocumentBuf>,
-    pub(super) idempotency: Idempotency,
+    collection: Collection<RawDocumentBuf>,
+    idempotency: Idempotency,
+    inserts: Batcher<RawDocumentBuf, Result<(), StoreError>>,
 }
 
 /// A message that is stored by a majority of the replica set.
@@ -153,29 +156,46 @@ pub struct Page {
 }
 
 impl Messages {
+    pub(super) fn new(collection: Collection<RawDocumentBuf>, idempotency: Idempotency) -> Self {
+        let written = collection.clone();
+        let inserts = Batcher::new(move |documents| insert_all(written.clone(), documents));
+        Self { collection, idempotency, inserts }
+    }
+
     /// Stores a message: the one way for REST and sockets alike.
     ///
-    /// With a key, a retry by the same user stores nothing new.
+    /// # Errors
+    /// The database failed.
+    pub async fn insert(&self, message: &Message<'_>) -> Result<(), StoreError> {
+        self.inserts.call_one(message.to_document()).await?
+    }
+
+    /// Stores messages in this order, which is that of the stream too; says of each whether it is
+    /// stored.
+    pub async fn insert_all(&self, messages: &[&Message<'_>]) -> Vec<Result<(), StoreError>> {
+        let documents = messages.iter().map(|message| message.to_document()).collect();
+        let stored = self.inserts.call(documents).await;
+        stored.unwrap_or_else(|error| messages.iter().map(|_| Err(error.clone())).collect())
+    }
+
+    /// Stores a message under a key: a retry by the same user stores nothing new.
     ///
     /// # Errors
     /// The key belongs to another message, or the database failed.
-    pub async fn insert<'a>(
+    pub async fn insert_once<'a>(
         &self,
         message: Message<'a>,
-        key: Option<(UserId, &IdempotencyKey)>,
+        user: UserId,
+        key: &IdempotencyKey,
     ) -> Result<Stored<'a>, SendError> {
-        let Some((user, key)) = key else {
-            self.collection.insert_one(message.to_document()).await.map_err(StoreError::from)?;
-            return Ok(Stored { message, replayed: false });
-        };
         let (message, replayed) = match self.idempotency.claim(user, key, &message).await? {
             None => (message, false),
             Some(first) if first.says_the_same_as(&message) => (first, true),
             Some(_) => return Err(SendError::Conflict),
         };
-        match self.collection.insert_one(message.to_document()).await.map_err(StoreError::from) {
+        match self.insert(&message).await {
             // A duplicate is the same message, stored by the first attempt.
-            Ok(_) | Err(StoreError::Duplicate) => Ok(Stored { message, replayed }),
+            Ok(()) | Err(StoreError::Duplicate) => Ok(Stored { message, replayed }),
             Err(error) => Err(error.into()),
         }
     }
@@ -233,6 +253,35 @@ impl Messages {
         }
         Ok(messages)
     }
+}
+
+/// Inserts documents in one operation; of each, whether that was done.
+async fn insert_all(
+    collection: Collection<RawDocumentBuf>,
+    documents: Vec<RawDocumentBuf>,
+) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+    if let [document] = &*documents {
+        return Ok(vec![collection.insert_one(document).await.map(drop).map_err(StoreError::from)]);
+    }
+    // Those behind one that cannot be stored are stored nevertheless, still in their order.
+    let error = match collection.insert_many(&documents).ordered(false).await {
+        Ok(_) => return Ok(documents.iter().map(|_| Ok(())).collect()),
+        Err(error) => error,
+    };
+    let ErrorKind::InsertMany(failed) = error.kind.as_ref() else { return Err(error.into()) };
+    let mut results: Vec<_> = match failed.write_concern_error {
+        Some(_) => documents.iter().map(|_| Err(StoreError::from(error.clone()))).collect(),
+        None => documents.iter().map(|_| Ok(())).collect(),
+    };
+    for refused in failed.write_errors.iter().flatten() {
+        if let Some(result) = results.get_mut(refused.index) {
+            *result = Err(match refused.code {
+                DUPLICATE_KEY => StoreError::Duplicate,
+                _ => StoreError::Database(error.clone()),
+            });
+        }
+    }
+    Ok(results)
 }
 
 impl Message<'_> {

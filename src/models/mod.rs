@@ -3,6 +3,7 @@
 //! Documents know BSON and nothing of HTTP or JSON; an id leaves this module as a type of its
 //! own, so that a room's id cannot be passed where a user's is meant.
 
+mod batcher;
 pub mod idempotency;
 pub mod message;
 pub mod room;
@@ -122,14 +123,11 @@ impl Store {
                 names: shared.names.clone(),
                 name_index: shared.username_index.clone(),
             },
-            rooms: Rooms {
-                collection: database.collection("rooms"),
-                name_index: shared.room_name_index.clone(),
-            },
-            messages: Messages {
-                collection: database.collection("messages"),
-                idempotency: Idempotency { collection: database.collection("idempotency") },
-            },
+            rooms: Rooms::new(database.collection("rooms"), shared.room_name_index.clone()),
+            messages: Messages::new(
+                database.collection("messages"),
+                Idempotency { collection: database.collection("idempotency") },
+            ),
             sockets: Sockets { collection: database.collection("sockets") },
             database,
         }
@@ -186,7 +184,7 @@ impl UniqueIndex {
 }
 
 /// What a query can meet.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// A unique index holds this value already.
     #[error("the value exists already")]
@@ -238,6 +236,7 @@ fn is_passing(error: &Error) -> bool {
             | ErrorKind::Shutdown => true,
             ErrorKind::Command(command) => PASSING.contains(&command.code),
             ErrorKind::Write(WriteFailure::WriteConcernError(_)) => true,
+            ErrorKind::InsertMany(failed) => failed.write_concern_error.is_some(),
             _ => false,
         }
 }

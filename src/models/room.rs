@@ -1,11 +1,14 @@
 //! Rooms: the document that Mongoose's `Room` model writes.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
+use bson::oid::ObjectId;
 use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
 use mongodb::Collection;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
+use super::batcher::Batcher;
 use super::message::{BATCH, Malformed, integer};
 use super::{RoomId, StoreError, UniqueIndex};
 
@@ -57,11 +60,18 @@ impl<'a> Room<'a> {
 /// The collection `rooms`.
 #[derive(Clone)]
 pub struct Rooms {
-    pub(super) collection: Collection<RawDocumentBuf>,
+    collection: Collection<RawDocumentBuf>,
     pub(super) name_index: UniqueIndex,
+    existence: Batcher<RoomId, bool>,
 }
 
 impl Rooms {
+    pub(super) fn new(collection: Collection<RawDocumentBuf>, name_index: UniqueIndex) -> Self {
+        let asked = collection.clone();
+        let existence = Batcher::new(move |ids| which_exist(asked.clone(), ids));
+        Self { collection, name_index, existence }
+    }
+
     /// Stores a new room.
     ///
     /// # Errors
@@ -96,7 +106,7 @@ impl Rooms {
     /// # Errors
     /// The database failed.
     pub async fn exists(&self, id: RoomId) -> Result<bool, StoreError> {
-        self.any_exists(&[id]).await
+        self.existence.call_one(id).await
     }
 
     /// Whether at least one of these rooms exists.
@@ -104,11 +114,7 @@ impl Rooms {
     /// # Errors
     /// The database failed.
     pub async fn any_exists(&self, ids: &[RoomId]) -> Result<bool, StoreError> {
-        let filter = match ids {
-            [id] => doc! { "_id": id.0 },
-            ids => doc! { "_id": { "$in": ids.iter().map(|id| id.0).collect::<Vec<_>>() } },
-        };
-        Ok(self.collection.find_one(filter).projection(doc! { "_id": 1 }).await?.is_some())
+        Ok(self.existence.call(ids.to_vec()).await?.contains(&true))
     }
 
     /// All rooms, in the order stored.
@@ -118,4 +124,23 @@ impl Rooms {
     pub async fn all(&self) -> Result<RawBatchCursor, StoreError> {
         Ok(self.collection.find(doc! {}).batch_size(BATCH).batch().await?)
     }
+}
+
+/// Of each of these rooms, whether it exists.
+async fn which_exist(
+    collection: Collection<RawDocumentBuf>,
+    ids: Vec<RoomId>,
+) -> Result<Vec<bool>, StoreError> {
+    let distinct: HashSet<ObjectId> = ids.iter().map(|id| id.0).collect();
+    let distinct = Vec::from_iter(distinct);
+    let filter = match &*distinct {
+        [id] => doc! { "_id": id },
+        ids => doc! { "_id": { "$in": ids } },
+    };
+    let mut found = collection.find(filter).projection(doc! { "_id": 1 }).await?;
+    let mut existing = HashSet::new();
+    while found.advance().await? {
+        existing.extend(found.current().get_object_id("_id"));
+    }
+    Ok(ids.iter().map(|id| existing.contains(&id.0)).collect())
 }

@@ -53,6 +53,8 @@ pub struct Session<T> {
     member: Member,
     journal: Option<Rc<Journal>>,
     doing: Option<Doing<T>>,
+    /// What the database has answered.
+    done: VecDeque<(T, Verb, Result<Done, ApiError>)>,
     waiting: VecDeque<(Request, T)>,
     window: SessionWindow,
     /// Before what ends this session, which is one thing among many that it waits for.
@@ -122,10 +124,12 @@ pub enum End {
     Draining,
 }
 
+/// Requests that the database is asked for, together.
 struct Doing<T> {
-    to: T,
+    askers: Vec<T>,
     verb: Verb,
-    future: LocalBoxFuture<'static, Result<Done, ApiError>>,
+    /// Of each, in their order.
+    future: Work,
 }
 
 /// A request that the database has answered, about to take effect.
@@ -185,6 +189,7 @@ impl<T> Session<T> {
             member,
             journal: None,
             doing: None,
+            done: VecDeque::new(),
             waiting: VecDeque::new(),
             window: SessionWindow::default(),
             end_gate: Gate::new(),
@@ -269,10 +274,10 @@ impl<T> Session<T> {
                 let Some((request, to)) = self.waiting.pop_front() else { return };
                 self.begin(request, to);
             }
-            if let Some(doing) = self.doing.take()
-                && let Err(error) = doing.future.await
-            {
-                error.log(&doing.verb.name());
+            if let Some(doing) = self.doing.take() {
+                let results = doing.future.await;
+                let errors = results.into_iter().filter_map(Result::err);
+                errors.for_each(|error| error.log(&doing.verb.name()));
             }
         }
     }
@@ -286,29 +291,42 @@ impl<T> Session<T> {
         if let Some(end) = self.poll_end(context) {
             return Poll::Ready(Output::End(end));
         }
-        if self.doing.is_none()
-            && let Some((request, to)) = self.waiting.pop_front()
-        {
-            if self.waiting.is_empty() {
-                // Most sessions ask for little.
-                self.waiting = VecDeque::new();
-            }
-            self.begin(request, to);
-        }
-        if let Some(doing) = &mut self.doing
-            && let Poll::Ready(result) = doing.future.as_mut().poll(context)
-            && let Some(Doing { to, verb, .. }) = self.doing.take()
-        {
-            let result = result.map(|done| self.take_effect(done));
-            result.as_ref().err().into_iter().for_each(|error| self.worker.limits.note(error));
-            self.member.retract();
-            return Poll::Ready(Output::Answer(Answer { to, verb, result }));
+        if let Some(answer) = self.poll_answer(context) {
+            return Poll::Ready(Output::Answer(answer));
         }
         match self.member.poll_next(context) {
             Poll::Ready(Ok(delivery)) => Poll::Ready(Output::Event(delivery)),
             Poll::Ready(Err(_)) => Poll::Ready(Output::End(End::TooSlow)),
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// The next answer to a request, if there is one; begins what waits.
+    fn poll_answer(&mut self, context: &mut Context<'_>) -> Option<Answer<T>> {
+        if self.done.is_empty() {
+            if self.doing.is_none() {
+                let (request, to) = self.waiting.pop_front()?;
+                self.begin(request, to);
+                if self.waiting.is_empty() {
+                    // Most sessions ask for little.
+                    self.waiting = VecDeque::new();
+                }
+            }
+            let Poll::Ready(results) = self.doing.as_mut()?.future.as_mut().poll(context) else {
+                return None;
+            };
+            let Doing { askers, verb, .. } = self.doing.take()?;
+            self.done =
+                askers.into_iter().zip(results).map(|(to, done)| (to, verb, done)).collect();
+        }
+        let (to, verb, result) = self.done.pop_front()?;
+        if self.done.is_empty() {
+            self.done = VecDeque::new();
+        }
+        let result = result.map(|done| self.take_effect(done));
+        result.as_ref().err().into_iter().for_each(|error| self.worker.limits.note(error));
+        self.member.retract();
+        Some(Answer { to, verb, result })
     }
 
     /// Resolves when the session is over, whatever else it has to say.
@@ -335,22 +353,28 @@ impl<T> Session<T> {
         sleep.as_mut().poll(&mut context).is_ready().then_some(*end)
     }
 
-    /// Starts a request. What needs no database takes effect at the next poll all the same, so
-    /// that there is one order.
+    /// Starts a request, and with a message the messages that follow it. What needs no database
+    /// takes effect at the next poll all the same, so that there is one order.
     fn begin(&mut self, Request { verb, data, deadline }: Request, to: T) {
-        let allowed = self.worker.limits.events.take(&mut self.window);
-        let work = match (allowed, verb) {
-            (Err(reached), _) => refused(reached.into()),
+        let mut askers = vec![to];
+        let work = match (self.allow(), verb) {
+            (Err(error), _) => refused(error),
             (Ok(()), Verb::JoinRoom) => self.join(&data),
             (Ok(()), Verb::LeaveRoom) => self.leave(&data),
-            (Ok(()), Verb::SendMessage) => self.send(&data),
+            (Ok(()), Verb::SendMessage) => self.send(&data, &mut askers),
             (Ok(()), Verb::Authenticate) => self.authenticate(&data),
         };
+        let count = askers.len();
         let work = async move {
-            let late = || ApiError::Unavailable("no answer within the deadline".to_owned());
-            timeout_at(deadline, work).await.unwrap_or_else(|_| Err(late()))
+            let late = |_| Err(ApiError::Unavailable("no answer within the deadline".to_owned()));
+            let results = timeout_at(deadline, work).await;
+            results.unwrap_or_else(|_| (0..count).map(late).collect())
         };
-        self.doing = Some(Doing { to, verb, future: work.boxed_local() });
+        self.doing = Some(Doing { askers, verb, future: work.boxed_local() });
+    }
+
+    fn allow(&mut self) -> Result<(), ApiError> {
+        Ok(self.worker.limits.events.take(&mut self.window)?)
     }
 
     fn take_effect(&mut self, done: Done) -> String {
@@ -376,7 +400,7 @@ impl<T> Session<T> {
         }
     }
 
-    fn join(&mut self, data: &str) -> LocalBoxFuture<'static, Result<Done, ApiError>> {
+    fn join(&mut self, data: &str) -> Work {
         let (room, since) = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
             Some(Ok(mut fields)) => (fields.take("room"), fields.take("since")),
             _ => (value(data), Js::Undefined),
@@ -387,7 +411,7 @@ impl<T> Session<T> {
         };
         if self.member.is_in(room) {
             let done = Done::Join { room, start: Start::Live, since: None };
-            return futures::future::ready(Ok(done)).boxed_local();
+            return answered(Ok(done));
         }
         if self.member.rooms().len() >= self.worker.config.max_rooms_per_session {
             return refused(ApiError::TooManyRooms);
@@ -396,7 +420,7 @@ impl<T> Session<T> {
         // Now, since an event of another room may be given while the record is written; from which
         // position it is will be known then.
         let announced = journal.is_some().then(|| self.member.announce(Position::ZERO));
-        async move {
+        let work = async move {
             worker.feed.started().await;
             if !worker.store.rooms.exists(room).await? {
                 return Err(ApiError::RoomNotFound);
@@ -426,11 +450,11 @@ impl<T> Session<T> {
                 }
             }
             Ok(Done::Join { room, start, since: since.flatten() })
-        }
-        .boxed_local()
+        };
+        alone(work)
     }
 
-    fn leave(&mut self, data: &str) -> LocalBoxFuture<'static, Result<Done, ApiError>> {
+    fn leave(&mut self, data: &str) -> Work {
         let room = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
             Some(Ok(mut fields)) => fields.take("room"),
             _ => value(data),
@@ -442,41 +466,65 @@ impl<T> Session<T> {
         let was_in = self.member.is_in(room);
         self.member.leave(room);
         let journal = self.journal.clone().filter(|_| was_in);
-        async move {
+        let work = async move {
             if let Some(journal) = journal {
                 journal.leave(room).await?;
             }
             Ok(Done::Leave(room))
+        };
+        alone(work)
+    }
+
+    /// Sends a message and takes those along that wait behind it, up to one that has an idempotency
+    /// key or is refused here.
+    fn send(&mut self, data: &str, askers: &mut Vec<T>) -> Work {
+        let (mut drafts, mut next) = (Vec::new(), self.draft(data));
+        let last = loop {
+            match next {
+                Ok((draft, None)) => drafts.push(draft),
+                Ok((draft, Some(key))) => break Some(Ok((draft, key))),
+                Err(error) => break Some(Err(error)),
+            }
+            let is_send = |(request, _): &mut (Request, T)| request.verb == Verb::SendMessage;
+            let Some((request, to)) = self.waiting.pop_front_if(is_send) else { break None };
+            askers.push(to);
+            next = self.allow().and_then(|()| self.draft(&request.data));
+        };
+        let (worker, user) = (self.worker.clone(), self.user);
+        async move {
+            let mut results = worker.chat.send_all(drafts, user).await;
+            match last {
+                None => {}
+                Some(Ok((draft, key))) => {
+                    results.push(worker.chat.send(draft, user, Some(&key)).await);
+                }
+                Some(Err(error)) => results.push(Err(error)),
+            }
+            results.into_iter().map(|sent| Ok(Done::Sent(sent?.to_json()))).collect()
         }
         .boxed_local()
     }
 
-    fn send(&mut self, data: &str) -> LocalBoxFuture<'static, Result<Done, ApiError>> {
+    fn draft(&self, data: &str) -> Result<(Draft, Option<IdempotencyKey>), ApiError> {
         // Anything but an object has no fields: the room is missing then.
         let mut fields = Fields::from_json(data).unwrap_or_default();
         let key = match fields.take("clientId") {
             Js::Undefined | Js::Null => None,
-            id => match id.to_text().ok().and_then(|id| IdempotencyKey::new(&id)) {
-                Some(key) => Some(key),
-                None => {
-                    let problem = "must be a string of 1 to 255 bytes";
-                    return refused(ApiError::InvalidField { field: "clientId", problem });
-                }
-            },
+            id => {
+                let problem = "must be a string of 1 to 255 bytes";
+                let invalid = ApiError::InvalidField { field: "clientId", problem };
+                let key = id.to_text().ok().and_then(|id| IdempotencyKey::new(&id));
+                Some(key.ok_or(invalid)?)
+            }
         };
-        let (worker, user) = (self.worker.clone(), self.user);
-        let draft = Draft::take(&mut fields).or_from(user);
+        let draft = Draft::take(&mut fields).or_from(self.user);
         if draft.body_length() > MAX_BODY {
-            return refused(ApiError::BodyTooLarge);
+            return Err(ApiError::BodyTooLarge);
         }
-        async move {
-            let sent = worker.chat.send(draft, user, key.as_ref()).await?;
-            Ok(Done::Sent(sent.to_json()))
-        }
-        .boxed_local()
+        Ok((draft, key))
     }
 
-    fn authenticate(&mut self, data: &str) -> LocalBoxFuture<'static, Result<Done, ApiError>> {
+    fn authenticate(&mut self, data: &str) -> Work {
         let token = Fields::from_json(data).unwrap_or_default().take("token");
         let claims = match token {
             Js::String(token) => self.worker.tokens.verify(&token),
@@ -488,13 +536,13 @@ impl<T> Session<T> {
             Err(error) => return refused(ApiError::TokenInvalid(error.reason())),
         };
         let journal = self.journal.clone();
-        async move {
+        let work = async move {
             if let Some(journal) = journal {
                 journal.extend(claims).await?;
             }
             Ok(Done::Extended(claims))
-        }
-        .boxed_local()
+        };
+        alone(work)
     }
 }
 
@@ -529,8 +577,19 @@ fn expiry(claims: Claims) -> Instant {
     Instant::now() + at.duration_since(SystemTime::now()).unwrap_or_default()
 }
 
-fn refused(error: ApiError) -> LocalBoxFuture<'static, Result<Done, ApiError>> {
-    futures::future::ready(Err(error)).boxed_local()
+/// The work of one request.
+type Work = LocalBoxFuture<'static, Vec<Result<Done, ApiError>>>;
+
+fn alone(work: impl Future<Output = Result<Done, ApiError>> + 'static) -> Work {
+    work.map(|result| vec![result]).boxed_local()
+}
+
+fn answered(result: Result<Done, ApiError>) -> Work {
+    alone(futures::future::ready(result))
+}
+
+fn refused(error: ApiError) -> Work {
+    answered(Err(error))
 }
 
 /// A JSON value; what is none counts as missing.

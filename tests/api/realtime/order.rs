@@ -6,7 +6,8 @@ use std::time::Duration;
 use bson::doc;
 use bson::oid::ObjectId;
 use futures::future::{BoxFuture, FutureExt, join_all};
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
 
 use crate::helpers::mongod::{Neighbour, fresh_database};
 use crate::helpers::socket::{END, Heard, Socket};
@@ -141,4 +142,86 @@ async fn a_message_of_another_program_arrives_like_any_other() {
     assert_eq!(socket.next().await["data"]["content"], "by hand");
     socket.assert_silent(Duration::from_millis(100)).await;
     server.stop().await;
+}
+
+/// Sends the numbers without waiting for an answer between them; gives the answers in the order in
+/// which they come, with the numbers of the requests.
+async fn send_at_once(socket: &mut Socket, messages: &[Value]) -> Vec<(u64, Value)> {
+    for message in messages {
+        socket.send("sendMessage", message.clone()).await;
+    }
+    let mut answers = Vec::new();
+    for _ in messages {
+        let mut frame = socket.next().await;
+        answers.push((frame["ack"].as_u64().expect("an ack"), frame["data"].take()));
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_socket_sends_at_once_is_stored_and_answered_in_that_order() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    let messages: Vec<_> = (0..60)
+        .map(|n| match n % 20 {
+            // Without a content, with a key, for nobody, and too long.
+            7 => json!({ "room": room }),
+            11 => json!({ "room": room, "content": n.to_string(), "clientId": format!("key {n}") }),
+            13 => json!({ "room": ObjectId::new().to_hex(), "content": n.to_string() }),
+            17 => json!({ "room": room, "content": "x".repeat(101 * 1024) }),
+            _ => json!({ "room": room, "content": n.to_string() }),
+        })
+        .collect();
+    let answers = send_at_once(&mut socket, &messages).await;
+    assert!(answers.iter().map(|(id, _)| *id).eq(1..=60), "in the order of the requests");
+    let mut sent = Vec::new();
+    for (n, (_, answer)) in answers.iter().enumerate() {
+        let code = answer["code"].as_str();
+        match n % 20 {
+            7 => assert_eq!(code, Some("missing_field"), "{answer}"),
+            13 => assert_eq!(code, Some("room_not_found"), "{answer}"),
+            17 => assert_eq!(code, Some("body_too_large"), "{answer}"),
+            _ => {
+                assert_eq!(answer["message"]["content"], n.to_string(), "{answer}");
+                sent.push(answer["message"]["_id"].clone());
+            }
+        }
+    }
+    let history = ada.history(&room).await;
+    assert!(history.iter().map(|message| &message["_id"]).eq(&sent));
+    assert!(sent.is_sorted_by_key(|id| id.as_str().unwrap().to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_cannot_be_stored_takes_no_other_with_it() {
+    let uri = fresh_database().await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let neighbour = Neighbour::connect(&uri).await;
+    neighbour.insert(&room, "first").await;
+    let database = neighbour.messages.client().database(&neighbour.messages.namespace().db);
+    let validator = doc! { "content": { "$not": { "$regex": "refuse" } } };
+    database.run_command(doc! { "collMod": "messages", "validator": validator }).await.unwrap();
+
+    let content = |n: usize| if n % 9 == 4 { format!("refuse {n}") } else { format!("take {n}") };
+    let bodies = (0..40)
+        .map(|n| json!({ "room": room, "sender": ada.id, "content": content(n) }))
+        .collect::<Vec<_>>();
+    let posts =
+        bodies.iter().map(|body| ada.request(Method::POST, "/api/chat/message", Some(body)));
+    for (n, answer) in join_all(posts).await.into_iter().enumerate() {
+        let expected = if n % 9 == 4 { 500 } else { 201 };
+        assert_eq!(answer.status().as_u16(), expected, "message {n}");
+    }
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    let messages: Vec<_> =
+        (0..40).map(|n| json!({ "room": room, "content": content(n) })).collect();
+    for (n, (_, answer)) in send_at_once(&mut socket, &messages).await.into_iter().enumerate() {
+        assert_eq!(answer["code"] == "internal", n % 9 == 4, "message {n}: {answer}");
+    }
+    // Four of each 40 are refused, and the first was the neighbour's.
+    assert_eq!(ada.history(&room).await.len(), 1 + 2 * 36);
 }
