@@ -4,6 +4,7 @@
 //! parts count for themselves is read when it is asked for ([`Metrics::render`]).
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
@@ -26,6 +27,8 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Everything that is counted. One for each server, shared by its workers.
 pub struct Metrics {
     registry: Registry,
+    /// Held while counters are brought up to date, which two at once would do twice.
+    reading: Mutex<()>,
     requests: HistogramVec,
     sockets: IntGaugeVec,
     deliveries: IntCounterVec,
@@ -177,6 +180,7 @@ impl Metrics {
                 .gauge("chat_password_queue", "Passwords that are being hashed or wait for it."),
             panics: new.counter("chat_panics_total", "Sessions that ended by a panic."),
             registry,
+            reading: Mutex::new(()),
         }
     }
 
@@ -207,7 +211,9 @@ impl Metrics {
 
     /// Everything as text, in Prometheus' exposition format.
     pub fn render(&self, sources: &Sources<'_>) -> Vec<u8> {
+        let reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         self.read(sources);
+        drop(reading);
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             log::error!("The metrics cannot be written: {error}");
