@@ -1,16 +1,20 @@
 //! The one reader of the change stream, and the only publisher.
 //!
 //! One task in the process reads the stream of new messages and puts them into the ring, from
-//! which every worker takes them. It begins at the cluster's own time less the recovery window,
-//! so that a restart loses nothing, and opens the stream again whenever it fails, stands still or
-//! ends: at the cluster time that it had reached, dropping what was published already. When the
-//! past cannot be had, it opens the ring anew, which tells every session to fetch the history.
-//! Every way out of the stream leads to one of these two, after a pause that grows: the feed
-//! never spins and never stops in silence ([`Feed::live`]).
+//! which every worker takes them. It begins at the cluster's own time, and opens the stream again
+//! whenever it fails, stands still or ends: at the cluster time that it had reached, dropping what
+//! was published already. When that past cannot be had, it opens the ring anew, which tells every
+//! session to fetch the history. Every way out of the stream leads to one of these two, after a
+//! pause that grows: the feed never spins and never stops in silence ([`Feed::live`]).
+//!
+//! So that a restart loses nothing, a second stream reads the recovery window of before the start
+//! and fills it in; new messages do not wait for it.
 //!
 //! On a standalone MongoDB there is no stream; then whoever stores a message publishes it here.
 
 use std::{
+    collections::VecDeque,
+    future::pending,
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,7 +24,7 @@ use std::{
 };
 
 use bson::Timestamp;
-use futures::FutureExt;
+use futures::{FutureExt, future::join};
 use mongodb::Database;
 use tokio::{
     sync::watch,
@@ -30,14 +34,20 @@ use tokio::{
 use super::{
     event::Event,
     position::Position,
-    ring::{Batch, Limits, Ring},
-    stream::{ChangeStream, Cluster, Fate, Poison, Reply, StreamError},
+    ring::{Batch, Limits, Opening, Ring, footprint},
+    stream::{ChangeStream, Cluster, Fate, Poison, Reading, Reply, StreamError},
 };
 use crate::models::Message;
 
 /// How long the stream may be silent, and how long it may stand still while the cluster moves on.
 /// A reply comes each second, and an idle cluster writes a no-op every ten.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long the stream of the past may search an oplog that others have filled.
+const PAST_PATIENCE: Duration = Duration::from_secs(120);
+
+/// How many past events are filled in at once, while nobody can read the ring.
+const FILLED_AT_ONCE: usize = 1_000;
 
 /// How long a question to the cluster may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -52,9 +62,11 @@ const TRIES_IN_PLACE: u32 = 3;
 pub struct Feed {
     database: Database,
     ring: Arc<Ring>,
-    /// How far back the ring is filled at the start.
-    window: Duration,
+    /// What is kept for recovery; the ring is filled as far back at the start.
+    limits: Limits,
     phase: watch::Sender<Phase>,
+    /// What is to be filled in, since the ring was last opened.
+    past: watch::Sender<Option<Past>>,
     // A standard lock: nothing awaits while it is held.
     health: Mutex<Health>,
     stats: Stats,
@@ -76,7 +88,7 @@ pub enum Phase {
 /// Counters since the start of the process.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Events published.
+    /// Events read, of before the start too.
     pub events: AtomicU64,
     /// Inserts skipped because they are no messages.
     pub poison: AtomicU64,
@@ -109,13 +121,21 @@ struct Health {
 pub struct NotLive(String);
 
 /// Where the stream is to be opened.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Course {
-    /// At the cluster's own time less this, with the ring opened anew.
+    /// At the cluster's own time, with the ring opened anew and filled so far back.
     Fresh(Duration),
-    /// Where it was. With a reach, that is where a fresh start began, and MongoDB has not answered
-    /// yet whether its oplog goes back so far.
-    At(Timestamp, Option<Duration>),
+    /// Where it was.
+    At(Timestamp),
+}
+
+/// What came before the ring was opened.
+#[derive(Debug, Clone, Copy)]
+struct Past {
+    opening: Opening,
+    /// Up to and with this position.
+    last: Position,
+    reach: Duration,
 }
 
 /// Why the stream has to be opened again.
@@ -125,7 +145,7 @@ enum End {
     Failed(#[from] StreamError),
     #[error("MongoDB has closed it")]
     Closed,
-    #[error("MongoDB has not answered for {PATIENCE:?}")]
+    #[error("MongoDB has not answered in time")]
     Silent(#[from] Elapsed),
     #[error("it has stood still for {PATIENCE:?} while the cluster moved on; is a majority up?")]
     StoodStill,
@@ -142,8 +162,9 @@ impl Feed {
         Self {
             database,
             ring: Arc::new(Ring::new(limits)),
-            window: limits.window,
+            limits,
             phase: watch::Sender::new(Phase::Starting),
+            past: watch::Sender::new(None),
             health: Mutex::new(Health {
                 moved: Instant::now(),
                 cause: None,
@@ -166,14 +187,18 @@ impl Feed {
 
     /// Reads the stream for ever. To be spawned once; whoever stops it drops it as a whole.
     pub async fn run(&self) {
-        let mut course = Course::Fresh(self.window);
+        join(self.follow_for_ever(), self.fill_for_ever()).await;
+    }
+
+    async fn follow_for_ever(&self) {
+        let mut course = Course::Fresh(self.limits.window);
         let mut backoff = Backoff::default();
         let mut tries_in_place = 0;
         loop {
-            let begun = course.place();
+            let begun = course;
             let followed = AssertUnwindSafe(self.follow(&mut course)).catch_unwind().await;
             let end = followed.unwrap_or(End::Panicked);
-            if course.place() != begun {
+            if course != begun {
                 backoff = Backoff::default();
                 tries_in_place = 0;
             }
@@ -182,22 +207,130 @@ impl Feed {
             match end.fate() {
                 Fate::Standalone => {
                     self.serve_locally().await;
-                    course = Course::Fresh(self.window);
+                    course = Course::Fresh(self.limits.window);
                 }
-                Fate::Lost => match course {
-                    // The oplog does not reach back so far: less is better than nothing.
-                    Course::Fresh(reach) | Course::At(_, Some(reach)) if !reach.is_zero() => {
-                        course = Course::Fresh(Duration::from_secs(reach.as_secs() / 2));
-                        continue;
-                    }
-                    _ => course = self.lose(&end),
-                },
-                Fate::RetryBriefly if begun.is_some() && tries_in_place >= TRIES_IN_PLACE => {
+                Fate::Lost => course = self.lose(&end),
+                Fate::RetryBriefly
+                    if matches!(begun, Course::At(_)) && tries_in_place >= TRIES_IN_PLACE =>
+                {
                     course = self.lose(&end);
                 }
                 Fate::Retry | Fate::RetryBriefly => {}
             }
             backoff.pause().await;
+        }
+    }
+
+    /// Fills in what came before the ring was opened, each time that it is.
+    async fn fill_for_ever(&self) {
+        let mut openings = self.past.subscribe();
+        loop {
+            let past = *openings.borrow_and_update();
+            let filling = async {
+                if let Some(past) = past {
+                    self.fill(past).await;
+                }
+                pending().await
+            };
+            tokio::select! {
+                biased;
+                // The sender lives in `self`.
+                _ = openings.changed() => {}
+                never = filling => match never {},
+            }
+        }
+    }
+
+    async fn fill(&self, mut past: Past) {
+        let mut backoff = Backoff::default();
+        let mut tries = 0;
+        while !past.reach.is_zero() {
+            let filled = AssertUnwindSafe(self.try_fill(past)).catch_unwind().await;
+            let Err(end) = filled.unwrap_or(Err(End::Panicked)) else { break };
+            tries += 1;
+            match end.fate() {
+                // The oplog does not reach back so far: less is better than nothing.
+                Fate::Lost => {
+                    past.reach = Duration::from_secs(past.reach.as_secs() / 2);
+                    tries = 0;
+                    continue;
+                }
+                Fate::RetryBriefly if tries >= TRIES_IN_PLACE => {
+                    log::error!("what came before the start cannot be recovered: {end}");
+                    break;
+                }
+                _ => log::warn!("what came before the start is read again: {end}"),
+            }
+            backoff.pause().await;
+        }
+        self.phase.send_if_modified(|phase| {
+            let is_filling = *phase == Phase::Filling;
+            if is_filling {
+                *phase = Phase::Live;
+            }
+            is_filling
+        });
+    }
+
+    async fn try_fill(&self, Past { opening, last, reach }: Past) -> Result<(), End> {
+        let (time, increment) = last.time();
+        let until = Timestamp { time, increment };
+        let count = |events: &[Event], poison: &[Poison]| self.count(events, poison);
+        let (from, events) = self.read(back(until, reach), until, count).await?;
+        // The newest first, so that what is there never has a gap.
+        let mut rest = Vec::from(events);
+        loop {
+            let chunk = rest.split_off(rest.len().saturating_sub(FILLED_AT_ONCE));
+            let front = rest.last().and_then(Event::position).unwrap_or(from);
+            let goes_on = self.ring.fill(opening, front, chunk, time);
+            if rest.is_empty() || !goes_on {
+                return Ok(());
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Reads what happened from one time to another, both included, as far as the ring has room
+    /// for it; and after which position that is all that there was.
+    async fn read(
+        &self,
+        mut at: Timestamp,
+        until: Timestamp,
+        count: impl Fn(&[Event], &[Poison]),
+    ) -> Result<(Position, VecDeque<Event>), End> {
+        let is_past = |position: Position| position.time() <= (until.time, until.increment);
+        let (mut from, mut events, mut bytes) = (position_of(at), VecDeque::new(), 0);
+        loop {
+            let opening = ChangeStream::open(&self.database, at, Reading::Past);
+            let mut stream = timeout(PAST_PATIENCE, opening).await??;
+            let ended = loop {
+                let reply = timeout(PAST_PATIENCE, stream.next(None)).await?;
+                let mut reply = reply.ok_or(End::Closed)??;
+                let has_more = reply.newest.is_some() || reply.ended.is_some();
+                reply.events.retain(|event| event.position().is_some_and(is_past));
+                reply.poison.retain(|poison| is_past(poison.position));
+                count(&reply.events, &reply.poison);
+                bytes += reply.events.iter().map(footprint).sum::<usize>();
+                events.extend(reply.events);
+                while bytes > self.limits.bytes
+                    && let Some(oldest) = events.pop_front()
+                {
+                    bytes -= footprint(&oldest);
+                    from = oldest.position().unwrap_or(from);
+                }
+                if let Some(ended) = reply.ended {
+                    break ended;
+                }
+                // One that is empty comes when there is nothing more.
+                if reply.progress > until || (!has_more && reply.progress == until) {
+                    return Ok((from, events));
+                }
+            };
+            if ended > until {
+                return Ok((from, events));
+            }
+            // What is in a new collection of that name comes later, by at least one increment.
+            (events, bytes, from, at) = (VecDeque::new(), 0, position_of(ended), next_of(ended));
         }
     }
 
@@ -274,24 +407,24 @@ impl Feed {
 
     async fn try_follow(&self, course: &mut Course) -> Result<std::convert::Infallible, End> {
         let (from, fresh) = match *course {
-            Course::At(at, _) => (at, None),
+            Course::At(at) => (at, None),
             Course::Fresh(reach) => {
                 let cluster = timeout(PATIENCE, Cluster::ask(&self.database)).await??;
                 if !cluster.has_change_streams {
                     return Err(End::standalone());
                 }
-                (back(cluster.committed, reach), Some((cluster.committed, reach)))
+                let last = timeout(PATIENCE, self.last_at(cluster.committed)).await??;
+                (next_of(cluster.committed), Some((last, reach)))
             }
         };
-        let mut stream = timeout(PATIENCE, ChangeStream::open(&self.database, from)).await??;
-        if let Some((live, reach)) = fresh {
-            self.open(position_of(from), position_of(live));
-            *course = Course::At(from, Some(reach));
+        let opening = ChangeStream::open(&self.database, from, Reading::Live);
+        let mut stream = timeout(PATIENCE, opening).await??;
+        if let Some((last, reach)) = fresh {
+            self.open(last, reach);
+            *course = Course::At(from);
         }
         let mut moved = Instant::now();
         let mut reached = from;
-        // The first reply comes before MongoDB has searched anything.
-        let mut has_searched = false;
         loop {
             // A stream whose answer did not come in time is never asked again: it is dropped.
             let next = timeout(PATIENCE, stream.next(self.ring.newest())).await?;
@@ -303,16 +436,11 @@ impl Feed {
                 return Err(End::StoodStill);
             }
             reached = reply.progress;
-            if has_searched || reached > from {
-                *course = Course::At(reached, None);
-            }
-            has_searched = true;
+            *course = Course::At(reached);
             if let Some(end) = self.publish(reply) {
-                // Nothing can follow it in the stream of a collection that is gone. What is
-                // inserted into a new one comes later, by at least one increment.
-                self.open(position_of(end), position_of(end));
-                let next = Timestamp { increment: end.increment.saturating_add(1), ..end };
-                *course = Course::At(next, None);
+                // Nothing can follow it in the stream of a collection that is gone.
+                self.open(position_of(end), Duration::ZERO);
+                *course = Course::At(next_of(end));
                 return Err(End::Ended(end));
             }
         }
@@ -320,29 +448,38 @@ impl Feed {
 
     /// Publishes a reply; returns when the collection ended, if it did.
     fn publish(&self, reply: Reply) -> Option<Timestamp> {
-        let Reply { events, newest, progress, cluster_time, ended, poison, oversized } = reply;
+        let Reply { events, newest, progress, cluster_time, ended, poison } = reply;
+        self.count(&events, &poison);
         let lag = cluster_time.time.saturating_sub(progress.time);
-        self.stats.events.fetch_add(events.len() as u64, Ordering::Relaxed);
-        self.stats.oversized.fetch_add(oversized, Ordering::Relaxed);
         self.stats.lag.store(u64::from(lag), Ordering::Relaxed);
-        self.skip(&poison);
         self.health().hear_of(cluster_time);
         let second = progress.time;
         self.ring.publish(Batch { events, newest, through: before(progress), second });
-        let standing = self.ring.tail().standing;
-        // A reply that got beyond the start, if only by time, has brought all that came before.
-        let filled =
-            standing.through >= standing.live || Some(position_of(progress)) >= standing.live;
-        if filled && self.phase() != Phase::Live {
-            self.phase.send_replace(Phase::Live);
-        }
         ended
     }
 
-    fn open(&self, from: Position, live: Position) {
-        self.ring.open(from, live);
-        log::info!("following new messages from {live}, those from {from} can be recovered");
+    /// Counts what a reply has brought.
+    fn count(&self, events: &[Event], poison: &[Poison]) {
+        let oversized = events.iter().filter(|event| event.is_resync()).count();
+        self.stats.events.fetch_add(events.len() as u64, Ordering::Relaxed);
+        self.stats.oversized.fetch_add(oversized as u64, Ordering::Relaxed);
+        self.skip(poison);
+    }
+
+    /// The position of the last insert at a time, which several may share, or that of the time
+    /// itself.
+    async fn last_at(&self, time: Timestamp) -> Result<Position, End> {
+        let (from, events) = self.read(time, time, |_, _| {}).await?;
+        Ok(events.back().and_then(Event::position).unwrap_or(from))
+    }
+
+    /// Begins the ring anew behind a position, after which no other of its time comes, and has it
+    /// filled so far back.
+    fn open(&self, last: Position, reach: Duration) {
+        let opening = self.ring.open(last);
+        log::info!("following new messages behind {last}");
         self.phase.send_replace(Phase::Filling);
+        self.past.send_replace(Some(Past { opening, last, reach }));
     }
 
     /// Gives the past up.
@@ -359,6 +496,7 @@ impl Feed {
              recovery. To change that, restart mongod with --replSet rs0 and run rs.initiate()"
         );
         self.ring.close();
+        self.past.send_replace(None);
         self.phase.send_replace(Phase::Local);
         loop {
             sleep(STANDALONE_CHECK).await;
@@ -420,15 +558,6 @@ impl Health {
     }
 }
 
-impl Course {
-    fn place(&self) -> Option<Timestamp> {
-        match *self {
-            Self::Fresh(_) => None,
-            Self::At(at, _) => Some(at),
-        }
-    }
-}
-
 impl End {
     fn standalone() -> Self {
         Self::Failed(StreamError::Standalone)
@@ -451,6 +580,11 @@ fn position_of(time: Timestamp) -> Position {
 /// A position before every insert at `time`.
 fn before(time: Timestamp) -> Option<Position> {
     Some(Position::first_of(time.time, time.increment.checked_sub(1)?))
+}
+
+/// The earliest time at which something can follow what happened at `time`.
+fn next_of(time: Timestamp) -> Timestamp {
+    Timestamp { increment: time.increment.saturating_add(1), ..time }
 }
 
 fn back(time: Timestamp, reach: Duration) -> Timestamp {

@@ -23,7 +23,7 @@ use super::{
     inbox::{Bounds, Inbox, Mail},
     member::Member,
     position::Position,
-    ring::{Ring, Seq, Standing},
+    ring::{Ring, Seq},
 };
 use crate::models::RoomId;
 
@@ -35,7 +35,7 @@ const DISPATCH_AT_ONCE: usize = 64;
 const WRITTEN_AT_ONCE: usize = 256;
 
 /// How long no more is handed out for each client that was written to: five times what a write
-/// costs. So writing takes at most a fifth of a worker's time before what follows is put into fewer,
+/// costs. So writing takes about a fifth of a worker's time before what follows is put into fewer,
 /// larger writes, which cost the server, the network and the clients less than many small ones.
 const SPACING: Duration = Duration::from_micros(40);
 
@@ -92,7 +92,7 @@ impl Hub {
         let tail = ring.tail();
         let shard = Shard {
             cursor: tail.seq,
-            dispatched: tail.standing.through,
+            dispatched: tail.through,
             rooms: HashMap::new(),
             next_member: 0,
         };
@@ -106,8 +106,9 @@ impl Hub {
         loop {
             let Round { writes, more } = self.dispatch(DISPATCH_AT_ONCE);
             match pace.pause_after(writes, Instant::now()) {
+                // Whoever is behind must not be held up.
+                _ if more => tokio::task::yield_now().await,
                 Some(end) => tokio::time::sleep_until(end).await,
-                None if more => tokio::task::yield_now().await,
                 None if ends.changed().await.is_err() => return,
                 None => {}
             }
@@ -122,10 +123,11 @@ impl Hub {
         Member::new(self.clone(), id, Inbox::new(self.bounds))
     }
 
-    /// Where this worker stands in the stream.
-    pub fn standing(&self) -> Standing {
+    /// Up to where everything was handed out here; `None` before the feed has begun and on a
+    /// standalone MongoDB.
+    pub fn through(&self) -> Option<Position> {
         let shard = self.shard.borrow();
-        self.ring.standing_at(shard.cursor, shard.dispatched)
+        self.ring.through_at(shard.cursor, shard.dispatched)
     }
 
     /// The ring that this hub follows.
@@ -142,8 +144,7 @@ impl Hub {
     pub(super) fn dispatch(&self, max: usize) -> Round {
         let mut shard = self.shard.borrow_mut();
         match self.ring.after(shard.cursor, max) {
-            Ok((next, events)) => {
-                shard.cursor = next;
+            Ok(events) => {
                 let mut round = Round { writes: 0, more: events.len() == max };
                 let (mut bytes, mut at_once) = (0, WRITTEN_AT_ONCE);
                 for (index, event) in events.iter().enumerate() {
@@ -168,8 +169,8 @@ impl Hub {
             Err(overtaken) => {
                 let tail = overtaken.tail;
                 shard.cursor = tail.seq;
-                shard.dispatched = tail.standing.through;
-                shard.tell_all(|| Mail::Resync { before: tail.seq, position: tail.standing.live });
+                shard.dispatched = tail.through;
+                shard.tell_all(|| Mail::Resync { before: tail.seq, position: tail.through });
                 Round { writes: 0, more: true }
             }
         }
@@ -209,7 +210,7 @@ impl Pace {
     fn pause_after(&mut self, writes: usize, now: Instant) -> Option<Instant> {
         let writes = u32::try_from(writes).unwrap_or(u32::MAX);
         let price = SPACING.saturating_mul(writes).min(LONGEST_PAUSE);
-        self.paid_until = self.paid_until.max(now) + price;
+        self.paid_until = (self.paid_until.max(now) + price).min(now + LONGEST_PAUSE * 2);
         let end = self.paid_until.checked_sub(LONGEST_PAUSE)?;
         (end > now).then_some(end)
     }
@@ -275,7 +276,7 @@ mod tests {
     fn hub(events: usize, bytes: usize) -> Hub {
         let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
         let ring = Arc::new(Ring::new(limits));
-        ring.open(Position::ZERO, Position::ZERO);
+        ring.open(Position::ZERO);
         Hub::new(ring, Bounds { events, bytes })
     }
 
@@ -476,26 +477,25 @@ mod tests {
     }
 
     #[test]
-    fn who_joins_while_the_past_is_read_is_given_what_is_live() {
-        let limits = Limits { window: Duration::from_secs(20), bytes: 1 << 20 };
+    fn who_is_there_before_the_past_is_given_what_is_live_and_only_that() {
+        let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
         let ring = Arc::new(Ring::new(limits));
-        ring.open(Position::first_of(10, 1), Position::first_of(30, 1));
+        let position = |second| Some(Position::first_of(second, 1));
+        let opening = ring.open(Position::first_of(30, 1));
         let hub = Hub::new(ring, Bounds { events: 10, bytes: usize::MAX });
         let room = RoomId::new();
-        let (mut member, _) = listen(&hub, room);
-        let position = |second| Some(Position::first_of(second, 1));
-        // All in one reply, the first of which is dropped before the hub has seen it.
-        let events = [11, 29, 31].map(|second| Event::resync(RoomId::new(), position(second)));
-        let mut events = Vec::from(events);
-        let message = Message::new(room, UserId::new(), "hello");
-        events.push(Event::message(&message, position(32)));
-        hub.ring.publish(Batch { events, newest: position(32), through: None, second: 33 });
+        let (_member, client) = listen(&hub, room);
+        let past = [11, 29].map(|second| Event::resync(room, position(second))).into();
+        assert!(hub.ring.fill(opening, Position::first_of(10, 1), past, 31));
+        let live = vec![Event::resync(room, position(31))];
+        hub.ring.publish(Batch { events: live, newest: position(31), through: None, second: 31 });
         while hub.dispatch(10).more {}
-        match member.poll_next(&Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(delivery)) => assert!(!delivery.event().is_resync()),
-            _ => panic!("it was given nothing"),
-        }
-        assert_eq!(drain(&mut member), (0, true));
+        assert_eq!(*client.heard.borrow(), [position(31)]);
+        // One who comes back is given both.
+        let mut back = hub.enter();
+        let joined = back.join(room, Start::After(Position::first_of(10, 1)));
+        assert!(joined.recovered);
+        assert_eq!(drain(&mut back), (3, true));
     }
 
     #[test]

@@ -144,8 +144,7 @@ impl Member {
         self.joins = self.joins.saturating_add(1);
         self.announced = false;
         // The first room decides where the account of what was given begins.
-        let standing = self.hub.standing();
-        self.inbox.set_base(self.inbox.base().or(standing.through).or(standing.live));
+        self.inbox.set_base(self.inbox.base().or(self.hub.through()));
         match start {
             Start::After(since) if self.hub.ring().recovers(room, since) => {
                 self.take_up(room, since, true)
@@ -296,7 +295,7 @@ impl Member {
     }
 
     fn go_live(&mut self, room: RoomId) -> Joined {
-        let live = self.hub.standing().live;
+        let live = self.hub.through();
         let place = Place { recovered: false, through: live, owed: false, state: State::Live(0) };
         self.places.insert(room, place);
         self.take_seat(room, live, live);
@@ -355,20 +354,19 @@ impl Member {
                     place.state = State::Replayed(next);
                     self.replays.insert((next, room));
                 } else {
-                    let standing = self.hub.standing();
-                    let through = event.position().max(standing.through);
+                    let through = event.position().max(self.hub.through());
                     self.take_seat(room, through, event.position());
                 }
                 Some(Delivery::new(event))
             }
             Ok(_) => {
-                let through = self.hub.standing().through;
+                let through = self.hub.through();
                 self.take_seat(room, through, None);
                 None
             }
             Err(_overtaken) => {
                 let given = self.places.get(&room)?.through;
-                let live = self.hub.standing().live;
+                let live = self.hub.through();
                 self.take_seat(room, live, live);
                 self.owe_resync(room, given, live);
                 None

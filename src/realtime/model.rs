@@ -21,12 +21,14 @@ use super::{
     member::{Member, Start},
     offset::{Entry, Offset},
     position::Position,
-    ring::{Batch, Limits, Ring},
+    ring::{Batch, Limits, Opening, Ring},
 };
 use crate::models::{Message, RoomId, UserId};
 
 const ROOMS: usize = 3;
 const MEMBERS: usize = 2;
+/// How many events there were before the start.
+const PAST: u32 = 12;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -46,6 +48,8 @@ enum Step {
     Leave(usize, usize),
     /// The session reads up to so many events.
     Take(usize, usize),
+    /// So many events of before the start are filled in, the newest first.
+    Fill(usize),
     /// The history was lost: the ring is opened anew.
     Reopen,
 }
@@ -64,6 +68,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => member.clone().prop_map(Step::Return),
         1 => (member.clone(), room).prop_map(|(m, r)| Step::Leave(m, r)),
         6 => (member, 1..4_usize).prop_map(|(m, n)| Step::Take(m, n)),
+        2 => (1..6_usize).prop_map(Step::Fill),
         1 => Just(Step::Reopen),
     ]
 }
@@ -94,6 +99,9 @@ struct Model {
     ring: Arc<Ring>,
     hub: Hub,
     rooms: [RoomId; ROOMS],
+    opening: Opening,
+    /// How many events at the beginning of the stream are not yet filled in.
+    unfilled: usize,
     /// The whole stream.
     stream: Vec<(Position, usize)>,
     clients: Vec<Client>,
@@ -103,13 +111,32 @@ impl Model {
     fn new(limits: Limits) -> Self {
         let ring = Arc::new(Ring::new(limits));
         let start = Position::first_of(100, 1);
-        ring.open(start, start);
+        let opening = ring.open(start);
         let hub = Hub::new(ring.clone(), Bounds { events: usize::MAX, bytes: usize::MAX });
         let client =
             |_| Client { member: hub.enter(), rooms: HashMap::new(), held: None, announced: None };
         let clients = (0..MEMBERS).map(client).collect();
         let rooms = [(); ROOMS].map(|()| RoomId::new());
-        Self { ring, hub, rooms, stream: vec![(start, usize::MAX)], clients }
+        // One that nobody is in begins it, so that there is a position before all others.
+        let past =
+            (0..PAST).map(|n| (Position::first_of(60 + n, 1), (n as usize + ROOMS - 1) % ROOMS));
+        let mut stream = vec![(Position::first_of(50, 1), usize::MAX)];
+        stream.extend(past);
+        let unfilled = stream.len();
+        stream.push((start, usize::MAX));
+        Self { ring, hub, rooms, opening, unfilled, stream, clients }
+    }
+
+    /// Fills in as the feed does, also what the ring does not take any more.
+    fn fill(&mut self, count: usize) {
+        let front = self.unfilled.saturating_sub(count).max(1);
+        let events = self.stream[front..self.unfilled].iter().map(|&(position, room)| {
+            let message = Message::new(self.rooms[room], UserId::new(), "hello");
+            Event::message(&message, Some(position))
+        });
+        let (events, from) = (events.collect(), self.stream[front - 1].0);
+        self.ring.fill(self.opening, from, events, self.newest().seconds());
+        self.unfilled = front;
     }
 
     fn newest(&self) -> Position {
@@ -126,7 +153,7 @@ impl Model {
             Step::Announce(member, room) => {
                 let client = &mut self.clients[member];
                 if client.announced.is_none() && !client.rooms.contains_key(&room) {
-                    let from = self.hub.standing().live.unwrap();
+                    let from = self.hub.through().unwrap();
                     client.announced = Some((room, client.member.announce(from)));
                 }
             }
@@ -150,10 +177,11 @@ impl Model {
                     self.take(member)?;
                 }
             }
+            Step::Fill(count) => self.fill(count),
             Step::Reopen => {
                 let now = Position::first_of(self.newest().seconds() + 1, 0);
                 self.stream.push((now, usize::MAX));
-                self.ring.open(now, now);
+                self.ring.open(now);
                 for client in &mut self.clients {
                     client.rooms.values_mut().for_each(|expected| expected.lost = true);
                 }
@@ -192,7 +220,7 @@ impl Model {
             (Some((room, entry)), Start::Live) => (room, Start::From(entry.from), entry),
             (Some((room, entry)), Start::After(from)) => (room, start, Entry { from, ..entry }),
             (_, start) => {
-                let live = self.hub.standing().live.unwrap();
+                let live = self.hub.through().unwrap();
                 let from = if let Start::After(since) = start { since } else { live };
                 (room, start, client.member.announce(from))
             }
@@ -283,7 +311,7 @@ impl Model {
             let (low, high) = (given.min(expected.after), given.max(expected.after));
             let between =
                 self.stream.iter().filter(|&&(at, of)| of == room && at > low && at <= high);
-            let lost = self.ring.tail().standing.through.unwrap();
+            let lost = self.ring.tail().through.unwrap();
             // A reopened ring has yet to tell this member; until then the account may differ.
             let stale = !self.ring.recovers(self.rooms[room], given) || lost < given;
             prop_assert!(

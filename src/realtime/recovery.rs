@@ -135,7 +135,7 @@ impl Journal {
 impl Worker {
     /// Whether sessions can be come back to at all.
     pub fn recovers(&self) -> bool {
-        !self.config.recovery_window.is_zero() && self.hub.standing().live.is_some()
+        !self.config.recovery_window.is_zero() && self.hub.through().is_some()
     }
 
     /// A session that begins anew. Its client keeps the offset of an earlier one until it gets
@@ -191,7 +191,12 @@ impl Worker {
             known = known.max(entry.known);
             joins = joins.max(entry.join);
             let since = offset.as_ref().map_or(entry.from, |offset| offset.since(room, entry));
-            rooms.push((room, self.start_after(room, since).await?));
+            let start = self.start_after(room, since).await?;
+            rooms.push((room, start));
+            if !matches!(start, Start::After(_)) {
+                // It cannot come back, and each room might wait for the past once more.
+                break;
+            }
         }
         // All of them now, since the ring has gone on while the database was asked.
         let ring = self.hub.ring();

@@ -1,13 +1,14 @@
 //! The recent events of all rooms, in stream order, shared by all workers.
 //!
-//! The feed writes at one end. Each worker follows it by sequence number, and a session that
-//! comes back reads the events of its rooms behind its last position. What is kept is bounded by
-//! age and bytes; the ring knows the position of the newest event of each room that it no longer
-//! promises ([`Ring::recovers`]), so that a quiet room never grows too old, and tells every reader
-//! that was overtaken ([`Overtaken`]), so nobody misses an event without being told. Age is counted
-//! in cluster time, never by our clock.
+//! The feed writes at one end and, after the start, puts what was before in front of the other.
+//! Each worker follows the ring by sequence number, and a session that comes back reads the events
+//! of its rooms behind its last position. What is kept is bounded by age and bytes; the ring knows
+//! the position of the newest event of each room that it no longer promises ([`Ring::recovers`]),
+//! so that a quiet room never grows too old, and tells every reader that was overtaken
+//! ([`Overtaken`]), so nobody misses an event without being told. Age is counted in cluster time,
+//! never by our clock.
 //!
-//! Nothing awaits under the lock, and each operation under it is short: a push, a look at one
+//! Nothing awaits under the lock, and each operation under it is short: some pushes, a look at one
 //! end, or a binary search in the index of one room.
 
 use std::{
@@ -42,6 +43,9 @@ const FOLLOWERS: Limits = Limits { window: Duration::from_secs(10), bytes: 1 << 
 /// are taken back together.
 const MAX_EVICTED: usize = 20_000;
 
+/// How many events of before it was opened a ring takes.
+const MAX_FILLED: Seq = 1 << 32;
+
 /// What an event costs beside its text: its place in the ring, in the index, and itself.
 const OVERHEAD: usize = 192;
 
@@ -53,6 +57,10 @@ pub struct Ring {
     kept: RwLock<Kept>,
     end: watch::Sender<Seq>,
 }
+
+/// One opening of a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opening(Seq);
 
 /// The events that a reader wanted are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -67,19 +75,9 @@ pub struct Overtaken {
 pub struct Tail {
     /// The number that the next event will have.
     pub seq: Seq,
-    /// How far the stream was read.
-    pub standing: Standing,
-}
-
-/// How far a reader of the ring stands in the stream. Both are `None` before the feed has begun
-/// and on a standalone MongoDB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Standing {
-    /// The reader has been given everything up to here, and nothing more of it will follow.
+    /// No event up to here will follow. `None` before the feed has begun and on a standalone
+    /// MongoDB.
     pub through: Option<Position>,
-    /// What comes after this is live. Ahead of `through` only while the ring is filled with what
-    /// happened before it was opened.
-    pub live: Option<Position>,
 }
 
 /// An event of a room, and where that room goes on.
@@ -111,13 +109,11 @@ struct Kept {
     /// Of rooms that are not in `evicted`, everything after this is still here. `None`: nothing
     /// is promised.
     floor: Option<Position>,
-    /// Where the stream stood when the ring was opened: what is older was not live.
-    opened: Option<Position>,
-    /// The number of the first event since then.
+    /// The number of the first event since the ring was opened.
     began: Seq,
-    /// The position of the newest event that was dropped since then.
-    dropped: Option<Position>,
-    /// See [`Standing::through`].
+    /// Nothing is gone of what came after `floor`.
+    whole: bool,
+    /// See [`Tail::through`].
     through: Option<Position>,
     /// The position of the newest insert that was seen, delivered or not.
     newest: Option<Position>,
@@ -149,23 +145,47 @@ impl Ring {
         Self { limits, kept: RwLock::default(), end: watch::Sender::new(0) }
     }
 
-    /// Forgets everything and begins anew: the stream will bring all inserts after `from`, those
-    /// up to `live` being past. Whoever reads the ring is overtaken.
-    pub fn open(&self, from: Position, live: Position) {
+    /// Forgets everything and begins anew: the stream will bring all inserts after `at`. Whoever
+    /// reads the ring is overtaken. Answers what [`fill`](Self::fill) needs.
+    pub fn open(&self, at: Position) -> Opening {
         let mut kept = self.write();
-        // The number of an event that never was: also a reader at the very end has missed it.
-        let next = kept.end() + 1;
+        // Behind numbers for what is filled in. The first is that of an event that never was: also
+        // a reader at the very end has missed it.
+        let next = kept.end() + 1 + MAX_FILLED;
+        // What was published before will not be published again.
+        let whole = kept.newest <= Some(at);
+        let at = Some(at).max(kept.newest);
         *kept = Kept {
             first: next,
             promised: next,
             began: next,
-            floor: Some(from),
-            opened: Some(live).max(kept.newest),
-            through: Some(from),
+            whole,
+            floor: at,
+            through: at,
             newest: kept.newest,
             ..Kept::default()
         };
         self.end.send_replace(next);
+        Opening(next)
+    }
+
+    /// Puts events in front, which came before all others of this opening: those after `from`, in
+    /// stream order. Whoever follows the ring has no need of them. Answers whether there may be more
+    /// in front of these; not when the limits are reached or the ring was opened anew.
+    pub fn fill(&self, opening: Opening, from: Position, events: Vec<Event>, second: u32) -> bool {
+        let mut kept = self.write();
+        let filled = kept.began.saturating_sub(kept.first) + events.len() as Seq;
+        let is_there = events.last().and_then(Event::position) > kept.floor;
+        if kept.began != opening.0 || !kept.whole || is_there || filled > MAX_FILLED {
+            return false;
+        }
+        for event in events.into_iter().rev() {
+            let second = event.position().map_or(second, Position::seconds);
+            kept.push_front(event, second);
+        }
+        kept.floor = kept.floor.min(Some(from));
+        kept.evict(self.limits, second);
+        kept.whole
     }
 
     /// Forgets everything; from now on events have no position. Whoever reads is overtaken.
@@ -207,22 +227,20 @@ impl Ring {
         self.read().newest
     }
 
-    /// Up to `max` events for a follower that has come to number `from`, none when there are none
-    /// yet, and the number of the first. It may be a later one: what was past when the ring was
-    /// opened, nobody has to see before it is dropped.
-    pub fn after(&self, from: Seq, max: usize) -> Result<(Seq, Vec<Arc<Event>>), Overtaken> {
+    /// Up to `max` events for a follower that has come to number `from`; none when there are none
+    /// yet.
+    pub fn after(&self, from: Seq, max: usize) -> Result<Vec<Arc<Event>>, Overtaken> {
         let kept = self.read();
-        let from = if kept.has_missed_the_past_only(from) { kept.first } else { from };
         let skip = kept.index(from)?;
         let events = kept.entries.iter().skip(skip).take(max);
-        Ok((from, events.map(|entry| entry.event.clone()).collect()))
+        Ok(events.map(|entry| entry.event.clone()).collect())
     }
 
-    /// Where a reader stands that has handed on everything before number `seq`, the last of it
-    /// at the position `dispatched`.
-    pub fn standing_at(&self, seq: Seq, dispatched: Option<Position>) -> Standing {
+    /// Up to where a reader has everything that has handed on what comes before number `seq`, the
+    /// last of it at the position `dispatched`.
+    pub fn through_at(&self, seq: Seq, dispatched: Option<Position>) -> Option<Position> {
         let kept = self.read();
-        kept.standing(if seq >= kept.end() { kept.through } else { dispatched })
+        if seq >= kept.end() { kept.through } else { dispatched }
     }
 
     /// Whether every event of `room` after `since` is still here.
@@ -286,16 +304,7 @@ impl Kept {
     }
 
     fn tail(&self) -> Tail {
-        Tail { seq: self.end(), standing: self.standing(self.through) }
-    }
-
-    fn standing(&self, through: Option<Position>) -> Standing {
-        Standing { through, live: self.opened.max(through) }
-    }
-
-    fn has_missed_the_past_only(&self, from: Seq) -> bool {
-        let past_only = self.dropped.is_some_and(|dropped| Some(dropped) <= self.opened);
-        (self.began..self.first).contains(&from) && past_only
+        Tail { seq: self.end(), through: self.through }
     }
 
     /// The index of the entry `seq`, or one behind the last when it has not happened yet.
@@ -317,6 +326,16 @@ impl Kept {
         self.entries.push_back(entry);
     }
 
+    fn push_front(&mut self, event: Event, second: u32) {
+        self.first -= 1;
+        self.promised = self.first;
+        self.rooms.entry(event.room()).or_default().push_front(self.first);
+        let entry = Entry { event: Arc::new(event), second };
+        self.bytes += entry.footprint();
+        self.promised_bytes += entry.footprint();
+        self.entries.push_front(entry);
+    }
+
     /// Takes back the promise for what exceeds the limits, then drops what no follower should
     /// need any more.
     fn evict(&mut self, limits: Limits, now: u32) {
@@ -326,6 +345,7 @@ impl Kept {
             let (footprint, event) = (entry.footprint(), Arc::clone(&entry.event));
             self.promised_bytes -= footprint;
             self.promised += 1;
+            self.whole = false;
             let Some(position) = event.position() else { continue };
             self.evicted.insert(event.room(), position);
             if self.evicted.len() > MAX_EVICTED {
@@ -347,7 +367,6 @@ impl Kept {
         let Some(entry) = self.entries.pop_front() else { return };
         self.bytes -= entry.footprint();
         self.first += 1;
-        self.dropped = entry.event.position();
         let room = entry.event.room();
         if let Some(numbers) = self.rooms.get_mut(&room) {
             numbers.pop_front();
@@ -358,9 +377,14 @@ impl Kept {
     }
 }
 
+/// What an event takes of the bytes of a ring.
+pub(super) fn footprint(event: &Event) -> usize {
+    OVERHEAD + event.len()
+}
+
 impl Entry {
     fn footprint(&self) -> usize {
-        OVERHEAD + self.event.len()
+        footprint(&self.event)
     }
 
     fn is_older(&self, age: Duration, now: u32) -> bool {
@@ -378,7 +402,7 @@ mod tests {
 
     fn ring(window: u64, bytes: usize) -> Ring {
         let ring = Ring::new(Limits { window: Duration::from_secs(window), bytes });
-        ring.open(at(10), at(10));
+        ring.open(at(10));
         ring
     }
 
@@ -391,15 +415,15 @@ mod tests {
         }
     }
 
-    fn seconds(events: Result<(Seq, Vec<Arc<Event>>), Overtaken>) -> Vec<u32> {
-        events.unwrap().1.iter().map(|event| event.position().unwrap().seconds()).collect()
+    fn seconds(events: Result<Vec<Arc<Event>>, Overtaken>) -> Vec<u32> {
+        events.unwrap().iter().map(|event| event.position().unwrap().seconds()).collect()
     }
 
     #[test]
     fn an_unopened_ring_promises_nothing() {
         let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: 1 << 20 });
         assert!(!ring.recovers(RoomId::new(), at(u32::MAX)));
-        assert_eq!(ring.tail().standing, Standing::default());
+        assert_eq!(ring.tail().through, None);
     }
 
     #[test]
@@ -470,25 +494,66 @@ mod tests {
         assert!(!ring(0, usize::MAX).recovers(RoomId::new(), at(11)));
     }
 
+    /// Fills events of one room in, at these seconds; whether there may be more.
+    fn fill(ring: &Ring, opening: Opening, room: RoomId, from: u32, seconds: &[u32]) -> bool {
+        let events = seconds.iter().map(|&second| Event::resync(room, Some(at(second)))).collect();
+        ring.fill(opening, at(from), events, 20)
+    }
+
     #[test]
-    fn nobody_is_overtaken_by_what_was_past_from_the_beginning() {
-        let ring = Ring::new(Limits { window: Duration::from_secs(20), bytes: usize::MAX });
-        let before = ring.tail().seq;
-        ring.open(at(10), at(30));
-        let from = ring.tail().seq;
-        // All of it in one reply, of which the first is too old by now.
-        let event = |second| Event::resync(RoomId::new(), Some(at(second)));
-        let fill = |seconds: &[u32], now| {
-            let events = seconds.iter().map(|&second| event(second)).collect();
-            let newest = seconds.last().map(|&second| at(second));
-            ring.publish(Batch { events, newest, through: None, second: now });
-        };
-        fill(&[11, 12, 29, 31], 33);
-        let (next, events) = ring.after(from, 10).unwrap();
-        assert_eq!((next, seconds(Ok((next, events)))), (from + 2, vec![29, 31]));
-        assert!(ring.after(before, 10).is_err(), "it has missed that the ring was opened");
-        fill(&[52], 52);
-        assert!(ring.after(from, 10).is_err(), "it has missed what was live");
+    fn what_is_filled_in_is_recovered_and_followed_by_nobody() {
+        let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: usize::MAX });
+        let (opening, room) = (ring.open(at(20)), RoomId::new());
+        let follower = ring.tail().seq;
+        publish(&ring, room, [21]);
+        assert!(fill(&ring, opening, room, 15, &[16, 19]));
+        assert!(ring.recovers(room, at(15)) && !ring.recovers(room, at(14)));
+        publish(&ring, room, [22]);
+        assert!(fill(&ring, opening, room, 10, &[12]));
+        assert!(!fill(&ring, opening, room, 10, &[12]), "it is there already");
+        assert!(ring.recovers(room, at(10)) && !ring.recovers(room, at(9)));
+        assert_eq!(seconds(ring.after(follower, 10)), [21, 22]);
+        let (mut next, mut seen) = (ring.first_after(room, at(12)), Vec::new());
+        while let Some(found) = ring.event_of(room, next).unwrap() {
+            seen.push(found.event.position().unwrap());
+            next = found.next;
+        }
+        assert_eq!(seen, [16, 19, 21, 22].map(at));
+    }
+
+    #[test]
+    fn filling_ends_where_the_limits_do() {
+        let ring = Ring::new(Limits { window: Duration::from_secs(12), bytes: 4 * OVERHEAD });
+        let (opening, room) = (ring.open(at(20)), RoomId::new());
+        assert!(!fill(&ring, opening, room, 15, &[16, 17, 18, 19, 20]));
+        assert!(ring.recovers(room, at(16)) && !ring.recovers(room, at(15)));
+        assert!(!fill(&ring, opening, room, 10, &[11]), "there would be a gap behind it");
+        assert!(!ring.recovers(room, at(11)));
+        // Too old.
+        let opening = ring.open(at(20));
+        assert!(!fill(&ring, opening, room, 5, &[7, 19]));
+        assert!(ring.recovers(room, at(7)) && !ring.recovers(room, at(6)));
+    }
+
+    #[test]
+    fn nothing_is_filled_into_another_opening() {
+        let ring = ring(60, usize::MAX);
+        let (opening, room) = (ring.open(at(20)), RoomId::new());
+        ring.open(at(21));
+        assert!(!fill(&ring, opening, room, 10, &[11]));
+        assert!(!ring.recovers(room, at(11)) && ring.recovers(room, at(21)));
+        ring.close();
+        assert!(!fill(&ring, opening, room, 10, &[11]));
+        assert_eq!(ring.size(), (0, 0));
+    }
+
+    #[test]
+    fn what_was_published_in_an_earlier_opening_is_not_promised() {
+        let (ring, room) = (ring(60, usize::MAX), RoomId::new());
+        publish(&ring, room, [25]);
+        ring.open(at(20));
+        assert!(ring.recovers(room, at(25)) && !ring.recovers(room, at(24)));
+        assert_eq!(ring.tail().through, Some(at(25)));
     }
 
     #[test]
@@ -498,15 +563,15 @@ mod tests {
         publish(&ring, RoomId::new(), [11, 12, 13, 30]);
         let Err(overtaken) = ring.after(from, 10) else { panic!("not overtaken") };
         assert_eq!(overtaken.tail, ring.tail());
-        assert_eq!(overtaken.tail.standing.through, Some(at(30)));
-        assert!(ring.after(overtaken.tail.seq, 10).unwrap().1.is_empty());
+        assert_eq!(overtaken.tail.through, Some(at(30)));
+        assert!(ring.after(overtaken.tail.seq, 10).unwrap().is_empty());
     }
 
     #[test]
     fn reopening_overtakes_also_a_follower_at_the_end() {
         let ring = ring(60, usize::MAX);
         let end = ring.tail().seq;
-        ring.open(at(20), at(20));
+        ring.open(at(20));
         assert!(ring.after(end, 10).is_err());
         let room = RoomId::new();
         assert!(!ring.recovers(room, at(19)) && ring.recovers(room, at(20)));
@@ -539,17 +604,5 @@ mod tests {
         }
         assert_eq!(ring.read().rooms.len(), ring.size().0);
         assert!(ring.size().0 <= 12);
-    }
-
-    #[test]
-    fn before_the_fill_is_done_live_is_ahead() {
-        let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: usize::MAX });
-        ring.open(at(10), at(20));
-        publish(&ring, RoomId::new(), [11]);
-        let standing = ring.tail().standing;
-        assert_eq!((standing.through, standing.live), (Some(at(11)), Some(at(20))));
-        publish(&ring, RoomId::new(), [21]);
-        let standing = ring.tail().standing;
-        assert_eq!((standing.through, standing.live), (Some(at(21)), Some(at(21))));
     }
 }

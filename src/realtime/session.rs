@@ -2,10 +2,11 @@
 //!
 //! A wire hands requests in ([`Session::request`]) and writes what comes out
 //! ([`Session::next`]), but for events that went by the short way ([`Session::set_outlet`]).
-//! Requests are done one at a time, in the order in which they came, while events go on being
-//! given; a request that is not done within the deadline since it came is answered as such. Each
-//! request asks the database first and then takes effect in one step with its answer, so that the
-//! ack of a join precedes the first event that it brings. Nothing here knows a frame or a packet.
+//! Requests are done one at a time, in the order in which they came, but for messages that follow
+//! one another, which are stored together; meanwhile events go on being given. A request that is
+//! not done within the deadline since it came is answered as such. Each request asks the database
+//! first and then takes effect in one step with its answer, so that the ack of a join precedes the
+//! first event that it brings. Nothing here knows a frame or a packet.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -41,6 +42,12 @@ use crate::models::{IdempotencyKey, RoomId, UserId};
 
 /// How many requests may wait; a wire reads no more then.
 const MAX_WAITING: usize = 64;
+
+/// From how many bytes on no more messages are stored together.
+const SENT_AT_ONCE: usize = 1 << 20;
+
+/// How much later than the first a message that is stored together with it may have come.
+const SENT_WITHIN: Duration = Duration::from_millis(500);
 
 /// How long a join waits for the ring to be filled. Within the deadline of a request, which would
 /// answer with an error instead.
@@ -361,7 +368,7 @@ impl<T> Session<T> {
             (Err(error), _) => refused(error),
             (Ok(()), Verb::JoinRoom) => self.join(&data),
             (Ok(()), Verb::LeaveRoom) => self.leave(&data),
-            (Ok(()), Verb::SendMessage) => self.send(&data, &mut askers),
+            (Ok(()), Verb::SendMessage) => self.send(&data, deadline, &mut askers),
             (Ok(()), Verb::Authenticate) => self.authenticate(&data),
         };
         let count = askers.len();
@@ -435,7 +442,7 @@ impl<T> Session<T> {
                 Some(None) => Start::Resync,
                 Some(Some(since)) => worker.start_after(room, since).await?,
             };
-            let live = worker.hub.standing().live;
+            let live = worker.hub.through();
             if let (Some(journal), Some(entry), Some(live)) = (journal, announced, live) {
                 let from = match start {
                     Start::After(since) => since,
@@ -475,32 +482,43 @@ impl<T> Session<T> {
         alone(work)
     }
 
-    /// Sends a message and takes those along that wait behind it, up to one that has an idempotency
-    /// key or is refused here.
-    fn send(&mut self, data: &str, askers: &mut Vec<T>) -> Work {
-        let (mut drafts, mut next) = (Vec::new(), self.draft(data));
-        let last = loop {
-            match next {
-                Ok((draft, None)) => drafts.push(draft),
-                Ok((draft, Some(key))) => break Some(Ok((draft, key))),
-                Err(error) => break Some(Err(error)),
-            }
-            let is_send = |(request, _): &mut (Request, T)| request.verb == Verb::SendMessage;
-            let Some((request, to)) = self.waiting.pop_front_if(is_send) else { break None };
-            askers.push(to);
-            next = self.allow().and_then(|()| self.draft(&request.data));
-        };
+    /// Sends a message and takes those along that wait behind it, but not for an answer that is due
+    /// much later, and none that has an idempotency key: that is several questions to the database.
+    fn send(&mut self, data: &str, deadline: Instant, askers: &mut Vec<T>) -> Work {
         let (worker, user) = (self.worker.clone(), self.user);
-        async move {
-            let mut results = worker.chat.send_all(drafts, user).await;
-            match last {
-                None => {}
-                Some(Ok((draft, key))) => {
-                    results.push(worker.chat.send(draft, user, Some(&key)).await);
-                }
-                Some(Err(error)) => results.push(Err(error)),
+        let first = match self.draft(data) {
+            Ok((draft, None)) => draft,
+            Ok((draft, Some(key))) => {
+                return alone(async move {
+                    let sent = worker.chat.send(draft, user, Some(&key)).await?;
+                    Ok(Done::Sent(sent.to_json()))
+                });
             }
-            results.into_iter().map(|sent| Ok(Done::Sent(sent?.to_json()))).collect()
+            Err(error) => return refused(error),
+        };
+        let (mut drafts, mut bytes, mut refusal) = (vec![first], data.len(), None);
+        while bytes < SENT_AT_ONCE
+            && refusal.is_none()
+            && let Some((request, _)) = self.waiting.front()
+            && request.verb == Verb::SendMessage
+            && request.deadline <= deadline + SENT_WITHIN
+        {
+            let draft = self.draft(&request.data);
+            if matches!(draft, Ok((_, Some(_)))) {
+                break;
+            }
+            bytes += request.data.len();
+            let allowed = self.allow();
+            askers.extend(self.waiting.pop_front().map(|(_, to)| to));
+            match allowed.and(draft) {
+                Ok((draft, _)) => drafts.push(draft),
+                Err(error) => refusal = Some(error),
+            }
+        }
+        async move {
+            let sent = worker.chat.send_all(drafts, user).await;
+            let results = sent.into_iter().chain(refusal.map(Err));
+            results.map(|sent| Ok(Done::Sent(sent?.to_json()))).collect()
         }
         .boxed_local()
     }
@@ -555,7 +573,7 @@ impl Worker {
         if timeout(FILL, self.feed.filled()).await.is_err() || self.feed.phase() == Phase::Local {
             return Ok(Start::Resync);
         }
-        let ahead = self.hub.standing().through.is_none_or(|through| since > through);
+        let ahead = self.hub.through().is_none_or(|through| since > through);
         if ahead && !self.feed.cluster_reached(since).await {
             return Ok(Start::Resync);
         }

@@ -26,9 +26,14 @@ use crate::models::{Message, RoomId, message::Malformed};
 /// that it costs neither side more than its room.
 pub const LARGEST_DOCUMENT: i32 = 256 * 1024;
 
-/// How long the server holds a reply back while it has no event. Also the pace at which a quiet
-/// stream shows that it is alive.
-const MAX_AWAIT: Duration = Duration::from_secs(1);
+/// What a stream is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// What comes.
+    Live,
+    /// What has happened.
+    Past,
+}
 
 /// An open change stream.
 pub(super) struct ChangeStream {
@@ -54,8 +59,6 @@ pub(super) struct Reply {
     pub ended: Option<Timestamp>,
     /// Inserts that no event could be made of.
     pub poison: Vec<Poison>,
-    /// Inserts that became a `resync` because of their size.
-    pub oversized: u64,
 }
 
 /// Why there is no reply.
@@ -97,19 +100,41 @@ pub(super) enum Fate {
     Standalone,
 }
 
+impl Reading {
+    /// How many events a reply has at most. Of what comes, as many as are there, up to 16 MiB; and
+    /// the stream is there before MongoDB searches for any. The past is read in portions that do
+    /// not hold up what comes.
+    const fn batch_size(self) -> u32 {
+        match self {
+            Self::Live => 0,
+            Self::Past => 500,
+        }
+    }
+
+    /// How long the server holds a reply back while it has no event. Also the pace at which a quiet
+    /// stream shows that it is alive.
+    const fn max_await(self) -> Duration {
+        match self {
+            Self::Live => Duration::from_secs(1),
+            Self::Past => Duration::from_millis(5),
+        }
+    }
+}
+
 impl ChangeStream {
     /// Opens the stream at the first event of the cluster time `from`, which may lie ahead.
-    pub async fn open(database: &Database, from: Timestamp) -> Result<Self, StreamError> {
+    pub async fn open(
+        database: &Database,
+        from: Timestamp,
+        reading: Reading,
+    ) -> Result<Self, StreamError> {
         let messages: Collection<RawDocumentBuf> = database.collection("messages");
         let cursor = messages
             .aggregate(pipeline(from))
             .read_concern(ReadConcern::majority())
             .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-            // The stream is there before MongoDB searches the oplog for it, which takes as long as
-            // others have written much. Later replies have the size that MongoDB gives them: 16 MiB
-            // at most.
-            .batch_size(0)
-            .max_await_time(MAX_AWAIT)
+            .batch_size(reading.batch_size())
+            .max_await_time(reading.max_await())
             .batch()
             .await?;
         Ok(Self { cursor, from, last: None })
@@ -179,7 +204,6 @@ fn read_reply(
         cluster_time: from,
         ended: None,
         poison: Vec::new(),
-        oversized: 0,
     };
     let mut last = last;
     for event in events.map_err(unreadable)? {
@@ -208,10 +232,7 @@ fn read_reply(
 impl Reply {
     fn insert(&mut self, event: &RawDocument, position: Position) {
         match read_insert(event, position) {
-            Ok(event) => {
-                self.oversized += u64::from(event.is_resync());
-                self.events.push(event);
-            }
+            Ok(event) => self.events.push(event),
             Err(cause) => self.poison.push(Poison { position, cause }),
         }
     }
@@ -373,7 +394,7 @@ mod tests {
         let reply = read_reply(&reply(events, "8200"), shared, None, None).unwrap();
         assert_eq!(texts(&reply), ["7.2.1", "7.2.3"]);
         assert!(reply.events[0].is_resync() && reply.events[0].room() == RoomId(room));
-        assert_eq!((reply.poison.len(), reply.oversized), (2, 1));
+        assert_eq!(reply.poison.len(), 2);
     }
 
     #[test]
