@@ -36,6 +36,13 @@ pub struct Draft {
     echo: Option<String>,
 }
 
+/// What a draft says, which may be sent.
+struct Checked {
+    room: RoomId,
+    sender: UserId,
+    content: String,
+}
+
 /// A message that is stored, and how its sender is told.
 #[derive(Debug)]
 pub struct Sent {
@@ -97,15 +104,17 @@ impl Chat {
         user: Option<UserId>,
         key: Option<&IdempotencyKey>,
     ) -> Result<Sent, ApiError> {
-        let message = self.check(&draft, user).await?;
-        let sender = user.unwrap_or(message.sender);
-        self.limits.send.take(sender)?;
+        let checked = self.check(&draft, user).await?;
+        let message = self.allow(checked, user)?;
         let stored = match key {
             None => {
                 self.store.messages.insert(&message).await?;
                 Stored { message, replayed: false }
             }
-            Some(key) => self.store.messages.insert_once(message, sender, key).await?,
+            Some(key) => {
+                let user = user.unwrap_or(message.sender);
+                self.store.messages.insert_once(message, user, key).await?
+            }
         };
         Ok(self.sent(stored, draft.echo))
     }
@@ -118,11 +127,8 @@ impl Chat {
         user: Option<UserId>,
     ) -> Vec<Result<Sent, ApiError>> {
         let checked = join_all(drafts.iter().map(|draft| self.check(draft, user))).await;
-        let allow = |message: Message<'static>| -> Result<_, ApiError> {
-            self.limits.send.take(user.unwrap_or(message.sender))?;
-            Ok(message)
-        };
-        let allowed: Vec<_> = checked.into_iter().map(|message| message.and_then(allow)).collect();
+        let allow = |checked: Result<Checked, _>| self.allow(checked?, user);
+        let allowed: Vec<_> = checked.into_iter().map(allow).collect();
         let messages: Vec<_> = allowed.iter().flatten().collect();
         let mut stored = self.store.messages.insert_all(&messages).await.into_iter();
         let finish = |(message, draft): (Result<_, ApiError>, Draft)| {
@@ -134,19 +140,25 @@ impl Chat {
         allowed.into_iter().zip(drafts).map(finish).collect()
     }
 
-    /// The message that a draft is, if it may be sent.
-    async fn check(
-        &self,
-        draft: &Draft,
-        user: Option<UserId>,
-    ) -> Result<Message<'static>, ApiError> {
+    async fn check(&self, draft: &Draft, user: Option<UserId>) -> Result<Checked, ApiError> {
         let room = existing_room(&draft.room, &self.store.rooms).await?;
         let sender: UserId = required_id("sender", &draft.sender)?;
-        let content = required_text("content", &draft.content)?;
+        let content = required_text("content", &draft.content)?.into_owned();
         if user != Some(sender) && !self.believes_senders {
             return Err(ApiError::SenderMismatch);
         }
-        Ok(Message::new(room, sender, content.into_owned()))
+        Ok(Checked { room, sender, content })
+    }
+
+    /// The message, unless the user sends too much. Never waits, so that ids are in the order in
+    /// which messages are stored.
+    fn allow(
+        &self,
+        Checked { room, sender, content }: Checked,
+        user: Option<UserId>,
+    ) -> Result<Message<'static>, ApiError> {
+        self.limits.send.take(user.unwrap_or(sender))?;
+        Ok(Message::new(room, sender, content))
     }
 
     /// Tells of a message that is stored.

@@ -22,7 +22,7 @@ use super::StoreError;
 const UNDER_WAY: usize = 2;
 
 /// For how many items one operation is at most, unless a single call has more.
-const MOST: usize = 256;
+const MOST: usize = 64;
 
 /// How long one may take, so that a dead connection does not hold up for ever those who wait behind
 /// it. Whoever asked has given up by then.
@@ -159,6 +159,7 @@ impl<T, R> Queue<T, R> {
         }
         if batch.is_empty() {
             self.under_way -= 1;
+            self.sweep_at = SWEPT_FROM;
         }
         batch
     }
@@ -251,11 +252,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_operation_is_not_for_more_than_it_may_be() {
         let echo = echo(9);
-        let calls = [200, 50, 10, 300, 1].map(|count| echo.batcher.call(vec![0; count]));
+        let calls = [50, 14, 10, 80, 1].map(|count| echo.batcher.call(vec![0; count]));
         let answers = futures::future::join_all(calls).await;
         assert!(answers.iter().all(Result::is_ok));
         let sizes: Vec<_> = echo.batches().iter().map(Vec::len).collect();
-        assert_eq!(sizes, [250, 10, 300, 1]);
+        assert_eq!(sizes, [64, 10, 80, 1]);
     }
 
     #[tokio::test(start_paused = true)]

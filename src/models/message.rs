@@ -9,7 +9,9 @@ use mongodb::error::ErrorKind;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::batcher::Batcher;
-use super::{DUPLICATE_KEY, Idempotency, IdempotencyKey, MessageId, RoomId, StoreError, UserId};
+use super::{
+    DUPLICATE_KEY, Idempotency, IdempotencyKey, MessageId, PASSING, RoomId, StoreError, UserId,
+};
 
 /// A message as the collection `messages` holds it.
 ///
@@ -255,7 +257,8 @@ impl Messages {
     }
 }
 
-/// Inserts documents in one operation; of each, whether that was done.
+/// Inserts documents in one operation; of each, whether that was done. Those of one shard come into
+/// the stream in their order.
 async fn insert_all(
     collection: Collection<RawDocumentBuf>,
     documents: Vec<RawDocumentBuf>,
@@ -277,7 +280,8 @@ async fn insert_all(
         if let Some(result) = results.get_mut(refused.index) {
             *result = Err(match refused.code {
                 DUPLICATE_KEY => StoreError::Duplicate,
-                _ => StoreError::Database(error.clone()),
+                code if PASSING.contains(&code) => StoreError::Unavailable(error.clone()),
+                _ => StoreError::from(error.clone()),
             });
         }
     }

@@ -180,7 +180,7 @@ async fn what_a_socket_sends_at_once_is_stored_and_answered_in_that_order() {
     for (n, (_, answer)) in answers.iter().enumerate() {
         let code = answer["code"].as_str();
         match n % 20 {
-            7 => assert_eq!(code, Some("missing_field"), "{answer}"),
+            7 => assert_eq!(code, Some("invalid_field"), "{answer}"),
             13 => assert_eq!(code, Some("room_not_found"), "{answer}"),
             17 => assert_eq!(code, Some("body_too_large"), "{answer}"),
             _ => {
