@@ -82,10 +82,12 @@ pub struct NotAnId;
 /// How long an idempotency key is remembered.
 const IDEMPOTENCY_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// What all workers know together: names of users, and which unique indexes are missing.
+/// What all workers know together: names of users, rooms that were seen, and which unique indexes
+/// are missing.
 #[derive(Clone)]
 pub struct Shared {
     names: user::Names,
+    rooms: room::Seen,
     username_index: UniqueIndex,
     room_name_index: UniqueIndex,
 }
@@ -94,6 +96,7 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             names: user::names(),
+            rooms: room::seen(),
             username_index: UniqueIndex::default(),
             room_name_index: UniqueIndex::default(),
         }
@@ -123,7 +126,11 @@ impl Store {
                 names: shared.names.clone(),
                 name_index: shared.username_index.clone(),
             },
-            rooms: Rooms::new(database.collection("rooms"), shared.room_name_index.clone()),
+            rooms: Rooms::new(
+                database.collection("rooms"),
+                shared.room_name_index.clone(),
+                shared.rooms.clone(),
+            ),
             messages: Messages::new(
                 database.collection("messages"),
                 Idempotency { collection: database.collection("idempotency") },

@@ -2,15 +2,31 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::time::Duration;
 
 use bson::oid::ObjectId;
 use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
+use moka::sync::Cache;
 use mongodb::Collection;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::batcher::Batcher;
 use super::message::{BATCH, Malformed, integer};
 use super::{RoomId, StoreError, UniqueIndex};
+
+/// How long a room that was seen counts as there. No client can remove one; a person who removes a
+/// document by hand may see messages stored for it for so long.
+const SEEN_AGE: Duration = Duration::from_secs(1);
+/// How many rooms are remembered.
+const SEEN: u64 = 10_000;
+
+/// Rooms that were there a moment ago, shared by all workers: most messages go to few rooms.
+pub type Seen = Cache<RoomId, ()>;
+
+/// An empty cache of rooms, bounded in number and age.
+pub(super) fn seen() -> Seen {
+    Cache::builder().max_capacity(SEEN).time_to_live(SEEN_AGE).build()
+}
 
 /// A room as the collection `rooms` holds it.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,13 +79,18 @@ pub struct Rooms {
     collection: Collection<RawDocumentBuf>,
     pub(super) name_index: UniqueIndex,
     existence: Batcher<RoomId, bool>,
+    seen: Seen,
 }
 
 impl Rooms {
-    pub(super) fn new(collection: Collection<RawDocumentBuf>, name_index: UniqueIndex) -> Self {
+    pub(super) fn new(
+        collection: Collection<RawDocumentBuf>,
+        name_index: UniqueIndex,
+        seen: Seen,
+    ) -> Self {
         let asked = collection.clone();
         let existence = Batcher::new(move |ids| which_exist(asked.clone(), ids));
-        Self { collection, name_index, existence }
+        Self { collection, name_index, existence, seen }
     }
 
     /// Stores a new room.
@@ -106,7 +127,7 @@ impl Rooms {
     /// # Errors
     /// The database failed.
     pub async fn exists(&self, id: RoomId) -> Result<bool, StoreError> {
-        self.existence.call_one(id).await
+        self.any_exists(&[id]).await
     }
 
     /// Whether at least one of these rooms exists.
@@ -114,7 +135,14 @@ impl Rooms {
     /// # Errors
     /// The database failed.
     pub async fn any_exists(&self, ids: &[RoomId]) -> Result<bool, StoreError> {
-        Ok(self.existence.call(ids.to_vec()).await?.contains(&true))
+        if ids.iter().any(|id| self.seen.contains_key(id)) {
+            return Ok(true);
+        }
+        let found = self.existence.call(ids.to_vec()).await?;
+        for (id, _) in ids.iter().zip(&found).filter(|(_, is_there)| **is_there) {
+            self.seen.insert(*id, ());
+        }
+        Ok(found.contains(&true))
     }
 
     /// All rooms, in the order stored.
