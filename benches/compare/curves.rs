@@ -92,6 +92,7 @@ impl Place<'_> {
     /// A fresh process, in which nothing is left of the last point.
     async fn restart(&mut self) -> Result<()> {
         let fresh = self.bench.start(self.contender, None).await?;
+        fresh.process.settle().await?;
         std::mem::replace(&mut self.server, fresh).stop().await
     }
 

@@ -27,6 +27,19 @@ impl Process {
         Ok(ticks as f64 / TICKS)
     }
 
+    /// Waits until it does next to nothing, 15 s at most: after a start a server may have things to
+    /// put in order, as ours reads the messages of the last minutes.
+    pub async fn settle(self) -> Result<()> {
+        for _ in 0..50 {
+            let before = self.cpu()?;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            if self.cpu()? - before <= 2.0 / TICKS {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Memory in use, in bytes.
     pub fn memory(self) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0))?;

@@ -123,6 +123,7 @@ pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
         }
         let server = bench.start(contender, None).await?;
         let seed = bench.seed(contender, server.addr).await?;
+        server.process.settle().await?;
         let mut at = Place { bench, contender, server, seed };
         let measured = timeout(GROUP_TIMEOUT, at.measure(group)).await;
         let measured = measured.unwrap_or_else(|_| Err("it took too long".into()));
