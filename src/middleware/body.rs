@@ -27,6 +27,9 @@ pub const MAX_BODY: usize = 102_400;
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How much is read of a body that is too large, in bytes.
+const DRAINED: usize = 1 << 20;
+
 /// The text of a body that is valid JSON and an object or array.
 struct Json(String);
 
@@ -41,10 +44,15 @@ pub async fn read(req: &mut ServiceRequest) -> Result<(), ApiError> {
     let Some(charset) = json_charset(req.headers()) else { return Ok(()) };
     let charset = Charset::of(&charset).ok_or(ApiError::UnsupportedBody)?;
     let encoding = Encoding::of(req.headers()).ok_or(ApiError::UnsupportedBody)?;
-    if matches!(encoding, Encoding::Identity) && length(req.headers()) > Some(MAX_BODY) {
-        return Err(ApiError::BodyTooLarge);
+    let is_too_large =
+        matches!(encoding, Encoding::Identity) && length(req.headers()) > Some(MAX_BODY);
+    let mut payload = req.take_payload();
+    let collected =
+        if is_too_large { Err(ApiError::BodyTooLarge) } else { collect(&mut payload).await };
+    if let Err(ApiError::BodyTooLarge) = collected {
+        drain(&mut payload).await;
     }
-    let sent = collect(req.take_payload()).await?;
+    let sent = collected?;
     let text = charset.decode(&encoding.decode(sent)?);
     if !text.is_empty() {
         let json = validated(text)?;
@@ -212,7 +220,7 @@ fn inflate(decoder: impl Read) -> Result<Bytes, ApiError> {
 
 /// Everything that was sent, in time, and not much more than a body may have: compression can make
 /// a small body a little larger.
-async fn collect(mut payload: Payload) -> Result<Bytes, ApiError> {
+async fn collect(payload: &mut Payload) -> Result<Bytes, ApiError> {
     const SLACK: usize = 4_096;
     let collecting = async {
         let mut sent = BytesMut::new();
@@ -226,6 +234,22 @@ async fn collect(mut payload: Payload) -> Result<Bytes, ApiError> {
         Ok(sent.freeze())
     };
     tokio::time::timeout(BODY_TIMEOUT, collecting).await.unwrap_or(Err(ApiError::BodyTimeout))
+}
+
+/// Reads on in a body that is too large, as Node does: with the rest unread the connection would be
+/// closed, perhaps before the answer was read, and a request behind the body be lost. One that is
+/// larger still is not worth it.
+async fn drain(payload: &mut Payload) {
+    let mut left = DRAINED;
+    let draining = async {
+        while left > 0
+            && let Some(Ok(chunk)) = payload.next().await
+        {
+            left = left.saturating_sub(chunk.len());
+        }
+    };
+    // Too slow: then the connection is closed.
+    let _ = tokio::time::timeout(BODY_TIMEOUT, draining).await;
 }
 
 #[cfg(test)]

@@ -46,6 +46,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How long the stream of the past may search an oplog that others have filled.
 const PAST_PATIENCE: Duration = Duration::from_secs(120);
 
+/// After so many empty replies there is no more of the past, whatever the resume token seems to say.
+const SILENT_REPLIES: u32 = 1_000;
+
 /// How many past events are filled in at once, while nobody can read the ring.
 const FILLED_AT_ONCE: usize = 1_000;
 
@@ -284,6 +287,7 @@ impl Feed {
             let front = rest.last().and_then(Event::position).unwrap_or(from);
             let goes_on = self.ring.fill(opening, front, chunk, time);
             if rest.is_empty() || !goes_on {
+                log::info!("messages from {front} on can be recovered");
                 return Ok(());
             }
             tokio::task::yield_now().await;
@@ -303,6 +307,7 @@ impl Feed {
         loop {
             let opening = ChangeStream::open(&self.database, at, Reading::Past);
             let mut stream = timeout(PAST_PATIENCE, opening).await??;
+            let mut silent = 0;
             let ended = loop {
                 let reply = timeout(PAST_PATIENCE, stream.next(None)).await?;
                 let mut reply = reply.ok_or(End::Closed)??;
@@ -321,8 +326,10 @@ impl Feed {
                 if let Some(ended) = reply.ended {
                     break ended;
                 }
+                silent = if has_more { 0 } else { silent + 1 };
                 // One that is empty comes when there is nothing more.
-                if reply.progress > until || (!has_more && reply.progress == until) {
+                let is_done = reply.progress > until || (!has_more && reply.progress == until);
+                if is_done || silent == SILENT_REPLIES {
                     return Ok((from, events));
                 }
             };

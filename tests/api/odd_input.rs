@@ -164,3 +164,27 @@ async fn a_connection_survives_a_body_that_nobody_read() {
     assert_eq!(answer.matches("HTTP/1.1 404").count(), 2, "{answer}");
     assert!(!answer.contains("smuggled"), "{answer}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_behind_a_body_that_is_too_large_is_answered_too() {
+    let server = TestServer::start().await;
+    let head = "POST /api/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+    let rest = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let half = "x".repeat(60_000);
+    let chunk = format!("{:x}\r\n{half}\r\n", half.len());
+    let bodies = [
+        (format!("Content-Length: {}\r\n\r\n{half}", 2 * half.len()), half.clone()),
+        (format!("Transfer-Encoding: chunked\r\n\r\n{chunk}{chunk}"), format!("{chunk}0\r\n\r\n")),
+    ];
+    for (first, second) in bodies {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(format!("{head}{first}").as_bytes()).await.unwrap();
+        // It could have been answered already.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stream.write_all(format!("{second}{rest}").as_bytes()).await.unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).await.unwrap();
+        assert!(answers.starts_with("HTTP/1.1 413 "), "{answers}");
+        assert!(answers.contains("HTTP/1.1 200 OK"), "{answers}");
+    }
+}
