@@ -27,8 +27,9 @@ pub const MAX_BODY: usize = 102_400;
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How much is read of a body that is too large, in bytes.
+/// How much is read of a body that is too large, in bytes, and for how long.
 const DRAINED: usize = 1 << 20;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The text of a body that is valid JSON and an object or array.
 struct Json(String);
@@ -249,7 +250,7 @@ async fn drain(payload: &mut Payload) {
         }
     };
     // Too slow: then the connection is closed.
-    let _ = tokio::time::timeout(BODY_TIMEOUT, draining).await;
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, draining).await;
 }
 
 #[cfg(test)]
