@@ -146,7 +146,7 @@ async fn a_message_may_be_so_long_on_every_wire() {
 async fn so_many_passwords_wait_to_be_hashed() {
     let server = TestServer::start_with(&[("RATE_LIMIT_LOGIN", "0")]).await;
     // More than may wait on a machine with so many processors.
-    let count = 65 * std::thread::available_parallelism().unwrap().get();
+    let count = 100 * std::thread::available_parallelism().unwrap().get();
     let names: Vec<_> = (0..count).map(|n| format!("user {n}")).collect();
     let answers = join_all(names.iter().map(|name| try_register(&server, name))).await;
     let statuses: Vec<_> = answers.iter().map(Response::status).collect();
