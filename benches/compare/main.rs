@@ -39,6 +39,7 @@ use realtime_chat_backend::mongod::{Installer, Mongod};
 
 use options::Options;
 use report::Results;
+use rows::Group;
 use seed::Seed;
 use servers::{Contender, Launcher, Server};
 
@@ -106,11 +107,15 @@ impl Bench {
             bench.launcher.install_node().await?;
         }
         // Node first: some rows depend on how far it gets.
-        for contender in [Contender::Node, Contender::Floor, Contender::Ours] {
-            if bench.options.servers.contains(&contender) {
-                rows::measure(&mut bench, contender).await?;
-                curves::measure(&mut bench, contender).await?;
-            }
+        let mut contenders = vec![Contender::Node, Contender::Floor, Contender::Ours];
+        contenders.retain(|contender| bench.options.servers.contains(contender));
+        // While MongoDB has nothing else to do, as it has after the load of another.
+        for &contender in &contenders {
+            rows::measure(&mut bench, contender, &[Group::Start]).await?;
+        }
+        for &contender in &contenders {
+            rows::measure(&mut bench, contender, &Group::LOADS).await?;
+            curves::measure(&mut bench, contender).await?;
         }
         println!("{}", bench.results.table());
         if bench.options.is_complete() {

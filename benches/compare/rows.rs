@@ -61,7 +61,7 @@ pub enum Group {
 }
 
 impl Group {
-    /// All, in the order in which they are measured.
+    /// All of them.
     pub const ALL: [Self; 12] = [
         Self::Start,
         Self::Rooms,
@@ -75,6 +75,20 @@ impl Group {
         Self::Overload,
         Self::Sockets,
         Self::Curves,
+    ];
+
+    /// Those with a load, in the order in which they are measured.
+    pub const LOADS: [Self; 10] = [
+        Self::Rooms,
+        Self::Messages,
+        Self::Message,
+        Self::Unauthorized,
+        Self::Logins,
+        Self::Fanout,
+        Self::Posted,
+        Self::Flat,
+        Self::Overload,
+        Self::Sockets,
     ];
 
     /// Its name on the command line.
@@ -115,9 +129,9 @@ pub fn wires(contender: Contender) -> &'static [Wire] {
     }
 }
 
-/// Measures every row that is wanted of a contender, each group with a fresh process.
-pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
-    for group in Group::ALL {
+/// Measures those of these rows that are wanted of a contender, each group with a fresh process.
+pub async fn measure(bench: &mut Bench, contender: Contender, groups: &[Group]) -> Result<()> {
+    for &group in groups {
         if !group.concerns(contender) || !bench.options.wants(group) {
             continue;
         }
