@@ -111,10 +111,10 @@ impl Bench {
         contenders.retain(|contender| bench.options.servers.contains(contender));
         // While MongoDB has nothing else to do, as it has after the load of another.
         for &contender in &contenders {
-            rows::measure(&mut bench, contender, &[Group::Start]).await?;
+            rows::measure(&mut bench, contender, |group| group == Group::Start).await?;
         }
         for &contender in &contenders {
-            rows::measure(&mut bench, contender, &Group::LOADS).await?;
+            rows::measure(&mut bench, contender, |group| group != Group::Start).await?;
             curves::measure(&mut bench, contender).await?;
         }
         println!("{}", bench.results.table());

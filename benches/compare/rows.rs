@@ -61,7 +61,7 @@ pub enum Group {
 }
 
 impl Group {
-    /// All of them.
+    /// All, in the order in which they are measured.
     pub const ALL: [Self; 12] = [
         Self::Start,
         Self::Rooms,
@@ -75,20 +75,6 @@ impl Group {
         Self::Overload,
         Self::Sockets,
         Self::Curves,
-    ];
-
-    /// Those with a load, in the order in which they are measured.
-    pub const LOADS: [Self; 10] = [
-        Self::Rooms,
-        Self::Messages,
-        Self::Message,
-        Self::Unauthorized,
-        Self::Logins,
-        Self::Fanout,
-        Self::Posted,
-        Self::Flat,
-        Self::Overload,
-        Self::Sockets,
     ];
 
     /// Its name on the command line.
@@ -129,9 +115,14 @@ pub fn wires(contender: Contender) -> &'static [Wire] {
     }
 }
 
-/// Measures those of these rows that are wanted of a contender, each group with a fresh process.
-pub async fn measure(bench: &mut Bench, contender: Contender, groups: &[Group]) -> Result<()> {
-    for &group in groups {
+/// Measures the rows that are wanted of a contender, of the groups that are chosen; each group with
+/// a fresh process.
+pub async fn measure(
+    bench: &mut Bench,
+    contender: Contender,
+    is_chosen: impl Fn(Group) -> bool,
+) -> Result<()> {
+    for group in Group::ALL.into_iter().filter(|group| is_chosen(*group)) {
         if !group.concerns(contender) || !bench.options.wants(group) {
             continue;
         }
