@@ -408,6 +408,30 @@ mod tests {
         assert_eq!(longest.get(..4), Some(&[0, 0, 20, 40].map(millis)[..]));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_of_messages_to_many_comes_in_few_rounds() {
+        let hub = hub(1_000, usize::MAX);
+        let room = RoomId::new();
+        let mut members: Vec<_> = (0..250).map(|_| listen(&hub, room)).collect();
+        let local = tokio::task::LocalSet::new();
+        local.spawn_local(hub.clone().run());
+        let publishing = async {
+            for n in 1..=100 {
+                let position = Some(Position::first_of(1, n));
+                let events = vec![Event::resync(room, position)];
+                hub.ring.publish(Batch { events, newest: position, through: None, second: 1 });
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            tokio::time::sleep(LONGEST_PAUSE).await;
+        };
+        local.run_until(publishing).await;
+        // What comes alone in its round goes to the client at once.
+        let (member, client) = &mut members[0];
+        let alone = client.heard.borrow().len();
+        assert!((1..10).contains(&alone), "{alone}");
+        assert_eq!(drain(member), (100 - alone, true));
+    }
+
     #[test]
     fn nothing_goes_by_the_short_way_past_what_is_owed() {
         let hub = hub(10, usize::MAX);

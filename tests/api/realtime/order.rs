@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use bson::doc;
 use bson::oid::ObjectId;
+use bson::{Document, doc};
 use futures::future::{BoxFuture, FutureExt, join_all};
+use mongodb::Database;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::helpers::mongod::{Neighbour, fresh_database};
+use crate::helpers::mongod::{Neighbour, connect, fresh_database, standalone};
 use crate::helpers::socket::{END, Heard, Socket};
 use crate::helpers::{TestServer, User, alone};
 
@@ -224,4 +225,57 @@ async fn a_message_that_cannot_be_stored_takes_no_other_with_it() {
     }
     // Four of each 40 are refused, and the first was the neighbour's.
     assert_eq!(ada.history(&room).await.len(), 1 + 2 * 36);
+}
+
+/// How many operations a MongoDB has been asked to insert with since its start.
+async fn inserts(database: &Database) -> i64 {
+    let status = database.run_command(doc! { "serverStatus": 1 }).await.unwrap();
+    let commands = status.get_document("metrics").unwrap().get_document("commands").unwrap();
+    commands.get_document("insert").unwrap().get_i64("total").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_at_once_is_stored_in_few_operations() {
+    // Of its own, which nobody else asks for anything.
+    let mongod = standalone().await;
+    let uri = mongod.uri("together");
+    let server = TestServer::start_with(&[("MONGO_URI", &uri), ("RATE_LIMIT_SEND", "0")]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let database = connect(&uri).await;
+    const COUNT: i64 = 60;
+    let message = json!({ "room": room, "sender": ada.id, "content": "hello" });
+
+    let before = inserts(&database).await;
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    send_at_once(&mut socket, &vec![message.clone(); COUNT as usize]).await;
+    let by_socket = inserts(&database).await - before;
+    assert!((1..COUNT / 2).contains(&by_socket), "{by_socket} operations");
+
+    let posts = (0..COUNT).map(|_| ada.request(Method::POST, "/api/chat/message", Some(&message)));
+    assert!(join_all(posts).await.iter().all(|answer| answer.status() == 201));
+    let by_rest = inserts(&database).await - before - by_socket;
+    assert!((1..COUNT).contains(&by_rest), "{by_rest} operations");
+    assert_eq!(ada.history(&room).await.len() as i64, 2 * COUNT);
+    drop(socket);
+    server.stop().await;
+    mongod.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_is_removed_by_hand_soon_takes_no_messages() {
+    let uri = fresh_database().await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    ada.send(&room, "hello").await;
+    let rooms = connect(&uri).await.collection::<Document>("rooms");
+    rooms.delete_one(doc! { "_id": ObjectId::parse_str(&room).unwrap() }).await.unwrap();
+    // No longer than a room that was seen counts as there.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let message = json!({ "room": room, "sender": ada.id, "content": "gone" });
+    let answer = ada.request(Method::POST, "/api/chat/message", Some(&message)).await;
+    assert_eq!(answer.status(), 400);
+    assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "error": "Room not found" }));
+    assert_eq!(ada.history(&room).await.len(), 1);
 }
