@@ -41,6 +41,9 @@ pub struct Metrics {
     open: IntGauge,
     password_queue: IntGauge,
     panics: IntCounter,
+    unprocessed: IntCounter,
+    /// What sessions have counted, without the messages that no session has taken.
+    unprocessed_of_sessions: AtomicU64,
 }
 
 /// What the feed and the ring count.
@@ -179,6 +182,11 @@ impl Metrics {
             password_queue: new
                 .gauge("chat_password_queue", "Passwords that are being hashed or wait for it."),
             panics: new.counter("chat_panics_total", "Sessions that ended by a panic."),
+            unprocessed: new.counter(
+                "chat_unprocessed_messages_total",
+                "Messages of clients whose connection had ended before they could be stored.",
+            ),
+            unprocessed_of_sessions: AtomicU64::new(0),
             registry,
             reading: Mutex::new(()),
         }
@@ -207,6 +215,11 @@ impl Metrics {
     pub fn recovery(&self, recovered: bool) {
         let outcome = if recovered { "recovered" } else { "resync" };
         self.recoveries.with_label_values(&[outcome]).inc();
+    }
+
+    /// Messages could not be stored after the connection of their client had ended.
+    pub fn unprocessed(&self, count: usize) {
+        self.unprocessed_of_sessions.fetch_add(count as u64, Ordering::Relaxed);
     }
 
     /// Everything as text, in Prometheus' exposition format.
@@ -240,6 +253,8 @@ impl Metrics {
         self.password_queue.set(clamp(sources.passwords.waiting() as u64));
         let panics = sources.connections.panics() + sources.process.panics();
         set(&self.panics, &AtomicU64::new(panics));
+        let unprocessed = self.unprocessed_of_sessions.load(Ordering::Relaxed);
+        set(&self.unprocessed, &AtomicU64::new(unprocessed + sources.connections.unread()));
         self.open.set(clamp(sources.process.connections().count() as u64));
         let refused = sources.limits.refused().into_iter().chain(sources.process.refused());
         for (limit, count) in refused {

@@ -17,10 +17,13 @@
 mod breaker;
 mod crowd;
 mod drain;
+#[path = "../../tests/api/helpers/endings.rs"]
+mod endings;
 #[path = "../../tests/api/helpers/grammar.rs"]
 mod grammar;
 mod half_open;
 mod idle;
+mod leaving;
 mod malformed;
 #[path = "../../tests/api/helpers/random.rs"]
 mod random;
@@ -43,15 +46,16 @@ use replica_set::ReplicaSet;
 use server::Server;
 
 const USAGE: &str = "\
-Usage: siege idle|slow|half-open|drain|malformed [OPTION]...
+Usage: siege idle|slow|half-open|drain|leaving|malformed [OPTION]...
 
   idle       sockets that are silent, and then all come back at once
   slow       members that never read, in a room with 200 messages a second
   half-open  handshakes and bodies that are begun and not ended
   drain      SIGTERM with many sockets, which come back on another instance
+  leaving    sockets that send messages and end at once, in every way to end
   malformed  requests, frames and packets that are none
 
-  --sockets N    how many: 18000, 300, 5000, 5000, 100000 unless given
+  --sockets N    how many: 18000, 300, 5000, 5000, 1000 of each, 100000 unless given
   --seconds N    how long they are idle, or others are timed: 60 and 20 unless given
   --seed N       what is malformed; another one each time unless given
   --server PATH  the server; the one that was built beside this program unless given
@@ -104,6 +108,7 @@ async fn run(options: Options) -> ExitCode {
         "slow" => slow::run(&besieged, sockets.unwrap_or(300), time(20)).await,
         "half-open" => half_open::run(&besieged, sockets.unwrap_or(5_000), time(20)).await,
         "drain" => drain::run(besieged, sockets.unwrap_or(5_000)).await,
+        "leaving" => leaving::run(&besieged, sockets.unwrap_or(1_000)).await,
         "malformed" => malformed::run(&besieged, sockets.unwrap_or(100_000), seed).await,
         other => unreachable!("{other} was refused before"),
     };
@@ -164,7 +169,9 @@ impl Options {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let seed = now.map_or(0, |since| since.as_micros() as u64) % 1_000_000;
         let command = arguments.next().unwrap_or_default();
-        if !["idle", "slow", "half-open", "drain", "malformed"].contains(&command.as_str()) {
+        if !["idle", "slow", "half-open", "drain", "leaving", "malformed"]
+            .contains(&command.as_str())
+        {
             return Err(format!("unknown siege {command:?}"));
         }
         let mut options = Self { command, sockets: None, seconds: None, seed, server: server() };

@@ -131,7 +131,7 @@ impl Sockets {
         let claimed = self
             .collection
             .find_one_and_update(
-                doc! { "_id": pid, "user": user.0, "expires": { "$gt": DateTime::now() } },
+                living(pid, user),
                 doc! {
                     "$set": { "owner.instance": instance, "expires": expires },
                     "$inc": { "owner.generation": 1_i64 },
@@ -140,6 +140,25 @@ impl Sockets {
             .return_document(ReturnDocument::After)
             .await?;
         claimed.map(|document| read(pid, user, &document)).transpose()
+    }
+
+    /// Which instance owns a record; `None` when there is none, it has ended or it is another
+    /// user's.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn instance_of(
+        &self,
+        pid: &str,
+        user: UserId,
+    ) -> Result<Option<ObjectId>, StoreError> {
+        let record = self
+            .collection
+            .find_one(living(pid, user))
+            .projection(doc! { "owner.instance": 1 })
+            .await?;
+        let owner = record.as_ref().and_then(|record| record.get_document("owner").ok());
+        Ok(owner.and_then(|owner| owner.get_object_id("instance").ok()))
     }
 
     /// Which of these records, all once owned by `instance`, belong to another one now, and how
@@ -173,6 +192,10 @@ impl Sockets {
         let changed = self.collection.update_one(owned(pid, owner), update).await?;
         Ok(changed.matched_count == 1)
     }
+}
+
+fn living(pid: &str, user: UserId) -> Document {
+    doc! { "_id": pid, "user": user.0, "expires": { "$gt": DateTime::now() } }
 }
 
 fn owned(pid: &str, owner: Owner) -> Document {

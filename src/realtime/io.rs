@@ -10,12 +10,12 @@ use actix_web::web::{Data, Query};
 use bytestring::ByteString;
 use futures::FutureExt;
 use serde::Deserialize;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::engine_io::{CloseReason, Handshake, Refusal, Registry, Sender, random_id};
 use super::event::{Delivery, Wire};
 use super::inbox::Outlet;
-use super::recovery::{Journal, Return};
+use super::recovery::{Journal, LAST_WORDS, Return};
 use super::session::{Answer, End, Output, Request, Session, Verb};
 use super::socket::WRITE_AT_ONCE;
 use super::socket_io::packet::MAIN;
@@ -72,10 +72,8 @@ impl Application for ChatIo {
         async move {
             // Boxed, as what happens once should not take memory for as long as the client stays.
             let Some(mut client) = let_in(&worker, visit).boxed_local().await else { return };
-            match client.converse(&worker).await {
-                Some(end) => client.close(end),
-                None => client.finish().boxed_local().await,
-            }
+            let end = client.converse(&worker).await;
+            client.finish(end).boxed_local().await;
         }
     }
 }
@@ -135,7 +133,7 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
         None => worker.begin(auth.offset.as_deref(), claims).await,
     };
     let journal = Rc::new(returned.journal);
-    place.make_returnable(&journal.pid, journal.owner.generation);
+    place.make_returnable(&journal.pid, claims.user, journal.owner.generation);
     let mut session = Session::new(worker.clone(), place, Some(claims));
     session.keep_journal(Rc::clone(&journal), returned.known, returned.joins);
     let socket = visit.accept(&journal.sid, Some(&journal.pid));
@@ -248,27 +246,72 @@ impl Client {
         }
     }
 
-    /// Ends its connection.
-    fn close(mut self, end: End) {
-        log::debug!("A Socket.IO session is ended: {end}");
-        self.open.closes_because(end.label());
+    /// Ends its connection, if it has not ended, and works off what was read from it before, as
+    /// the Node server would have begun with that at once.
+    async fn finish(mut self, end: Option<End>) {
+        self.session.leave_rooms();
+        let reads_until = match end {
+            // What its client said last is on its way, perhaps, and may be a goodbye.
+            Some(End::TakenOver) => Some(Instant::now() + LAST_WORDS),
+            _ => None,
+        };
+        match end {
+            Some(end) => {
+                log::debug!("A Socket.IO session is ended: {end}");
+                self.open.closes_because(end.label());
+                if reads_until.is_none() {
+                    self.close(end);
+                }
+            }
+            None => {
+                if let Some(reason) = self.socket.close_reason() {
+                    self.open.closes_because(reason.label());
+                }
+            }
+        }
+        self.take_the_rest(reads_until).await;
+        if let (true, Some(journal)) = (self.socket.has_left(), &self.journal) {
+            // First, since its client may be about to come back.
+            journal.remove().await;
+        }
+        self.session.work_off().await;
+        if let Some(end) = end {
+            self.close(end);
+        }
+    }
+
+    /// Takes all events that were read before the end of the connection, which comes at `until` if
+    /// it has not come by then.
+    async fn take_the_rest(&mut self, mut until: Option<Instant>) {
+        loop {
+            let event = match until {
+                None => self.socket.recv().await,
+                Some(at) => match timeout_at(at, self.socket.recv()).await {
+                    Ok(event) => event,
+                    Err(_) => {
+                        self.socket.close(CloseReason::Server);
+                        until = None;
+                        continue;
+                    }
+                },
+            };
+            let Some(Event { arguments, ack, .. }) = event else { return };
+            if !self.session.has_room() {
+                self.session.work_off().await;
+            }
+            if let Some(verb) = Verb::of(&arguments.name()) {
+                let data = arguments.values.into_iter().nth(1).unwrap_or_default();
+                self.session.request(Request::new(verb, data), ack);
+            }
+        }
+    }
+
+    fn close(&self, end: End) {
         self.socket.close(match end {
             End::TooSlow => CloseReason::TooSlow,
             End::Draining => CloseReason::GoingAway,
             End::Expired | End::TakenOver => CloseReason::Server,
         });
-    }
-
-    /// Puts the things of one that has gone in order.
-    async fn finish(mut self) {
-        if let Some(reason) = self.socket.close_reason() {
-            self.open.closes_because(reason.label());
-        }
-        // Node would have begun with everything that was sent before the goodbye.
-        self.session.finish().await;
-        if let (true, Some(journal)) = (self.socket.has_left(), self.journal) {
-            journal.remove().await;
-        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::time::{Duration, SystemTime};
 
 use bson::DateTime;
+use tokio::time::{sleep, timeout};
 
 use super::engine_io::random_id;
 use super::member::Start;
@@ -16,7 +17,18 @@ use super::position::Position;
 use super::worker::Worker;
 use crate::auth::Claims;
 use crate::error::ApiError;
+use crate::middleware::deadline::DEADLINE;
 use crate::models::{Owner, RoomId, SocketRecord, Sockets, StoreError, UserId};
+
+/// How long a connection that another one takes over is still listened to, for what its client
+/// sent on it before: a goodbye above all, which ends the record. As the two connections may reach
+/// the server in any order, a client that comes back waits for so long while the one before is not
+/// known to be gone.
+pub const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// How long a client that comes back waits at most until what it sent on the connection before is
+/// worked off.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// Keeps the record of one session while it lasts.
 #[derive(Debug)]
@@ -117,12 +129,18 @@ impl Journal {
         self.still_ours(kept)
     }
 
-    /// Removes the record: the client said goodbye.
+    /// Removes the record: the client said goodbye, and nobody can come back to it.
     pub async fn remove(&self) {
-        if self.stored.get()
-            && let Err(error) = self.sockets.remove(&self.pid, self.owner).await
-        {
-            log::debug!("The record of a socket was not removed and will expire: {error}");
+        if !self.stored.get() {
+            return;
+        }
+        let removing = self.sockets.remove(&self.pid, self.owner);
+        match timeout(DEADLINE, removing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                log::debug!("The record of a socket was not removed and will expire: {error}");
+            }
+            Err(_) => log::debug!("The record of a socket was not removed in time"),
         }
     }
 
@@ -170,6 +188,14 @@ impl Worker {
             None => None,
         };
         let sockets = &self.store.sockets;
+        if !self.process.release(pid, claims.user, RELEASE).await {
+            match sockets.instance_of(pid, claims.user).await? {
+                None => return Ok(None),
+                Some(instance) if instance == self.process.instance => {}
+                // It may be killed, or about to hear a goodbye.
+                Some(_) => sleep(LAST_WORDS).await,
+            }
+        }
         let claimed = sockets.claim(pid, claims.user, self.process.instance, expires).await?;
         let Some(record) = claimed else { return Ok(None) };
         self.process.take_over(pid, record.owner.generation);

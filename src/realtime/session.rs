@@ -271,20 +271,37 @@ impl<T> Session<T> {
         }
     }
 
-    /// Stores the messages that its client still wanted to send when it went away; nobody is
-    /// answered. Ends within the deadline of a request.
-    pub async fn finish(&mut self) {
+    /// Gives no more events.
+    pub fn leave_rooms(&mut self) {
         self.member.leave_all();
-        self.waiting.retain(|(request, _)| request.verb == Verb::SendMessage);
+    }
+
+    /// Works off the requests that were handed in before the connection ended; nobody is answered.
+    /// Messages are stored; the record says which rooms were joined and left, for a client that may
+    /// come back. Ends within the deadline of the last request.
+    pub async fn work_off(&mut self) {
+        self.done.clear();
         loop {
-            if self.doing.is_none() {
+            let Some(doing) = &mut self.doing else {
                 let Some((request, to)) = self.waiting.pop_front() else { return };
                 self.begin(request, to);
-            }
-            if let Some(doing) = self.doing.take() {
-                let results = doing.future.await;
-                let errors = results.into_iter().filter_map(Result::err);
-                errors.for_each(|error| error.log(&doing.verb.name()));
+                continue;
+            };
+            let results = (&mut doing.future).await;
+            let Some(Doing { verb, .. }) = self.doing.take() else { return };
+            for result in results {
+                match result {
+                    Ok(Done::Extended(claims)) => self.user = Some(claims.user),
+                    Ok(_) => {}
+                    Err(error) => {
+                        error.log(&verb.name());
+                        let ours =
+                            matches!(error, ApiError::Unavailable(_) | ApiError::Internal(_));
+                        if verb == Verb::SendMessage && ours {
+                            self.worker.metrics.unprocessed(1);
+                        }
+                    }
+                }
             }
         }
     }
@@ -470,9 +487,9 @@ impl<T> Session<T> {
             Ok(room) => room,
             Err(error) => return refused(error),
         };
-        let was_in = self.member.is_in(room);
         self.member.leave(room);
-        let journal = self.journal.clone().filter(|_| was_in);
+        // Also when it is in no room any more: this may be the last thing that its client said.
+        let journal = self.journal.clone();
         let work = async move {
             if let Some(journal) = journal {
                 journal.leave(room).await?;
@@ -586,6 +603,19 @@ impl Worker {
             return Ok(Start::After(beginning));
         }
         Ok(Start::After(since))
+    }
+}
+
+/// What was not worked off is counted: its future was dropped, by a panic or for want of time.
+impl<T> Drop for Session<T> {
+    fn drop(&mut self) {
+        let is_message = |verb: Verb| verb == Verb::SendMessage;
+        let waiting = self.waiting.iter().filter(|(request, _)| is_message(request.verb)).count();
+        let doing = self.doing.as_ref().filter(|doing| is_message(doing.verb));
+        let lost = waiting + doing.map_or(0, |doing| doing.askers.len());
+        if lost > 0 {
+            self.worker.metrics.unprocessed(lost);
+        }
     }
 }
 

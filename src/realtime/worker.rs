@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use actix_web::web::Data;
 use bson::oid::ObjectId;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::feed::Feed;
 use super::hub::Hub;
@@ -18,7 +18,7 @@ use crate::chat::Chat;
 use crate::config::Config;
 use crate::limits::{Address, Limits};
 use crate::metrics::Metrics;
-use crate::models::Store;
+use crate::models::{Store, UserId};
 use crate::server::Connections;
 use crate::server::capacity::Capacity;
 
@@ -95,7 +95,10 @@ struct Refused {
 struct Returnable {
     /// How often the session had changed hands.
     generation: i64,
+    user: UserId,
     end: CancellationToken,
+    /// Cancelled when all that was read from it is worked off.
+    gone: CancellationToken,
 }
 
 /// A session's place among those that the process allows. Dropping it makes room for another.
@@ -106,6 +109,8 @@ pub struct Place {
     pub end: CancellationToken,
     /// The private id, and how often the session had changed hands.
     returnable: Option<(String, i64)>,
+    /// Says that the place is given back.
+    _gone: Option<DropGuard>,
     address: Option<Address>,
 }
 
@@ -141,6 +146,7 @@ impl Process {
             process: Arc::clone(self),
             end: self.drain.child_token(),
             returnable: None,
+            _gone: None,
             address: None,
         };
         if self.max_per_address > 0 {
@@ -238,6 +244,22 @@ impl Process {
         Duration::from_millis(u64::from_ne_bytes(random) % spread.max(1))
     }
 
+    /// Ends the connection of this process to which a session of `user` belongs, and waits until
+    /// all that was read from it is worked off, but not for longer than `most`. False when it has
+    /// none here.
+    pub async fn release(&self, pid: &str, user: UserId, most: Duration) -> bool {
+        let gone = {
+            let returnable = self.returnable();
+            let old = returnable.get(pid).filter(|old| old.user == user);
+            let Some(old) = old else { return false };
+            old.end.cancel();
+            old.gone.clone()
+        };
+        // Whoever is late finds that the record has another owner.
+        let _ = tokio::time::timeout(most, gone.cancelled()).await;
+        true
+    }
+
     /// Ends the connection of this process from which a session was taken over, if it is here.
     /// `generation` is how often the session has changed hands now.
     pub fn take_over(&self, pid: &str, generation: i64) {
@@ -283,14 +305,16 @@ impl Process {
 }
 
 impl Place {
-    /// Makes the session one that a client may come back for with this private id. Of two
+    /// Makes the session one that `user` may come back for with this private id. Of two
     /// connections that come for one session at the same time, the later owner stays.
-    pub fn make_returnable(&mut self, pid: &str, generation: i64) {
+    pub fn make_returnable(&mut self, pid: &str, user: UserId, generation: i64) {
         self.process.take_over(pid, generation);
         match self.process.returnable().entry(pid.to_owned()) {
             Entry::Occupied(_) => self.end.cancel(),
             Entry::Vacant(free) => {
-                free.insert(Returnable { generation, end: self.end.clone() });
+                let gone = CancellationToken::new();
+                self._gone = Some(gone.clone().drop_guard());
+                free.insert(Returnable { generation, user, end: self.end.clone(), gone });
                 self.returnable = Some((pid.to_owned(), generation));
             }
         }
@@ -356,10 +380,10 @@ mod tests {
     fn who_takes_over_ends_the_other_and_stays() {
         let process = process(9, 0);
         let mut old = process.enter(address(1)).unwrap();
-        old.make_returnable("pid", 0);
+        old.make_returnable("pid", UserId::new(), 0);
         process.take_over("pid", 1);
         let mut new = process.enter(address(1)).unwrap();
-        new.make_returnable("pid", 1);
+        new.make_returnable("pid", UserId::new(), 1);
         assert!(old.end.is_cancelled() && !new.end.is_cancelled());
         drop(old);
         process.take_over("pid", 1);
@@ -374,7 +398,7 @@ mod tests {
             let process = process(9, 0);
             let places = order.map(|generation| {
                 let mut place = process.enter(address(1)).unwrap();
-                place.make_returnable("pid", generation);
+                place.make_returnable("pid", UserId::new(), generation);
                 (generation, place)
             });
             for (generation, place) in places {

@@ -14,6 +14,8 @@ use actix_web::http::header::{self, HeaderMap};
 use actix_web::web::{Data, Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use bytestring::ByteString;
+use futures::FutureExt;
+use futures::future::join;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -129,19 +131,45 @@ async fn serve(
     };
     let mut session = Session::new(worker.clone(), place, claims);
     let mut open = worker.metrics.open(WireName::Plain);
-    let (code, reason) = match converse(&worker, &mut session, &mut socket, &mut open).await {
+    let closing = converse(&worker, &mut session, &mut socket, &mut open).await;
+    // Boxed, so that a connection has no room for this while it lasts.
+    Box::pin(finish(session, socket, open, closing)).await;
+}
+
+/// Closes the connection, and works off what was read from it before. Neither waits for the other.
+async fn finish(
+    mut session: Session<Option<Box<RawValue>>>,
+    mut socket: Socket,
+    open: OpenSocket,
+    closing: Closing,
+) {
+    session.leave_rooms();
+    drop(open);
+    let (code, reason) = match closing {
+        Closing::Gone => return session.work_off().await,
         Closing::With(code, reason) => (code, reason),
-        // Boxed, so that a connection has no room for this while it lasts.
-        Closing::Gone => return Box::pin(session.finish()).await,
     };
-    // Its places and its inbox must not wait for the client to read the close.
-    drop((session, open));
-    let closing = socket.close(code, &reason);
-    if code == TOKEN_REFUSED {
-        let _ = timeout(EXPIRED_GOODBYE, closing).await;
-    } else {
-        closing.await;
+    if !matches!(code, CloseCode::Protocol | CloseCode::Invalid | CloseCode::Size) {
+        // What has arrived was sent before the end.
+        while session.has_room()
+            && let Some(Ok(turn)) = socket.turn(true).now_or_never()
+        {
+            if let Turn::Received(Message::Text(text)) = turn {
+                // Nobody is there to be told what is wrong with it.
+                let _ = request(&mut session, &text);
+            }
+        }
     }
+    let closed = async {
+        let closing = socket.close(code, &reason);
+        if code == TOKEN_REFUSED {
+            let _ = timeout(EXPIRED_GOODBYE, closing).await;
+        } else {
+            closing.await;
+        }
+    };
+    let finished = async move { session.work_off().await };
+    join(closed, finished).await;
 }
 
 /// The token that a client sends before anything else; its answer is written here.
@@ -252,7 +280,7 @@ async fn try_converse(
                 }
                 socket.write_now()?;
             }
-            turn = socket.turn(hears) => {
+            turn = socket.turn(hears), if hears || !socket.is_broken() => {
                 let Turn::Received(message) = turn? else { continue };
                 heard = Instant::now();
                 match message {

@@ -14,7 +14,7 @@ mod websocket;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -29,6 +29,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytestring::ByteString;
 use futures::future::join;
 use serde::Deserialize;
+use tokio::time::{Sleep, sleep};
 
 pub use registry::Registry;
 pub use session::{CloseReason, Ended, Message};
@@ -60,6 +61,8 @@ pub struct Config {
     pub max_queue_bytes: usize,
     /// How many messages may wait for the application.
     pub incoming: usize,
+    /// How long the application may take to work off what was read before the end of a session.
+    pub farewell: Duration,
     /// Who may connect from a browser page.
     pub origins: CorsOrigins,
 }
@@ -74,6 +77,7 @@ impl Default for Config {
             max_queue: 4_096,
             max_queue_bytes: 4 << 20,
             incoming: 32,
+            farewell: Duration::from_secs(15),
             origins: CorsOrigins::Any,
         }
     }
@@ -88,7 +92,8 @@ pub trait Application: 'static {
     fn admit(&self, handshake: &Handshake) -> Result<(), Refusal>;
 
     /// Serves a connection until the application is done with it; dropping the [`Connection`]
-    /// ends it. Runs on the worker of the handshake.
+    /// ends it. After the end of a session it is dropped itself when it is not done within
+    /// [`Config::farewell`]. Runs on the worker of the handshake.
     fn serve(&self, connection: Connection) -> impl Future<Output = ()> + 'static;
 }
 
@@ -132,7 +137,8 @@ pub struct Connection {
 pub struct Sender(Arc<Session>);
 
 impl Connection {
-    /// The next message; `None` when the session has ended. Cancel-safe.
+    /// The next message; `None` when the session has ended and all that was read before its end
+    /// was given. Cancel-safe.
     pub async fn recv(&mut self) -> Option<Message> {
         self.session.receive().await
     }
@@ -324,10 +330,11 @@ impl<A: Application> Server<A> {
         async move {
             let mut beating = pin!(session.beat());
             let mut gate = Gate::new();
-            let mut done = false;
+            // Made when it is needed, so that a connection has no room for it while it lasts.
+            let mut farewell: Option<Pin<Box<Sleep>>> = None;
             loop {
                 // The heartbeat ends only with the session; the application may outlive that,
-                // to put its things in order.
+                // to work off what was read before, and to put its things in order.
                 let beat = poll_fn(|context| match gate.pass(context) {
                     Some(mut context) => beating.as_mut().poll(&mut context),
                     None => Poll::Pending,
@@ -335,13 +342,25 @@ impl<A: Application> Server<A> {
                 tokio::select! {
                     biased;
                     _ = &mut serving => break,
-                    () = beat, if !done => {
-                        done = true;
+                    () = beat, if farewell.is_none() => {
                         registry.retire(&session);
+                        farewell = Some(Box::pin(sleep(session.config.farewell)));
+                    }
+                    () = async { farewell.as_mut().expect("it is set").await },
+                        if farewell.is_some() =>
+                    {
+                        log::warn!("An application did not end in time after its connection");
+                        break;
                     }
                 }
             }
+            drop(serving);
             session.end(CloseReason::Server, Some(Packet::Close));
+            let left = session.abandon();
+            // What follows a mistake of the client's is not for the application.
+            if session.ended().is_none_or(|end| end.reason != CloseReason::Parse) {
+                registry.note_unread(left);
+            }
             registry.retire(&session);
             registry.forget(&session).await;
         }

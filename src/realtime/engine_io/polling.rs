@@ -10,6 +10,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
 use futures::StreamExt;
+use tokio::time::{sleep, timeout};
 
 use super::Refused;
 use super::packet::{Packet, join_payload, parse_payload};
@@ -19,6 +20,10 @@ use super::session::{CloseReason, Message, Session, Side, Transport};
 const POLL_WHILE_PROBING: Duration = Duration::from_millis(100);
 /// How long the body of a post may take to arrive, and its messages to be taken.
 const POST_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long after an aborted poll a post is still taken, which was sent before.
+const LATE_POST: Duration = Duration::from_millis(250);
+/// How long it may still take to arrive when the session has ended in the meantime.
+const LATE_BODY: Duration = Duration::from_secs(1);
 
 /// A request of a session that polls.
 pub(super) async fn handle(
@@ -71,7 +76,7 @@ async fn poll(session: &Arc<Session>) -> Result<HttpResponse, Refused> {
     });
     let probing = async {
         session.wait_for(Side::Transport, |state| state.probing.then_some(())).await;
-        tokio::time::sleep(POLL_WHILE_PROBING).await;
+        sleep(POLL_WHILE_PROBING).await;
     };
     let packets = tokio::select! {
         biased;
@@ -98,33 +103,37 @@ async fn post(
     let is_binary = headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"application/octet-stream"));
-    let taking = async {
+    let receiving = session.receiving();
+    let collecting = async {
         if is_binary {
             return Err(Rejected::Broken(CloseReason::Parse));
         }
-        let body = collect(payload, session.config.max_payload).await?;
-        take(session, body).await.map_err(Rejected::Broken)
+        collect(payload, session.config.max_payload).await
     };
-    let taken = tokio::select! {
+    let ended = async {
+        session.wait_for_end(Side::Transport).await;
+        // The body was sent before the client could know.
+        sleep(LATE_BODY).await;
+    };
+    let body = tokio::select! {
         biased;
-        taken = taking => taken,
-        () = tokio::time::sleep(POST_TIMEOUT) => Err(Rejected::Broken(CloseReason::Transport)),
-        () = session.wait_for_end(Side::Transport) => Err(Rejected::Broken(CloseReason::Server)),
+        body = collecting => body,
+        () = sleep(POST_TIMEOUT) => Err(Rejected::Broken(CloseReason::Transport)),
+        () = ended => Err(Rejected::Broken(CloseReason::Server)),
     };
+    let taken = body.and_then(|body| take(session, body).map_err(Rejected::Broken));
+    drop(receiving);
+    if taken.is_ok() {
+        let _ = timeout(POST_TIMEOUT, session.wait_for_room()).await;
+    }
     guard.done = true;
     drop(guard);
     match taken {
-        Ok(()) => Ok(HttpResponse::Ok()
-            .insert_header((header::CONTENT_TYPE, "text/html"))
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .body("ok")),
+        Ok(()) => Ok(accepted()),
         // The close of a client is a packet like any other; its pending poll gets a noop.
         Err(Rejected::Broken(CloseReason::Client)) => {
             session.end(CloseReason::Client, Some(Packet::Noop));
-            Ok(HttpResponse::Ok()
-                .insert_header((header::CONTENT_TYPE, "text/html"))
-                .insert_header((header::CACHE_CONTROL, "no-store"))
-                .body("ok"))
+            Ok(accepted())
         }
         Err(Rejected::Broken(reason)) => {
             session.end(reason, Some(Packet::Close));
@@ -134,6 +143,14 @@ async fn post(
             Ok(HttpResponse::build(StatusCode::PAYLOAD_TOO_LARGE).force_close().finish())
         }
     }
+}
+
+/// The answer to a post that was taken.
+fn accepted() -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, "text/html"))
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .body("ok")
 }
 
 /// A post that is not taken.
@@ -154,17 +171,13 @@ async fn collect(mut payload: Payload, max: usize) -> Result<Bytes, Rejected> {
     Ok(body.freeze())
 }
 
-async fn take(session: &Session, body: Bytes) -> Result<(), CloseReason> {
+/// Hands the messages of a body to the application, as far as its packets can be read.
+fn take(session: &Session, body: Bytes) -> Result<(), CloseReason> {
     let payload = ByteString::try_from(body).map_err(|_| CloseReason::Parse)?;
-    let packets = parse_payload(&payload).map_err(|_| CloseReason::Parse)?;
-    for packet in packets {
+    for packet in parse_payload(&payload) {
+        let packet = packet.map_err(|_| CloseReason::Parse)?;
         session.control(&packet)?;
-        let message = match (packet.text(), packet) {
-            (Some(text), _) => Message::Text(text),
-            (None, Packet::Binary(bytes)) => Message::Binary(bytes),
-            _ => continue,
-        };
-        session.deliver(&mut Some(message)).await?;
+        session.deliver(Message::of(packet));
     }
     Ok(())
 }
@@ -180,8 +193,15 @@ struct Request<'a> {
 impl Drop for Request<'_> {
     fn drop(&mut self) {
         *(self.of)(&mut self.session.state()) = false;
-        if !self.done {
-            self.session.end(CloseReason::Transport, None);
+        if self.done {
+            return;
         }
+        // A page that is closed aborts its poll and its post in any order.
+        let receiving = self.session.receiving();
+        self.session.end(CloseReason::Transport, None);
+        actix_web::rt::spawn(async move {
+            sleep(LATE_POST).await;
+            drop(receiving);
+        });
     }
 }

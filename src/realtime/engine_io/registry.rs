@@ -17,6 +17,7 @@ pub struct Registry(Arc<Shared>);
 struct Shared {
     sessions: Mutex<Sessions>,
     panics: AtomicU64,
+    unread: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +43,15 @@ impl Registry {
         self.0.panics.load(Ordering::Relaxed)
     }
 
+    /// How many messages were read from clients and not taken by their application.
+    pub fn unread(&self) -> u64 {
+        self.0.unread.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_unread(&self, count: usize) {
+        self.0.unread.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
     pub(super) fn note_panic(&self) {
         self.0.panics.fetch_add(1, Ordering::Relaxed);
     }
@@ -64,15 +74,20 @@ impl Registry {
         session.ended().is_none().then_some(session)
     }
 
-    /// A living session, or for one poll an ended one that has a last word for it.
+    /// A living session; for one poll an ended one that has a last word for it, for a post one that
+    /// still takes what was sent before its end.
     pub(super) fn find_for_poll(&self, sid: &str, method: &Method) -> Option<Arc<Session>> {
         if let Some(session) = self.find(sid) {
             return Some(session);
         }
+        let mut sessions = self.sessions();
+        if *method == Method::POST {
+            let session = sessions.living.get(sid).or_else(|| sessions.ended.get(sid))?;
+            return session.is_receiving().then(|| Arc::clone(session));
+        }
         if *method != Method::GET {
             return None;
         }
-        let mut sessions = self.sessions();
         // It may have ended without its task having come round to moving it.
         let session = sessions.living.remove(sid).or_else(|| sessions.ended.remove(sid))?;
         let end = session.ended()?;

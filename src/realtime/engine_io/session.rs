@@ -5,7 +5,9 @@
 //! await. There is one outgoing queue, so the order survives an upgrade, and it is bounded:
 //! overflow ends the session, since a packet that is dropped in silence is worse. A WebSocket that
 //! has nothing else to write is written to by whoever sends, without the queue. The incoming queue
-//! is bounded as well: a transport that finds it full waits, which slows the client down.
+//! is bounded as well: a transport that has filled it reads no more until there is room, which
+//! slows the client down. Messages that were read before the end of the session stay in that queue:
+//! the application is given all of them before it is told of the end.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -28,6 +30,17 @@ pub enum Message {
     Text(ByteString),
     /// Bytes.
     Binary(Bytes),
+}
+
+impl Message {
+    /// The message that a packet is; the others are the transport's.
+    pub(super) fn of(packet: Packet) -> Option<Self> {
+        match (packet.text(), packet) {
+            (Some(text), _) => Some(Self::Text(text)),
+            (None, Packet::Binary(bytes)) => Some(Self::Binary(bytes)),
+            _ => None,
+        }
+    }
 }
 
 /// Why a session ended.
@@ -118,6 +131,10 @@ pub(super) struct State {
     queue: VecDeque<Packet>,
     bytes: usize,
     incoming: VecDeque<Message>,
+    /// How many transports may still bring messages: a WebSocket, or a post whose body arrives.
+    receivers: usize,
+    /// The application is gone, so that nobody takes messages any more.
+    abandoned: bool,
     heartbeat: Heartbeat,
     pub(super) end: Option<End>,
     /// The WebSocket that carries the session, while nothing is queued; whoever sends may write to
@@ -138,6 +155,9 @@ pub(super) struct End {
     pub(super) last_word: Option<Packet>,
     at: Instant,
 }
+
+/// An empty incoming queue with more room than this gives its memory back: most sessions are idle.
+const KEPT_INCOMING: usize = 4;
 
 /// How long a session that its client has closed is still found: a poll may be under way on
 /// another worker while the close arrives.
@@ -184,6 +204,8 @@ impl Session {
                 queue: VecDeque::new(),
                 bytes: 0,
                 incoming: VecDeque::new(),
+                receivers: 0,
+                abandoned: false,
                 heartbeat: ping_due,
                 end: None,
                 line: None,
@@ -250,39 +272,66 @@ impl Session {
         .await;
     }
 
-    /// The next message for the application; `None` when the session has ended.
+    /// The next message for the application; `None` when the session has ended and all that was
+    /// read from its client before was given.
     pub(super) async fn receive(&self) -> Option<Message> {
-        let full = self.config.incoming;
         self.wait_for(Side::Application, |state| {
-            if state.end.is_some() {
-                return Some(None);
-            }
-            let message = state.incoming.pop_front()?;
-            if state.incoming.len() + 1 >= full {
+            let Some(message) = state.incoming.pop_front() else {
+                return (state.end.is_some() && state.receivers == 0).then_some(None);
+            };
+            if state.incoming.len() + 1 == self.config.incoming {
                 state.wake(Side::Transport);
+            }
+            if state.incoming.is_empty() && state.incoming.capacity() > KEPT_INCOMING {
+                state.incoming = VecDeque::new();
             }
             Some(Some(message))
         })
         .await
     }
 
-    /// Hands a message to the application as soon as there is room; at once, if there is.
-    ///
-    /// # Errors
-    /// The session has ended.
-    pub(super) async fn deliver(&self, message: &mut Option<Message>) -> Result<(), CloseReason> {
-        self.wait_for(Side::Transport, |state| {
-            if state.end.is_some() {
-                return Some(Err(CloseReason::Server));
-            }
-            if state.incoming.len() >= self.config.incoming {
-                return None;
-            }
-            state.incoming.extend(message.take());
+    /// Hands messages to the application, all that one frame or one body brought: also beyond the
+    /// bound, for which the next read waits ([`wait_for_room`](Self::wait_for_room)).
+    pub(super) fn deliver(&self, messages: impl IntoIterator<Item = Message>) {
+        let mut state = self.state();
+        if !state.abandoned {
+            state.incoming.extend(messages);
             state.wake(Side::Application);
-            Some(Ok(()))
+        }
+    }
+
+    /// Whether a transport may read more.
+    pub(super) fn has_room(&self) -> bool {
+        self.state().incoming.len() < self.config.incoming
+    }
+
+    /// Waits until a transport may read more, or the session has ended.
+    pub(super) async fn wait_for_room(&self) {
+        self.wait_for(Side::Transport, |state| {
+            let has_room = state.incoming.len() < self.config.incoming;
+            (has_room || state.end.is_some()).then_some(())
         })
-        .await
+        .await;
+    }
+
+    /// Says that a transport may bring messages, for as long as the answer lives. Until then the
+    /// application is not told that the session has ended.
+    pub(super) fn receiving(self: &Arc<Self>) -> Receiving {
+        self.state().receivers += 1;
+        Receiving(Arc::clone(self))
+    }
+
+    /// Whether a transport may still bring messages.
+    pub(super) fn is_receiving(&self) -> bool {
+        let state = self.state();
+        state.receivers > 0 && !state.abandoned
+    }
+
+    /// The application is gone. Gives how many messages nobody takes any more.
+    pub(super) fn abandon(&self) -> usize {
+        let mut state = self.state();
+        state.abandoned = true;
+        std::mem::take(&mut state.incoming).len()
     }
 
     /// Waits for the end of the session.
@@ -319,7 +368,6 @@ impl Session {
         state.end = Some(End { reason, last_word, at: Instant::now() });
         state.queue = VecDeque::new();
         state.bytes = 0;
-        state.incoming = VecDeque::new();
         state.line = None;
         state.wake(Side::Transport);
         state.wake(Side::Application);
@@ -395,6 +443,20 @@ impl Session {
                     return;
                 }
             }
+        }
+    }
+}
+
+/// A transport that may bring messages.
+#[derive(Debug)]
+pub(super) struct Receiving(Arc<Session>);
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.receivers -= 1;
+        if state.end.is_some() {
+            state.wake(Side::Application);
         }
     }
 }

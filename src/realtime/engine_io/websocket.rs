@@ -17,6 +17,8 @@ use super::session::{CloseReason, Message, Session, Side, Transport};
 use crate::realtime::panics::survive;
 use crate::realtime::socket::{self, CloseCode, Frame, Socket, Turn, WRITE_AT_ONCE};
 
+/// How many frames that have arrived are still taken when a session ends.
+const MAX_ARRIVED: usize = 1_024;
 /// How long a client may take to hear a goodbye that has no code.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -105,8 +107,14 @@ async fn probed(socket: &mut Socket) -> bool {
 
 /// Carries a session until it ends.
 pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Option<Packet>) {
+    let receiving = session.receiving();
     let Err(lost) = carry(&session, &mut socket, open).await;
+    // What has arrived was sent before the end, unless the client itself has ended the session.
+    if !matches!(lost, CloseReason::Client | CloseReason::Parse | CloseReason::TooLong) {
+        take_arrived(&session, &mut socket);
+    }
     session.end(lost, None);
+    drop(receiving);
     let reason = session.ended().map_or(lost, |end| end.reason);
     let (code, text) = match reason {
         CloseReason::Client | CloseReason::Server => {
@@ -134,15 +142,13 @@ async fn carry(
         socket.feed(open.into()).await.map_err(|closed| lost(&closed))?;
     }
     let line = socket.opened().await.map_err(|closed| lost(&closed))?;
-    // A message that the application has no room for yet; until it has, nothing more is read.
-    let mut waiting: Option<Message> = None;
     loop {
         let unwritten = socket.buffered();
         let has_room = unwritten < WRITE_AT_ONCE;
         if unwritten == 0 {
             session.lend(&line);
         }
-        let receives = waiting.is_none();
+        let receives = session.has_room();
         let packet = session.wait_for(Side::Transport, |state| match state.end {
             Some(_) => Some(None),
             None if has_room => state.take_packet(&session.config).map(Some),
@@ -159,27 +165,37 @@ async fn carry(
                 }
                 socket.write_now().map_err(|closed| lost(&closed))?;
             }
-            delivered = session.deliver(&mut waiting), if !receives => delivered?,
-            turn = socket.turn(receives) => {
-                waiting = match turn {
-                    Ok(Turn::Written) => continue,
-                    Ok(Turn::Received(socket::Message::Text(text))) => {
-                        let packet = Packet::parse(&text).map_err(|_| CloseReason::Parse)?;
-                        session.control(&packet)?;
-                        match (packet.text(), packet) {
-                            (Some(text), _) => Some(Message::Text(text)),
-                            (None, Packet::Binary(bytes)) => Some(Message::Binary(bytes)),
-                            _ => None,
-                        }
-                    }
-                    Ok(Turn::Received(socket::Message::Binary(bytes))) => {
-                        Some(Message::Binary(bytes))
-                    }
-                    Ok(Turn::Received(socket::Message::Alive)) => None,
-                    Err(closed) => return Err(lost(&closed)),
-                };
+            () = session.wait_for_room(), if !receives => {}
+            turn = socket.turn(receives), if receives || !socket.is_broken() => {
+                match turn.map_err(|closed| lost(&closed))? {
+                    Turn::Written => {}
+                    Turn::Received(message) => session.deliver(take(session, message)?),
+                }
             }
         }
+    }
+}
+
+/// Takes what the client has sent and nobody has read yet, without waiting for more.
+fn take_arrived(session: &Session, socket: &mut Socket) {
+    for _ in 0..MAX_ARRIVED {
+        let Some(Ok(turn)) = socket.turn(true).now_or_never() else { return };
+        let Turn::Received(message) = turn else { continue };
+        let Ok(message) = take(session, message) else { return };
+        session.deliver(message);
+    }
+}
+
+/// Takes a frame; gives the message for the application, if it is one.
+fn take(session: &Session, message: socket::Message) -> Result<Option<Message>, CloseReason> {
+    match message {
+        socket::Message::Text(text) => {
+            let packet = Packet::parse(&text).map_err(|_| CloseReason::Parse)?;
+            session.control(&packet)?;
+            Ok(Message::of(packet))
+        }
+        socket::Message::Binary(bytes) => Ok(Some(Message::Binary(bytes))),
+        socket::Message::Alive => Ok(None),
     }
 }
 

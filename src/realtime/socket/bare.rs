@@ -113,11 +113,22 @@ impl Open {
         context: &mut Context<'_>,
         receive: bool,
     ) -> Poll<Result<Turn, Closed>> {
-        if self.poll_write(context)?.is_ready() {
-            return Poll::Ready(Ok(Turn::Written));
+        match self.poll_write(context) {
+            Poll::Ready(Ok(())) => return Poll::Ready(Ok(Turn::Written)),
+            Poll::Ready(Err(closed)) => {
+                // What the client sent before can still be read.
+                self.line.give_up();
+                self.stalled = None;
+                if closed != Closed::ByClient {
+                    return Poll::Ready(Err(closed));
+                }
+            }
+            Poll::Pending => {}
         }
         if !receive {
-            return Poll::Pending;
+            // Nobody waits for a write that will never take place.
+            let broken = self.line.is_broken();
+            return if broken { Poll::Ready(Ok(Turn::Written)) } else { Poll::Pending };
         }
         loop {
             while let Some(frame) = self.decode()? {
@@ -229,7 +240,7 @@ impl Open {
             return;
         }
         let writing = poll_fn(|context| self.poll_turn(context, false));
-        if !matches!(timeout(WRITE_DEADLINE, writing).await, Ok(Ok(_))) {
+        if !matches!(timeout(WRITE_DEADLINE, writing).await, Ok(Ok(_))) || self.line.is_broken() {
             return;
         }
         if self.line.shut().is_err() {

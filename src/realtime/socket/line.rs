@@ -50,12 +50,14 @@ struct Outgoing {
     task: Option<Waker>,
     /// A close was sent, behind which nothing may come (RFC 6455, section 5.5.1).
     closing: bool,
+    /// Writing has failed, or the client did not read: what is sent from now on is dropped.
+    broken: bool,
 }
 
 impl Line {
     pub(super) fn new(io: TcpStream, counted: Counted) -> Self {
         let (bytes, progress) = (BytesMut::new(), Instant::now());
-        let outgoing = Outgoing { bytes, progress, task: None, closing: false };
+        let outgoing = Outgoing { bytes, progress, task: None, closing: false, broken: false };
         Self(Arc::new(Shared { io, _counted: counted, outgoing: Mutex::new(outgoing) }))
     }
 
@@ -63,7 +65,8 @@ impl Line {
     /// `false`.
     pub fn send_now(&self, text: ByteString) -> bool {
         let mut outgoing = self.outgoing();
-        if !outgoing.bytes.is_empty() || outgoing.encode(ws::Message::Text(text)).is_err() {
+        let waits = !outgoing.bytes.is_empty() || outgoing.broken;
+        if waits || outgoing.encode(ws::Message::Text(text)).is_err() {
             return false;
         }
         self.write_or_leave(&mut outgoing);
@@ -80,6 +83,18 @@ impl Line {
         self.outgoing().bytes.len()
     }
 
+    /// Whether writing has failed. The client may have sent something before that.
+    pub(super) fn is_broken(&self) -> bool {
+        self.outgoing().broken
+    }
+
+    /// Drops what waits to be written, and all that is sent from now on.
+    pub(super) fn give_up(&self) {
+        let mut outgoing = self.outgoing();
+        outgoing.broken = true;
+        outgoing.bytes = BytesMut::new();
+    }
+
     pub(super) fn io(&self) -> &TcpStream {
         &self.0.io
     }
@@ -87,7 +102,7 @@ impl Line {
     /// Adds a frame to what is written next.
     ///
     /// # Errors
-    /// A close was sent before.
+    /// A close was sent before. That the connection has broken is no error: the frame is dropped.
     pub fn feed(&self, frame: Frame) -> Result<(), Closed> {
         self.feed_message(match frame {
             Frame::Text(text) => ws::Message::Text(text),
@@ -179,6 +194,9 @@ impl Outgoing {
     fn encode(&mut self, message: ws::Message) -> Result<(), Closed> {
         if self.closing {
             return Err(Closed::ByClient);
+        }
+        if self.broken {
+            return Ok(());
         }
         self.closing = matches!(message, ws::Message::Close(_));
         if self.bytes.is_empty() {

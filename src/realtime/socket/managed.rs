@@ -21,6 +21,8 @@ pub(super) struct ManagedSocket {
     bytes: usize,
     /// When the connection last took something of it, or it was last empty.
     progress: Instant,
+    /// The connection takes nothing any more.
+    broken: bool,
 }
 
 impl ManagedSocket {
@@ -35,10 +37,13 @@ impl ManagedSocket {
             .aggregate_continuations()
             .max_continuation_size(max_message);
         let (unsent, progress) = (VecDeque::new(), Instant::now());
-        Ok((response, Self { session, messages, unsent, bytes: 0, progress }))
+        Ok((response, Self { session, messages, unsent, bytes: 0, progress, broken: false }))
     }
 
     pub(super) fn feed(&mut self, frame: Frame) {
+        if self.broken {
+            return;
+        }
         if self.unsent.is_empty() {
             self.progress = Instant::now();
         }
@@ -50,6 +55,16 @@ impl ManagedSocket {
         self.bytes
     }
 
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    fn give_up(&mut self) {
+        self.broken = true;
+        self.unsent = VecDeque::new();
+        self.bytes = 0;
+    }
+
     pub(super) async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
         loop {
             let deadline = self.progress + WRITE_DEADLINE;
@@ -57,7 +72,11 @@ impl ManagedSocket {
                 biased;
                 // A frame is taken in the same poll that says so, or not at all.
                 sent = send(&mut self.session, self.unsent.front()), if !self.unsent.is_empty() => {
-                    sent?;
+                    if sent.is_err() {
+                        // What the client sent before can still be received.
+                        self.give_up();
+                        return Ok(Turn::Written);
+                    }
                     self.progress = Instant::now();
                     self.bytes -= self.unsent.pop_front().map_or(0, |frame| frame.len());
                     if self.unsent.is_empty() {
@@ -68,9 +87,15 @@ impl ManagedSocket {
                     return self.take(message).await.map(Turn::Received);
                 }
                 () = sleep_until(deadline), if !self.unsent.is_empty() => {
+                    self.give_up();
                     return Err(Closed::NotRead);
                 }
-                else => return std::future::pending().await,
+                else => {
+                    if self.broken {
+                        return Ok(Turn::Written);
+                    }
+                    return std::future::pending().await;
+                }
             }
         }
     }

@@ -163,7 +163,9 @@ impl Socket {
 
     /// Writes what was [fed](Self::feed), and receives meanwhile if it is to `receive`; answers
     /// what is done first. With nothing to do it waits for ever. Cancel-safe, and the time that
-    /// the client has to read goes on counting in the next turn.
+    /// the client has to read goes on counting in the next turn. A connection that can no longer
+    /// be written to ([`is_broken`](Self::is_broken)) is of use until all that was sent on it
+    /// before is received.
     ///
     /// # Errors
     /// The socket is of no more use; the error says what to close with.
@@ -177,10 +179,20 @@ impl Socket {
     /// Sends a frame, and what was [fed](Self::feed) before, and waits until it is written.
     ///
     /// # Errors
-    /// Those of [`turn`](Self::turn).
+    /// Those of [`turn`](Self::turn), or the connection has broken.
     pub async fn send(&mut self, frame: Frame) -> Result<(), Closed> {
         self.feed(frame).await?;
-        self.turn(false).await.map(drop)
+        self.turn(false).await?;
+        if self.is_broken() { Err(Closed::ByClient) } else { Ok(()) }
+    }
+
+    /// Whether nothing can be written any more. What the client had sent before can still be
+    /// received; what is fed is dropped, and counts as written.
+    pub fn is_broken(&self) -> bool {
+        match &self.0 {
+            Carrier::Bare(socket) => socket.line().is_some_and(Line::is_broken),
+            Carrier::Managed(socket) => socket.is_broken(),
+        }
     }
 
     /// Adds a frame to what the next [`turn`](Self::turn) writes, so that several frames cost one

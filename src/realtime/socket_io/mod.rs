@@ -20,7 +20,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use super::engine_io::{
     self, CloseReason, Connection, Handshake, Message, Refusal, packet::Packet as Carrier,
@@ -29,8 +29,6 @@ use packet::{Arguments, AttachmentLimits, Body, Decoder, NotAPacket, Packet};
 
 /// How many events of one namespace may wait for its application.
 const EVENTS: usize = 16;
-/// How long applications may take to put their things in order after a connection has ended.
-const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What can be set. [`Config::default`] is what the Node server uses.
 #[derive(Debug, Clone, Copy)]
@@ -135,7 +133,8 @@ impl Visit {
 }
 
 impl Socket {
-    /// The next event; `None` when the client has left or the connection has ended. Cancel-safe.
+    /// The next event; `None` when the client has left or the connection has ended, and every
+    /// event of before was given. Cancel-safe.
     pub async fn recv(&mut self) -> Option<Event> {
         poll_fn(|context| self.events.poll_take(context)).await
     }
@@ -286,13 +285,12 @@ async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, c
     // The queues end, and with them the applications.
     namespaces.open.clear();
     namespaces.blocked = None;
-    let farewell = poll_fn(|context| {
+    // Engine.IO limits how long they may take for what they were given before.
+    poll_fn(|context| {
         let _ = namespaces.poll(context);
         if namespaces.serving.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-    });
-    if timeout(FAREWELL, farewell).await.is_err() {
-        log::warn!("An application did not end within {FAREWELL:?} after its connection");
-    }
+    })
+    .await;
 }
 
 impl<A: Application> Namespaces<A> {

@@ -1,6 +1,7 @@
 //! What the tests share: real servers on free ports, and clients with verbs.
 
 pub mod breaker;
+pub mod endings;
 pub mod engine_io;
 pub mod grammar;
 pub mod mongod;

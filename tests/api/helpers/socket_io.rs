@@ -90,6 +90,13 @@ impl Caller {
         self.memory
     }
 
+    /// Says goodbye and closes, as `socket.disconnect()` does, and waits for nothing.
+    pub async fn disconnect(mut self) -> Memory {
+        self.ws.send("41").await;
+        let _ = self.ws.stream().close(None).await;
+        self.memory
+    }
+
     /// Sends an event and waits for its ack.
     pub async fn ask(&mut self, event: &str, data: Value) -> Value {
         self.last_id += 1;

@@ -1,6 +1,7 @@
 //! Rooms, positions and sessions over `/ws`.
 
 mod conversation;
+mod endings;
 mod failover;
 mod feed;
 mod legacy;

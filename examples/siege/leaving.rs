@@ -1,0 +1,72 @@
+//! Sockets that send messages and end right behind them, as when somebody closes a tab.
+
+use std::time::Duration;
+
+use bson::oid::ObjectId;
+use bson::{Document, doc};
+use futures::future::join_all;
+use mongodb::Client;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
+
+use crate::endings::{Ending, Leaver, Transport, endings, missing_and_misordered};
+use crate::server::token;
+use crate::{Besieged, Verdict};
+
+/// How many connect and end at the same time.
+const AT_ONCE: usize = 200;
+/// How long after the last of them nothing more has to be stored for the rest to be lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub async fn run(besieged: &Besieged, sockets: usize) -> Verdict {
+    let mut verdict = Verdict::default();
+    let client = Client::with_uri_str(besieged.mongo.uri("siege")).await.unwrap();
+    let messages = client.database("siege").collection::<Document>("messages");
+    for transport in [Transport::Plain, Transport::WebSocket, Transport::Polling] {
+        let ways = endings(transport).iter().chain(&[Ending::Silence]);
+        for (&ending, count) in ways.flat_map(|ending| [1, 2, 10, 64].map(|count| (ending, count)))
+        {
+            let name = format!("{transport:?}, {ending:?}, {count} messages");
+            let room = besieged.server.room(&name).await;
+            let gate = Semaphore::new(if ending == Ending::Silence { sockets } else { AT_ONCE });
+            let leaving = (0..sockets).map(async |number| {
+                let _turn = gate.acquire().await;
+                let (addr, token) = (besieged.server.addr, token());
+                let leaver = Leaver::connect(addr, transport, &token, &room, number).await;
+                leaver.send_and_end(count, ending).await;
+            });
+            join_all(leaving).await;
+            let stored = settled(&messages, &room, sockets * count).await;
+            let contents = stored.iter().map(String::as_str);
+            let (missing, misordered) = missing_and_misordered(contents, sockets, count);
+            let figures = format!("{missing} missing, {misordered} out of order");
+            verdict.check(&name, missing == 0 && misordered == 0, figures);
+        }
+    }
+    let unprocessed = besieged.server.count(&["chat_unprocessed_messages_total"]).await;
+    verdict.check("nothing was given up", unprocessed == 0, unprocessed.to_string());
+    verdict
+}
+
+/// The contents of a room, by id, when there are so many or nothing more comes.
+async fn settled(
+    messages: &mongodb::Collection<Document>,
+    room: &str,
+    expected: usize,
+) -> Vec<String> {
+    let room = doc! { "room": room.parse::<ObjectId>().unwrap() };
+    let (mut count, mut since) = (0, Instant::now());
+    while count < expected as u64 && since.elapsed() < PATIENCE {
+        let now = messages.count_documents(room.clone()).await.unwrap();
+        if now > count {
+            (count, since) = (now, Instant::now());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    let mut found = messages.find(room).sort(doc! { "_id": 1 }).await.unwrap();
+    let mut contents = Vec::new();
+    while found.advance().await.unwrap() {
+        contents.push(found.current().get_str("content").unwrap().to_owned());
+    }
+    contents
+}

@@ -1,0 +1,170 @@
+//! What a client sends before it goes is stored, however it goes; and when it says goodbye, it has
+//! gone.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::helpers::endings::{Ending, Leaver, Transport, endings, missing_and_misordered};
+use crate::helpers::mongod::{ReplicaSet, fresh_database};
+use crate::helpers::program::Program;
+use crate::helpers::socket_io::Caller;
+use crate::helpers::{TestServer, User, alone, eventually_within, metric, token_for};
+
+const TRANSPORTS: [Transport; 3] = [Transport::Plain, Transport::WebSocket, Transport::Polling];
+
+/// How many go in each way at the same time.
+const LEAVERS: usize = 12;
+
+fn contents(history: &[Value]) -> impl Iterator<Item = &str> {
+    history.iter().map(|message| message["content"].as_str().unwrap())
+}
+
+/// Waits until so many messages are stored, each sender's in their order.
+async fn assert_all_stored(user: &User<'_>, room: &str, count: usize, how: &str) {
+    let within = Duration::from_secs(20);
+    let stored = async || missing(user, room, count).await == (0, 0);
+    eventually_within(within, &format!("all is stored: {how}"), stored).await;
+}
+
+async fn missing(user: &User<'_>, room: &str, count: usize) -> (usize, usize) {
+    missing_and_misordered(contents(&user.history(room).await), LEAVERS, count)
+}
+
+async fn connect_all(
+    addr: SocketAddr,
+    transport: Transport,
+    token: &str,
+    room: &str,
+) -> Vec<Leaver> {
+    let connecting = |number| Leaver::connect(addr, transport, token, room, number);
+    join_all((0..LEAVERS).map(connecting)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_before_the_end_is_stored_however_it_ends() {
+    let _alone = alone().await;
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    for transport in TRANSPORTS {
+        for &ending in endings(transport) {
+            for count in [1, 2, 10, 64] {
+                let how = format!("{transport:?}, {ending:?}, {count}");
+                let room = ada.create_room(&how).await;
+                let leavers = connect_all(server.addr, transport, &ada.token, &room).await;
+                let leaving = leavers.into_iter().map(|leaver| leaver.send_and_end(count, ending));
+                join_all(leaving).await;
+                assert_all_stored(&ada, &room, count, &how).await;
+            }
+        }
+    }
+    assert_eq!(metric(server.addr, "chat_unprocessed_messages_total").await, 0);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_before_a_stop_is_stored() {
+    let uri = fresh_database().await;
+    let other = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = other.register("ada").await;
+    for transport in TRANSPORTS {
+        let server = Program::start_on(&uri, &[]);
+        let room = ada.create_room(&format!("{transport:?}")).await;
+        let leavers = connect_all(server.addr, transport, &ada.token, &room).await;
+        let sending = leavers.into_iter().map(|leaver| leaver.send_and_end(10, Ending::Silence));
+        let sending = tokio::spawn(join_all(sending));
+        // Some of it has come, so all of it has been sent.
+        eventually_within(Duration::from_secs(20), "messages are stored", async || {
+            !ada.history(&room).await.is_empty()
+        })
+        .await;
+        assert!(server.terminate().success());
+        sending.await.unwrap();
+        assert_all_stored(&ada, &room, 10, &format!("{transport:?}")).await;
+    }
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_before_the_token_ended_is_stored() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    for transport in TRANSPORTS {
+        let room = ada.create_room(&format!("{transport:?}")).await;
+        let token = token_for(&ada.id, 3);
+        let leavers = connect_all(server.addr, transport, &token, &room).await;
+        let sending = leavers.into_iter().map(|leaver| leaver.send_and_end(64, Ending::Silence));
+        join_all(sending).await;
+        assert_all_stored(&ada, &room, 64, &format!("{transport:?}")).await;
+    }
+    server.stop().await;
+}
+
+/// A message in `room`, which only who is still in it hears.
+async fn assert_gone(caller: &mut Caller, ada: &User<'_>, [left, joined]: [&str; 2]) {
+    ada.send(left, "for those who stayed").await;
+    ada.send(joined, "for all").await;
+    assert_eq!(caller.heard().await, (joined.to_owned(), "for all".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_goodbye_is_heard_before_the_client_comes_back_on_any_instance() {
+    let uri = fresh_database().await;
+    let [one, other] = TestServer::instances(&uri).await;
+    let ada = one.register("ada").await;
+    let [left, joined] = [ada.create_room("left").await, ada.create_room("joined").await];
+    for round in 0..20 {
+        let next = if round % 2 == 0 { &one } else { &other };
+        let mut caller = Caller::connect(one.addr, &ada.token).await;
+        caller.join(&left).await;
+        ada.send(&left, "an offset").await;
+        assert_eq!(caller.heard().await.1, "an offset");
+        let memory = caller.disconnect().await;
+        let mut caller = Caller::come_back(next.addr, &ada.token, memory).await;
+        assert!(!caller.recovered, "round {round}");
+        caller.join(&joined).await;
+        assert_gone(&mut caller, &ada, [&left, &joined]).await;
+    }
+    drop((one, other));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_was_left_before_the_end_is_not_heard_again() {
+    let uri = fresh_database().await;
+    let [one, other] = TestServer::instances(&uri).await;
+    let ada = one.register("ada").await;
+    let [left, joined] = [ada.create_room("left").await, ada.create_room("joined").await];
+    for round in 0..20 {
+        let next = if round % 2 == 0 { &one } else { &other };
+        let mut caller = Caller::connect(one.addr, &ada.token).await;
+        caller.join(&left).await;
+        caller.emit("leaveRoom", json!(left)).await;
+        caller.emit("joinRoom", json!(joined)).await;
+        let mut caller = Caller::recover(next.addr, &ada.token, &caller.cut()).await;
+        assert_gone(&mut caller, &ada, [&left, &joined]).await;
+    }
+    drop((one, other));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_stored_after_the_end_is_counted() {
+    let _alone = alone().await;
+    let mongo = ReplicaSet::start(1).await;
+    let server = TestServer::start_with(&[("MONGO_URI", &mongo.uri("away"))]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let transport = Transport::WebSocket;
+    let leaver = Leaver::connect(server.addr, transport, &ada.token, &room, 0).await;
+    mongo.pause(0);
+    leaver.send_and_end(3, Ending::Close).await;
+    eventually_within(Duration::from_secs(40), "all three are counted", async || {
+        sleep(Duration::from_millis(200)).await;
+        metric(server.addr, "chat_unprocessed_messages_total").await == 3
+    })
+    .await;
+    mongo.resume(0);
+    drop(server);
+}
