@@ -37,10 +37,10 @@ enum Body {
 pub enum Wire {
     /// Plain WebSocket: `{"event":"receiveMessage","data":{…},"position":"…"}`.
     Plain,
-    /// Socket.IO without recovery, in Engine.IO's message packet: `42["receiveMessage",{…}]`.
+    /// Socket.IO, in Engine.IO's message packet: `42["receiveMessage",{…}]`.
     SocketIo,
-    /// Socket.IO with connection state recovery, whose client keeps the last string argument:
-    /// `42["receiveMessage",{…},"<position>"]`.
+    /// Socket.IO with the offset inside each event, for a client that asked for that:
+    /// `42["receiveMessage",{…},"<offset>"]`.
     SocketIoOffset,
 }
 
@@ -149,17 +149,25 @@ impl Event {
 
 const STRINGS_GROW: &str = "writing to a string cannot fail";
 
+/// The Socket.IO frame of an offset alone, which covers what was written before it:
+/// `42["position","<offset>"]`. socket.io-client keeps the last argument of any event as its
+/// offset, when that argument is a string.
+pub fn encode_offset(offset: impl std::fmt::Display) -> ByteString {
+    format!(r#"42["position","{offset}"]"#).into()
+}
+
 /// An event on its way to members of one worker, with the frames that they share.
 #[derive(Debug)]
 pub struct Delivery {
     event: Arc<Event>,
     frames: [OnceCell<ByteString>; 3],
+    offset_frame: OnceCell<ByteString>,
 }
 
 impl Delivery {
     /// An event without frames yet.
     pub fn new(event: Arc<Event>) -> Rc<Self> {
-        Rc::new(Self { event, frames: Default::default() })
+        Rc::new(Self { event, frames: Default::default(), offset_frame: OnceCell::new() })
     }
 
     /// What is delivered.
@@ -176,6 +184,13 @@ impl Delivery {
             Wire::SocketIoOffset => socket_io_offset,
         };
         frame.get_or_init(|| self.event.encode(wire)).clone()
+    }
+
+    /// The [frame](encode_offset) of the event's own position as an offset, encoded when the first
+    /// member asks for it; `None` on a standalone MongoDB.
+    pub fn offset_frame(&self) -> Option<ByteString> {
+        let position = self.event.position()?;
+        Some(self.offset_frame.get_or_init(|| encode_offset(position)).clone())
     }
 }
 
@@ -241,5 +256,14 @@ mod tests {
         let delivery = Delivery::new(Arc::new(event));
         let (one, other) = (delivery.frame(Wire::Plain), delivery.frame(Wire::Plain));
         assert_eq!(one.as_bytes().as_ptr(), other.as_bytes().as_ptr());
+        let (one, other) = (delivery.offset_frame().unwrap(), delivery.offset_frame().unwrap());
+        assert_eq!(one, r#"42["position","1.1"]"#);
+        assert_eq!(one.as_bytes().as_ptr(), other.as_bytes().as_ptr());
+    }
+
+    #[test]
+    fn without_a_position_there_is_no_offset() {
+        let (event, _) = hello(None);
+        assert_eq!(Delivery::new(Arc::new(event)).offset_frame(), None);
     }
 }

@@ -19,7 +19,7 @@ use super::recovery::{Journal, LAST_WORDS, Return};
 use super::session::{Answer, End, Output, Request, Session, Verb};
 use super::socket::WRITE_AT_ONCE;
 use super::socket_io::packet::MAIN;
-use super::socket_io::{Application, Event, Socket, Visit};
+use super::socket_io::{Application, Encoded, Event, Socket, Visit};
 use super::worker::Worker;
 use crate::auth::Claims;
 use crate::error::ApiError;
@@ -42,8 +42,21 @@ struct Auth {
     /// The private id of the session that it comes back to.
     pid: Option<String>,
     offset: Option<String>,
-    /// Whether it can do with offsets at all.
-    recovery: bool,
+    /// How it wants to be told its offset.
+    offsets: Offsets,
+}
+
+/// How a client is told its offset, with which it can come back. socket.io-client keeps the last
+/// argument of any event, when that is a string.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Offsets {
+    /// Not at all: `recovery: false`.
+    None,
+    /// By an event of its own, `position`, behind all events that are written together. So a
+    /// message has one argument, as in the original. A cut between the two repeats those events.
+    Behind,
+    /// As the last argument of each event: `recovery: true`. Nothing is repeated.
+    Inside,
 }
 
 impl ChatIo {
@@ -83,6 +96,7 @@ struct Client {
     socket: Socket,
     session: Session<Option<u64>>,
     journal: Option<Rc<Journal>>,
+    offsets: Offsets,
     open: OpenSocket,
 }
 
@@ -109,7 +123,8 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
     };
     let enter = |visit: Visit, place| {
         let session = Session::new(worker.clone(), place, claims);
-        Some(Client::new(worker, visit.accept(&random_id(), None), session, None))
+        let socket = visit.accept(&random_id(), None);
+        Some(Client::new(worker, socket, session, None, Offsets::None))
     };
     let Some(claims) = claims else { return enter(visit, place) };
     // Before the feed has begun nothing is known of positions, and without them it could not come
@@ -118,7 +133,7 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
         visit.close();
         return None;
     }
-    if !(auth.recovery && worker.recovers()) {
+    if auth.offsets == Offsets::None || !worker.recovers() {
         return enter(visit, place);
     }
     let Ok(returned) = come_back(worker, &auth, claims).await else {
@@ -138,7 +153,7 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
     session.keep_journal(Rc::clone(&journal), returned.known, returned.joins);
     let socket = visit.accept(&journal.sid, Some(&journal.pid));
     session.enter(returned.rooms);
-    Some(Client::new(worker, socket, session, Some(journal)))
+    Some(Client::new(worker, socket, session, Some(journal), auth.offsets))
 }
 
 /// The session that a client comes back to, if there is one.
@@ -185,12 +200,26 @@ impl Auth {
     /// Reads leniently: what is not a string is not there, and other fields are not ours.
     fn read(json: &str) -> Self {
         let mut fields = Fields::from_json(json).unwrap_or_default();
-        let recovery = !matches!(fields.take("recovery"), Js::Bool(false));
+        let offsets = match fields.take("recovery") {
+            Js::Bool(false) => Offsets::None,
+            Js::Bool(true) => Offsets::Inside,
+            _ => Offsets::Behind,
+        };
         let mut text = |name| match fields.take(name) {
             Js::String(text) if !text.is_empty() => Some(text),
             _ => None,
         };
-        Self { token: text("token"), pid: text("pid"), offset: text("offset"), recovery }
+        Self { token: text("token"), pid: text("pid"), offset: text("offset"), offsets }
+    }
+}
+
+impl Offsets {
+    /// How events are written.
+    fn wire(self) -> Wire {
+        match self {
+            Self::None | Self::Behind => Wire::SocketIo,
+            Self::Inside => Wire::SocketIoOffset,
+        }
     }
 }
 
@@ -200,18 +229,19 @@ impl Client {
         socket: Socket,
         session: Session<Option<u64>>,
         journal: Option<Rc<Journal>>,
+        offsets: Offsets,
     ) -> Self {
-        Self { socket, session, journal, open: worker.metrics.open(WireName::SocketIo) }
+        Self { socket, session, journal, offsets, open: worker.metrics.open(WireName::SocketIo) }
     }
 
     /// Serves it until its session is to be ended for a reason, or it has gone.
     async fn converse(&mut self, worker: &Worker) -> Option<End> {
-        let Self { socket, session, journal, open } = self;
-        let wire = if journal.is_some() { Wire::SocketIoOffset } else { Wire::SocketIo };
+        let Self { socket, session, offsets, open, .. } = self;
+        let offsets = *offsets;
         let deliveries = open.deliveries();
         session.set_outlet(Direct {
             sender: socket.sender(),
-            wire,
+            offsets,
             deliveries: deliveries.clone(),
         });
         loop {
@@ -221,19 +251,22 @@ impl Client {
                 output = session.next_when(sender.ready()) => match output {
                     Output::Event(delivery) => {
                         // What else is there already goes with it, as much as is written at once.
-                        let (mut next, mut bytes) = (Some(delivery), 0);
-                        let frames = std::iter::from_fn(|| {
-                            let event = match next.take() {
-                                None if bytes < WRITE_AT_ONCE => session.next_event(),
-                                event => event,
-                            };
-                            let event = event?;
-                            let frame = session.frame(&event, wire);
+                        let (mut next, mut offset, mut bytes) = (Some(delivery), None, 0);
+                        let events = std::iter::from_fn(|| {
+                            let Some(event) = next.take() else { return offset.take() };
+                            let frame = session.frame(&event, offsets.wire());
                             bytes += frame.len();
                             deliveries.count();
-                            Some(frame)
+                            if bytes < WRITE_AT_ONCE {
+                                next = session.next_event();
+                            }
+                            if next.is_none() && offsets == Offsets::Behind {
+                                // Of what was given so far: nothing is taken after this.
+                                offset = session.offset_frame(&event).map(Encoded::Latest);
+                            }
+                            Some(Encoded::Event(frame))
                         });
-                        socket.emit_encoded(frames);
+                        socket.emit_encoded(events);
                     }
                     Output::Answer(answer) => reply(worker, socket, session, answer),
                     Output::End(end) => return Some(end),
@@ -318,13 +351,19 @@ impl Client {
 /// Events that are written while the session's task sleeps.
 struct Direct {
     sender: Sender,
-    wire: Wire,
+    offsets: Offsets,
     deliveries: Deliveries,
 }
 
 impl Outlet for Direct {
     fn give(&self, delivery: &Delivery) -> bool {
-        let given = self.sender.send_now(delivery.frame(self.wire));
+        // The offset of a session that takes the short way is the position of the event.
+        let offset = match self.offsets {
+            Offsets::Behind => delivery.offset_frame(),
+            Offsets::None | Offsets::Inside => None,
+        };
+        let event = delivery.frame(self.offsets.wire());
+        let given = self.sender.send_now(std::iter::once(event).chain(offset));
         if given {
             self.deliveries.count();
         }

@@ -18,7 +18,7 @@ use bytestring::ByteString;
 use indexmap::IndexMap;
 
 use super::{
-    event::{Delivery, Event, Wire},
+    event::{Delivery, Event, Wire, encode_offset},
     hub::{Hub, MemberId},
     inbox::{Inbox, Mail, Outlet, TooSlow},
     offset::{Entry, Offset},
@@ -239,13 +239,22 @@ impl Member {
             return delivery.frame(wire);
         }
         match self.offset() {
-            Some(offset) if Some(offset.base) != delivery.event().position() => {
-                delivery.event().encode_with_offset(offset)
-            }
-            Some(offset) if !offset.exceptions.is_empty() || offset.joins.is_some() => {
+            Some(offset) if !is_position_of(&offset, delivery) => {
                 delivery.event().encode_with_offset(offset)
             }
             _ => delivery.frame(wire),
+        }
+    }
+
+    /// The frame of this session's offset alone, to be written behind everything that
+    /// [`poll_next`](Self::poll_next) has given, of which `last` was the last. Shared by all
+    /// members wherever it can be; `None` when there is no offset.
+    pub fn offset_frame(&self, last: &Delivery) -> Option<ByteString> {
+        let offset = self.offset()?;
+        if is_position_of(&offset, last) {
+            last.offset_frame()
+        } else {
+            Some(encode_offset(offset))
         }
     }
 
@@ -403,6 +412,13 @@ impl Member {
         }
         Delivery::new(Arc::new(Event::resync(room, position)))
     }
+}
+
+/// Whether an offset is no more than the position of this event.
+fn is_position_of(offset: &Offset, delivery: &Delivery) -> bool {
+    Some(offset.base) == delivery.event().position()
+        && offset.exceptions.is_empty()
+        && offset.joins.is_none()
 }
 
 impl Drop for Member {

@@ -311,6 +311,12 @@ impl<T> Session<T> {
         self.member.frame(delivery, wire)
     }
 
+    /// The frame of the offset behind all events that were given, of which `last` was the last;
+    /// `None` when there is no offset.
+    pub fn offset_frame(&self, last: &Delivery) -> Option<ByteString> {
+        self.member.offset_frame(last)
+    }
+
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Output<T>> {
         if let Some(end) = self.poll_end(context) {
             return Poll::Ready(Output::End(end));

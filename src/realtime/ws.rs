@@ -322,7 +322,7 @@ struct Direct {
 
 impl Outlet for Direct {
     fn give(&self, delivery: &Delivery) -> bool {
-        let given = self.line.send_now(delivery.frame(Wire::Plain));
+        let given = self.line.send_now([delivery.frame(Wire::Plain)]);
         if given {
             self.deliveries.count();
         }

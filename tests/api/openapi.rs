@@ -90,7 +90,9 @@ async fn the_document_is_whole() {
         "/metrics",
     ];
     assert_eq!(guarded, expected.map(str::to_owned).into());
-    for event in ["joinRoom", "leaveRoom", "sendMessage", "authenticate", "receiveMessage"] {
+    for event in
+        ["joinRoom", "leaveRoom", "sendMessage", "authenticate", "receiveMessage", "position"]
+    {
         assert!(text.contains(&format!("`{event}`")), "{event}");
     }
 }

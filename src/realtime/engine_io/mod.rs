@@ -165,10 +165,10 @@ impl Sender {
         self.0.send(packets)
     }
 
-    /// Sends a text, with its `4`, if it can be written at once, behind nothing else; otherwise it
-    /// does nothing and is `false`. It costs no turn of the session's task.
-    pub fn send_now(&self, text: ByteString) -> bool {
-        self.0.send_now(text)
+    /// Sends texts, each with its `4`, if they can be written at once, together and behind nothing
+    /// else; otherwise it sends none of them and is `false`. It costs no turn of the session's task.
+    pub fn send_now(&self, texts: impl IntoIterator<Item = ByteString>) -> bool {
+        self.0.send_now(texts)
     }
 
     /// Waits until the client has taken most of what was sent before.

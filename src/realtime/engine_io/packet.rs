@@ -27,6 +27,9 @@ pub enum Packet {
     /// `4…`: a text message, as it is on the wire, so with its `4`. That way a text that goes to
     /// many is made once and shared by all.
     Text(ByteString),
+    /// `4…`: a text message that makes every earlier one of this variant useless. When several wait
+    /// for a poll, only the last is sent.
+    Latest(ByteString),
     /// A binary message: raw on a WebSocket, `b` and base64 in a payload.
     Binary(Bytes),
     /// `5`: the WebSocket is the transport from now on.
@@ -65,10 +68,10 @@ impl Packet {
         }
     }
 
-    /// The text of a [`Packet::Text`] without its `4`.
+    /// The text of a text message without its `4`.
     pub fn text(&self) -> Option<ByteString> {
         match self {
-            Self::Text(text) => text.get(1..).map(|rest| text.slice_ref(rest)),
+            Self::Text(text) | Self::Latest(text) => text.get(1..).map(|rest| text.slice_ref(rest)),
             _ => None,
         }
     }
@@ -77,7 +80,7 @@ impl Packet {
     pub fn len(&self) -> usize {
         match self {
             Self::Open(text) | Self::Ping(text) | Self::Pong(text) => 1 + text.len(),
-            Self::Text(text) => text.len(),
+            Self::Text(text) | Self::Latest(text) => text.len(),
             Self::Binary(bytes) => bytes.len(),
             Self::Close | Self::Upgrade | Self::Noop => 1,
         }
@@ -97,7 +100,7 @@ impl fmt::Display for Packet {
             Self::Close => f.write_str("1"),
             Self::Ping(text) => write!(f, "2{text}"),
             Self::Pong(text) => write!(f, "3{text}"),
-            Self::Text(text) => f.write_str(text),
+            Self::Text(text) | Self::Latest(text) => f.write_str(text),
             Self::Binary(bytes) => write!(f, "b{}", STANDARD.encode(bytes)),
             Self::Upgrade => f.write_str("5"),
             Self::Noop => f.write_str("6"),

@@ -243,12 +243,12 @@ impl Session {
         Ok(())
     }
 
-    /// Sends a text if it can be written at once, behind nothing else; otherwise it does nothing
-    /// and is `false`.
-    pub(super) fn send_now(&self, text: ByteString) -> bool {
+    /// Sends texts if they can be written at once, together and behind nothing else; otherwise it
+    /// sends none of them and is `false`.
+    pub(super) fn send_now(&self, texts: impl IntoIterator<Item = ByteString>) -> bool {
         let mut state = self.state();
         let Some(line) = &state.line else { return false };
-        let sent = line.send_now(text);
+        let sent = line.send_now(texts);
         if line.buffered() > 0 {
             state.line = None;
         }
@@ -405,7 +405,7 @@ impl Session {
             Packet::Ping(_) => Err(CloseReason::Parse),
             Packet::Close => Err(CloseReason::Client),
             Packet::Open(_) | Packet::Upgrade | Packet::Noop => Ok(()),
-            Packet::Text(_) | Packet::Binary(_) => Ok(()),
+            Packet::Text(_) | Packet::Latest(_) | Packet::Binary(_) => Ok(()),
         }
     }
 
@@ -505,9 +505,13 @@ impl State {
         Some(packet)
     }
 
-    /// Takes all that is queued; `None` when nothing is.
+    /// Takes all that is queued, of [`Packet::Latest`] the last one; `None` when nothing is.
     pub(super) fn take_queue(&mut self, config: &Config) -> Option<Vec<Packet>> {
-        let packets: Vec<_> = std::iter::from_fn(|| self.take_packet(config)).collect();
+        let mut packets: Vec<_> = std::iter::from_fn(|| self.take_packet(config)).collect();
+        let is_latest = |packet: &Packet| matches!(packet, Packet::Latest(_));
+        let last = packets.iter().rposition(is_latest);
+        let mut index = 0..;
+        packets.retain(|packet| index.next() == last || !is_latest(packet));
         (!packets.is_empty()).then_some(packets)
     }
 

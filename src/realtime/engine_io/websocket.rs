@@ -202,7 +202,7 @@ fn take(session: &Session, message: socket::Message) -> Result<Option<Message>, 
 impl From<Packet> for Frame {
     fn from(packet: Packet) -> Self {
         match packet {
-            Packet::Text(text) => Self::Text(text),
+            Packet::Text(text) | Packet::Latest(text) => Self::Text(text),
             Packet::Binary(bytes) => Self::Binary(bytes),
             packet => Self::Text(ByteString::from(packet.to_string())),
         }

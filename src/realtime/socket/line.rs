@@ -61,12 +61,17 @@ impl Line {
         Self(Arc::new(Shared { io, _counted: counted, outgoing: Mutex::new(outgoing) }))
     }
 
-    /// Sends a text message if nothing waits to be written; otherwise it does nothing and is
-    /// `false`.
-    pub fn send_now(&self, text: ByteString) -> bool {
+    /// Sends text messages in one write, if nothing waits to be written. Otherwise it sends none of
+    /// them and is `false`.
+    pub fn send_now(&self, texts: impl IntoIterator<Item = ByteString>) -> bool {
         let mut outgoing = self.outgoing();
-        let waits = !outgoing.bytes.is_empty() || outgoing.broken;
-        if waits || outgoing.encode(ws::Message::Text(text)).is_err() {
+        if !outgoing.bytes.is_empty() || outgoing.broken {
+            return false;
+        }
+        let encode = |text| outgoing.encode(ws::Message::Text(text));
+        if texts.into_iter().try_for_each(encode).is_err() {
+            // What was encoded before is not sent either.
+            outgoing.bytes.clear();
             return false;
         }
         self.write_or_leave(&mut outgoing);

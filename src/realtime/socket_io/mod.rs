@@ -94,6 +94,25 @@ pub struct Event {
     pub ack: Option<u64>,
 }
 
+/// An event of the main namespace as an Engine.IO message with its `4`, so that many can share it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Encoded {
+    /// An event of which each is sent.
+    Event(ByteString),
+    /// An event that replaces those of its kind which are not sent yet, as far as the transport
+    /// can leave them out.
+    Latest(ByteString),
+}
+
+impl From<Encoded> for Carrier {
+    fn from(event: Encoded) -> Self {
+        match event {
+            Encoded::Event(frame) => Self::Text(frame),
+            Encoded::Latest(frame) => Self::Latest(frame),
+        }
+    }
+}
+
 /// What the connection and the application know of a namespace that a client is in.
 #[derive(Debug)]
 struct State {
@@ -164,11 +183,10 @@ impl Socket {
         self.send(Body::Ack(arguments, id), attachments);
     }
 
-    /// Sends events of the main namespace that are encoded already, as Engine.IO messages with
-    /// their `4`, so that many can share them.
-    pub fn emit_encoded(&self, frames: impl IntoIterator<Item = ByteString>) {
+    /// Sends events of the main namespace that are encoded already, together.
+    pub fn emit_encoded(&self, events: impl IntoIterator<Item = Encoded>) {
         // Whoever is too slow finds out by `recv`.
-        let _ = self.sender.send(frames.into_iter().map(Carrier::Text));
+        let _ = self.sender.send(events.into_iter().map(Carrier::from));
     }
 
     /// What sends, for [`engine_io::Sender::ready`].

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
@@ -255,6 +255,17 @@ impl Ws {
     /// The next text that is no ping; pings are answered.
     pub async fn packet(&mut self) -> String {
         self.message().await.into_text().expect("a text frame").as_str().to_owned()
+    }
+
+    /// What the system has of the server's bytes when the first of them are there, frames and all.
+    /// Between messages only.
+    pub async fn read_once(&mut self) -> Vec<u8> {
+        let MaybeTlsStream::Plain(stream) = self.stream.get_mut() else { panic!("no TLS here") };
+        let mut bytes = vec![0; 64 * 1024];
+        let reading = tokio::time::timeout(SOON, stream.read(&mut bytes));
+        let count = reading.await.expect("bytes in time").expect("the connection holds");
+        bytes.truncate(count);
+        bytes
     }
 
     /// The next texts that are no pings.

@@ -17,6 +17,15 @@ pub struct Memory {
     pub offset: Option<String>,
 }
 
+/// What an event of a room tells its client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Room and content of a message.
+    pub message: Option<(String, String)>,
+    /// Whether the client can come back behind everything that it was told so far.
+    pub with_offset: bool,
+}
+
 /// A connection, let into the main namespace.
 pub struct Caller {
     ws: Ws,
@@ -25,6 +34,8 @@ pub struct Caller {
     /// Whether the server went on with the session before.
     pub recovered: bool,
     pub memory: Memory,
+    /// Whether it asked for the offset inside each event.
+    inside: bool,
     pushed: VecDeque<Vec<Value>>,
     last_id: u64,
 }
@@ -35,8 +46,16 @@ impl Caller {
         Self::come_back(addr, token, Memory::default()).await
     }
 
-    /// Connects as one who was there before.
+    /// Connects as one who was there before. It asks for the offset inside each event, so that it
+    /// has an offset with each message that it takes.
     pub async fn come_back(addr: SocketAddr, token: &str, memory: Memory) -> Self {
+        let auth = json!({ "token": token, "recovery": true });
+        Self::try_connect(addr, auth, memory).await.expect("the client is let in")
+    }
+
+    /// Connects, perhaps as one who was there before, and asks for nothing: offsets are events of
+    /// their own.
+    pub async fn by_default(addr: SocketAddr, token: &str, memory: Memory) -> Self {
         let auth = json!({ "token": token });
         Self::try_connect(addr, auth, memory).await.expect("the client is let in")
     }
@@ -55,6 +74,7 @@ impl Caller {
         mut memory: Memory,
     ) -> Result<Self, Value> {
         let mut ws = Ws::open(addr, ENDPOINT).await;
+        let inside = auth["recovery"] == json!(true);
         if let Some(pid) = &memory.pid {
             auth["pid"] = json!(pid);
             // `undefined` is left out.
@@ -74,7 +94,7 @@ impl Caller {
         memory.pid = pid;
         let sid = answer["sid"].as_str().expect("a socket id").to_owned();
         assert_eq!(answer.as_object().unwrap().len(), 1 + usize::from(memory.pid.is_some()));
-        Ok(Self { ws, sid, recovered, memory, pushed: VecDeque::new(), last_id: 0 })
+        Ok(Self { ws, sid, recovered, memory, inside, pushed: VecDeque::new(), last_id: 0 })
     }
 
     /// Ends the connection without a goodbye.
@@ -141,13 +161,30 @@ impl Caller {
 
     /// The next event, which must be a `receiveMessage` with an offset: its room and content.
     pub async fn heard(&mut self) -> (String, String) {
+        match self.told().await {
+            Told { message: Some(message), with_offset: true } => message,
+            told => panic!("not a message with an offset: {told:?}"),
+        }
+    }
+
+    /// The next event, which must be a `receiveMessage`, with an offset if this client asked for
+    /// that, or else may be an offset alone.
+    pub async fn told(&mut self) -> Told {
         let event = self.event().await;
-        assert!(
-            matches!(&event[..], [name, Value::Object(_), Value::String(_)] if name == "receiveMessage"),
-            "{event:?}"
-        );
-        let text = |name| event[1][name].as_str().expect("a text").to_owned();
-        (text("room"), text("content"))
+        let message = match &event[..] {
+            [name, Value::Object(message)] if name == "receiveMessage" && !self.inside => message,
+            [name, Value::Object(message), Value::String(_)]
+                if name == "receiveMessage" && self.inside =>
+            {
+                message
+            }
+            [name, Value::String(_)] if name == "position" && !self.inside => {
+                return Told { message: None, with_offset: true };
+            }
+            _ => panic!("unexpected: {event:?}"),
+        };
+        let text = |name: &str| message[name].as_str().expect("a text").to_owned();
+        Told { message: Some((text("room"), text("content"))), with_offset: self.inside }
     }
 
     /// The contents of the next messages.

@@ -50,13 +50,18 @@ async fn all_who_poll_in_a_busy_room_hear_everything_in_order() {
     }));
     let listening = members.into_iter().map(|member| {
         tokio::spawn(async move {
-            let packets = member.collect(WRITERS * EACH).await;
-            let contents = packets.iter().map(|packet| {
-                let event = packet.strip_prefix("42").expect("an event");
-                let event: Value = serde_json::from_str(event).expect("JSON");
-                event[1]["content"].as_str().expect("a text").to_owned()
-            });
-            contents.collect::<Vec<_>>()
+            let mut contents = Vec::new();
+            while contents.len() < WRITERS * EACH {
+                let mut packets = member.packets().await;
+                let offset = packets.pop().expect("a packet");
+                assert!(offset.starts_with(r#"42["position",""#), "{offset}");
+                contents.extend(packets.iter().map(|packet| {
+                    let event = packet.strip_prefix("42").expect("an event");
+                    let event: Value = serde_json::from_str(event).expect("JSON");
+                    event[1]["content"].as_str().expect("one offset, at the end").to_owned()
+                }));
+            }
+            contents
         })
     });
     let (_, heard) = futures::join!(writing, join_all(listening));

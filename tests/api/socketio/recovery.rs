@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{join_all, select_all};
+use realtime_chat_backend::realtime::position::Position;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -13,8 +14,8 @@ use crate::helpers::engine_io::{Poller, SEPARATOR, Ws};
 use crate::helpers::mongod::{Neighbour, ReplicaSet, fresh_database};
 use crate::helpers::program::Program;
 use crate::helpers::socket::Socket;
-use crate::helpers::socket_io::{Caller, Memory};
-use crate::helpers::{TestServer, User, alone, eventually, mongod, token_for};
+use crate::helpers::socket_io::{Caller, Memory, Told};
+use crate::helpers::{TestServer, User, alone, eventually, metric, mongod, token_for};
 
 /// What one has heard was dispatched to all.
 const ONE_WORKER: &[(&str, &str)] = &[("WORKERS", "1")];
@@ -42,6 +43,113 @@ async fn every_event_of_a_session_that_can_come_back_has_an_offset() {
     assert_eq!(error[0], "error");
     assert!(error[1].is_object() && error.len() == 2, "{error:?}");
     assert_eq!(caller.memory, before);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_default_a_message_has_one_argument_and_the_offset_is_an_event_behind_it() {
+    let server = TestServer::start_with(ONE_WORKER).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut caller = Caller::by_default(server.addr, &ada.token, Memory::default()).await;
+    assert!(caller.memory.pid.is_some());
+    caller.join(&room).await;
+    let mut last = Position::ZERO;
+    for content in ["a", "b"] {
+        ada.send(&room, content).await;
+        let message = caller.event().await;
+        assert_eq!((message.len(), &message[0]), (2, &json!("receiveMessage")));
+        assert_eq!(message[1]["content"], content);
+        let position = caller.event().await;
+        assert_eq!((position.len(), &position[0]), (2, &json!("position")));
+        let position = position[1].as_str().unwrap().parse().unwrap();
+        assert!(position > last);
+        last = position;
+    }
+    // Errors have no text at their end that would be taken for an offset.
+    caller.emit("joinRoom", json!("nowhere")).await;
+    let error = caller.event().await;
+    assert!(error[0] == "error" && error[1].is_object() && error.len() == 2, "{error:?}");
+    let memory = caller.cut();
+    assert_eq!(memory.offset, Some(last.to_string()));
+
+    ada.send(&room, "c").await;
+    let mut caller = Caller::by_default(server.addr, &ada.token, memory).await;
+    assert!(caller.recovered);
+    assert_eq!(caller.event().await[1]["content"], "c");
+    assert_eq!(caller.event().await[0], "position");
+    caller.assert_nothing_came().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_are_written_together_have_one_offset_behind_the_last() {
+    let server = TestServer::start_with(ONE_WORKER).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut witness = Caller::connect(server.addr, &ada.token).await;
+    witness.join(&room).await;
+    let mut caller = Caller::by_default(server.addr, &ada.token, Memory::default()).await;
+    caller.join(&room).await;
+    let memory = caller.cut();
+    let contents: Vec<_> = (0..20).map(|n| n.to_string()).collect();
+    tell(&ada, &room, contents.iter().map(String::as_str)).await;
+    assert_eq!(witness.contents(contents.len()).await, contents);
+
+    let mut caller = Caller::by_default(server.addr, &ada.token, memory).await;
+    for content in contents {
+        let told = Told { message: Some((room.clone(), content)), with_offset: false };
+        assert_eq!(caller.told().await, told);
+    }
+    assert_eq!(caller.told().await, Told { message: None, with_offset: true });
+    assert_eq!(caller.memory.offset, witness.memory.offset);
+    caller.assert_nothing_came().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_and_its_offset_are_one_write() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut ws = Ws::open(server.addr, "/socket.io/").await;
+    ws.send(format!("40{}", json!({ "token": ada.token }))).await;
+    assert!(ws.packet().await.starts_with("40{"));
+    ws.send(format!("420{}", json!(["joinRoom", room]))).await;
+    assert!(ws.packet().await.starts_with("430["));
+    for n in 0..20 {
+        ada.send(&room, &n.to_string()).await;
+        let bytes = ws.read_once().await;
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.contains(&format!(r#""content":"{n}""#)), "{text}");
+        assert!(text.contains(r#"42["position",""#) && text.ends_with(r#""]"#), "{text}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_has_one_offset_behind_the_last_message() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let session = Poller::open(server.addr, "/socket.io/").await;
+    session.post(&format!("40{}", json!({ "token": ada.token }))).await.assert_ok();
+    session.collect(1).await;
+    session.post(&format!("420{}", json!(["joinRoom", room]))).await.assert_ok();
+    assert!(session.collect(1).await[0].starts_with("430["));
+    // Each is given to the session before the next is sent, and none is fetched.
+    for (given, content) in (1..).zip(["a", "b", "c"]) {
+        ada.send(&room, content).await;
+        let labels = r#"chat_deliveries_total{wire="socket.io"}"#;
+        eventually(content, async || metric(server.addr, labels).await == given).await;
+    }
+    let packets = session.packets().await;
+    for (packet, content) in packets.iter().zip(["a", "b", "c"]) {
+        let event: serde_json::Value = serde_json::from_str(&packet[2..]).unwrap();
+        assert_eq!((&event[0], &event[1]["content"]), (&json!("receiveMessage"), &json!(content)));
+        assert_eq!(event.as_array().unwrap().len(), 2);
+    }
+    assert!(packets.len() == 4 && packets[3].starts_with(r#"42["position",""#), "{packets:?}");
     server.stop().await;
 }
 
@@ -90,6 +198,9 @@ async fn who_cannot_come_back_is_not_told_that_he_can() {
         }
         let event = caller.event().await;
         assert_eq!((event.len(), &event[1]["content"]), (2, &json!("0")), "{vars:?}");
+        if !anonymous {
+            caller.assert_nothing_came().await;
+        }
         server.stop().await;
     }
     standalone.stop().await;
@@ -281,20 +392,100 @@ async fn an_instance_that_was_killed_takes_nothing_along() {
     beside.stop().await;
 }
 
+/// What a client that is cut again and again has heard of each room.
+struct Wanderer {
+    /// It asks for the offset inside each event.
+    exact: bool,
+    memory: Memory,
+    rooms: Vec<String>,
+    heard: Vec<Vec<String>>,
+    /// How many of each room it had heard when it got its last offset. What is behind that is
+    /// repeated, and nothing else.
+    covered: Vec<usize>,
+    repeated: usize,
+}
+
+impl Wanderer {
+    /// One who has been in none of these rooms.
+    fn new(exact: bool, rooms: &[String]) -> Self {
+        let (memory, rooms) = (Memory::default(), rooms.to_vec());
+        let (heard, covered) = (vec![Vec::new(); rooms.len()], vec![0; rooms.len()]);
+        Self { exact, memory, rooms, heard, covered, repeated: 0 }
+    }
+
+    /// Connects, after the first time to go on.
+    async fn connect(&mut self, addr: SocketAddr, token: &str) -> Caller {
+        let memory = self.memory.clone();
+        let goes_on = memory.pid.is_some();
+        let caller = match self.exact {
+            true => Caller::come_back(addr, token, memory).await,
+            false => Caller::by_default(addr, token, memory).await,
+        };
+        assert_eq!(caller.recovered, goes_on);
+        for (heard, &covered) in self.heard.iter_mut().zip(&self.covered) {
+            self.repeated += heard.len() - covered;
+            heard.truncate(covered);
+        }
+        caller
+    }
+
+    /// Takes one event.
+    async fn hear(&mut self, caller: &mut Caller) {
+        let told = caller.told().await;
+        if let Some((room, content)) = told.message {
+            let room = self.rooms.iter().position(|known| *known == room).unwrap();
+            self.heard[room].push(content);
+        }
+        if told.with_offset {
+            self.covered = self.heard.iter().map(Vec::len).collect();
+        }
+    }
+
+    /// Comes back and takes so many events, or fewer at the end.
+    async fn hear_some(&mut self, addr: SocketAddr, token: &str, events: usize) {
+        let mut caller = self.connect(addr, token).await;
+        for _ in 0..events {
+            if self.is_at_the_end() {
+                break;
+            }
+            self.hear(&mut caller).await;
+        }
+        self.memory = caller.cut();
+    }
+
+    fn count(&self) -> usize {
+        self.heard.iter().map(Vec::len).sum()
+    }
+
+    fn is_at_the_end(&self) -> bool {
+        self.heard.iter().all(|heard| heard.last().is_some_and(|last| last == "end"))
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_in_the_middle_of_a_replay_loses_and_repeats_nothing() {
+    assert_eq!(cut_in_the_middle_of_a_replay(true).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_default_a_cut_repeats_what_is_behind_the_last_offset_and_loses_nothing() {
+    assert!(cut_in_the_middle_of_a_replay(false).await > 0);
+}
+
+/// Cuts a client in the middle of replays of several rooms, and compares what it heard with what
+/// was said there; answers how many messages came again.
+async fn cut_in_the_middle_of_a_replay(exact: bool) -> usize {
     let uri = fresh_database().await;
     let servers = TestServer::instances::<2>(&uri).await;
     let ada = servers[0].register("ada").await;
-    let [one, two, live] =
+    let rooms =
         [ada.create_room("1").await, ada.create_room("2").await, ada.create_room("live").await];
-    let mut caller = Caller::connect(servers[0].addr, &ada.token).await;
-    caller.join(&one).await;
-    let mut memory = caller.cut();
+    let mut wanderer = Wanderer::new(exact, &rooms);
+    let mut caller = wanderer.connect(servers[0].addr, &ada.token).await;
+    caller.join(&rooms[0]).await;
+    wanderer.memory = caller.cut();
     let neighbour = Neighbour::connect(&uri).await;
     let mut expected = vec![Vec::new(); 3];
-    let mut heard = vec![Vec::new(); 3];
-    let rooms = [&one, &two, &live];
     let mut number = 0;
     for turn in 0..24_usize {
         // A backlog for the next turn, in rooms that are in the middle of a replay themselves.
@@ -303,35 +494,36 @@ async fn a_cut_in_the_middle_of_a_replay_loses_and_repeats_nothing() {
             // The others are joined later.
             let joined = [true, turn > 4, turn > 9][room];
             number += 1;
-            neighbour.insert(rooms[room], &number.to_string()).await;
+            // Some turns have more than is written at once.
+            let length = if turn % 3 == 0 { 5_000 } else { 1 };
+            let content = format!("{number:>length$}");
+            neighbour.insert(&rooms[room], &content).await;
             if joined {
-                expected[room].push(number.to_string());
+                expected[room].push(content);
             }
         }
-        let mut caller = Caller::recover(servers[turn % 2].addr, &ada.token, &memory).await;
+        let mut caller = wanderer.connect(servers[turn % 2].addr, &ada.token).await;
         if turn == 4 {
-            caller.join(&two).await;
+            caller.join(&rooms[1]).await;
         }
         if turn == 9 {
-            caller.join(&live).await;
+            caller.join(&rooms[2]).await;
         }
         for _ in 0..(turn * 7) % 19 {
-            let (room, content) = caller.heard().await;
-            let room = rooms.iter().position(|known| **known == room).unwrap();
-            heard[room].push(content);
+            wanderer.hear(&mut caller).await;
         }
-        memory = caller.cut();
+        wanderer.memory = caller.cut();
     }
-    let mut caller = Caller::recover(servers[0].addr, &ada.token, &memory).await;
-    while heard.iter().flatten().count() < expected.iter().flatten().count() {
-        let (room, content) = caller.heard().await;
-        let room = rooms.iter().position(|known| **known == room).unwrap();
-        heard[room].push(content);
+    let mut caller = wanderer.connect(servers[0].addr, &ada.token).await;
+    let all: usize = expected.iter().map(Vec::len).sum();
+    while wanderer.count() < all || wanderer.covered.iter().sum::<usize>() < all {
+        wanderer.hear(&mut caller).await;
     }
-    assert_eq!(heard, expected);
+    assert_eq!(wanderer.heard, expected);
     caller.assert_nothing_came().await;
     drop(caller);
     join_all(servers.into_iter().map(TestServer::stop)).await;
+    wanderer.repeated
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -559,32 +751,8 @@ async fn write(neighbour: Neighbour, rooms: Vec<String>, stop: CancellationToken
     }
 }
 
-/// What a client that is cut again and again has heard of each room.
-struct Wanderer {
-    memory: Memory,
-    heard: Vec<Vec<String>>,
-}
-
-impl Wanderer {
-    /// Comes back and takes so many messages, or fewer at the end.
-    async fn hear(&mut self, addr: SocketAddr, token: &str, rooms: &[String], messages: usize) {
-        let mut caller = Caller::recover(addr, token, &self.memory).await;
-        let taken = self.heard.iter().flatten().count();
-        while !self.is_at_the_end() && self.heard.iter().flatten().count() - taken < messages {
-            let (room, content) = caller.heard().await;
-            let room = rooms.iter().position(|known| *known == room).unwrap();
-            self.heard[room].push(content);
-        }
-        self.memory = caller.cut();
-    }
-
-    fn is_at_the_end(&self) -> bool {
-        self.heard.iter().all(|heard| heard.last().is_some_and(|last| last == "end"))
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_back_during_load_misses_nothing_and_hears_nothing_twice() {
+async fn who_comes_back_during_load_hears_everything_and_only_what_has_no_offset_again() {
     let _alone = alone().await;
     let uri = fresh_database().await;
     let servers = TestServer::instances::<2>(&uri).await;
@@ -593,26 +761,28 @@ async fn who_comes_back_during_load_misses_nothing_and_hears_nothing_twice() {
     for name in ["one", "two", "three"] {
         rooms.push(ada.create_room(name).await);
     }
-    let start = async |addr| {
-        let mut caller = Caller::connect(addr, &ada.token).await;
+    let start = async |exact, addr| {
+        let mut wanderer = Wanderer::new(exact, &rooms);
+        let mut caller = wanderer.connect(addr, &ada.token).await;
         for room in &rooms {
             caller.join(room).await;
         }
-        Wanderer { memory: caller.cut(), heard: vec![Vec::new(); rooms.len()] }
+        wanderer.memory = caller.cut();
+        wanderer
     };
     let mut wanderers = Vec::new();
     for seed in 0..6 {
-        wanderers.push(start(servers[seed % 2].addr).await);
+        wanderers.push(start(seed < 3, servers[seed % 2].addr).await);
     }
     let stop = CancellationToken::new();
     let neighbour = Neighbour::connect(&uri).await;
     let writing = tokio::spawn(write(neighbour, rooms.clone(), stop.clone()));
     let wandering = wanderers.into_iter().enumerate().map(|(seed, mut wanderer)| {
-        let (servers, rooms, ada) = (&servers, &rooms, &ada);
+        let (servers, ada) = (&servers, &ada);
         async move {
             for turn in 0..30 {
                 let addr = servers[(seed + turn) % 2].addr;
-                wanderer.hear(addr, &ada.token, rooms, (turn * 7 + seed * 3) % 23).await;
+                wanderer.hear_some(addr, &ada.token, (turn * 7 + seed * 3) % 23).await;
             }
             wanderer
         }
@@ -627,8 +797,9 @@ async fn who_comes_back_during_load_misses_nothing_and_hears_nothing_twice() {
         all.push(contents.collect::<Vec<_>>());
     }
     for mut wanderer in wanderers {
-        wanderer.hear(servers[0].addr, &ada.token, &rooms, usize::MAX).await;
+        wanderer.hear_some(servers[0].addr, &ada.token, usize::MAX).await;
         assert_eq!(wanderer.heard, all);
+        assert!(!wanderer.exact || wanderer.repeated == 0, "{} repeated", wanderer.repeated);
     }
     join_all(servers.into_iter().map(TestServer::stop)).await;
 }
