@@ -1,12 +1,14 @@
-// One client's whole life: node client.js MODULE TRANSPORTS
+// One client's whole life: node client.js MODULE TRANSPORTS RECOVERY
+// RECOVERY is what `auth` has beside the token: `default` is nothing, else `true` or `false`.
 'use strict';
 const assert = require('node:assert/strict');
 const readline = require('node:readline');
 
-const [name, transports] = process.argv.slice(2);
+const [name, transports, mode] = process.argv.slice(2);
 const { URL: url, TOKEN: token, USER_ID: user, ROOM: room } = process.env;
 const { io } = require(name);
-const recoversByItself = ['client-4.6', 'client-4.8'].includes(name);
+const recovery = { default: {}, true: { recovery: true }, false: { recovery: false } }[mode];
+const recoversByItself = ['client-4.6', 'client-4.8'].includes(name) && mode !== 'false';
 
 const answers = readline.createInterface({ input: process.stdin });
 const restarted = () => new Promise(done => answers.once('line', done));
@@ -30,10 +32,16 @@ async function main() {
   // Let in with one, which is asked for anew at every connection.
   const received = [];
   let position;
-  const socket = io(url, { ...options, auth: callback => callback({ token }) });
-  socket.on('receiveMessage', (message, offset) => {
+  const socket = io(url, { ...options, auth: callback => callback({ token, ...recovery }) });
+  socket.on('receiveMessage', (message, ...more) => {
     assert.deepEqual(Object.keys(message), ['room', 'sender', 'content', '_id', 'createdAt', 'updatedAt', '__v']);
     received.push(message.content);
+    assert.equal(more.length, mode === 'true' ? 1 : 0);
+    [position] = mode === 'true' ? more : [position];
+  });
+  socket.on('position', (offset, ...more) => {
+    assert.equal(mode, 'default');
+    assert.deepEqual(more, []);
     position = offset;
   });
   socket.on('resync', () => assert.fail('a resync that was not needed'));
@@ -70,10 +78,13 @@ async function main() {
   for (const content of burst) socket.emit('sendMessage', { room, content });
   await arrived(burst.length);
   assert.deepEqual(received.splice(0), burst);
+  // What comes behind the last message is there before the answer to this.
+  await ask(socket, 'leaveRoom', '0123456789abcdef01234567');
+  assert.equal(position !== undefined, mode !== 'false');
 
   // The server is replaced; what another client says meanwhile is not lost.
   const id = socket.id;
-  const last = position;
+  const since = position;
   const disconnected = event(socket, 'disconnect');
   const back = new Promise(done => disconnected.then(() => socket.once('connect', done)));
   // While this client is away, somebody else speaks: it must have a gap to recover.
@@ -91,15 +102,18 @@ async function main() {
   if (recoversByItself) {
     assert.equal(socket.recovered, true);
     assert.equal(socket.id, id);
+  } else if (since === undefined) {
+    assert.ok(!socket.recovered);
+    assert.equal((await ask(socket, 'joinRoom', room)).recovered, false);
   } else {
-    const since = last ?? joined.position;
     const rejoined = await ask(socket, 'joinRoom', { room, since });
     assert.equal(rejoined.recovered, true);
     assert.equal(rejoined.position, since);
   }
   socket.emit('sendMessage', { room, content: 'afterwards' });
-  await arrived(2);
-  assert.deepEqual(received.splice(0), ['meanwhile', 'afterwards']);
+  const expected = since === undefined ? ['afterwards'] : ['meanwhile', 'afterwards'];
+  await arrived(expected.length);
+  assert.deepEqual(received.splice(0), expected);
 
   // Out of the room, and out.
   assert.deepEqual(await ask(socket, 'leaveRoom', room), { room });

@@ -1,4 +1,4 @@
-"""python-socketio's life in short, on both transports."""
+"""python-socketio's life in short, on both transports, with each choice of recovery."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ def eventually(claim, holds):
         time.sleep(0.01)
 
 
-def live(transports):
+def live(transports, recovery):
     stranger = socketio.Client(reconnection=False)
     try:
         stranger.connect(URL, transports=transports, wait_timeout=10)
@@ -33,12 +33,25 @@ def live(transports):
     received, positions = [], []
     client = socketio.Client(reconnection_delay=0.1, reconnection_delay_max=0.4)
 
-    @client.on("receiveMessage")
-    def receive(message, offset):
-        received.append(message["content"])
-        positions.append(offset)
+    if recovery is True:
 
-    client.connect(URL, auth={"token": TOKEN}, transports=transports, wait_timeout=10)
+        @client.on("receiveMessage")
+        def receive(message, offset):
+            received.append(message["content"])
+            positions.append(offset)
+
+    else:
+
+        @client.on("receiveMessage")
+        def receive_one(message):
+            received.append(message["content"])
+
+        @client.on("position")
+        def position(offset):
+            positions.append(offset)
+
+    auth = {"token": TOKEN} if recovery is None else {"token": TOKEN, "recovery": recovery}
+    client.connect(URL, auth=auth, transports=transports, wait_timeout=10)
     joined = client.call("joinRoom", ROOM, timeout=30)
     assert joined["recovered"] is False, joined
     sent = client.call("sendMessage", {"room": ROOM, "content": "ünï 🔑"}, timeout=30)
@@ -48,26 +61,34 @@ def live(transports):
         client.emit("sendMessage", {"room": ROOM, "content": content})
     eventually("the burst", lambda: len(received) > len(burst))
     assert received == ["ünï 🔑", *burst]
+    # What comes behind the last message is there before the answer to this.
+    client.call("leaveRoom", "0123456789abcdef01234567", timeout=30)
+    assert bool(positions) == (recovery is not False), positions
 
     print("restart", flush=True)
     assert sys.stdin.readline() == "restarted\n"
     eventually("the reconnection", lambda: client.connected and client.get_sid() is not None)
-    since = positions[-1]
+    rejoin = {"room": ROOM, "since": positions[-1]} if positions else {"room": ROOM}
     deadline = time.monotonic() + 30
     while True:
         try:
-            joined = client.call("joinRoom", {"room": ROOM, "since": since}, timeout=5)
+            joined = client.call("joinRoom", rejoin, timeout=5)
             break
         except socketio.exceptions.SocketIOError:
             # The connection was still the old one.
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    assert joined == {"room": ROOM, "position": since, "recovered": True}, joined
+    if positions:
+        assert joined == {"room": ROOM, "position": rejoin["since"], "recovered": True}, joined
+    else:
+        assert joined["recovered"] is False, joined
     client.call("sendMessage", {"room": ROOM, "content": "afterwards"}, timeout=30)
     eventually("the message after the restart", lambda: received[-1] == "afterwards")
     client.disconnect()
 
 
 for transports in (["polling", "websocket"], ["polling"], ["websocket"]):
-    live(transports)
+    live(transports, None)
+for recovery in (True, False):
+    live(["polling", "websocket"], recovery)
 print("done", flush=True)

@@ -1,5 +1,5 @@
 //! Real clients: every minor line of npm's socket.io-client that front ends use, on every
-//! transport, and python-socketio.
+//! transport, what wraps it (RxJS, vue-socket.io), and python-socketio.
 //!
 //! The script of a client asserts; this file starts and restarts the server. A script writes
 //! `restart` to its output when it wants the server to be another process, and reads the answer.
@@ -26,6 +26,10 @@ const VERSIONS: [(&str, &str); 6] = [
     ("client-4.6", "4.6.2"),
     ("client-4.8", "4.8.1"),
 ];
+
+/// What gives events of socket.io-client to a front end: name and version.
+const WRAPPERS: [(&str, &str); 3] =
+    [("rxjs", "7.8.2"), ("vue", "2.7.16"), ("vue-socket.io", "3.0.10")];
 
 /// What drives the browser.
 const PUPPETEER: &str = "24.10.0";
@@ -59,8 +63,14 @@ async fn socket_io_client_4_8() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rxjs_and_vue_socket_io_hand_over_a_message_as_it_is() {
+    let node = node("wrappers.js", &["client-4.8"]).await;
+    converse(node, NODE, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn socket_io_client_2_is_refused() {
-    let node = node("refused.js", "client-2", "polling").await;
+    let node = node("refused.js", &["client-2", "polling"]).await;
     converse(node, NODE, &[]).await;
 }
 
@@ -93,17 +103,23 @@ async fn python_socketio() {
     converse(command, PYTHON, &[]).await;
 }
 
-/// The same with each choice of transports.
+/// The same with each choice of transports, and with each of recovery.
 async fn every_transport(client: &'static str) {
-    for transports in ["polling,websocket", "polling", "websocket"] {
-        let node = node("client.js", client, transports).await;
+    for (transports, recovery) in [
+        ("polling,websocket", "default"),
+        ("polling", "default"),
+        ("websocket", "default"),
+        ("polling,websocket", "true"),
+        ("polling,websocket", "false"),
+    ] {
+        let node = node("client.js", &[client, transports, recovery]).await;
         converse(node, NODE, &[]).await;
     }
 }
 
-async fn node(name: &str, client: &str, transports: &str) -> Command {
+async fn node(name: &str, arguments: &[&str]) -> Command {
     let mut node = Command::new("node");
-    node.arg(script(name)).args([client, transports]);
+    node.arg(script(name)).args(arguments);
     node.env("NODE_PATH", installed_node().await.join("node_modules"));
     node
 }
@@ -163,10 +179,12 @@ async fn installed_node() -> &'static Path {
         let mut npm = Command::new("npm");
         npm.args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(folder);
         npm.args(VERSIONS.map(|(name, version)| format!("{name}@npm:socket.io-client@{version}")));
+        npm.args(WRAPPERS.map(|(name, version)| format!("{name}@{version}")));
         npm.arg(format!("puppeteer-core@{PUPPETEER}"));
         tools::succeed(npm, NODE, "npm installs the clients").await;
     };
-    let name = format!("clients-{PUPPETEER}-{}", VERSIONS.map(|(_, version)| version).join("-"));
+    let versions = VERSIONS.iter().chain(&WRAPPERS).map(|(_, version)| *version);
+    let name = format!("clients-{PUPPETEER}-{}", versions.collect::<Vec<_>>().join("-"));
     FOLDER.get_or_init(|| tools::installed(&name, install)).await
 }
 
