@@ -94,26 +94,56 @@ fn hex(digit: Option<u8>) -> Option<u8> {
 }
 
 /// A path as npm's `encodeurl` prints it on an error page: what no URL may hold is encoded, and so
-/// is a `%` that begins no escape.
+/// is a `%` that begins no escape, with what stands in the way of one.
 pub fn encode(path: &str) -> String {
     use std::fmt::Write;
 
     let mut encoded = String::with_capacity(path.len());
-    let bytes = path.as_bytes();
-    for (at, byte) in bytes.iter().enumerate() {
-        let escapes = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_hexdigit);
-        let allowed = match byte {
-            b'%' => escapes(at + 1) && escapes(at + 2),
-            0x21 | 0x23..=0x3B | 0x3D | 0x3F..=0x5F | 0x61..=0x7A | 0x7C | 0x7E => true,
-            _ => false,
-        };
-        if allowed {
-            encoded.push(char::from(*byte));
+    let mut push = |byte: u8, stays: bool| {
+        if stays {
+            encoded.push(char::from(byte));
         } else {
             write!(encoded, "%{byte:02X}").expect("writing into a string cannot fail");
         }
+    };
+    let mut rest = path.as_bytes();
+    while let [byte, behind @ ..] = rest {
+        rest = behind;
+        if *byte != b'%' {
+            push(*byte, is_of_urls(*byte));
+            continue;
+        }
+        match rest {
+            // An escape, or one that only the end of the path cuts short.
+            [one, two, ..] if one.is_ascii_hexdigit() && two.is_ascii_hexdigit() => {
+                push(b'%', true)
+            }
+            [one] if one.is_ascii_hexdigit() => push(b'%', true),
+            [one, other, behind @ ..] if one.is_ascii_hexdigit() => {
+                push(b'%', false);
+                push(*one, true);
+                push(*other, is_of_components(*other));
+                rest = behind;
+            }
+            [other, behind @ ..] => {
+                push(b'%', false);
+                push(*other, is_of_components(*other));
+                rest = behind;
+            }
+            [] => push(b'%', false),
+        }
     }
     encoded
+}
+
+/// What `encodeurl` leaves as it is.
+fn is_of_urls(byte: u8) -> bool {
+    matches!(byte, 0x21 | 0x23..=0x3B | 0x3D | 0x3F..=0x5F | 0x61..=0x7A | 0x7C | 0x7E)
+}
+
+/// What JavaScript's `encodeURI` leaves as it is.
+fn is_of_components(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.!~*'();/?:@&=+$,#".contains(&byte)
 }
 
 #[cfg(test)]
@@ -148,6 +178,23 @@ mod tests {
 
     #[test]
     fn error_pages_name_paths_as_express_does() {
-        assert_eq!(encode("/a&b'c\"d%22%zz|{}^`"), "/a&b'c%22d%22%25zz|%7B%7D^%60");
+        // What npm's encodeurl 2.0 answers.
+        for (path, encoded) in [
+            ("/%E0%A4%A", "/%E0%A4%A"),
+            ("/a&b'c\"d%22%zz|{}^`", "/a&b'c%22d%22%25zz|%7B%7D^%60"),
+            ("/%", "/%25"),
+            ("/%4", "/%4"),
+            ("/%4/", "/%254/"),
+            ("/%AG", "/%25AG"),
+            ("/%%41", "/%25%2541"),
+            ("/%A%41", "/%25A%2541"),
+            ("/%%%", "/%25%25%25"),
+            ("/a%[b]", "/a%25%5Bb]"),
+            ("/%A]", "/%25A%5D"),
+            ("/%{x}", "/%25%7Bx%7D"),
+            ("/%c3%28", "/%c3%28"),
+        ] {
+            assert_eq!(encode(path), encoded, "{path}");
+        }
     }
 }
