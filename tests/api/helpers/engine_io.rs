@@ -2,10 +2,12 @@
 //!
 //! They know packets as text and nothing of heartbeats, unless they are asked to be polite.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use flate2::read::GzDecoder;
 use futures::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -66,6 +68,13 @@ pub async fn request(
     let bytes = encode(method, target, headers, body);
     let answers = exchange(addr, method == "HEAD", &bytes, 1).await.expect("an answer");
     answers.into_iter().next().expect("one answer")
+}
+
+/// What gzip holds, which is text.
+pub fn inflated(gzip: &[u8]) -> String {
+    let mut text = String::new();
+    GzDecoder::new(gzip).read_to_string(&mut text).expect("gzip of UTF-8");
+    text
 }
 
 fn encode(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
@@ -188,6 +197,11 @@ impl Ws {
         let open = ws.next().await;
         assert!(open.to_text().is_ok_and(|text| text.starts_with("0{")), "{open:?}");
         ws
+    }
+
+    /// One that was opened in another way.
+    pub fn of(stream: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
+        Self { stream }
     }
 
     /// Connects, and waits for nothing.

@@ -1,5 +1,6 @@
 //! Engine.IO and Socket.IO: the protocols, and what becomes of lost connections.
 
+mod bundles;
 mod conformance;
 mod echo;
 mod load;

@@ -1,25 +1,36 @@
 //! The client bundles that pages load from `/socket.io/socket.io.js`, as Node's server has them.
 //!
-//! Two bundles of npm's socket.io-client 4.8.1 (MIT) are part of the binary, unchanged. Whoever
-//! needs another version, or source maps, names the folder of its `dist`.
+//! Those of npm's socket.io 4.8.1 (MIT), with their source maps, are part of the binary, unchanged
+//! but for `gzip -9n`: nearly every client reads that, and the files are a quarter as large. Whoever
+//! needs another version names the folder of its `dist`.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use actix_web::http::Method;
-use actix_web::http::header::{self, HeaderMap, HeaderValue};
+use actix_web::http::header::{self, ContentEncoding, HeaderMap, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use sha1::{Digest, Sha1};
 
 use crate::config::CorsOrigins;
-use crate::middleware::cors;
+use crate::middleware::{cors, reads_gzip};
 
-/// The files that Node's server serves.
-const NAMES: [&str; 8] = [
+/// Name and content of the files that Node's server serves.
+macro_rules! files {
+    ($($name:literal),+ $(,)?) => {
+        [$(($name, include_bytes!(concat!($name, ".gz")).as_slice())),+]
+    };
+}
+
+const FILES: [(&str, &[u8]); 8] = files![
     "socket.io.js",
     "socket.io.js.map",
     "socket.io.min.js",
@@ -36,8 +47,16 @@ const EMBEDDED_TAG: &str = "\"4.8.1\"";
 /// The bundles to serve.
 #[derive(Debug)]
 pub struct Bundles {
-    files: HashMap<&'static str, (Bytes, HeaderValue)>,
+    files: HashMap<&'static str, Bundle>,
     origins: CorsOrigins,
+}
+
+/// One file, in one form or the other until the other is asked for.
+#[derive(Debug)]
+struct Bundle {
+    plain: OnceLock<Bytes>,
+    gzip: OnceLock<Bytes>,
+    tag: HeaderValue,
 }
 
 impl Bundles {
@@ -59,16 +78,25 @@ impl Bundles {
             return None;
         }
         let name = req.match_info().query("tail");
-        let (bundle, tag) = self.files.get(name)?;
-        let mut answer = if matches(req.headers(), tag) {
+        let bundle = self.files.get(name)?;
+        let mut answer = if matches(req.headers(), &bundle.tag) {
             HttpResponse::NotModified().finish()
         } else {
             let kind = if name.ends_with(".map") { "json" } else { "javascript" };
-            HttpResponse::Ok()
+            let mut answer = HttpResponse::Ok();
+            answer
                 .content_type(format!("application/{kind}; charset=utf-8"))
                 .insert_header((header::CACHE_CONTROL, "public, max-age=0"))
-                .insert_header((header::ETAG, tag.clone()))
-                .body(bundle.clone())
+                .insert_header((header::ETAG, bundle.tag.clone()));
+            if reads_gzip(req) {
+                // What is not compressed says nothing of it, as in Node, and may be given to all.
+                answer
+                    .insert_header((header::CONTENT_ENCODING, ContentEncoding::Gzip))
+                    .insert_header((header::VARY, "Accept-Encoding"))
+                    .body(bundle.gzip())
+            } else {
+                answer.body(bundle.plain())
+            }
         };
         let origin = req.headers().get(header::ORIGIN);
         cors::allow_origin(answer.headers_mut(), &self.origins, origin);
@@ -76,21 +104,40 @@ impl Bundles {
     }
 }
 
-fn embedded() -> HashMap<&'static str, (Bytes, HeaderValue)> {
-    let script = include_bytes!("socket.io.min.js").as_slice();
-    let module = include_bytes!("socket.io.esm.min.js").as_slice();
-    // The long form differs for readers only.
-    [("socket.io.js", script), ("socket.io.min.js", script), ("socket.io.esm.min.js", module)]
-        .into_iter()
-        .map(|(name, file)| {
-            (name, (Bytes::from_static(file), HeaderValue::from_static(EMBEDDED_TAG)))
-        })
-        .collect()
+impl Bundle {
+    fn plain(&self) -> Bytes {
+        let inflate = || {
+            let mut plain = Vec::new();
+            let gzip = self.gzip.get().map(AsRef::as_ref).unwrap_or_default();
+            GzDecoder::new(gzip).read_to_end(&mut plain).expect("our own files are whole");
+            plain.into()
+        };
+        self.plain.get_or_init(inflate).clone()
+    }
+
+    fn gzip(&self) -> Bytes {
+        let deflate = || {
+            let plain = self.plain.get().map(AsRef::as_ref).unwrap_or_default();
+            let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+            gzip.write_all(plain).expect("writing into a vector cannot fail");
+            gzip.finish().expect("writing into a vector cannot fail").into()
+        };
+        self.gzip.get_or_init(deflate).clone()
+    }
 }
 
-fn read(folder: &Path) -> io::Result<HashMap<&'static str, (Bytes, HeaderValue)>> {
+fn embedded() -> HashMap<&'static str, Bundle> {
+    let bundle = |gzip| Bundle {
+        plain: OnceLock::new(),
+        gzip: Bytes::from_static(gzip).into(),
+        tag: HeaderValue::from_static(EMBEDDED_TAG),
+    };
+    FILES.into_iter().map(|(name, gzip)| (name, bundle(gzip))).collect()
+}
+
+fn read(folder: &Path) -> io::Result<HashMap<&'static str, Bundle>> {
     let mut files = HashMap::new();
-    for name in NAMES {
+    for (name, _) in FILES {
         let file = match std::fs::read(folder.join(name)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -98,7 +145,8 @@ fn read(folder: &Path) -> io::Result<HashMap<&'static str, (Bytes, HeaderValue)>
         };
         let tag = format!("\"{}\"", STANDARD_NO_PAD.encode(Sha1::digest(&file)));
         let tag = HeaderValue::from_str(&tag).map_err(io::Error::other)?;
-        files.insert(name, (Bytes::from(file), tag));
+        let plain = Bytes::from(file).into();
+        files.insert(name, Bundle { plain, gzip: OnceLock::new(), tag });
     }
     if files.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, "there is no socket.io.js in it"));
