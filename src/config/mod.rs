@@ -6,12 +6,15 @@
 
 pub mod database;
 pub mod dotenv;
+pub mod origins;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
+
+use origins::{BadOrigin, OriginList};
 
 /// The name of every variable that [`Config::from_vars`] reads, in the order of `.env.example`.
 /// `RUST_LOG` belongs to env_logger.
@@ -24,6 +27,7 @@ pub const VARIABLES: &[&str] = &[
     "DATA_DIR",
     "MONGOD",
     "CORS_ORIGINS",
+    "CORS_CREDENTIALS",
     "LEGACY_TRUST",
     "ERRORS",
     "PASSWORD_HASH",
@@ -63,7 +67,7 @@ pub struct Config {
     pub jwt_secret: Option<SecretString>,
     /// `DATA_DIR`, `MONGOD`: used when MongoDB is embedded.
     pub embedded: Embedded,
-    /// `CORS_ORIGINS`: who may read the answers from a browser page.
+    /// `CORS_ORIGINS`, `CORS_CREDENTIALS`: who may read the answers from a browser page.
     pub cors: CorsOrigins,
     /// `LEGACY_TRUST`: believe any `sender`, let sockets in without a token.
     pub legacy_trust: bool,
@@ -143,8 +147,8 @@ pub struct Embedded {
 pub enum CorsOrigins {
     /// `*`: all of them.
     Any,
-    /// These, compared byte for byte with the header `Origin`.
-    List(Vec<String>),
+    /// These.
+    List(OriginList),
 }
 
 /// What a refusal looks like.
@@ -177,6 +181,14 @@ pub enum ConfigError {
         value: String,
         /// What would be.
         allowed: &'static str,
+    },
+    /// An entry of `CORS_ORIGINS` that can match no page.
+    #[error("CORS_ORIGINS={value:?} is not allowed: {:?} can match no page, {}", .bad.origin, .bad.reason)]
+    Origin {
+        /// The whole value.
+        value: String,
+        /// The entry, and why it matches nothing.
+        bad: BadOrigin,
     },
     /// No secret although the database is not embedded.
     #[error(
@@ -372,20 +384,39 @@ impl Vars<'_> {
     }
 
     fn cors(&self) -> Result<CorsOrigins, ConfigError> {
+        let mut origins = self.cors_origins()?;
+        let name = "CORS_CREDENTIALS";
+        if self.flag(name, false)? {
+            let refused = |allowed| {
+                let value = self.get(name).unwrap_or_default();
+                Err(ConfigError::Invalid { name, value, allowed })
+            };
+            match &mut origins {
+                CorsOrigins::Any => {
+                    return refused(
+                        "it needs a list in CORS_ORIGINS, since browsers send no cookies where \
+                         all origins are allowed",
+                    );
+                }
+                CorsOrigins::List(list) if list.has_null() => {
+                    return refused(
+                        "not with null in CORS_ORIGINS, which any page can be in a sandbox",
+                    );
+                }
+                CorsOrigins::List(list) => list.credentials = true,
+            }
+        }
+        Ok(origins)
+    }
+
+    fn cors_origins(&self) -> Result<CorsOrigins, ConfigError> {
         let Some(value) = self.get("CORS_ORIGINS") else { return Ok(CorsOrigins::Any) };
-        let origins: Vec<String> =
-            value.split(',').map(|origin| origin.trim().trim_end_matches('/').to_owned()).collect();
-        if origins == ["*"] {
+        if value.trim() == "*" {
             return Ok(CorsOrigins::Any);
         }
-        if origins.iter().any(|origin| origin != "null" && !origin.contains("://")) {
-            return Err(ConfigError::Invalid {
-                name: "CORS_ORIGINS",
-                value,
-                allowed: "* or a list such as https://chat.example.com,http://localhost:3000",
-            });
-        }
-        Ok(CorsOrigins::List(origins))
+        OriginList::parse(&value)
+            .map(CorsOrigins::List)
+            .map_err(|bad| ConfigError::Origin { value, bad })
     }
 }
 
@@ -394,7 +425,7 @@ impl CorsOrigins {
     pub fn allows(&self, origin: &str) -> bool {
         match self {
             Self::Any => true,
-            Self::List(origins) => origins.iter().any(|allowed| allowed == origin),
+            Self::List(origins) => origins.allows(origin),
         }
     }
 }
@@ -435,7 +466,7 @@ mod tests {
             ("PORT", "70000"),
             ("HOST", "localhost:80"),
             ("MONGO_URI", "postgres://x"),
-            ("CORS_ORIGINS", "example.com"),
+            ("CORS_CREDENTIALS", "true"),
             ("LEGACY_TRUST", "yes"),
             ("ERRORS", "loud"),
             ("PASSWORD_HASH", "md5"),
@@ -446,6 +477,31 @@ mod tests {
             let error = config(&[("JWT_SECRET", "s"), (name, value)]).unwrap_err();
             assert!(matches!(&error, ConfigError::Invalid { name: named, .. } if *named == name));
             assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_origin_that_matches_nobody_is_named_with_the_reason() {
+        let list = "https://a.example, https://b.example/chat";
+        let error = config(&[("JWT_SECRET", "s"), ("CORS_ORIGINS", list)]).unwrap_err().to_string();
+        for said in [list, "\"https://b.example/chat\" can match no page", "has no path"] {
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn credentials_need_a_list_of_real_origins() {
+        let origins = |origins: &str| {
+            let vars =
+                [("JWT_SECRET", "s"), ("CORS_CREDENTIALS", "true"), ("CORS_ORIGINS", origins)];
+            config(&vars).map(|config| config.cors)
+        };
+        assert!(
+            matches!(origins("https://a.example"), Ok(CorsOrigins::List(list)) if list.credentials)
+        );
+        for refused in ["", "*", "https://a.example,null"] {
+            let error = origins(refused).unwrap_err().to_string();
+            assert!(error.starts_with("CORS_CREDENTIALS=\"true\""), "{error}");
         }
     }
 

@@ -20,15 +20,27 @@ pub fn preflight(headers: &HeaderMap, methods: &'static str) -> HttpResponse {
     res.insert_header((header::CONTENT_LENGTH, "0")).finish()
 }
 
-/// Adds `Access-Control-Allow-Origin`: `*`, or the request's own origin when it is on the list.
+/// Adds `Access-Control-Allow-Origin`: `*`, or the request's own origin when it is on the list,
+/// and then whether it may send cookies along.
 pub fn allow_origin(headers: &mut HeaderMap, origins: &CorsOrigins, origin: Option<&HeaderValue>) {
-    let CorsOrigins::List(_) = origins else {
+    let CorsOrigins::List(list) = origins else {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
         return;
     };
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
-    let allowed = origin.filter(|origin| origin.to_str().is_ok_and(|text| origins.allows(text)));
+    let allowed = origin.filter(|origin| origin.to_str().is_ok_and(|text| list.allows(text)));
     if let Some(origin) = allowed {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        if list.credentials {
+            let yes = HeaderValue::from_static("true");
+            headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
+        }
     }
+}
+
+/// The header `Origin` of a page that may not talk to us. A client that names none is no page.
+pub fn foreign<'a>(headers: &'a HeaderMap, origins: &CorsOrigins) -> Option<&'a HeaderValue> {
+    let origin = headers.get(header::ORIGIN)?;
+    let allowed = origin.to_str().is_ok_and(|origin| origins.allows(origin));
+    (!allowed).then_some(origin)
 }

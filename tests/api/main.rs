@@ -8,6 +8,7 @@
 
 mod auth;
 mod clients;
+mod cors;
 mod golden;
 mod helpers;
 mod idempotency;

@@ -21,8 +21,12 @@ use realtime_chat_backend::auth::Tokens;
 use realtime_chat_backend::config::Config;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard, oneshot};
 use tokio::task::JoinHandle;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite};
 
 /// The secret of every server here: the transcripts hold tokens signed with it.
 pub const SECRET: &str = "golden-secret";
@@ -141,6 +145,12 @@ impl TestServer {
     }
 }
 
+impl From<&TestServer> for SocketAddr {
+    fn from(server: &TestServer) -> Self {
+        server.addr
+    }
+}
+
 /// A configuration for tests: a free port on the loopback, the given database, no rate limits.
 pub fn config(uri: &str, vars: &[(&str, &str)]) -> Config {
     let defaults = [
@@ -207,6 +217,33 @@ pub async fn metric(addr: SocketAddr, name: &str) -> u64 {
     let text = text.unwrap();
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
+/// A number that a server counts for one value of a label; 0 before the first.
+pub async fn labelled(addr: SocketAddr, name: &str, label: &str, value: &str) -> u64 {
+    metric(addr, &format!("{name}{{{label}=\"{value}\"}}")).await
+}
+
+/// Opens a WebSocket with these headers; answers it and the subprotocol that was agreed to, or with
+/// which status it was refused.
+pub async fn open_websocket(
+    server: impl Into<SocketAddr>,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Result<(WebSocketStream<MaybeTlsStream<TcpStream>>, Option<String>), u16> {
+    let mut request = format!("ws://{}{path}", server.into()).into_client_request().unwrap();
+    for (name, value) in headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+        request.headers_mut().append(name, HeaderValue::from_str(value).unwrap());
+    }
+    match connect_async(request).await {
+        Ok((stream, answer)) => {
+            let agreed = answer.headers().get("sec-websocket-protocol");
+            Ok((stream, agreed.map(|value| value.to_str().unwrap().to_owned())))
+        }
+        Err(tungstenite::Error::Http(answer)) => Err(answer.status().as_u16()),
+        Err(error) => panic!("neither accepted nor refused: {error}"),
+    }
 }
 
 /// A client that waits long enough for a slow machine and never retries.
