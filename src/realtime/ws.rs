@@ -24,7 +24,9 @@ use super::event::{Delivery, Wire};
 use super::inbox::Outlet;
 use super::panics::survive;
 use super::session::{Answer, End, Output, Request, Session, Verb};
-use super::socket::{CloseCode, Closed, Frame, Line, Message, Socket, Turn, WRITE_AT_ONCE};
+use super::socket::{
+    CloseCode, Closed, Frame, Line, Message, NotAccepted, Socket, Turn, WRITE_AT_ONCE,
+};
 use super::worker::{Place, Worker};
 use crate::auth::Claims;
 use crate::error::ApiError;
@@ -67,7 +69,8 @@ pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -
     let token = token(&worker, req.headers(), req.query_string());
     let (answer, socket) = match Socket::accept(&req, payload, MAX_FRAME) {
         Ok(accepted) => accepted,
-        Err(_) => {
+        Err(NotAccepted::Protocols) => return HttpResponse::BadRequest().finish(),
+        Err(NotAccepted::NoUpgrade) => {
             return HttpResponse::build(StatusCode::UPGRADE_REQUIRED)
                 .insert_header((header::UPGRADE, "websocket"))
                 .finish();

@@ -10,12 +10,14 @@
 mod bare;
 mod line;
 mod managed;
+mod subprotocol;
 
 use std::time::Duration;
 
-use actix_http::ws::{HandshakeError, ProtocolError};
+use actix_http::ws::ProtocolError;
+use actix_web::http::header::SEC_WEBSOCKET_PROTOCOL;
 use actix_web::web::Payload;
-use actix_web::{Error, HttpMessage, HttpRequest, HttpResponse};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse};
 use bytes::Bytes;
 use bytestring::ByteString;
 use futures::FutureExt;
@@ -75,6 +77,17 @@ pub enum Turn {
     Written,
 }
 
+/// Why an upgrade is not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotAccepted {
+    /// The request is no upgrade to a WebSocket.
+    #[error("no upgrade to a WebSocket")]
+    NoUpgrade,
+    /// Its subprotocols are not a list of tokens.
+    #[error("malformed subprotocols")]
+    Protocols,
+}
+
 /// Why nothing more can be received.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Closed {
@@ -128,25 +141,35 @@ impl Frame {
 impl Socket {
     /// Accepts an upgrade. The response must be returned by the handler; until then nothing is
     /// sent or received. Messages of more than `max_message` bytes, in one frame or several, are
-    /// refused.
+    /// refused. Of the subprotocols that the client offers, the first is agreed to.
     ///
     /// # Errors
-    /// The request is no upgrade to a WebSocket.
+    /// The request is no upgrade to a WebSocket, or offers what is no subprotocol.
     pub fn accept(
         req: &HttpRequest,
         payload: Payload,
         max_message: usize,
-    ) -> Result<(HttpResponse, Self), Error> {
+    ) -> Result<(HttpResponse, Self), NotAccepted> {
+        let protocol = subprotocol::first(req.headers()).map_err(|_| NotAccepted::Protocols)?;
         let handover = req.extensions().get::<Handover>().cloned();
-        if let Some(handover) = handover {
-            let handshake = |error: HandshakeError| Error::from(error);
-            let mut response = actix_http::ws::handshake(req.head()).map_err(handshake)?;
-            let socket = BareSocket::new(handover.accept(), max_message);
-            let response = response.finish().map_into_boxed_body();
-            return Ok((response.into(), Self(Carrier::Bare(Box::new(socket)))));
+        let (mut response, socket) = match handover {
+            Some(handover) => {
+                let mut response =
+                    actix_http::ws::handshake(req.head()).map_err(|_| NotAccepted::NoUpgrade)?;
+                let socket = BareSocket::new(handover.accept(), max_message);
+                let response = response.finish().map_into_boxed_body();
+                (HttpResponse::from(response), Self(Carrier::Bare(Box::new(socket))))
+            }
+            None => {
+                let (response, socket) = ManagedSocket::accept(req, payload, max_message)
+                    .map_err(|_| NotAccepted::NoUpgrade)?;
+                (response, Self(Carrier::Managed(Box::new(socket))))
+            }
+        };
+        if let Some(protocol) = protocol {
+            response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, protocol);
         }
-        let (response, socket) = ManagedSocket::accept(req, payload, max_message)?;
-        Ok((response, Self(Carrier::Managed(Box::new(socket)))))
+        Ok((response, socket))
     }
 
     /// The next message. Cancel-safe: a future that is dropped has taken nothing.

@@ -19,7 +19,7 @@ const within = (what, promise) => Promise.race([
 const event = (emitter, name) => within(name, new Promise(done => emitter.once(name, done)));
 const ask = (socket, name, data) =>
   within(`ack of ${name}`, new Promise(done => socket.emit(name, data, done)));
-const options = { transports: transports.split(','), forceNew: true, reconnectionDelay: 100, reconnectionDelayMax: 400 };
+const options = { transports: transports.split(','), protocols: ['chat.v1', 'chat.v0'], forceNew: true, reconnectionDelay: 100, reconnectionDelayMax: 400 };
 
 async function main() {
   // Refused without a token, in the words of REST.

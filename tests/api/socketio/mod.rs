@@ -5,3 +5,4 @@ mod conformance;
 mod echo;
 mod load;
 mod recovery;
+mod subprotocols;
