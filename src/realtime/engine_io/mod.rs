@@ -6,12 +6,14 @@
 //! here knows what the messages mean. The protocol:
 //! <https://github.com/socketio/engine.io-protocol>.
 
+mod compression;
 pub mod packet;
 mod polling;
 mod registry;
 mod session;
 mod websocket;
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -22,14 +24,14 @@ use std::time::Duration;
 
 use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::http::{Method, StatusCode};
-use actix_web::web::{Payload, Query};
+use actix_web::web::Payload;
 use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytestring::ByteString;
 use futures::future::join;
-use serde::Deserialize;
 use tokio::time::{Sleep, sleep};
+use url::form_urlencoded;
 
 pub use registry::Registry;
 pub use session::{CloseReason, Ended, Message};
@@ -197,12 +199,13 @@ pub struct Server<A> {
     registry: Registry,
 }
 
-#[derive(Debug, Deserialize)]
-struct Parameters {
-    #[serde(rename = "EIO")]
-    revision: Option<String>,
-    transport: Option<String>,
-    sid: Option<String>,
+/// The parameters of a query that mean something here. Of several with one name the last counts,
+/// as in Node.
+#[derive(Debug, Default)]
+struct Parameters<'a> {
+    revision: Option<Cow<'a, str>>,
+    transport: Option<Cow<'a, str>>,
+    sid: Option<Cow<'a, str>>,
 }
 
 /// The errors that the protocol knows, in the words of the original.
@@ -240,8 +243,7 @@ impl<A: Application> Server<A> {
 
     /// The checks, in the order of the original.
     async fn route(&self, req: &HttpRequest, payload: Payload) -> Result<HttpResponse, Refused> {
-        let parameters = Query::<Parameters>::from_query(req.query_string());
-        let parameters = parameters.map_err(|_| Refused::BadRequest)?.into_inner();
+        let parameters = Parameters::of(req.query_string());
         let transport = match parameters.transport.as_deref() {
             Some("polling") => Transport::Polling,
             Some("websocket") => Transport::WebSocket,
@@ -288,7 +290,7 @@ impl<A: Application> Server<A> {
                 let session = self.begin(transport);
                 let open = session.open_packet(&["websocket"]);
                 actix_web::rt::spawn(self.serve(session, handshake));
-                Ok(polling::answer(open.to_string()))
+                Ok(polling::answer(open.to_string(), req).await)
             }
             Transport::WebSocket => {
                 let max = self.config.max_payload;
@@ -397,6 +399,21 @@ impl Session {
             max_payload: self.config.max_payload,
         };
         Packet::Open(serde_json::to_string(&open).expect("five plain fields serialise").into())
+    }
+}
+
+impl<'a> Parameters<'a> {
+    fn of(query: &'a str) -> Self {
+        let mut parameters = Self::default();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "EIO" => parameters.revision = Some(value),
+                "transport" => parameters.transport = Some(value),
+                "sid" => parameters.sid = Some(value),
+                _ => {}
+            }
+        }
+        parameters
     }
 }
 

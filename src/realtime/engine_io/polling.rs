@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::http::header::{self, HeaderMap};
+use actix_web::http::header::{self, ContentEncoding, HeaderMap};
 use actix_web::http::{Method, StatusCode};
 use actix_web::web::Payload;
 use actix_web::{HttpRequest, HttpResponse};
@@ -12,9 +12,9 @@ use bytestring::ByteString;
 use futures::StreamExt;
 use tokio::time::{sleep, timeout};
 
-use super::Refused;
 use super::packet::{Packet, join_payload, parse_payload};
 use super::session::{CloseReason, Message, Session, Side, Transport};
+use super::{Refused, compression};
 
 /// How long a poll waits while an upgrade is tried: the client waits for its end.
 const POLL_WHILE_PROBING: Duration = Duration::from_millis(100);
@@ -35,7 +35,7 @@ pub(super) async fn handle(
         return Err(Refused::BadRequest);
     }
     match *req.method() {
-        Method::GET => poll(&session).await,
+        Method::GET => poll(&session, req).await,
         Method::POST => post(&session, req.headers(), payload).await,
         // Not a reason to end the session.
         _ => Err(Refused::BadRequest),
@@ -43,15 +43,20 @@ pub(super) async fn handle(
 }
 
 /// Packets as a poll is answered.
-pub(super) fn answer(payload: String) -> HttpResponse {
-    HttpResponse::Ok()
+pub(super) async fn answer(payload: String, req: &HttpRequest) -> HttpResponse {
+    let mut answer = HttpResponse::Ok();
+    answer
         .insert_header((header::CONTENT_TYPE, "text/plain; charset=UTF-8"))
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .body(payload)
+        .insert_header((header::CACHE_CONTROL, "no-store"));
+    if !compression::is_wanted(&payload, req) {
+        return answer.body(payload);
+    }
+    answer.insert_header((header::CONTENT_ENCODING, ContentEncoding::Gzip));
+    answer.body(compression::gzip(payload.as_bytes()).await)
 }
 
 /// Waits for packets and answers with all of them.
-async fn poll(session: &Arc<Session>) -> Result<HttpResponse, Refused> {
+async fn poll(session: &Arc<Session>, req: &HttpRequest) -> Result<HttpResponse, Refused> {
     let (already, in_upgrade) = {
         let mut state = session.state();
         (std::mem::replace(&mut state.polling, true), state.probing)
@@ -83,8 +88,12 @@ async fn poll(session: &Arc<Session>) -> Result<HttpResponse, Refused> {
         packets = waiting => packets,
         () = probing => Ok(vec![Packet::Noop]),
     };
+    let answer = match packets {
+        Ok(packets) => Ok(answer(join_payload(&packets), req).await),
+        Err(refused) => Err(refused),
+    };
     guard.done = true;
-    packets.map(|packets| answer(join_payload(&packets)))
+    answer
 }
 
 /// Takes what the client sends. Its answer waits until the application has taken the messages,

@@ -5,4 +5,5 @@ mod conformance;
 mod echo;
 mod load;
 mod recovery;
+mod polls;
 mod subprotocols;
