@@ -16,7 +16,7 @@
 //!          │     socket_io ─▶ engine_io ─▶ socket    protocols, ignorant of chat
 //!          ├─▶ chat                sending a message, for REST and sockets alike
 //!          ├─▶ models              documents, queries, indexes
-//!          ├─▶ auth, limits, metrics
+//!          ├─▶ auth, limits, refusals, metrics
 //!          ├─▶ error, views, js, casts               what clients read, and what they wrote
 //!          ├─▶ openapi             the document of the routes
 //!          ├─▶ mongod              the embedded MongoDB
@@ -58,6 +58,7 @@ pub mod models;
 pub mod mongod;
 pub mod openapi;
 pub mod realtime;
+pub mod refusals;
 pub mod routes;
 pub mod server;
 pub mod views;

@@ -1,5 +1,5 @@
 //! How often one address, name or user may do what is costly, per minute; and how often any limit
-//! was reached.
+//! was reached, which the log says, too.
 //!
 //! A window begins with the first of them and lasts a minute. Windows are kept in bounded caches,
 //! so that an attacker with many addresses takes no memory; who is forgotten early has a new
@@ -17,6 +17,7 @@ use moka::sync::Cache;
 use crate::config::Config;
 use crate::error::ApiError;
 use crate::models::UserId;
+use crate::refusals::{Tally, limit_reached};
 
 /// How long a window lasts.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -44,6 +45,7 @@ pub struct Limits {
     /// Events of a socket (`RATE_LIMIT_EVENTS`).
     pub events: EventLimiter,
     others: Others,
+    max_rooms_per_session: usize,
     trusted_proxies: usize,
 }
 
@@ -52,21 +54,32 @@ pub struct Limits {
 struct Others {
     body: AtomicU64,
     slow_body: AtomicU64,
-    rooms_of_socket: AtomicU64,
-    passwords: AtomicU64,
+    rooms_of_socket: Tally,
+    passwords: Tally,
 }
 
 /// One limit.
 pub struct Limiter<K> {
-    per_minute: u32,
+    rate: Rate,
     windows: Cache<K, Arc<Window>>,
-    refused: AtomicU64,
+    refused: Tally,
 }
 
 /// The limit of each socket's events, whose window lies with its session.
 pub struct EventLimiter {
-    per_minute: u32,
-    refused: AtomicU64,
+    rate: Rate,
+    refused: Tally,
+}
+
+/// How often something may be done.
+#[derive(Debug, Clone, Copy)]
+pub struct Rate {
+    /// The variable that sets it.
+    pub setting: &'static str,
+    /// What is limited, for the log.
+    pub what: &'static str,
+    /// How often in a minute; 0 is no limit.
+    pub per_minute: u32,
 }
 
 /// The window of one session.
@@ -93,14 +106,40 @@ pub struct LimitReached {
 impl Limits {
     /// The limits of a configuration.
     pub fn new(config: &Config) -> Self {
+        let rate = |setting, per_minute, what| Rate { setting, what, per_minute };
         Self {
-            login: Limiter::new(config.rate_limit_login),
-            login_name: Limiter::new(config.rate_limit_login_name),
-            send: Limiter::new(config.rate_limit_send),
-            room: Limiter::new(config.rate_limit_room),
-            connect: Limiter::new(config.rate_limit_connect),
-            events: EventLimiter::new(config.rate_limit_events),
+            login: Limiter::new(rate(
+                "RATE_LIMIT_LOGIN",
+                config.rate_limit_login,
+                "a login or registration was refused",
+            )),
+            login_name: Limiter::new(rate(
+                "RATE_LIMIT_LOGIN_NAME",
+                config.rate_limit_login_name,
+                "a login was refused after many failures",
+            )),
+            send: Limiter::new(rate(
+                "RATE_LIMIT_SEND",
+                config.rate_limit_send,
+                "a message was refused",
+            )),
+            room: Limiter::new(rate(
+                "RATE_LIMIT_ROOM",
+                config.rate_limit_room,
+                "a new room was refused",
+            )),
+            connect: Limiter::new(rate(
+                "RATE_LIMIT_CONNECT",
+                config.rate_limit_connect,
+                "a socket was refused; behind a proxy, TRUST_PROXY tells addresses apart",
+            )),
+            events: EventLimiter::new(rate(
+                "RATE_LIMIT_EVENTS",
+                config.rate_limit_events,
+                "an event of a socket was refused",
+            )),
             others: Others::default(),
+            max_rooms_per_session: config.max_rooms_per_session,
             trusted_proxies: usize::from(config.trust_proxy),
         }
     }
@@ -123,30 +162,37 @@ impl Limits {
 
     /// Counts a refusal if a limit is the cause that nobody else counts.
     pub fn note(&self, error: &ApiError) {
-        let count = match error {
-            ApiError::BodyTooLarge => &self.others.body,
-            ApiError::BodyTimeout => &self.others.slow_body,
-            ApiError::TooManyRooms => &self.others.rooms_of_socket,
-            ApiError::Busy => &self.others.passwords,
-            _ => return,
+        let others = &self.others;
+        let count = |refused: &AtomicU64| {
+            refused.fetch_add(1, Ordering::Relaxed);
         };
-        count.fetch_add(1, Ordering::Relaxed);
+        match error {
+            // One client's mistake, which the operator can do nothing about.
+            ApiError::BodyTooLarge => count(&others.body),
+            ApiError::BodyTimeout => count(&others.slow_body),
+            ApiError::TooManyRooms => {
+                let most = self.max_rooms_per_session;
+                let what = "a socket was refused a room";
+                others.rooms_of_socket.note(|| limit_reached("MAX_ROOMS_PER_SESSION", most, what));
+            }
+            ApiError::Busy => others.passwords.note(|| error.to_string()),
+            _ => {}
+        }
     }
 
     /// How often each limit was reached, by its name.
     pub fn refused(&self) -> [(&'static str, u64); 10] {
-        let count = |refused: &AtomicU64| refused.load(Ordering::Relaxed);
         [
-            ("login", count(&self.login.refused)),
-            ("login_name", count(&self.login_name.refused)),
-            ("send", count(&self.send.refused)),
-            ("room", count(&self.room.refused)),
-            ("connect", count(&self.connect.refused)),
-            ("events", count(&self.events.refused)),
-            ("body", count(&self.others.body)),
-            ("slow_body", count(&self.others.slow_body)),
-            ("rooms_of_socket", count(&self.others.rooms_of_socket)),
-            ("passwords", count(&self.others.passwords)),
+            ("login", self.login.refused.count()),
+            ("login_name", self.login_name.refused.count()),
+            ("send", self.send.refused.count()),
+            ("room", self.room.refused.count()),
+            ("connect", self.connect.refused.count()),
+            ("events", self.events.refused.count()),
+            ("body", self.others.body.load(Ordering::Relaxed)),
+            ("slow_body", self.others.slow_body.load(Ordering::Relaxed)),
+            ("rooms_of_socket", self.others.rooms_of_socket.count()),
+            ("passwords", self.others.passwords.count()),
         ]
     }
 }
@@ -165,10 +211,10 @@ impl Address {
 }
 
 impl<K: Hash + Eq + Send + Sync + 'static> Limiter<K> {
-    /// So many per minute; 0 is no limit.
-    pub fn new(per_minute: u32) -> Self {
+    /// So many per minute for each key.
+    pub fn new(rate: Rate) -> Self {
         let windows = Cache::builder().max_capacity(MAX_WINDOWS).time_to_live(WINDOW).build();
-        Self { per_minute, windows, refused: AtomicU64::new(0) }
+        Self { rate, windows, refused: Tally::default() }
     }
 
     /// Counts one more.
@@ -176,7 +222,7 @@ impl<K: Hash + Eq + Send + Sync + 'static> Limiter<K> {
     /// # Errors
     /// It is one too many.
     pub fn take(&self, key: K) -> Result<(), LimitReached> {
-        if self.per_minute == 0 {
+        if self.rate.per_minute == 0 {
             return Ok(());
         }
         let window = self.windows.get_with(key, Window::begin);
@@ -196,20 +242,21 @@ impl<K: Hash + Eq + Send + Sync + 'static> Limiter<K> {
     }
 
     fn judge(&self, window: &Window, before: u32) -> Result<(), LimitReached> {
-        if self.per_minute == 0 || before < self.per_minute {
+        let per_minute = self.rate.per_minute;
+        if per_minute == 0 || before < per_minute {
             return Ok(());
         }
         // Far from an overflow, however long someone goes on.
-        window.count.store(self.per_minute, Ordering::Relaxed);
-        self.refused.fetch_add(1, Ordering::Relaxed);
+        window.count.store(per_minute, Ordering::Relaxed);
+        self.refused.note(|| self.rate.reached());
         Err(LimitReached { retry_after: WINDOW.saturating_sub(window.began.elapsed()) })
     }
 }
 
 impl EventLimiter {
-    /// So many per minute; 0 is no limit.
-    pub fn new(per_minute: u32) -> Self {
-        Self { per_minute, refused: AtomicU64::new(0) }
+    /// So many per minute for each session.
+    pub fn new(rate: Rate) -> Self {
+        Self { rate, refused: Tally::default() }
     }
 
     /// Counts one more.
@@ -217,19 +264,26 @@ impl EventLimiter {
     /// # Errors
     /// It is one too many.
     pub fn take(&self, window: &mut SessionWindow) -> Result<(), LimitReached> {
-        if self.per_minute == 0 {
+        if self.rate.per_minute == 0 {
             return Ok(());
         }
         let elapsed = window.began.map(|began| began.elapsed()).filter(|since| *since < WINDOW);
         if elapsed.is_none() {
             *window = SessionWindow { began: Some(Instant::now()), count: 0 };
         }
-        if window.count < self.per_minute {
+        if window.count < self.rate.per_minute {
             window.count += 1;
             return Ok(());
         }
-        self.refused.fetch_add(1, Ordering::Relaxed);
+        self.refused.note(|| self.rate.reached());
         Err(LimitReached { retry_after: WINDOW.saturating_sub(elapsed.unwrap_or_default()) })
+    }
+}
+
+impl Rate {
+    /// A line for the log.
+    fn reached(&self) -> String {
+        limit_reached(self.setting, self.per_minute, self.what)
     }
 }
 
@@ -260,19 +314,23 @@ mod tests {
         Address::of(ip.parse().unwrap())
     }
 
+    fn rate(per_minute: u32) -> Rate {
+        Rate { setting: "TEST", what: "a test", per_minute }
+    }
+
     #[test]
     fn a_window_allows_so_many_for_each_key() {
-        let limiter = Limiter::new(2);
+        let limiter = Limiter::new(rate(2));
         assert_eq!([0; 4].map(|key| limiter.take(key).is_ok()), [true, true, false, false]);
         assert!(limiter.take(1).is_ok());
         let reached = limiter.take(0).unwrap_err();
         assert!((55..=60).contains(&reached.seconds()));
-        assert_eq!(limiter.refused.load(Ordering::Relaxed), 3);
+        assert_eq!(limiter.refused.count(), 3);
     }
 
     #[test]
     fn a_check_counts_nothing() {
-        let limiter = Limiter::new(1);
+        let limiter = Limiter::new(rate(1));
         assert!((0..5).all(|_| limiter.check(&0).is_ok()));
         assert!(limiter.take(0).is_ok());
         assert!(limiter.check(&0).is_err());
@@ -280,7 +338,7 @@ mod tests {
 
     #[test]
     fn each_session_has_a_window() {
-        let limiter = EventLimiter::new(2);
+        let limiter = EventLimiter::new(rate(2));
         let (mut one, mut other) = (SessionWindow::default(), SessionWindow::default());
         assert_eq!([0; 3].map(|_| limiter.take(&mut one).is_ok()), [true, true, false]);
         assert!(limiter.take(&mut other).is_ok());
@@ -290,9 +348,9 @@ mod tests {
 
     #[test]
     fn zero_is_no_limit() {
-        let limiter = Limiter::new(0);
+        let limiter = Limiter::new(rate(0));
         assert!((0..10_000).all(|_| limiter.take(0).is_ok() && limiter.check(&0).is_ok()));
-        let (limiter, mut window) = (EventLimiter::new(0), SessionWindow::default());
+        let (limiter, mut window) = (EventLimiter::new(rate(0)), SessionWindow::default());
         assert!((0..10_000).all(|_| limiter.take(&mut window).is_ok()));
     }
 

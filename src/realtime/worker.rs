@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::limits::{Address, Limits};
 use crate::metrics::Metrics;
 use crate::models::{Store, UserId};
+use crate::refusals::{Tally, limit_reached};
 use crate::server::Connections;
 use crate::server::capacity::Capacity;
 
@@ -86,8 +87,8 @@ pub struct Process {
 /// How many sockets were refused, by what there was too much of.
 #[derive(Debug, Default)]
 struct Refused {
-    sockets: AtomicU64,
-    of_address: AtomicU64,
+    sockets: Tally,
+    of_address: Tally,
 }
 
 /// The connection here that a session belongs to.
@@ -154,7 +155,9 @@ impl Process {
             let count = addresses.entry(address).or_default();
             if *count >= self.max_per_address {
                 drop(addresses);
-                self.refused.of_address.fetch_add(1, Ordering::Relaxed);
+                let (most, what) = (self.max_per_address, "a socket was refused");
+                let setting = "MAX_CONNECTIONS_PER_ADDRESS";
+                self.refused.of_address.note(|| limit_reached(setting, most, what));
                 return None;
             }
             *count += 1;
@@ -163,7 +166,7 @@ impl Process {
         if taken < self.max_sessions && self.connections.count() <= self.max_connections {
             return Some(place);
         }
-        self.refused.sockets.fetch_add(1, Ordering::Relaxed);
+        self.refuse_socket();
         None
     }
 
@@ -177,9 +180,14 @@ impl Process {
         let has_room =
             taken < self.max_sessions && self.connections.count() <= self.max_connections;
         if !has_room {
-            self.refused.sockets.fetch_add(1, Ordering::Relaxed);
+            self.refuse_socket();
         }
         has_room
+    }
+
+    fn refuse_socket(&self) {
+        let (most, what) = (self.max_sessions, "a socket was refused");
+        self.refused.sockets.note(|| limit_reached("MAX_CONNECTIONS", most, what));
     }
 
     /// All connections of the server.
@@ -200,8 +208,8 @@ impl Process {
     /// How often what there was too much of was refused, by its name.
     pub fn refused(&self) -> [(&'static str, u64); 4] {
         [
-            ("sockets", self.refused.sockets.load(Ordering::Relaxed)),
-            ("sockets_of_address", self.refused.of_address.load(Ordering::Relaxed)),
+            ("sockets", self.refused.sockets.count()),
+            ("sockets_of_address", self.refused.of_address.count()),
             ("connections", self.connections.refused()),
             ("slow_request", self.connections.slow()),
         ]

@@ -21,6 +21,8 @@ use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::refusals::{Tally, limit_reached};
+
 /// The open connections of a server, WebSockets among them; clones count the same.
 #[derive(Debug, Clone)]
 pub struct Connections(Arc<Counts>);
@@ -29,7 +31,7 @@ pub struct Connections(Arc<Counts>);
 struct Counts {
     most: usize,
     open: AtomicUsize,
-    refused: AtomicU64,
+    refused: Tally,
     slow: AtomicU64,
 }
 
@@ -72,7 +74,7 @@ impl Connections {
         Self(Arc::new(Counts {
             most,
             open: AtomicUsize::new(0),
-            refused: AtomicU64::new(0),
+            refused: Tally::default(),
             slow: AtomicU64::new(0),
         }))
     }
@@ -85,7 +87,8 @@ impl Connections {
         if before < self.0.most {
             return Some(counted);
         }
-        self.0.refused.fetch_add(1, Ordering::Relaxed);
+        let (most, what) = (self.0.most, "a connection was refused");
+        self.0.refused.note(|| limit_reached("The number of connections that fit", most, what));
         None
     }
 
@@ -96,7 +99,7 @@ impl Connections {
 
     /// How many were refused, as there were too many.
     pub fn refused(&self) -> u64 {
-        self.0.refused.load(Ordering::Relaxed)
+        self.0.refused.count()
     }
 
     /// How many were ended, as their client did not send or read in time.
