@@ -28,6 +28,7 @@ use crate::realtime::ring;
 use crate::realtime::socket_io::client::Bundles;
 use crate::realtime::socket_io::{self, SocketIo};
 use crate::realtime::worker::{INBOX, Process, Worker};
+use crate::refusals::Refusals;
 use crate::routes;
 use crate::server;
 use crate::server::capacity::{Capacity, raise_open_files};
@@ -144,6 +145,7 @@ impl Application {
         let tokens = Data::new(Tokens::new(&secret));
         let limits = Data::new(Limits::new(&config));
         let metrics = Data::new(Metrics::new());
+        let refusals = Data::new(Refusals::default());
         let passwords = Data::new(Passwords::new(config.password_hash));
         let draining = Arc::clone(&process);
         let connections = Registry::default();
@@ -163,6 +165,7 @@ impl Application {
                 tokens: tokens.clone(),
                 config: config.clone(),
                 limits: limits.clone(),
+                refusals: refusals.clone(),
                 metrics: metrics.clone(),
                 process: Arc::clone(&process),
             };
@@ -176,6 +179,7 @@ impl Application {
                 .app_data(tokens.clone())
                 .app_data(passwords.clone())
                 .app_data(limits.clone())
+                .app_data(refusals.clone())
                 .app_data(metrics.clone())
                 .app_data(Data::new(connections.clone()))
                 .app_data(Data::new(store))

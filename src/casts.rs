@@ -9,6 +9,9 @@ use crate::error::ApiError;
 use crate::js::Js;
 use crate::models::NotAnId;
 
+/// What is said of a value that is no id.
+pub const NO_ID: &str = "must be an id of 24 hexadecimal digits";
+
 /// A text that Mongoose's `required` accepts: there, castable and not empty.
 ///
 /// # Errors
@@ -37,6 +40,5 @@ pub fn required_id<Id: FromStr<Err = NotAnId>>(
     if value.is_nullish() {
         return Err(ApiError::InvalidField { field, problem: "is required" });
     }
-    let problem = "must be an id of 24 hexadecimal digits";
-    value.to_id().map_err(|_| ApiError::InvalidField { field, problem })
+    value.to_id().map_err(|_| ApiError::InvalidField { field, problem: NO_ID })
 }

@@ -9,6 +9,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header;
 use actix_web::{HttpResponse, ResponseError};
 
+use crate::casts::NO_ID;
 use crate::config::ErrorMode;
 use crate::models::StoreError;
 use crate::views;
@@ -39,6 +40,9 @@ pub enum ApiError {
     /// Login: the password is no string; bcryptjs names its JavaScript type to the client.
     #[error("the password is of the type {0}")]
     PasswordType(&'static str),
+    /// An event of a socket that has a name which nobody knows.
+    #[error("no such event")]
+    UnknownEvent,
     /// The room of a message does not exist.
     #[error("the room does not exist")]
     RoomNotFound,
@@ -136,6 +140,10 @@ impl ApiError {
                 row(400, "Invalid credentials", 401, "invalid_credentials", "Invalid credentials")
             }
             Self::PasswordType(_) => row(500, "", 400, "invalid_field", "Invalid field"),
+            Self::UnknownEvent => {
+                let text = "No such event";
+                row(400, text, 400, "unknown_event", text)
+            }
             Self::RoomNotFound => {
                 row(400, "Room not found", 404, "room_not_found", "Room not found")
             }
@@ -240,7 +248,7 @@ impl ApiError {
 
     /// What the client reads in the given mode: the sentence, and the code where there is one.
     ///
-    /// Sockets use it as it is; over HTTP it is the body.
+    /// Over HTTP it is the body; a socket that is refused is told the same.
     pub fn sentence(&self, mode: ErrorMode) -> (String, &'static str) {
         let (original, precise) = self.answers();
         let text = match (self, mode) {
@@ -259,10 +267,34 @@ impl ApiError {
         (text, precise.code)
     }
 
+    /// What a client on a socket reads: it names the field and what was expected there, in either
+    /// mode, since the original had no answers on sockets to be faithful to.
+    fn sentence_on_socket(&self, mode: ErrorMode) -> (String, &'static str) {
+        let (text, code) = self.sentence(mode);
+        let text = match self {
+            // The most frequent mistake of all.
+            Self::InvalidField { field: "room", problem: NO_ID } => {
+                format!("room: {NO_ID}; it is the room's _id, not its name")
+            }
+            Self::InvalidField { field, problem } => format!("{field}: {problem}"),
+            Self::UnknownEvent => {
+                "event: must be joinRoom, leaveRoom, sendMessage or authenticate".to_owned()
+            }
+            Self::TokenMissing => "token: is required".to_owned(),
+            Self::TokenInvalid(reason) => format!("token: is not valid: {reason}"),
+            Self::MalformedBody(problem) => format!("the frame is {problem}"),
+            Self::BodyTooLarge => {
+                "content: is too long, a message must fit into 100 KiB of JSON".to_owned()
+            }
+            _ => text,
+        };
+        (text, code)
+    }
+
     /// The data of an error on sockets, `{error,code}`, and for one that is pushed `event`: the
     /// JSON of what was asked for.
     pub fn to_json(&self, mode: ErrorMode, event: Option<&str>) -> String {
-        let (text, code) = self.sentence(mode);
+        let (text, code) = self.sentence_on_socket(mode);
         let mut json = br#"{"error":"#.to_vec();
         views::push_string(&mut json, &text);
         json.extend_from_slice(b",\"code\":\"");

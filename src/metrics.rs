@@ -17,9 +17,13 @@ use crate::limits::Limits;
 use crate::realtime::engine_io;
 use crate::realtime::feed::Feed;
 use crate::realtime::worker::Process;
+use crate::refusals::Refusals;
 
 /// Upper bounds of the durations of requests, in seconds.
 const DURATIONS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+
+/// The limits beyond which a socket is refused.
+const OF_SOCKETS: [&str; 3] = ["connect", "sockets", "sockets_of_address"];
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -35,6 +39,7 @@ pub struct Metrics {
     recoveries: IntCounterVec,
     disconnects: IntCounterVec,
     limits: IntCounterVec,
+    refusals: IntCounterVec,
     feed: FeedMetrics,
     sessions: IntGauge,
     connections: IntGauge,
@@ -99,6 +104,8 @@ pub struct Sources<'a> {
     pub connections: &'a engine_io::Registry,
     /// The limits.
     pub limits: &'a Limits,
+    /// The sockets that were refused for what they are.
+    pub refusals: &'a Refusals,
     /// The queue of passwords.
     pub passwords: &'a Passwords,
 }
@@ -154,6 +161,11 @@ impl Metrics {
                 "chat_limits_reached_total",
                 "Requests refused because of a limit, by limit.",
                 &["limit"],
+            ),
+            refusals: new.counters(
+                "chat_sockets_refused_total",
+                "Sockets refused, by reason, those beyond a limit among them.",
+                &["reason"],
             ),
             feed: FeedMetrics {
                 live: new.gauge("chat_feed_live", "1 while messages are delivered."),
@@ -256,9 +268,16 @@ impl Metrics {
         let unprocessed = self.unprocessed_of_sessions.load(Ordering::Relaxed);
         set(&self.unprocessed, &AtomicU64::new(unprocessed + sources.connections.unread()));
         self.open.set(clamp(sources.process.connections().count() as u64));
-        let refused = sources.limits.refused().into_iter().chain(sources.process.refused());
-        for (limit, count) in refused {
+        let limits = sources.limits.refused().into_iter().chain(sources.process.refused());
+        let mut refusals = sources.refusals.counts().to_vec();
+        for (limit, count) in limits {
             set(&self.limits.with_label_values(&[limit]), &AtomicU64::new(count));
+            if OF_SOCKETS.contains(&limit) {
+                refusals.push((limit, count));
+            }
+        }
+        for (reason, count) in refusals {
+            set(&self.refusals.with_label_values(&[reason]), &AtomicU64::new(count));
         }
     }
 }

@@ -8,8 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::realtime::credentials::TokenRefused;
+
 /// How often one kind is said at most.
 const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// The longest text of a client that a line of the log quotes, in characters.
+const QUOTED: usize = 100;
 
 /// Refusals of one kind.
 #[derive(Debug, Default)]
@@ -52,6 +57,74 @@ impl Tally {
         };
         *said = Some(Said { at: now, count });
         Some(count.saturating_sub(before).max(1))
+    }
+}
+
+/// Sockets that are refused for what they are; those that are too many are counted by the
+/// [limits](crate::limits).
+#[derive(Debug, Default)]
+pub struct Refusals {
+    protocol: Tally,
+    origin: Tally,
+    token_missing: Tally,
+    token_invalid: Tally,
+    token_expired: Tally,
+    token_passed_over: Tally,
+}
+
+impl Refusals {
+    /// A client speaks a revision of Engine.IO that is not served.
+    pub fn note_protocol(&self) {
+        self.protocol.note(|| {
+            "A client of another revision of Engine.IO than 4 was refused: socket.io-client 2 and \
+             older need an update to version 3 or 4"
+                .to_owned()
+        });
+    }
+
+    /// A page of an origin that is not in `CORS_ORIGINS`.
+    pub fn note_origin(&self, origin: &[u8]) {
+        self.origin.note(|| {
+            let origin = String::from_utf8_lossy(origin);
+            let origin: String = origin.chars().take(QUOTED).collect();
+            format!("A page of the origin {origin:?} was refused, which is not in CORS_ORIGINS")
+        });
+    }
+
+    /// A socket without a valid token.
+    pub fn note_token(&self, refused: &TokenRefused) {
+        match refused {
+            TokenRefused::Missing(_) => self.token_missing.note(|| {
+                "A socket without a token was refused. Its front end needs \
+                 `auth: (send) => send({ token })` in its io() call; LEGACY_TRUST=true lets it in \
+                 as the Node server did"
+                    .to_owned()
+            }),
+            TokenRefused::Invalid(..) => {
+                let is_over = refused.is_expired();
+                let tally = if is_over { &self.token_expired } else { &self.token_invalid };
+                tally.note(|| format!("A socket was refused because of its token: {refused}"));
+            }
+        }
+    }
+
+    /// A socket whose token counts as none, because of `LEGACY_TRUST`.
+    pub fn note_passed_over(&self, refused: &TokenRefused) {
+        if !refused.is_absent() {
+            self.token_passed_over
+                .note(|| format!("LEGACY_TRUST let a socket in as if it had no token: {refused}"));
+        }
+    }
+
+    /// How many sockets were refused, by the reason.
+    pub fn counts(&self) -> [(&'static str, u64); 5] {
+        [
+            ("protocol_version", self.protocol.count()),
+            ("origin", self.origin.count()),
+            ("token_missing", self.token_missing.count()),
+            ("token_invalid", self.token_invalid.count()),
+            ("token_expired", self.token_expired.count()),
+        ]
     }
 }
 

@@ -37,12 +37,18 @@ pub struct Claims {
 /// Why a token is refused. Clients read one text for all; the log tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Not a token, another algorithm, or signed with another secret.
-    #[error("malformed, or not signed by us with HS256")]
+    /// Not a token.
+    #[error("not a JSON Web Token")]
+    Malformed,
+    /// Another algorithm, or signed with another secret.
+    #[error("not signed with HS256 and the secret of this server")]
     Signature,
-    /// `exp` has passed, is missing or is no number.
-    #[error("expired, or without an expiry")]
+    /// `exp` has passed.
+    #[error("expired")]
     Expired,
+    /// `exp` is missing or is no number.
+    #[error("without an expiry")]
+    NoExpiry,
     /// `nbf` has not been reached, or is no number.
     #[error("not valid yet")]
     NotYet,
@@ -55,8 +61,10 @@ impl TokenError {
     /// The reason as a text that needs no allocation.
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Signature => "malformed, or not signed by us with HS256",
-            Self::Expired => "expired, or without an expiry",
+            Self::Malformed => "not a JSON Web Token",
+            Self::Signature => "not signed with HS256 and the secret of this server",
+            Self::Expired => "expired",
+            Self::NoExpiry => "without an expiry",
             Self::NotYet => "not valid yet",
             Self::User => "without the id of a user",
         }
@@ -104,14 +112,17 @@ impl Tokens {
     /// # Errors
     /// The token must be refused.
     pub fn verify(&self, token: &str) -> Result<Claims, TokenError> {
-        let payload = self.signed_payload(token).ok_or(TokenError::Signature)?;
+        let payload = self.signed_payload(token)?;
         // Whole seconds on our side, as npm's jsonwebtoken: a token is dead in its last second.
         let now = jsonwebtoken::get_current_timestamp() as f64;
         let time = |claim: &str| payload.get(claim).map(|at| at.as_f64().unwrap_or(f64::NAN));
         if time("nbf").is_some_and(|nbf| nbf.is_nan() || nbf > now) {
             return Err(TokenError::NotYet);
         }
-        let exp = time("exp").filter(|exp| *exp > now).ok_or(TokenError::Expired)?;
+        let exp = time("exp").filter(|exp| !exp.is_nan()).ok_or(TokenError::NoExpiry)?;
+        if exp <= now {
+            return Err(TokenError::Expired);
+        }
         let id = payload.get("id").and_then(Value::as_str);
         let user = id.and_then(|id| id.parse().ok()).ok_or(TokenError::User)?;
         Ok(Claims { user, expires: (exp as u64).min(LATEST) })
@@ -122,17 +133,21 @@ impl Tokens {
     /// Only the signature is the crate's business. Its rules for headers and claims are not those
     /// of npm's jsonwebtoken (fractions of seconds, `aud`, leeway, the types of fields that nobody
     /// reads), whose tokens must pass here.
-    fn signed_payload(&self, token: &str) -> Option<Value> {
-        let (message, signature) = token.rsplit_once('.')?;
-        let (header, payload) = message.split_once('.')?;
+    fn signed_payload(&self, token: &str) -> Result<Value, TokenError> {
+        let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
+        let (header, payload) = message.split_once('.').ok_or(TokenError::Malformed)?;
         let signed = jsonwebtoken::crypto::verify(
             signature,
             message.as_bytes(),
             &self.verifying,
             Algorithm::HS256,
         );
-        let ours = signed.is_ok_and(|signed| signed) && json(header)?.get("alg")? == "HS256";
-        if ours { json(payload) } else { None }
+        let algorithm = json(header).ok_or(TokenError::Malformed)?;
+        let ours = algorithm.get("alg").is_some_and(|alg| alg == "HS256");
+        if !ours || !signed.is_ok_and(|signed| signed) {
+            return Err(TokenError::Signature);
+        }
+        json(payload).ok_or(TokenError::Malformed)
     }
 }
 

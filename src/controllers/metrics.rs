@@ -50,6 +50,7 @@ pub async fn metrics(
         process: &worker.process,
         connections: &connections,
         limits: &limits,
+        refusals: &worker.refusals,
         passwords: &passwords,
     });
     Ok(HttpResponse::Ok().content_type(CONTENT_TYPE).body(text))

@@ -2,7 +2,7 @@
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
-use actix_web::http::header::{self, HeaderMap, HeaderValue};
+use actix_web::http::header::{self, HeaderMap};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
 use actix_web::{Error, FromRequest, HttpMessage, HttpRequest};
@@ -38,15 +38,7 @@ pub async fn require_auth(
 /// # Errors
 /// The header is missing, is not exactly `Bearer` and one word, or its token is refused.
 pub fn authenticate(tokens: &Tokens, headers: &HeaderMap) -> Result<Claims, ApiError> {
-    bearer(tokens, headers.get(header::AUTHORIZATION))
-}
-
-/// Reads the token of an `Authorization` header.
-///
-/// # Errors
-/// Those of [`authenticate`].
-pub fn bearer(tokens: &Tokens, value: Option<&HeaderValue>) -> Result<Claims, ApiError> {
-    let value = value.map(|value| value.as_bytes().trim_ascii());
+    let value = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes().trim_ascii());
     let value = value.filter(|value| !value.is_empty()).ok_or(ApiError::TokenMissing)?;
     let mut parts = value.split(|byte| *byte == b' ');
     let (Some(b"Bearer"), Some(token), None) = (parts.next(), parts.next(), parts.next()) else {

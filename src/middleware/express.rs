@@ -17,6 +17,7 @@ use super::{body, cors, entity_tag, path};
 use crate::config::Config;
 use crate::error::ApiError;
 use crate::limits::Limits;
+use crate::refusals::Refusals;
 
 /// The middleware, for `from_fn`.
 ///
@@ -24,6 +25,7 @@ use crate::limits::Limits;
 /// Only what actix itself fails with; refusals of ours are responses already.
 pub async fn express(
     config: Data<Config>,
+    refusals: Data<Refusals>,
     mut req: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
@@ -33,6 +35,10 @@ pub async fn express(
     }
     let origin = req.headers().get(header::ORIGIN).cloned();
     let mut res = if req.method() == Method::OPTIONS {
+        // Nobody but a browser asks, for a page of another origin, which it then keeps away.
+        if let Some(origin) = cors::foreign(req.headers(), &config.cors) {
+            refusals.note_origin(origin.as_bytes());
+        }
         let answer = cors::preflight(req.headers(), cors::REST_METHODS);
         req.into_response(answer)
     } else {

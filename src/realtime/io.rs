@@ -6,13 +6,13 @@
 
 use std::rc::Rc;
 
-use actix_web::web::{Data, Query};
+use actix_web::web::Data;
 use bytestring::ByteString;
 use futures::FutureExt;
-use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::engine_io::{CloseReason, Handshake, Refusal, Registry, Sender, random_id};
+use super::credentials::{Absence, Credentials, TokenRefused};
+use super::engine_io::{CloseReason, Handshake, Refusal, Registry, Sender, Unwelcome, random_id};
 use super::event::{Delivery, Wire};
 use super::inbox::Outlet;
 use super::recovery::{Journal, LAST_WORDS, Return};
@@ -26,7 +26,6 @@ use crate::error::ApiError;
 use crate::js::{Fields, Js};
 use crate::limits::Address;
 use crate::metrics::{Deliveries, OpenSocket, WireName};
-use crate::middleware::auth::bearer;
 use crate::middleware::deadline::DEADLINE;
 
 /// The chat on one worker.
@@ -76,6 +75,13 @@ impl Application for ChatIo {
         if has_room { Ok(()) } else { Err(Refusal::Unavailable) }
     }
 
+    fn note(&self, unwelcome: &Unwelcome<'_>) {
+        match unwelcome {
+            Unwelcome::Revision => self.worker.refusals.note_protocol(),
+            Unwelcome::Origin(origin) => self.worker.refusals.note_origin(origin.as_bytes()),
+        }
+    }
+
     fn has(&self, namespace: &str) -> bool {
         namespace == MAIN
     }
@@ -105,13 +111,15 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
     let auth = Auth::read(&visit.auth);
     let claims = match claims(worker, &auth, &visit.handshake) {
         Ok(claims) => Some(claims),
-        Err(ApiError::TokenMissing) if worker.config.legacy_trust => None,
-        Err(error) => {
-            if matches!(error, ApiError::TokenMissing) {
-                worker.process.warn_of_missing_token();
-            }
-            let (text, code) = error.sentence(worker.config.errors);
-            visit.refuse(&text, Some(&format!(r#"{{"code":"{code}"}}"#)));
+        Err(refused) if worker.config.legacy_trust => {
+            worker.refusals.note_passed_over(&refused);
+            None
+        }
+        Err(refused) => {
+            worker.refusals.note_token(&refused);
+            let (text, code) = refused.error().sentence(worker.config.errors);
+            let reason = serde_json::Value::from(refused.to_string());
+            visit.refuse(&text, Some(&format!(r#"{{"code":"{code}","reason":{reason}}}"#)));
             return None;
         }
     };
@@ -177,23 +185,13 @@ fn address(worker: &Worker, handshake: &Handshake) -> Address {
 }
 
 /// The token: of the CONNECT, else of the handshake's header, else of its query.
-fn claims(worker: &Worker, auth: &Auth, handshake: &Handshake) -> Result<Claims, ApiError> {
-    #[derive(Deserialize)]
-    struct Parameters {
-        token: Option<String>,
-    }
-
-    if let Some(token) = &auth.token {
-        let claims = worker.tokens.verify(token);
-        return claims.map_err(|error| ApiError::TokenInvalid(error.reason()));
-    }
-    if handshake.authorization.is_some() {
-        return bearer(&worker.tokens, handshake.authorization.as_ref());
-    }
-    let parameters = Query::<Parameters>::from_query(&handshake.query);
-    let token = parameters.ok().and_then(|parameters| parameters.into_inner().token);
-    let token = token.filter(|token| !token.is_empty()).ok_or(ApiError::TokenMissing)?;
-    worker.tokens.verify(&token).map_err(|error| ApiError::TokenInvalid(error.reason()))
+fn claims(worker: &Worker, auth: &Auth, handshake: &Handshake) -> Result<Claims, TokenRefused> {
+    let credentials = Credentials {
+        auth: auth.token.as_deref(),
+        authorization: handshake.authorization.as_ref(),
+        query: &handshake.query,
+    };
+    credentials.claims(&worker.tokens, Absence::OfSocketIo)
 }
 
 impl Auth {
@@ -380,9 +378,8 @@ fn request(worker: &Worker, socket: &Socket, session: &mut Session<Option<u64>>,
         }
         // Whoever waits for an answer should not wait for ever; to others the original was silent.
         None => {
-            if let (Some(id), false) = (event.ack, session.is_anonymous()) {
-                let error = ApiError::InvalidField { field: "event", problem: "is unknown" };
-                let json = error.to_json(worker.config.errors, None);
+            if let Some(id) = event.ack {
+                let json = ApiError::UnknownEvent.to_json(worker.config.errors, None);
                 socket.ack(id, vec![json.into()], Vec::new());
             }
         }
@@ -399,8 +396,9 @@ fn reply(
     if let Err(error) = &result {
         error.log(&verb.name());
     }
-    if session.is_anonymous() && verb != Verb::SendMessage {
-        // The original acknowledged nothing, and its front ends expect nothing.
+    if session.is_anonymous() && verb != Verb::SendMessage && to.is_none() {
+        // The original said nothing, and its front ends expect nothing. Who asks for an answer
+        // waits for it, with `retries` before anything else is sent.
         return;
     }
     let mode = worker.config.errors;

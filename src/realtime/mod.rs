@@ -1,5 +1,6 @@
 //! From the change stream to the sockets.
 
+pub mod credentials;
 pub mod engine_io;
 pub mod event;
 pub mod feed;

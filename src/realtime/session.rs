@@ -21,6 +21,7 @@ use futures::future::{FutureExt, LocalBoxFuture};
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::credentials::{TokenRefused, verify_event};
 use super::event::{Delivery, Wire};
 use super::feed::Phase;
 use super::gate::Gate;
@@ -186,10 +187,11 @@ impl Request {
 }
 
 impl<T> Session<T> {
-    /// A session of this user until the token expires; `None` is an anonymous one, which only
-    /// `LEGACY_TRUST` lets in.
+    /// A session of this user until the token expires, which it outlives with `LEGACY_TRUST`;
+    /// `None` is an anonymous one, which only that lets in.
     pub fn new(worker: Data<Worker>, place: Place, claims: Option<Claims>) -> Self {
         let member = worker.hub.enter();
+        let ending = worker.ending(claims);
         Self {
             worker,
             user: claims.map(|claims| claims.user),
@@ -201,7 +203,7 @@ impl<T> Session<T> {
             window: SessionWindow::default(),
             end_gate: Gate::new(),
             told_to_end: Some(Box::pin(place.end.clone().cancelled_owned())),
-            ending: claims.map(|claims| (Box::pin(sleep_until(expiry(claims))), End::Expired)),
+            ending,
             _place: place,
         }
     }
@@ -423,7 +425,7 @@ impl<T> Session<T> {
             Done::Sent(json) => String::from_utf8(json).expect("views write UTF-8"),
             Done::Extended(claims) => {
                 self.user = Some(claims.user);
-                self.ending = Some((Box::pin(sleep_until(expiry(claims))), End::Expired));
+                self.ending = self.worker.ending(Some(claims));
                 self.end_gate.open();
                 format!(r#"{{"expires":{}}}"#, claims.expires)
             }
@@ -567,14 +569,16 @@ impl<T> Session<T> {
 
     fn authenticate(&mut self, data: &str) -> Work {
         let token = Fields::from_json(data).unwrap_or_default().take("token");
-        let claims = match token {
-            Js::String(token) => self.worker.tokens.verify(&token),
-            _ => return refused(ApiError::TokenMissing),
-        };
-        let claims = match claims {
+        let Js::String(token) = token else { return refused(ApiError::TokenMissing) };
+        let claims = match verify_event(&self.worker.tokens, &token) {
             Ok(claims) if self.user.is_none_or(|user| user == claims.user) => claims,
             Ok(_) => return refused(ApiError::TokenInvalid("of another user")),
-            Err(error) => return refused(ApiError::TokenInvalid(error.reason())),
+            Err(error) => {
+                if let TokenRefused::Invalid(..) = error {
+                    self.worker.refusals.note_token(&error);
+                }
+                return refused(error.error());
+            }
         };
         let journal = self.journal.clone();
         let work = async move {
@@ -588,6 +592,13 @@ impl<T> Session<T> {
 }
 
 impl Worker {
+    /// When a session with this token is over. The original never looked at tokens of sockets, so
+    /// with `LEGACY_TRUST` none ends by time.
+    fn ending(&self, claims: Option<Claims>) -> Option<(Pin<Box<Sleep>>, End)> {
+        let claims = claims.filter(|_| !self.config.legacy_trust)?;
+        Some((Box::pin(sleep_until(expiry(claims))), End::Expired))
+    }
+
     /// Where a client begins in a room that has had everything up to `since`.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix_web::web::Data;
 use bson::oid::ObjectId;
@@ -19,16 +19,13 @@ use crate::config::Config;
 use crate::limits::{Address, Limits};
 use crate::metrics::Metrics;
 use crate::models::{Store, UserId};
-use crate::refusals::{Tally, limit_reached};
+use crate::refusals::{Refusals, Tally, limit_reached};
 use crate::server::Connections;
 use crate::server::capacity::Capacity;
 
 /// What may wait for one session: enough for a burst, little enough that thousands of clients
 /// that do not read are no danger.
 pub const INBOX: Bounds = Bounds { events: 1_024, bytes: 1 << 20 };
-
-/// How often sessions without a token are logged at most.
-const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// How long after one another sessions are ended by a drain, as long as there is time: so many
 /// clients do not come back elsewhere in one instant.
@@ -55,6 +52,8 @@ pub struct Worker {
     pub config: Data<Config>,
     /// The limits.
     pub limits: Data<Limits>,
+    /// Who is refused for what it is.
+    pub refusals: Data<Refusals>,
     /// What is counted.
     pub metrics: Data<Metrics>,
     /// What all workers share.
@@ -81,7 +80,6 @@ pub struct Process {
     drain_spread: AtomicU64,
     /// The sessions that a client may come back for, by their private ids.
     returnable: Mutex<HashMap<String, Returnable>>,
-    warned: Mutex<Option<Instant>>,
 }
 
 /// How many sockets were refused, by what there was too much of.
@@ -132,7 +130,6 @@ impl Process {
             drain: CancellationToken::new(),
             drain_spread: AtomicU64::new(0),
             returnable: Mutex::default(),
-            warned: Mutex::default(),
         }
     }
 
@@ -291,19 +288,6 @@ impl Process {
                     Err(error) => log::debug!("The records of sockets were not read: {error}"),
                 }
             }
-        }
-    }
-
-    /// Says, once a minute at most, what a front end without a token needs.
-    pub fn warn_of_missing_token(&self) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
-            *warned = Some(Instant::now());
-            log::warn!(
-                "A socket without a token was refused. Its front end needs \
-                 `auth: (send) => send({{ token }})` in its io() call; LEGACY_TRUST=true lets it in \
-                 as the Node server did"
-            );
         }
     }
 

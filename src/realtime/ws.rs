@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderMap};
-use actix_web::web::{Data, Payload, Query};
+use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use bytestring::ByteString;
 use futures::FutureExt;
@@ -20,6 +20,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::credentials::{Absence, Credentials, TokenRefused, verify_event};
 use super::event::{Delivery, Wire};
 use super::inbox::Outlet;
 use super::panics::survive;
@@ -31,7 +32,7 @@ use super::worker::{Place, Worker};
 use crate::auth::Claims;
 use crate::error::ApiError;
 use crate::metrics::{Deliveries, OpenSocket, WireName};
-use crate::middleware::auth::authenticate;
+use crate::middleware::cors;
 
 /// The longest frame, in bytes.
 const MAX_FRAME: usize = 128 * 1024;
@@ -53,10 +54,8 @@ const TOKEN_REFUSED: CloseCode = CloseCode::Other(4401);
 
 /// Serves one WebSocket.
 pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -> HttpResponse {
-    let origin = req.headers().get(header::ORIGIN);
-    let allowed = origin
-        .is_none_or(|origin| origin.to_str().is_ok_and(|origin| worker.config.cors.allows(origin)));
-    if !allowed {
+    if let Some(origin) = cors::foreign(req.headers(), &worker.config.cors) {
+        worker.refusals.note_origin(origin.as_bytes());
         return HttpResponse::Forbidden().finish();
     }
     let limits = &worker.limits;
@@ -88,49 +87,39 @@ pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -
 }
 
 /// The token of the upgrade: of the header, else of the query.
-fn token(worker: &Worker, headers: &HeaderMap, query: &str) -> Result<Claims, ApiError> {
-    #[derive(Deserialize)]
-    struct Parameters {
-        token: Option<String>,
-    }
-
-    if headers.contains_key(header::AUTHORIZATION) {
-        return authenticate(&worker.tokens, headers);
-    }
-    let parameters = Query::<Parameters>::from_query(query);
-    let token = parameters.ok().and_then(|parameters| parameters.into_inner().token);
-    let token = token.filter(|token| !token.is_empty()).ok_or(ApiError::TokenMissing)?;
-    worker.tokens.verify(&token).map_err(|error| ApiError::TokenInvalid(error.reason()))
+fn token(worker: &Worker, headers: &HeaderMap, query: &str) -> Result<Claims, TokenRefused> {
+    let authorization = headers.get(header::AUTHORIZATION);
+    Credentials { auth: None, authorization, query }.claims(&worker.tokens, Absence::OfPlain)
 }
 
 async fn serve(
     worker: Data<Worker>,
     place: Place,
     mut socket: Socket,
-    token: Result<Claims, ApiError>,
+    token: Result<Claims, TokenRefused>,
 ) {
     let claims = match token {
         Ok(claims) => Some(claims),
-        Err(ApiError::TokenMissing) if worker.config.legacy_trust => None,
-        Err(ApiError::TokenMissing) => {
+        Err(refused) if worker.config.legacy_trust => {
+            worker.refusals.note_passed_over(&refused);
+            None
+        }
+        Err(absent @ TokenRefused::Missing(_)) => {
             let first = tokio::select! {
                 first = timeout(AUTHENTICATE, first_frame(&worker, &mut socket)) => Some(first),
                 () = place.end.cancelled() => None,
             };
-            match first.map(|first| first.unwrap_or(Err(ApiError::TokenMissing))) {
+            match first.map(|first| first.unwrap_or(Err(absent))) {
                 Some(Ok(claims)) => Some(claims),
                 None => {
                     drop(place);
                     return socket.close(CloseCode::Away, &End::Draining.to_string()).await;
                 }
-                Some(Err(error)) => {
-                    worker.process.warn_of_missing_token();
-                    return refuse(&worker, socket, &error).await;
-                }
+                Some(Err(refused)) => return refuse(&worker, socket, &refused).await,
             }
         }
         // Browsers cannot see an HTTP status, so the upgrade is accepted and then closed.
-        Err(error) => return refuse(&worker, socket, &error).await,
+        Err(refused) => return refuse(&worker, socket, &refused).await,
     };
     let mut session = Session::new(worker.clone(), place, claims);
     let mut open = worker.metrics.open(WireName::Plain);
@@ -176,28 +165,26 @@ async fn finish(
 }
 
 /// The token that a client sends before anything else; its answer is written here.
-async fn first_frame(worker: &Worker, socket: &mut Socket) -> Result<Claims, ApiError> {
+async fn first_frame(worker: &Worker, socket: &mut Socket) -> Result<Claims, TokenRefused> {
     #[derive(Deserialize)]
     struct Token {
         token: String,
     }
 
+    let other = TokenRefused::Missing(Absence::FirstFrame);
     loop {
         let text = match socket.recv().await {
             Ok(Message::Text(text)) => text,
             Ok(Message::Alive) => continue,
-            Ok(Message::Binary(_)) | Err(_) => return Err(ApiError::TokenMissing),
+            Ok(Message::Binary(_)) | Err(_) => return Err(other),
         };
-        let Ok(frame) = serde_json::from_str::<ClientFrame<'_>>(&text) else {
-            return Err(ApiError::TokenMissing);
-        };
+        let Ok(frame) = serde_json::from_str::<ClientFrame<'_>>(&text) else { return Err(other) };
         if frame.event != Verb::Authenticate.name() {
-            return Err(ApiError::TokenMissing);
+            return Err(other);
         }
         let token = frame.data.map(|data| serde_json::from_str::<Token>(data.get()));
-        let Some(Ok(Token { token })) = token else { return Err(ApiError::TokenMissing) };
-        let claims = worker.tokens.verify(&token);
-        let claims = claims.map_err(|error| ApiError::TokenInvalid(error.reason()))?;
+        let Some(Ok(Token { token })) = token else { return Err(other) };
+        let claims = verify_event(&worker.tokens, &token)?;
         if let Some(id) = frame.id {
             let answer = format!(r#"{{"ack":{id},"data":{{"expires":{}}}}}"#, claims.expires);
             let _ = socket.send(Frame::Text(answer.into())).await;
@@ -206,9 +193,10 @@ async fn first_frame(worker: &Worker, socket: &mut Socket) -> Result<Claims, Api
     }
 }
 
-async fn refuse(worker: &Worker, socket: Socket, error: &ApiError) {
-    let (text, _) = error.sentence(worker.config.errors);
-    socket.close(TOKEN_REFUSED, &text).await;
+async fn refuse(worker: &Worker, socket: Socket, refused: &TokenRefused) {
+    worker.refusals.note_token(refused);
+    let (text, _) = refused.error().sentence(worker.config.errors);
+    socket.close(TOKEN_REFUSED, &format!("{text} ({refused})")).await;
 }
 
 /// How a connection ends.
@@ -288,8 +276,11 @@ async fn try_converse(
                 heard = Instant::now();
                 match message {
                     Message::Text(text) => {
-                        if let Err(error) = request(session, &text) {
-                            let frame = error_frame(worker, &error, "null");
+                        if let Err((error, id)) = request(session, &text) {
+                            let frame = match id {
+                                Some(id) => ack_frame(&id, &error.to_json(worker.config.errors, None)),
+                                None => error_frame(worker, &error, "null"),
+                            };
                             socket.feed(Frame::Text(frame)).await?;
                         }
                     }
@@ -346,17 +337,23 @@ struct ClientFrame<'a> {
 /// The longest `id`, which is sent back as it came.
 const MAX_ID: usize = 256;
 
+/// Hands a request in.
+///
+/// # Errors
+/// It is none; with the `id` that waits for the answer, if there is one.
 fn request(
     session: &mut Session<Option<Box<RawValue>>>,
     text: &ByteString,
-) -> Result<(), ApiError> {
+) -> Result<(), (ApiError, Option<Box<RawValue>>)> {
     let frame: ClientFrame<'_> = serde_json::from_str(text)
-        .map_err(|_| ApiError::MalformedBody("not {\"event\":…,\"data\":…,\"id\":…}"))?;
+        .map_err(|_| (ApiError::MalformedBody("not {\"event\":…,\"data\":…,\"id\":…}"), None))?;
     if frame.id.as_ref().is_some_and(|id| id.get().len() > MAX_ID) {
-        return Err(ApiError::InvalidField { field: "id", problem: "is too long" });
+        let problem = "must have at most 256 bytes";
+        return Err((ApiError::InvalidField { field: "id", problem }, None));
     }
-    let verb = Verb::of(&frame.event)
-        .ok_or(ApiError::InvalidField { field: "event", problem: "is unknown" })?;
+    let Some(verb) = Verb::of(&frame.event) else {
+        return Err((ApiError::UnknownEvent, frame.id));
+    };
     let data = frame.data.map(|data| text.slice_ref(data.get())).unwrap_or_default();
     session.request(Request::new(verb, data), frame.id);
     Ok(())
@@ -376,7 +373,12 @@ fn answer_frame(worker: &Worker, answer: Answer<Option<Box<RawValue>>>) -> Optio
             error.to_json(worker.config.errors, None)
         }
     };
-    to.map(|id| format!(r#"{{"ack":{id},"data":{json}}}"#).into())
+    to.map(|id| ack_frame(&id, &json))
+}
+
+/// The answer to a request that has an `id`.
+fn ack_frame(id: &RawValue, json: &str) -> ByteString {
+    format!(r#"{{"ack":{id},"data":{json}}}"#).into()
 }
 
 /// The push for a request that asked for no answer, or that could not be read.

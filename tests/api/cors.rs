@@ -1,8 +1,9 @@
 //! Which pages may talk to the server: `CORS_ORIGINS` and `CORS_CREDENTIALS`, on every path.
 
 use crate::helpers::engine_io::{Poller, request};
+use crate::helpers::program::Program;
 use crate::helpers::wire::Response;
-use crate::helpers::{TestServer, open_websocket};
+use crate::helpers::{TestServer, eventually, labelled, mongod, open_websocket};
 
 const LIST: &str = "HTTPS://Chat.Example:443, https://*.example.com,http://localhost:3000";
 
@@ -75,4 +76,56 @@ async fn a_star_never_has_credentials() {
     assert!(answer.header("access-control-allow-credentials").is_empty());
     assert!(answer.header("vary").is_empty());
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_sees_once_who_is_refused_and_in_metrics_how_often() {
+    let uri = mongod::fresh_database().await;
+    let vars = [
+        ("CORS_ORIGINS", LIST),
+        ("RATE_LIMIT_CONNECT", "12"),
+        ("MAX_CONNECTIONS_PER_ADDRESS", "1"),
+    ];
+    let server = Program::start_on(&uri, &vars);
+    let addr = server.addr;
+    let foreign = [("Origin", "https://evil.example")];
+    let token = crate::helpers::token_for("0123456789abcdef01234567", 600);
+    for _ in 0..3 {
+        assert_eq!(open_websocket(addr, "/ws", &foreign).await.map(|_| ()), Err(403));
+        request(addr, "OPTIONS", "/api/chat/rooms", &foreign, &[]).await;
+        let old = "/socket.io/?EIO=3&transport=polling";
+        request(addr, "GET", old, &[], &[]).await.assert_refused(5, "Unsupported protocol version");
+        open_websocket(addr, "/ws?token=null", &[]).await.unwrap();
+    }
+    let path = format!("/ws?token={token}");
+    let kept = open_websocket(addr, &path, &[]).await;
+    // The place of one that was refused is given back a moment later.
+    let kept = match kept {
+        Ok(kept) => kept,
+        Err(_) => open_websocket(addr, &path, &[]).await.unwrap(),
+    };
+    while open_websocket(addr, &path, &[]).await.map(|_| ()) != Err(429) {}
+    drop(kept);
+
+    let count =
+        |reason: &'static str| labelled(addr, "chat_sockets_refused_total", "reason", reason);
+    for (reason, least) in [
+        ("origin", 6),
+        ("protocol_version", 3),
+        ("token_invalid", 3),
+        ("connect", 1),
+        ("sockets_of_address", 1),
+    ] {
+        eventually(reason, async || count(reason).await >= least).await;
+    }
+    for said in [
+        "origin \"https://evil.example\" was refused",
+        "another revision of Engine.IO",
+        "because of its token: not a JSON Web Token, in ?token=",
+        "RATE_LIMIT_CONNECT=12 was reached",
+        "MAX_CONNECTIONS_PER_ADDRESS=1 was reached",
+    ] {
+        let lines = server.log().iter().filter(|line| line.contains(said)).count();
+        assert_eq!(lines, 1, "{said}: {:?}", server.log());
+    }
 }

@@ -87,7 +87,8 @@ async fn no_secret_and_no_line_of_a_client_is_in_the_log() {
         let forged = Memory { offset: Some(FORGED.to_owned()), ..memory.clone() };
         let pid = memory.pid.clone().unwrap();
         Caller::come_back(server.addr, &ada.token, forged).await.cut();
-        Socket::connect_at(server.addr, "a-token-that-is-none").await.closed().await;
+        let mut stranger = Socket::connect_at(server.addr, "a-token-that-is-none").await;
+        stranger.ask("leaveRoom", json!(room)).await;
         // The last thing that was asked is there, so all before it is.
         http.get(url("/the-end")).send().await.unwrap();
         eventually("the log is written", async || {

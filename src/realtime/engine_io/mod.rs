@@ -93,6 +93,9 @@ pub trait Application: 'static {
     /// The client is told so.
     fn admit(&self, handshake: &Handshake) -> Result<(), Refusal>;
 
+    /// Is told of a client that the server refuses by itself.
+    fn note(&self, _: &Unwelcome<'_>) {}
+
     /// Serves a connection until the application is done with it; dropping the [`Connection`]
     /// ends it. After the end of a session it is dropped itself when it is not done within
     /// [`Config::farewell`]. Runs on the worker of the handshake.
@@ -111,6 +114,16 @@ pub enum Refusal {
         /// After so many seconds it may try again.
         seconds: u64,
     },
+}
+
+/// A client that the server refuses by itself.
+#[derive(Debug, Clone, Copy)]
+pub enum Unwelcome<'a> {
+    /// It speaks another revision of the protocol.
+    Revision,
+    /// A page of this origin, which its browser keeps from reading the answer, or which is refused
+    /// where the browser does not.
+    Origin(&'a HeaderValue),
 }
 
 /// What the request of the handshake said, as far as applications ask for it.
@@ -231,6 +244,7 @@ impl<A: Application> Server<A> {
     pub async fn handle(&self, req: HttpRequest, payload: Payload) -> HttpResponse {
         let origin = req.headers().get(header::ORIGIN);
         let mut response = if req.method() == Method::OPTIONS {
+            self.note_foreign(&req);
             cors::preflight(req.headers(), METHODS)
         } else {
             self.route(&req, payload).await.unwrap_or_else(Refused::respond)
@@ -275,6 +289,7 @@ impl<A: Application> Server<A> {
             return Err(Refused::BadRequest);
         }
         self.check_origin(req)?;
+        self.note_foreign(req);
         let handshake = Handshake::of(req);
         match self.application.admit(&handshake) {
             Ok(()) => {}
@@ -283,6 +298,7 @@ impl<A: Application> Server<A> {
             Err(Refusal::TooMany { seconds }) => return Err(Refused::TooMany(seconds)),
         }
         if parameters.revision.as_deref() != Some("4") {
+            self.application.note(&Unwelcome::Revision);
             return Err(Refused::UnsupportedRevision);
         }
         match transport {
@@ -370,11 +386,20 @@ impl<A: Application> Server<A> {
 
     /// A WebSocket is not bound by CORS, so its origin is checked here.
     fn check_origin(&self, req: &HttpRequest) -> Result<(), Refused> {
-        let origin = req.headers().get(header::ORIGIN);
-        let allowed = origin.is_none_or(|origin| {
-            origin.to_str().is_ok_and(|origin| self.config.origins.allows(origin))
-        });
-        if allowed || !is_upgrade(req.headers()) { Ok(()) } else { Err(Refused::Forbidden) }
+        match cors::foreign(req.headers(), &self.config.origins) {
+            Some(origin) if is_upgrade(req.headers()) => {
+                self.application.note(&Unwelcome::Origin(origin));
+                Err(Refused::Forbidden)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A browser keeps the answer from a foreign page, so its handshake ends here.
+    fn note_foreign(&self, req: &HttpRequest) {
+        if let Some(origin) = cors::foreign(req.headers(), &self.config.origins) {
+            self.application.note(&Unwelcome::Origin(origin));
+        }
     }
 }
 

@@ -23,7 +23,8 @@ use futures::future::LocalBoxFuture;
 use tokio::time::{Instant, sleep_until};
 
 use super::engine_io::{
-    self, CloseReason, Connection, Handshake, Message, Refusal, packet::Packet as Carrier,
+    self, CloseReason, Connection, Handshake, Message, Refusal, Unwelcome,
+    packet::Packet as Carrier,
 };
 use packet::{Arguments, AttachmentLimits, Body, Decoder, NotAPacket, Packet};
 
@@ -58,6 +59,9 @@ pub trait Application: 'static {
     /// # Errors
     /// The client is told so.
     fn admit(&self, handshake: &Handshake) -> Result<(), Refusal>;
+
+    /// Is told of a client that the server refuses by itself.
+    fn note(&self, _: &Unwelcome<'_>) {}
 
     /// Whether there is a namespace of this name.
     fn has(&self, namespace: &str) -> bool;
@@ -228,6 +232,10 @@ impl<A: Application> SocketIo<A> {
 impl<A: Application> engine_io::Application for SocketIo<A> {
     fn admit(&self, handshake: &Handshake) -> Result<(), Refusal> {
         self.application.admit(handshake)
+    }
+
+    fn note(&self, unwelcome: &Unwelcome<'_>) {
+        self.application.note(unwelcome);
     }
 
     fn serve(&self, connection: Connection) -> impl Future<Output = ()> + 'static {

@@ -82,6 +82,11 @@ impl Socket {
         Self::new(stream)
     }
 
+    /// One that was opened in another way.
+    pub fn of(stream: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
+        Self::new(stream)
+    }
+
     fn new(stream: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
         Self { stream, pushed: VecDeque::new(), last_id: 0, pace: Duration::ZERO }
     }

@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use crate::helpers::socket::Socket;
-use crate::helpers::{TestServer, token_for};
+use crate::helpers::{TestServer, open_websocket, token_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_reaches_members_however_it_was_sent() {
@@ -79,6 +79,7 @@ async fn what_cannot_be_done_is_answered_and_life_goes_on() {
         ),
         ("sendMessage", json!({ "room": room, "content": "x", "clientId": "" }), "invalid_field"),
         ("sendMessage", json!({ "room": room, "content": "x".repeat(102_400) }), "body_too_large"),
+        ("shout", json!("x"), "unknown_event"),
         ("authenticate", json!({}), "token_missing"),
         ("authenticate", json!({ "token": "x" }), "token_invalid"),
     ] {
@@ -118,17 +119,28 @@ async fn a_token_comes_by_header_query_or_first_frame() {
     assert!(ack["expires"].as_u64().unwrap() > 1_700_000_000);
     socket.join(&room).await;
 
-    for path in ["/ws?token=wrong", "/ws?token=a.b.c"] {
+    for path in ["/ws?token=wrong", "/ws?token=a.b.c", "/ws?token=null"] {
         let closed = Socket::connect_to(&server, path).await.closed().await;
-        assert_eq!(closed, Some((4401, "Invalid token".to_owned())));
+        let reason = "Invalid token (not a JSON Web Token, in ?token=)".to_owned();
+        assert_eq!(closed, Some((4401, reason)));
     }
+    // A proxy's own header is nobody's token, here and below.
+    let basic = [("Authorization", "Basic YWRhOng=")];
+    let path = format!("/ws?token=Bearer%20{}", ada.token);
+    open_websocket(&server, &path, &basic).await.expect("let in by the query");
+    let (stream, _) = open_websocket(&server, "/ws", &basic).await.unwrap();
+    let mut proxied = Socket::of(stream);
+    let bearer = json!({ "token": format!("Bearer {}", ada.token) });
+    assert!(proxied.ask("authenticate", bearer).await["expires"].is_u64());
+    proxied.join(&room).await;
     let mut wrong = Socket::connect_to(&server, "/ws").await;
     wrong.send("authenticate", json!({ "token": "wrong" })).await;
     assert_eq!(wrong.closed().await.unwrap().0, 4401);
     let mut impatient = Socket::connect_to(&server, "/ws").await;
     impatient.send("joinRoom", json!(room)).await;
-    let missing = "Access denied. No token provided.".to_owned();
-    assert_eq!(impatient.closed().await, Some((4401, missing)));
+    let missing = "Access denied. No token provided. (the first frame must be `authenticate` with \
+                   a token)";
+    assert_eq!(impatient.closed().await, Some((4401, missing.to_owned())));
     server.stop().await;
 }
 
@@ -137,7 +149,9 @@ async fn who_never_authenticates_is_closed() {
     let server = TestServer::start().await;
     let begun = std::time::Instant::now();
     let closed = Socket::connect_to(&server, "/ws").await.closed().await;
-    assert_eq!(closed.unwrap().0, 4401);
+    let reason = "Access denied. No token provided. (looked in the Authorization header, ?token= \
+                  and a first frame)";
+    assert_eq!(closed, Some((4401, reason.to_owned())));
     assert!((9..13).contains(&begun.elapsed().as_secs()));
     server.stop().await;
 }

@@ -3,7 +3,8 @@
 mod bundles;
 mod conformance;
 mod echo;
+mod handshake;
 mod load;
-mod recovery;
 mod polls;
+mod recovery;
 mod subprotocols;
