@@ -15,7 +15,7 @@
 //!          │     feed ─▶ stream    the change stream, the only writer of the ring
 //!          │     socket_io ─▶ engine_io ─▶ socket    protocols, ignorant of chat
 //!          ├─▶ chat                sending a message, for REST and sockets alike
-//!          ├─▶ models              documents, queries, indexes
+//!          ├─▶ models ─▶ mongoose  documents, queries, indexes; odd documents as Mongoose reads them
 //!          ├─▶ auth, limits, refusals, metrics
 //!          ├─▶ error, views, js, casts               what clients read, and what they wrote
 //!          ├─▶ openapi             the document of the routes
@@ -56,6 +56,7 @@ pub mod metrics;
 pub mod middleware;
 pub mod models;
 pub mod mongod;
+pub mod mongoose;
 pub mod openapi;
 pub mod realtime;
 pub mod refusals;
