@@ -6,6 +6,7 @@
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use bson::RawDocument;
+use bson::oid::ObjectId;
 use bytes::Bytes;
 use futures::{TryStreamExt, stream};
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
@@ -13,8 +14,8 @@ use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 use super::json;
 use crate::error::ApiError;
 use crate::middleware::deadline::DEADLINE;
-use crate::models::message::Malformed;
-use crate::models::{Message, Room, StoreError, Users};
+use crate::models::{Message, Room, StoreError, UserId, Users};
+use crate::mongoose::Hydrated;
 use crate::views;
 
 /// The longest list that is not streamed, in bytes of JSON.
@@ -84,15 +85,19 @@ impl RoomList {
 impl Source for RoomList {
     async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, StoreError> {
         let Some(batch) = self.0.try_next().await? else { return Ok(false) };
+        let mut broken = Broken::default();
         for document in documents(&batch)? {
-            match Room::from_document(document) {
-                Ok(room) => {
-                    views::room(out, &room);
-                    out.push(b',');
+            match Room::ordinary(document) {
+                Some(room) => views::room(out, &room),
+                None => {
+                    let room = Hydrated::room(document);
+                    broken.count(&room);
+                    views::document(out, &room, |_| None);
                 }
-                Err(error) => skip("rooms", document, error),
             }
+            out.push(b',');
         }
+        broken.warn("rooms");
         Ok(true)
     }
 }
@@ -126,22 +131,43 @@ pub(super) async fn write_history<'a>(
     documents: impl Iterator<Item = &'a RawDocument>,
     users: &Users,
 ) -> Result<(), StoreError> {
-    let messages: Vec<Message<'_>> = documents
-        .filter_map(|document| match Message::from_document(document) {
-            Ok(message) => Some(message),
-            Err(error) => {
-                skip("messages", document, error);
-                None
-            }
-        })
-        .collect();
-    let names = users.names_of(messages.iter().map(|message| message.sender)).await?;
+    let mut broken = Broken::default();
+    let messages = Vec::from_iter(documents.map(|document| match Message::ordinary(document) {
+        Some(message) => Item::Ordinary(message),
+        None => {
+            let message = Hydrated::message(document);
+            broken.count(&message);
+            Item::Odd(message)
+        }
+    }));
+    broken.warn("messages");
+    let names = users.names_of(messages.iter().filter_map(Item::sender)).await?;
+    let name = |sender: UserId| names.get(&sender).and_then(Option::as_ref);
     for message in &messages {
-        let name = names.get(&message.sender).and_then(|name| name.as_deref());
-        views::message_in_history(out, message, name);
+        match message {
+            Item::Ordinary(message) => {
+                views::message_in_history(out, message, name(message.sender));
+            }
+            Item::Odd(message) => views::document(out, message, name),
+        }
         out.push(b',');
     }
     Ok(())
+}
+
+/// A message of a history.
+enum Item<'a> {
+    Ordinary(Message<'a>),
+    Odd(Hydrated),
+}
+
+impl Item<'_> {
+    fn sender(&self) -> Option<UserId> {
+        match self {
+            Self::Ordinary(message) => Some(message.sender),
+            Self::Odd(message) => message.id("sender").map(UserId),
+        }
+    }
 }
 
 /// The documents of a batch, where they lie: no copy of each.
@@ -150,7 +176,32 @@ fn documents(batch: &RawBatch) -> Result<impl Iterator<Item = &RawDocument>, Sto
     Ok(documents.filter_map(|document| document.ok()?.as_document()))
 }
 
-/// A document that nothing can be made of does not hide the others.
-fn skip(collection: &str, document: &RawDocument, error: Malformed) {
-    log::debug!("Skipped {:?} of {collection}: {error}", document.get("_id"));
+/// Documents of a batch that are no BSON from somewhere on: they are shown up to there.
+#[derive(Default)]
+struct Broken {
+    count: usize,
+    first: Option<ObjectId>,
+}
+
+impl Broken {
+    fn count(&mut self, document: &Hydrated) {
+        if document.is_whole() {
+            return;
+        }
+        if self.count == 0 {
+            self.first = document.id("_id");
+        }
+        self.count += 1;
+    }
+
+    fn warn(&self, collection: &str) {
+        let Self { count, first } = self;
+        if *count > 0 {
+            log::warn!(
+                "{count} documents of {collection} hold bytes that are no BSON, so fields of them \
+                 are not shown. The first has {}",
+                first.map_or_else(|| "no id".to_owned(), |id| format!("the id {id}")),
+            );
+        }
+    }
 }

@@ -9,6 +9,7 @@ use mongodb::error::ErrorKind;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::batcher::Batcher;
+use super::ordinary::Fields;
 use super::{
     DUPLICATE_KEY, Idempotency, IdempotencyKey, MessageId, PASSING, RoomId, StoreError, UserId,
 };
@@ -54,6 +55,19 @@ impl<'a> Message<'a> {
             updated_at: Some(now),
             version: Some(0),
         }
+    }
+
+    /// Reads an ordinary document, as this program and the original store it: these fields of these
+    /// types in this order, without the last three at most. `None` for every other, which
+    /// [`Hydrated`](crate::mongoose::Hydrated) reads.
+    pub fn ordinary(document: &'a RawDocument) -> Option<Self> {
+        let mut fields = Fields::of(document);
+        let id = MessageId(fields.id("_id")?);
+        let room = RoomId(fields.id("room")?);
+        let sender = UserId(fields.id("sender")?);
+        let content = fields.text("content")?.into();
+        let (created_at, updated_at, version) = fields.stamps()?;
+        Some(Self { id, room, sender, content, created_at, updated_at, version })
     }
 
     /// Reads a stored document. Order and additional fields do not matter; `_id`, `room` and

@@ -6,6 +6,7 @@
 mod batcher;
 pub mod idempotency;
 pub mod message;
+mod ordinary;
 pub mod room;
 pub mod socket;
 pub mod survey;

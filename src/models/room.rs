@@ -5,13 +5,14 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bson::oid::ObjectId;
-use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
+use bson::{DateTime, RawDocument, RawDocumentBuf, doc, rawdoc};
 use moka::sync::Cache;
 use mongodb::Collection;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::batcher::Batcher;
-use super::message::{BATCH, Malformed, integer};
+use super::message::BATCH;
+use super::ordinary::Fields;
 use super::{RoomId, StoreError, UniqueIndex};
 
 /// How long a room that was seen counts as there. No client can remove one; a person who removes a
@@ -44,32 +45,15 @@ pub struct Room<'a> {
 }
 
 impl<'a> Room<'a> {
-    /// Reads a stored document; order and additional fields do not matter.
-    ///
-    /// # Errors
-    /// `_id` is no id or `name` no text.
-    pub fn from_document(document: &'a RawDocument) -> Result<Self, Malformed> {
-        let (mut id, mut name) = (None, None);
-        let (mut created_at, mut updated_at, mut version) = (None, None, None);
-        for element in document {
-            // Bytes that are no BSON at all: nothing behind them can be read either.
-            let Ok((key, value)) = element else { break };
-            match (key.as_str(), value) {
-                ("_id", RawBsonRef::ObjectId(value)) => id = Some(RoomId(value)),
-                ("name", RawBsonRef::String(value)) => name = Some(value),
-                ("createdAt", RawBsonRef::DateTime(value)) => created_at = Some(value),
-                ("updatedAt", RawBsonRef::DateTime(value)) => updated_at = Some(value),
-                ("__v", value) => version = integer(value),
-                _ => {}
-            }
-        }
-        Ok(Self {
-            id: id.ok_or(Malformed("_id"))?,
-            name: name.ok_or(Malformed("name"))?.into(),
-            created_at,
-            updated_at,
-            version,
-        })
+    /// Reads an ordinary document, as this program and the original store it: these fields of these
+    /// types in this order, without the last three at most. `None` for every other, which
+    /// [`Hydrated`](crate::mongoose::Hydrated) reads.
+    pub fn ordinary(document: &'a RawDocument) -> Option<Self> {
+        let mut fields = Fields::of(document);
+        let id = RoomId(fields.id("_id")?);
+        let name = fields.text("name")?.into();
+        let (created_at, updated_at, version) = fields.stamps()?;
+        Some(Self { id, name, created_at, updated_at, version })
     }
 }
 

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bson::oid::ObjectId;
-use bson::{DateTime, RawBsonRef, RawDocumentBuf, doc, rawdoc};
+use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
 use moka::sync::Cache;
 use mongodb::Collection;
 
 use super::{StoreError, UniqueIndex, UserId};
+use crate::mongoose::value::Value;
+use crate::mongoose::{Hydrated, Shown};
 
 /// How old the name of a sender may be.
 const NAME_AGE: Duration = Duration::from_secs(10);
@@ -17,7 +19,18 @@ const NAME_AGE: Duration = Duration::from_secs(10);
 const NAMES: u64 = 10_000;
 
 /// The names of users by id, shared by all workers; `None` for a user who is gone.
-pub type Names = Cache<UserId, Option<Arc<str>>>;
+pub type Names = Cache<UserId, Option<Username>>;
+
+/// The `username` of a user who is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Username {
+    /// A text, or what was cast to one.
+    Text(Arc<str>),
+    /// `null`.
+    Null,
+    /// The field is not there, or cannot be cast.
+    Missing,
+}
 
 /// An empty cache of names, bounded in number and age.
 pub(super) fn names() -> Names {
@@ -116,7 +129,7 @@ impl Users {
     pub async fn names_of(
         &self,
         ids: impl IntoIterator<Item = UserId>,
-    ) -> Result<HashMap<UserId, Option<Arc<str>>>, StoreError> {
+    ) -> Result<HashMap<UserId, Option<Username>>, StoreError> {
         let mut names = HashMap::new();
         let mut unknown: Vec<ObjectId> = Vec::new();
         for id in ids {
@@ -141,13 +154,26 @@ impl Users {
             .await?;
         while found.advance().await? {
             let user = found.current();
-            if let (Ok(id), Ok(name)) = (user.get_object_id("_id"), user.get_str("username")) {
-                names.insert(UserId(id), Some(Arc::from(name)));
+            if let Ok(id) = user.get_object_id("_id") {
+                names.insert(UserId(id), Some(Username::of(user)));
             }
         }
         for id in unknown.into_iter().map(UserId) {
             self.names.insert(id, names.get(&id).cloned().flatten());
         }
         Ok(names)
+    }
+}
+
+impl Username {
+    fn of(user: &RawDocument) -> Self {
+        if let Ok(name) = user.get_str("username") {
+            return Self::Text(name.into());
+        }
+        match Hydrated::user(user).take("username") {
+            Some(Shown::Value(Value::Text(name))) => Self::Text(name.into()),
+            Some(_) => Self::Null,
+            None => Self::Missing,
+        }
     }
 }

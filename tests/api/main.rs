@@ -9,6 +9,7 @@
 mod auth;
 mod clients;
 mod cors;
+mod documents;
 mod golden;
 mod helpers;
 mod idempotency;

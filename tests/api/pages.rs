@@ -3,7 +3,7 @@
 use bson::oid::ObjectId;
 use bson::{DateTime, doc};
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::helpers::{TestServer, mongod};
 
@@ -103,9 +103,12 @@ async fn documents_of_a_person_do_not_hide_the_others() {
         .await
         .unwrap();
     let history = ann.history(&room).await;
-    assert_eq!(history.len(), 2, "{history:?}");
-    assert_eq!(history[0]["content"], "bare");
-    assert!(history[0].get("createdAt").is_none() && history[0].get("extra").is_none());
-    assert_eq!(history[1]["sender"], Value::Null);
-    assert_eq!(history[1]["__v"], 0);
+    assert_eq!(history.len(), 4, "{history:?}");
+    assert_eq!(history[0]["content"], "5");
+    assert_eq!(history[1]["content"], "bare");
+    assert!(history[1].get("createdAt").is_none());
+    assert_eq!(history[1]["extra"], json!([1]));
+    assert!(history[2].get("sender").is_none());
+    assert_eq!(history[3]["sender"], Value::Null);
+    assert_eq!(history[3]["__v"], 0);
 }

@@ -1,0 +1,161 @@
+//! Documents of every kind, and what a Node server with the original's packages answers for them.
+//!
+//! `tests/documents/record.js` made the documents and recorded the answers. Each of them must come
+//! from here byte for byte. Where the original answers 500 to the whole list, everything is shown.
+
+use bson::oid::ObjectId;
+use bson::{Bson, RawArrayBuf, RawDocumentBuf, rawdoc};
+use mongodb::Database;
+use reqwest::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::helpers::{TestServer, User, mongod};
+
+const MESSAGES: &str = include_str!("../documents/messages.jsonl");
+const ROOMS: &str = include_str!("../documents/rooms.jsonl");
+const SENDERS: &str = include_str!("../documents/senders.jsonl");
+const USERS: &str = include_str!("../documents/users.jsonl");
+
+/// The room of all recorded messages.
+const ROOM: &str = "65a0b1c2d3e4f5a6b7c8d9e0";
+
+/// A document, and what the original answers for it; `None` when that is 500.
+#[derive(Deserialize)]
+struct Recorded<'a> {
+    #[serde(borrow)]
+    document: &'a RawValue,
+    #[serde(borrow, alias = "sender")]
+    answer: Option<&'a RawValue>,
+}
+
+impl<'a> Recorded<'a> {
+    fn all(lines: &'a str) -> Vec<Self> {
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn bson(&self) -> RawDocumentBuf {
+        read(self.document)
+    }
+}
+
+/// Reads extended JSON, or the bytes in base64.
+fn read(document: &RawValue) -> RawDocumentBuf {
+    use base64::prelude::{BASE64_STANDARD, Engine};
+    match serde_json::from_str(document.get()).unwrap() {
+        Bson::String(bytes) => {
+            RawDocumentBuf::from_bytes(BASE64_STANDARD.decode(bytes).unwrap()).unwrap()
+        }
+        Bson::Document(document) => RawDocumentBuf::try_from(&document).unwrap(),
+        other => panic!("{other}"),
+    }
+}
+
+/// Stores documents as they are: the driver would read them first.
+async fn store(
+    database: &Database,
+    collection: &str,
+    documents: impl IntoIterator<Item = RawDocumentBuf>,
+) {
+    let mut array = RawArrayBuf::new();
+    let mut count = 0;
+    for document in documents {
+        array.push(document);
+        count += 1;
+    }
+    let command = rawdoc! { "insert": collection, "documents": array };
+    let stored = database.run_raw_command(command).await.unwrap();
+    assert_eq!(stored.get_i32("n").unwrap(), count, "{stored}");
+}
+
+/// The items of a list, each as it was written.
+async fn items(user: &User<'_>, path: &str) -> Vec<String> {
+    let answer = user.request(Method::GET, path, None).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let items: Vec<Box<RawValue>> = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+    items.into_iter().map(|item| item.get().to_owned()).collect()
+}
+
+/// Compares all, so that a failure shows all that differ.
+fn assert_recorded(recorded: &[Recorded<'_>], items: &[String]) {
+    assert_eq!(items.len(), recorded.len(), "nothing is hidden");
+    let mut differences = Vec::new();
+    for (recorded, item) in recorded.iter().zip(items) {
+        if let Some(answer) = recorded.answer
+            && answer.get() != item
+        {
+            let document = recorded.document;
+            differences.push(format!("{document}\n  original: {answer}\n  here:     {item}"));
+        }
+    }
+    let count = differences.len();
+    differences.truncate(30);
+    assert!(count == 0, "{count} of {} differ:\n{}", items.len(), differences.join("\n"));
+}
+
+struct Setting {
+    server: TestServer,
+    database: Database,
+}
+
+impl Setting {
+    /// A server and its database with the senders of the recorded messages, and with documents that
+    /// were there before.
+    async fn start_with(
+        collection: &str,
+        documents: impl IntoIterator<Item = RawDocumentBuf>,
+    ) -> Self {
+        let uri = mongod::fresh_database().await;
+        let database = mongod::connect(&uri).await;
+        let senders = SENDERS.lines().map(|line| read(serde_json::from_str(line).unwrap()));
+        store(&database, "users", senders).await;
+        let mut documents = documents.into_iter().peekable();
+        if documents.peek().is_some() {
+            store(&database, collection, documents).await;
+        }
+        let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+        Self { server, database }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn histories_show_every_document_as_mongoose_does() {
+    let recorded = Recorded::all(MESSAGES);
+    let documents = recorded.iter().map(Recorded::bson);
+    let Setting { server, .. } = Setting::start_with("messages", documents).await;
+    let reader = server.register("reader").await;
+    let items = items(&reader, &format!("/api/chat/messages/{ROOM}")).await;
+    assert_recorded(&recorded, &items);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn room_lists_show_every_document_as_mongoose_does() {
+    let recorded = Recorded::all(ROOMS);
+    let documents = recorded.iter().map(Recorded::bson);
+    let Setting { server, .. } = Setting::start_with("rooms", documents).await;
+    let reader = server.register("reader").await;
+    assert_recorded(&recorded, &items(&reader, "/api/chat/rooms").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn senders_have_the_names_that_mongoose_gives_them() {
+    let recorded = Recorded::all(USERS);
+    let users = Vec::from_iter(recorded.iter().map(Recorded::bson));
+    let room = ObjectId::new();
+    let messages = Vec::from_iter(users.iter().map(|user| {
+        let sender = user.iter().find_map(|field| match field {
+            Ok((name, value)) if name.as_str() == "_id" => value.as_object_id(),
+            _ => None,
+        });
+        rawdoc! { "_id": ObjectId::new(), "room": room, "sender": sender.unwrap() }
+    }));
+    let Setting { server, database } = Setting::start_with("users", users).await;
+    store(&database, "messages", messages).await;
+    let reader = server.register("reader").await;
+    let items = items(&reader, &format!("/api/chat/messages/{}", room.to_hex())).await;
+    let senders = Vec::from_iter(items.iter().map(|item| {
+        let (_, sender) = item.split_once(r#""sender":"#).expect("every message has a sender");
+        sender.strip_suffix('}').unwrap().to_owned()
+    }));
+    assert_recorded(&recorded, &senders);
+}
