@@ -11,7 +11,8 @@ use bytestring::ByteString;
 
 use super::position::Position;
 use crate::{
-    models::{Message, RoomId},
+    models::{Message, RoomId, message::Malformed},
+    mongoose::Hydrated,
     views,
 };
 
@@ -51,6 +52,18 @@ impl Event {
         views::message(&mut json, message);
         let json = String::from_utf8(json).expect("views write UTF-8");
         Self { room: message.room, position, body: Body::Message(json.into_boxed_str()) }
+    }
+
+    /// A document of another program that is no ordinary message. It has the casts and fields of the
+    /// history.
+    ///
+    /// # Errors
+    /// Its room cannot be known.
+    pub fn odd_message(document: &Hydrated, position: Option<Position>) -> Result<Self, Malformed> {
+        let mut json = Vec::new();
+        let room = views::live_document(&mut json, document).ok_or(Malformed("room"))?;
+        let json = String::from_utf8(json).expect("views write UTF-8");
+        Ok(Self { room, position, body: Body::Message(json.into_boxed_str()) })
     }
 
     /// Messages of `room` up to `position` may have been missed.

@@ -21,6 +21,7 @@ use mongodb::{
 
 use super::{event::Event, position::Position};
 use crate::models::{Message, RoomId, message::Malformed};
+use crate::mongoose::Hydrated;
 
 /// A larger document is not delivered but becomes a `resync` of its room. The server cuts it, so
 /// that it costs neither side more than its room.
@@ -244,7 +245,10 @@ fn read_insert(event: &RawDocument, position: Position) -> Result<Event, Malform
         return Ok(Event::resync(RoomId(room), Some(position)));
     }
     let document = event.get_document("fullDocument").map_err(|_| Malformed("fullDocument"))?;
-    Ok(Event::message(&Message::from_document(document)?, Some(position)))
+    match Message::ordinary(document) {
+        Some(message) => Ok(Event::message(&message, Some(position))),
+        None => Event::odd_message(&Hydrated::message(document), Some(position)),
+    }
 }
 
 /// The position of an insert at `time` that comes after one at `last`.

@@ -3,13 +3,18 @@
 //! `tests/documents/record.js` made the documents and recorded the answers. Each of them must come
 //! from here byte for byte. Where the original answers 500 to the whole list, everything is shown.
 
+use std::collections::BTreeMap;
+
 use bson::oid::ObjectId;
 use bson::{Bson, RawArrayBuf, RawDocumentBuf, rawdoc};
 use mongodb::Database;
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::helpers::socket::Socket;
 use crate::helpers::{TestServer, User, mongod};
 
 const MESSAGES: &str = include_str!("../documents/messages.jsonl");
@@ -99,8 +104,12 @@ struct Setting {
 }
 
 impl Setting {
-    /// A server and its database with the senders of the recorded messages, and with documents that
-    /// were there before.
+    /// A server and its database with the senders of the recorded messages.
+    async fn start() -> Self {
+        Self::start_with("messages", []).await
+    }
+
+    /// The same with documents that were there before.
     async fn start_with(
         collection: &str,
         documents: impl IntoIterator<Item = RawDocumentBuf>,
@@ -158,4 +167,75 @@ async fn senders_have_the_names_that_mongoose_gives_them() {
         sender.strip_suffix('}').unwrap().to_owned()
     }));
     assert_recorded(&recorded, &senders);
+}
+
+/// The fields of an object as they were written.
+struct Fields(Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Fields;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Any)
+    }
+}
+
+/// What members of a room receive for a message of a history: the fields of a message first, and
+/// the id of its sender.
+fn live(answer: &RawValue) -> Vec<(String, Value)> {
+    let order = ["room", "sender", "content", "_id", "createdAt", "updatedAt", "__v"];
+    let Fields(mut fields) = serde_json::from_str(answer.get()).unwrap();
+    fields.sort_by_key(|(name, _)| order.iter().position(|known| known == name).unwrap_or(7));
+    let with_id = |(name, value): (String, Box<RawValue>)| {
+        let value: Value = serde_json::from_str(value.get()).unwrap();
+        let id = value.get("_id").filter(|_| name == "sender").cloned();
+        (name, id.unwrap_or(value))
+    };
+    fields.into_iter().map(with_id).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_receive_documents_of_other_programs_as_the_history_shows_them() {
+    let Setting { server, database } = Setting::start().await;
+    let recorded = Recorded::all(MESSAGES);
+    // Those whose room can be known, and fewer than a queue holds.
+    let known = recorded.iter().filter(|recorded| {
+        recorded.answer.is_some_and(|answer| answer.get().contains(&format!(r#""room":"{ROOM}""#)))
+    });
+    let sent = Vec::from_iter(known.step_by(9));
+    assert!(sent.len() > 150);
+    store(&database, "rooms", [rawdoc! { "_id": ObjectId::parse_str(ROOM).unwrap() }]).await;
+    let reader = server.register("reader").await;
+    let mut socket = Socket::connect(&server, &reader.token).await;
+    socket.join(ROOM).await;
+    // One at a time, so that the order is that of the file.
+    for recorded in sent {
+        store(&database, "messages", [recorded.bson()]).await;
+        let text = socket.next_text().await;
+        let frame: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&text).unwrap();
+        let Fields(received) = serde_json::from_str(frame["data"].get()).unwrap();
+        let received = received
+            .into_iter()
+            .map(|(name, value)| (name, serde_json::from_str::<Value>(value.get()).unwrap()));
+        let (received, mut expected) = (Vec::from_iter(received), live(recorded.answer.unwrap()));
+        for ((name, value), (_, received)) in expected.iter_mut().zip(&received) {
+            // The history shows nothing of a user who is gone; a message shows the id.
+            if name == "sender" && value.is_null() && received.is_string() {
+                *value = received.clone();
+            }
+        }
+        assert_eq!(received, expected, "{}", recorded.document);
+    }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_async};
 
 use realtime_chat_backend::realtime::position::Position;
@@ -228,6 +228,16 @@ impl Socket {
     }
 
     async fn frame_or_closed(&mut self) -> Result<Value, Closed> {
+        let text = self.text_or_closed().await?;
+        Ok(serde_json::from_str(&text).expect("frames are JSON"))
+    }
+
+    /// The text of the next frame, as it was written. Frames that were kept are not looked at.
+    pub async fn next_text(&mut self) -> String {
+        self.text_or_closed().await.expect("the socket is open").to_string()
+    }
+
+    async fn text_or_closed(&mut self) -> Result<Utf8Bytes, Closed> {
         let text = async {
             loop {
                 match self.stream.next().await {
@@ -239,8 +249,7 @@ impl Socket {
                 }
             }
         };
-        let text = tokio::time::timeout(SOON, text).await.expect("a frame in time")?;
-        Ok(serde_json::from_str(&text).expect("frames are JSON"))
+        tokio::time::timeout(SOON, text).await.expect("a frame in time")
     }
 }
 
