@@ -243,15 +243,17 @@ impl Messages {
     /// The database failed.
     pub async fn page(&self, room: RoomId, page: Page) -> Result<Vec<RawDocumentBuf>, StoreError> {
         let mut filter = doc! { "room": room.0 };
-        let mut range = doc! {};
+        // A comparison of expressions has one order for ids of all types, that of the index. The
+        // usual one passes over those that are no `ObjectId`.
+        let mut bounds = Vec::new();
         if let Some(before) = page.before {
-            range.insert("$lt", before.0);
+            bounds.push(doc! { "$lt": ["$_id", before.0] });
         }
         if let Some(after) = page.after {
-            range.insert("$gt", after.0);
+            bounds.push(doc! { "$gt": ["$_id", after.0] });
         }
-        if !range.is_empty() {
-            filter.insert("_id", range);
+        if !bounds.is_empty() {
+            filter.insert("$expr", doc! { "$and": bounds });
         }
         let oldest_first = page.after.is_some();
         let mut found = self

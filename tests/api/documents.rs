@@ -11,8 +11,8 @@ use mongodb::Database;
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::Value;
 
 use crate::helpers::socket::Socket;
 use crate::helpers::{TestServer, User, mongod};
@@ -167,6 +167,35 @@ async fn senders_have_the_names_that_mongoose_gives_them() {
         sender.strip_suffix('}').unwrap().to_owned()
     }));
     assert_recorded(&recorded, &senders);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_are_full_until_the_history_ends() {
+    let recorded = Recorded::all(MESSAGES);
+    let documents = recorded.iter().map(Recorded::bson);
+    let Setting { server, .. } = Setting::start_with("messages", documents).await;
+    let reader = server.register("reader").await;
+    let path = format!("/api/chat/messages/{ROOM}");
+    let all = items(&reader, &path).await;
+
+    let newest = items(&reader, &format!("{path}?limit=1000")).await;
+    assert_eq!(newest, all[all.len() - 1000..]);
+
+    // Documents whose ids are of other types lie before and behind those with an `ObjectId`.
+    let ids = Vec::from_iter(recorded.iter().enumerate().filter_map(|(index, recorded)| {
+        let id = recorded.bson().get_object_id("_id").ok()?;
+        Some((index, id.to_hex()))
+    }));
+    let (at, id) = &ids[40];
+    assert!(*at > 100, "there are others before");
+    assert_eq!(items(&reader, &format!("{path}?limit=1000&before={id}")).await, all[..*at]);
+    let page = items(&reader, &format!("{path}?limit=90&before={id}")).await;
+    assert_eq!(page, all[at - 90..*at]);
+    let (at, id) = &ids[ids.len() - 40];
+    assert!(all.len() - at > 60, "there are others behind");
+    assert_eq!(items(&reader, &format!("{path}?limit=1000&after={id}")).await, all[at + 1..]);
+    let page = items(&reader, &format!("{path}?limit=45&after={id}")).await;
+    assert_eq!(page, all[at + 1..=at + 45]);
 }
 
 /// The fields of an object as they were written.
