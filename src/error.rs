@@ -37,12 +37,13 @@ pub enum ApiError {
     /// Login: wrong password, or a name that is an object.
     #[error("the password does not match")]
     InvalidCredentials,
-    /// Login: the password is no string; bcryptjs names its JavaScript type to the client.
-    #[error("the password is of the type {0}")]
-    PasswordType(&'static str),
     /// An event of a socket that has a name which nobody knows.
     #[error("no such event")]
     UnknownEvent,
+    /// Login: the password or the stored hash is no string; bcryptjs names the JavaScript types of
+    /// both to the client.
+    #[error("the password is of the type {0}, the stored hash of the type {1}")]
+    PasswordType(&'static str, &'static str),
     /// The room of a message does not exist.
     #[error("the room does not exist")]
     RoomNotFound,
@@ -139,11 +140,11 @@ impl ApiError {
             Self::InvalidCredentials => {
                 row(400, "Invalid credentials", 401, "invalid_credentials", "Invalid credentials")
             }
-            Self::PasswordType(_) => row(500, "", 400, "invalid_field", "Invalid field"),
             Self::UnknownEvent => {
                 let text = "No such event";
                 row(400, text, 400, "unknown_event", text)
             }
+            Self::PasswordType(..) => row(500, "", 400, "invalid_field", "Invalid field"),
             Self::RoomNotFound => {
                 row(400, "Room not found", 404, "room_not_found", "Room not found")
             }
@@ -252,10 +253,10 @@ impl ApiError {
     pub fn sentence(&self, mode: ErrorMode) -> (String, &'static str) {
         let (original, precise) = self.answers();
         let text = match (self, mode) {
-            (Self::PasswordType(name), ErrorMode::Original) => {
-                format!("Illegal arguments: {name}, string")
+            (Self::PasswordType(name, hash), ErrorMode::Original) => {
+                format!("Illegal arguments: {name}, {hash}")
             }
-            (Self::PasswordType(name), ErrorMode::Precise) => {
+            (Self::PasswordType(name, _), ErrorMode::Precise) => {
                 format!("password must be a string, not {name}")
             }
             (Self::InvalidField { field, problem }, ErrorMode::Precise) => {

@@ -14,7 +14,7 @@ use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
 use crate::limits::{Address, Limits};
-use crate::models::{Credentials, Store, StoreError};
+use crate::models::{Store, StoreError, UserId};
 use crate::openapi::{refusals, schemas};
 
 /// How long a failed login takes at least in `ERRORS=precise`. Longer than either kind of hash, so
@@ -100,7 +100,7 @@ pub async fn login(
     {
         tokio::time::sleep_until(started + FAILED_LOGIN).await;
     }
-    let user = result?.id;
+    let user = result?;
     let token = tokens.issue(user);
     Ok(json(StatusCode::OK, format!(r#"{{"token":"{token}","userId":"{user}"}}"#)))
 }
@@ -112,7 +112,7 @@ async fn credentials(
     mode: ErrorMode,
     store: &Store,
     passwords: &Passwords,
-) -> Result<Credentials, ApiError> {
+) -> Result<UserId, ApiError> {
     let user = match username {
         username if username.is_nullish() => None,
         username => {
@@ -120,39 +120,52 @@ async fn credentials(
             let name = username.to_text().map_err(|_| ApiError::InvalidCredentials)?;
             if mode == ErrorMode::Precise && !matches!(password, Js::String(_)) {
                 // The original says so only of users that exist, which tells that they do.
-                return Err(ApiError::PasswordType(password.type_of()));
+                return Err(ApiError::PasswordType(password.type_of(), "string"));
             }
             store.users.by_name(&name).await?
         }
     };
-    let (Some(user), Js::String(password)) = (&user, password) else {
-        return match (user, password) {
-            (None, password) => {
-                if mode == ErrorMode::Precise {
-                    passwords.verify_nobody(text_or_empty(password)).await?;
-                }
-                Err(ApiError::UserNotFound)
-            }
-            (Some(_), password) => Err(ApiError::PasswordType(password.type_of())),
-        };
+    let Some(user) = user else {
+        if mode == ErrorMode::Precise {
+            passwords.verify_nobody(text_or_empty(password)).await?;
+        }
+        return Err(ApiError::UserNotFound);
     };
-    match passwords.verify(password.clone(), user.password.clone()).await? {
+    let (Js::String(password), Ok(hash)) = (password, &user.password) else {
+        if mode == ErrorMode::Precise {
+            // A user without a hash, of whom nobody may learn.
+            passwords.verify_nobody(text_or_empty(password)).await?;
+            return Err(ApiError::InvalidCredentials);
+        }
+        let hash = user.password.as_ref().map_or_else(|kind| *kind, |_| "string");
+        return Err(ApiError::PasswordType(password.type_of(), hash));
+    };
+    match passwords.verify(password.clone(), hash.clone()).await? {
         Verified::No => return Err(ApiError::InvalidCredentials),
         Verified::Yes => {}
-        Verified::Outdated => upgrade(store, passwords, user, password.clone()).await,
+        Verified::Outdated => upgrade(store, passwords, user.id, hash, password.clone()).await,
     }
-    Ok(user.clone())
+    Ok(user.id)
 }
 
 /// Replaces a bcrypt hash now that the password is known. The login has succeeded already, so a
 /// failure here only means that the next login tries again.
-async fn upgrade(store: &Store, passwords: &Passwords, user: &Credentials, password: String) {
+async fn upgrade(
+    store: &Store,
+    passwords: &Passwords,
+    user: UserId,
+    old_hash: &str,
+    password: String,
+) {
     let replaced = match passwords.hash(password).await {
-        Ok(hash) => store.users.replace_password(user, &hash).await.map_err(|e| e.to_string()),
+        Ok(hash) => {
+            let replaced = store.users.replace_password(user, old_hash, &hash).await;
+            replaced.map_err(|error| error.to_string())
+        }
         Err(error) => Err(error.to_string()),
     };
     if let Err(error) = replaced {
-        log::warn!("The password hash of user {} was not upgraded: {error}", user.id);
+        log::warn!("The password hash of user {user} was not upgraded: {error}");
     }
 }
 

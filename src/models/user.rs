@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bson::oid::ObjectId;
-use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
+use bson::{DateTime, RawDocument, RawDocumentBuf, doc, rawdoc};
 use moka::sync::Cache;
 use mongodb::Collection;
 
@@ -50,8 +50,8 @@ pub struct Users {
 pub struct Credentials {
     /// `_id`.
     pub id: UserId,
-    /// `password`: a hash of either kind; empty when the stored value is no text at all.
-    pub password: String,
+    /// `password`: a hash of either kind, or the JavaScript type of what is there instead.
+    pub password: Result<String, &'static str>,
 }
 
 impl Users {
@@ -88,10 +88,13 @@ impl Users {
             .projection(doc! { "password": 1 })
             .await?;
         let Some(user) = found else { return Ok(None) };
-        let Ok(Some(RawBsonRef::ObjectId(id))) = user.get("_id") else {
-            return Err(StoreError::Malformed("users", "_id"));
+        let mut user = Hydrated::user(&user);
+        let id = user.id("_id").ok_or(StoreError::Malformed("users", "_id"))?;
+        let password = match user.take("password") {
+            Some(Shown::Value(Value::Text(hash))) => Ok(hash),
+            Some(Shown::Value(value)) => Err(value.type_of()),
+            _ => Err(Value::Undefined.type_of()),
         };
-        let password = user.get_str("password").unwrap_or_default().to_owned();
         Ok(Some(Credentials { id: UserId(id), password }))
     }
 
@@ -101,12 +104,13 @@ impl Users {
     /// The database failed.
     pub async fn replace_password(
         &self,
-        user: &Credentials,
+        user: UserId,
+        old_hash: &str,
         new_hash: &str,
     ) -> Result<(), StoreError> {
         self.collection
             .update_one(
-                doc! { "_id": user.id.0, "password": &user.password },
+                doc! { "_id": user.0, "password": old_hash },
                 doc! { "$set": { "password": new_hash } },
             )
             .await?;

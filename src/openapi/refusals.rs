@@ -51,7 +51,7 @@ refusals! {
     Login = body(), database(), [
         ApiError::UserNotFound,
         ApiError::InvalidCredentials,
-        ApiError::PasswordType("number"),
+        ApiError::PasswordType("number", "string"),
         ApiError::Busy,
         ApiError::RateLimited { seconds: 60 },
     ];

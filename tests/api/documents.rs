@@ -12,7 +12,7 @@ use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::helpers::socket::Socket;
 use crate::helpers::{TestServer, User, mongod};
@@ -266,5 +266,53 @@ async fn members_receive_documents_of_other_programs_as_the_history_shows_them()
             }
         }
         assert_eq!(received, expected, "{}", recorded.document);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_log_in_whatever_their_documents_hold() {
+    let uri = mongod::fresh_database().await;
+    let database = mongod::connect(&uri).await;
+    let hash = "$2a$10$Hzb1Z0FN2muGi3gJTHpKke8r4lDYN3tlne6wfAaBdaYIAqbELPURO";
+    let id = ObjectId::new();
+    let users = [
+        rawdoc! { "_id": id, "username": ["several", "names"], "password": hash, "extra": 1 },
+        rawdoc! { "_id": id.to_hex(), "username": "id as text", "password": hash },
+        rawdoc! { "_id": ObjectId::new(), "username": 5, "password": hash },
+        rawdoc! { "_id": ObjectId::new(), "username": "hash in an object", "password": { "_id": hash } },
+        rawdoc! { "_id": ObjectId::new(), "username": "a number", "password": 7 },
+        rawdoc! { "_id": ObjectId::new(), "username": "null", "password": null },
+        rawdoc! { "_id": ObjectId::new(), "username": "missing" },
+        rawdoc! { "_id": ObjectId::new(), "username": "an array", "password": [hash] },
+    ];
+    store(&database, "users", users).await;
+    let precise = [("MONGO_URI", uri.as_str()), ("ERRORS", "precise")];
+    let original = [("MONGO_URI", uri.as_str()), ("PASSWORD_HASH", "bcrypt")];
+    let (original, precise) =
+        (TestServer::start_with(&original).await, TestServer::start_with(&precise).await);
+    let missing = "Illegal arguments: string, undefined";
+    for (name, status, error) in [
+        ("several", 200, None),
+        ("id as text", 200, None),
+        ("hash in an object", 200, None),
+        ("5", 404, Some("User not found")),
+        ("a number", 400, Some("Invalid credentials")),
+        ("null", 500, Some("Illegal arguments: string, object")),
+        ("missing", 500, Some(missing)),
+        ("an array", 500, Some(missing)),
+    ] {
+        let body = json!({ "username": name, "password": "correct horse" });
+        let path = "/api/auth/login";
+        let answer = original.request(Method::POST, path, None, Some(&body)).await;
+        assert_eq!(answer.status(), status, "{name}");
+        let answer: Value = answer.json().await.unwrap();
+        assert_eq!(answer.get("error").and_then(Value::as_str), error, "{name}");
+        if ["several", "id as text"].contains(&name) {
+            assert_eq!(answer["userId"], id.to_hex(), "{name}");
+        }
+        if status != 200 {
+            let answer = precise.request(Method::POST, path, None, Some(&body)).await;
+            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{name}");
+        }
     }
 }
