@@ -8,9 +8,10 @@
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use actix_web::HttpRequest;
 use actix_web::http::header::HeaderValue;
 use moka::sync::Cache;
 
@@ -47,6 +48,8 @@ pub struct Limits {
     others: Others,
     max_rooms_per_session: usize,
     trusted_proxies: usize,
+    /// Whether the log says already that the header is there and not believed.
+    proxy_was_said: AtomicBool,
 }
 
 /// How often a limit was reached that is judged elsewhere.
@@ -141,23 +144,44 @@ impl Limits {
             others: Others::default(),
             max_rooms_per_session: config.max_rooms_per_session,
             trusted_proxies: usize::from(config.trust_proxy),
+            proxy_was_said: AtomicBool::new(false),
         }
     }
 
+    /// Where a request comes from; see [`address`](Self::address).
+    pub fn address_of(&self, req: &HttpRequest) -> Address {
+        self.address(req.peer_addr(), req.headers().get_all("X-Forwarded-For"))
+    }
+
     /// Where a request comes from: its peer, or what the outermost of the trusted proxies saw.
-    pub fn address(
+    ///
+    /// `forwarded_for` is every line of the header `X-Forwarded-For`, in order. They are one list,
+    /// as Node joins them: some proxies append to a line, others add one. The header `Forwarded`
+    /// is not read, since nobody says which of the proxies set it.
+    pub fn address<'a>(
         &self,
         peer: Option<SocketAddr>,
-        forwarded_for: Option<&HeaderValue>,
+        forwarded_for: impl DoubleEndedIterator<Item = &'a HeaderValue>,
     ) -> Address {
         let peer = peer.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| peer.ip());
-        if self.trusted_proxies == 0 {
-            return Address::of(peer);
-        }
-        let hops = forwarded_for.and_then(|value| value.to_str().ok()).unwrap_or_default();
         // Each proxy appends whom it saw; what is further left anyone can have written.
-        let seen = hops.rsplit(',').map(str::trim).nth(self.trusted_proxies - 1);
-        Address::of(seen.and_then(|hop| hop.parse().ok()).unwrap_or(peer))
+        let mut hops = forwarded_for
+            .rev()
+            .flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','))
+            .map(<[u8]>::trim_ascii)
+            .filter(|hop| !hop.is_empty());
+        let Some(trusted) = self.trusted_proxies.checked_sub(1) else {
+            if hops.next().is_some() && !self.proxy_was_said.swap(true, Ordering::Relaxed) {
+                log::warn!(
+                    "A request from {peer} has the header X-Forwarded-For, which is not believed \
+                     while TRUST_PROXY is 0: limits by address count the address that connects. \
+                     Set TRUST_PROXY to the number of proxies in front of this server, if there \
+                     are any"
+                );
+            }
+            return Address::of(peer);
+        };
+        Address::of(hops.nth(trusted).and_then(ip_of).unwrap_or(peer))
     }
 
     /// Counts a refusal if a limit is the cause that nobody else counts.
@@ -195,6 +219,14 @@ impl Limits {
             ("passwords", self.others.passwords.count()),
         ]
     }
+}
+
+/// The address in an entry of `X-Forwarded-For`, some of which have a port: `192.0.2.1`,
+/// `192.0.2.1:5678`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:5678`.
+fn ip_of(hop: &[u8]) -> Option<IpAddr> {
+    let hop = std::str::from_utf8(hop).ok()?;
+    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
+    bare.parse().ok().or_else(|| hop.parse().ok().map(|with_port: SocketAddr| with_port.ip()))
 }
 
 impl Address {
@@ -364,18 +396,55 @@ mod tests {
 
     #[test]
     fn only_trusted_proxies_are_believed() {
-        let header = HeaderValue::from_static("6.6.6.6, 10.0.0.1,10.0.0.2");
-        let peer = Some("127.0.0.1:1".parse().unwrap());
+        let header = ["6.6.6.6, 10.0.0.1,10.0.0.2"];
         for (proxies, expected) in
             [(0, "127.0.0.1"), (1, "10.0.0.2"), (2, "10.0.0.1"), (4, "127.0.0.1")]
         {
-            let vars = |name: &str| match name {
-                "TRUST_PROXY" => Some(proxies.to_string()),
-                "MONGO_URI" => Some("embedded".to_owned()),
-                _ => None,
-            };
-            let limits = Limits::new(&Config::from_vars(vars).unwrap());
-            assert_eq!(limits.address(peer, Some(&header)), address(expected), "{proxies}");
+            assert_eq!(seen(proxies, &header), address(expected), "{proxies}");
         }
+    }
+
+    #[test]
+    fn several_lines_are_one_list() {
+        for lines in [
+            &["6.6.6.6", "10.0.0.1", "10.0.0.2"][..],
+            &["6.6.6.6, 10.0.0.1", "10.0.0.2"],
+            &["6.6.6.6", "10.0.0.1, 10.0.0.2"],
+            &["6.6.6.6,, 10.0.0.1 ,", "", " ,10.0.0.2"],
+            &["not \u{e9} an address, 10.0.0.1, 10.0.0.2"],
+        ] {
+            assert_eq!(seen(1, lines), address("10.0.0.2"), "{lines:?}");
+            assert_eq!(seen(2, lines), address("10.0.0.1"), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_does_not_count() {
+        for (entry, expected) in [
+            ("10.0.0.1:5678", "10.0.0.1"),
+            ("[2001:db8::1]:5678", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("[::ffff:10.0.0.1]:1", "10.0.0.1"),
+        ] {
+            assert_eq!(seen(1, &[entry]), address(expected), "{entry}");
+        }
+        for no_address in ["unknown", "_hidden", "10.0.0.1:", "10.0.0.1:x", "[::1", "::1]:2", "[]"]
+        {
+            assert_eq!(seen(1, &["6.6.6.6", no_address]), address("127.0.0.1"), "{no_address}");
+        }
+    }
+
+    /// Where a request with these lines comes from, to a server behind so many proxies.
+    fn seen(proxies: u8, lines: &[&str]) -> Address {
+        let vars = |name: &str| match name {
+            "TRUST_PROXY" => Some(proxies.to_string()),
+            "MONGO_URI" => Some("embedded".to_owned()),
+            _ => None,
+        };
+        let limits = Limits::new(&Config::from_vars(vars).unwrap());
+        let lines: Vec<_> =
+            lines.iter().map(|line| HeaderValue::from_bytes(line.as_bytes()).unwrap()).collect();
+        limits.address(Some("127.0.0.1:1".parse().unwrap()), lines.iter())
     }
 }

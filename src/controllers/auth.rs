@@ -44,7 +44,7 @@ pub async fn register(
     store: Data<Store>,
     passwords: Data<Passwords>,
 ) -> Result<HttpResponse, ApiError> {
-    limits.login.take(address(&limits, &req))?;
+    limits.login.take(limits.address_of(&req))?;
     let username = body.take("username");
     let username = required_text("username", &username)?;
     let Js::String(password) = body.take("password") else {
@@ -84,7 +84,7 @@ pub async fn login(
     tokens: Data<Tokens>,
 ) -> Result<HttpResponse, ApiError> {
     let started = Instant::now();
-    let address = address(&limits, &req);
+    let address = limits.address_of(&req);
     limits.login.take(address)?;
     let username = body.take("username");
     let name = (address, username.to_text().unwrap_or_default().into());
@@ -167,10 +167,6 @@ async fn upgrade(
     if let Err(error) = replaced {
         log::warn!("The password hash of user {user} was not upgraded: {error}");
     }
-}
-
-fn address(limits: &Limits, req: &HttpRequest) -> Address {
-    limits.address(req.peer_addr(), req.headers().get("X-Forwarded-For"))
 }
 
 fn text_or_empty(value: &Js) -> String {

@@ -181,7 +181,7 @@ async fn come_back(
 }
 
 fn address(worker: &Worker, handshake: &Handshake) -> Address {
-    worker.limits.address(handshake.peer, handshake.forwarded_for.as_ref())
+    worker.limits.address(handshake.peer, handshake.forwarded_for.iter())
 }
 
 /// The token: of the CONNECT, else of the handshake's header, else of its query.

@@ -59,7 +59,7 @@ pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -
         return HttpResponse::Forbidden().finish();
     }
     let limits = &worker.limits;
-    let address = limits.address(req.peer_addr(), req.headers().get("X-Forwarded-For"));
+    let address = limits.address_of(&req);
     if let Err(reached) = limits.connect.take(address) {
         return HttpResponse::TooManyRequests()
             .insert_header((header::RETRY_AFTER, reached.seconds()))

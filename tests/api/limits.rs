@@ -179,6 +179,44 @@ async fn a_stranger_locks_nobody_out() {
     server.stop().await;
 }
 
+/// HAProxy's `option forwardfor` adds a line of its own behind those that a client sends.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_chooses_an_address_by_a_header_of_ones_own() {
+    let vars = [("RATE_LIMIT_LOGIN", "2"), ("RATE_LIMIT_CONNECT", "2"), ("TRUST_PROXY", "1")];
+    let server = TestServer::start_with(&vars).await;
+    let through_proxy = async |method: Method, path: &str, attempt: usize| {
+        let request = client().request(method, server.url(path)).json(&json!({}));
+        let request = request.header("X-Forwarded-For", format!("203.0.113.{attempt}"));
+        let request = request.header("Forwarded", format!("for=203.0.113.{attempt}"));
+        let request = request.header("X-Forwarded-For", format!("198.51.100.7:{attempt}"));
+        request.send().await.unwrap().status()
+    };
+    for (method, path) in [
+        (Method::POST, "/api/auth/login"),
+        (Method::GET, "/socket.io/?EIO=4&transport=polling"),
+        (Method::GET, "/ws"),
+    ] {
+        let mut statuses = Vec::new();
+        for attempt in 1..=3 {
+            statuses.push(through_proxy(method.clone(), path, attempt).await);
+        }
+        assert_eq!(statuses[2], StatusCode::TOO_MANY_REQUESTS, "{path}: {statuses:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_that_is_not_believed_is_said_once() {
+    let server = Program::start_on(&fresh_database().await, &[]);
+    for _ in 0..3 {
+        let request = client().post(format!("http://{}/api/auth/login", server.addr));
+        let request = request.header("X-Forwarded-For", "203.0.113.9").json(&json!({}));
+        request.send().await.unwrap();
+    }
+    let said = |line: &&String| line.contains("X-Forwarded-For") && line.contains("TRUST_PROXY");
+    assert_eq!(server.log().iter().filter(said).count(), 1, "{:?}", server.log());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_socket_may_ask_so_much() {
     let server = TestServer::start_with(&[("RATE_LIMIT_EVENTS", "3")]).await;

@@ -133,8 +133,8 @@ pub struct Handshake {
     pub query: Box<str>,
     /// The header `Authorization`.
     pub authorization: Option<HeaderValue>,
-    /// The header `X-Forwarded-For`.
-    pub forwarded_for: Option<HeaderValue>,
+    /// The lines of the header `X-Forwarded-For`.
+    pub forwarded_for: Box<[HeaderValue]>,
     /// The address at the other end.
     pub peer: Option<SocketAddr>,
 }
@@ -447,7 +447,7 @@ impl Handshake {
         Self {
             query: req.query_string().into(),
             authorization: req.headers().get(header::AUTHORIZATION).cloned(),
-            forwarded_for: req.headers().get("X-Forwarded-For").cloned(),
+            forwarded_for: req.headers().get_all("X-Forwarded-For").cloned().collect(),
             peer: req.peer_addr(),
         }
     }
