@@ -134,6 +134,7 @@ async fn serve(port: u16, by_actix_ws: bool) -> std::io::Result<()> {
     let options = server::Options {
         workers: 2,
         connections: server::Connections::new(1_000),
+        waiting: 64,
         keep_alive: Duration::from_secs(5),
         head_timeout: Duration::from_secs(5),
         shutdown_timeout: Duration::from_secs(1),

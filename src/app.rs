@@ -134,6 +134,7 @@ impl Application {
         let options = server::Options {
             workers: config.workers,
             connections: process.connections().clone(),
+            waiting: capacity.waiting,
             keep_alive: KEEP_ALIVE,
             head_timeout: HEAD_TIMEOUT,
             shutdown_timeout,

@@ -9,6 +9,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// Files of the process itself: its log, the listener, what the runtimes of the threads wait by,
 /// the embedded MongoDB's pipes, and connections to monitor every node of a replica set.
 const OWN_FILES: usize = 128;
+/// Connections that the system has accepted and that no worker has taken yet.
+const WAITING: usize = 1_024;
 /// Connections beyond those of the sockets, for requests: half of them only for requests.
 const RESERVE: usize = 1_024;
 
@@ -21,17 +23,21 @@ pub struct Capacity {
     pub for_sockets: usize,
     /// TCP connections in all.
     pub connections: usize,
+    /// TCP connections that may wait for a worker, beyond those: what waits is not counted yet,
+    /// but has a file.
+    pub waiting: usize,
 }
 
 impl Capacity {
     /// What fits into so many open files, of which `pools` connections to the database take some,
     /// and is no more than `wanted` sockets. A client that polls takes up to two connections.
     pub fn within(files: usize, pools: usize, wanted: usize) -> Self {
-        let free = files - (OWN_FILES + pools).min(files / 4);
+        let waiting = WAITING.min(files / 16);
+        let free = files - (OWN_FILES + pools + waiting).min(files / 4);
         let reserve = RESERVE.min(files / 4);
         let sockets = wanted.min(free - reserve);
         let connections = free.min(sockets.saturating_mul(2).saturating_add(reserve));
-        Self { sockets, for_sockets: connections - reserve / 2, connections }
+        Self { sockets, for_sockets: connections - reserve / 2, connections, waiting }
     }
 }
 
@@ -66,17 +72,17 @@ mod tests {
     #[test]
     fn what_does_not_is_lowered() {
         let capacity = Capacity::within(20_000, 192, 50_000);
-        assert_eq!(capacity.sockets, 18_656);
-        assert_eq!((capacity.for_sockets, capacity.connections), (19_168, 19_680));
+        assert_eq!(capacity.sockets, 17_632);
+        assert_eq!((capacity.for_sockets, capacity.connections), (18_144, 18_656));
     }
 
     #[test]
     fn something_is_left_of_any_limit() {
         for files in [8, 64, 256, 1_024, 4_096] {
-            let Capacity { sockets, for_sockets, connections } =
+            let Capacity { sockets, for_sockets, connections, waiting } =
                 Capacity::within(files, 4_160, 50_000);
             assert!(0 < sockets && sockets <= for_sockets, "{files}");
-            assert!(for_sockets < connections && connections < files, "{files}");
+            assert!(for_sockets < connections && connections + waiting < files, "{files}");
         }
     }
 }

@@ -13,6 +13,7 @@ mod stream;
 
 use std::cell::RefCell;
 use std::fmt;
+use std::future::ready;
 use std::io::{self, Write};
 use std::marker::PhantomData;
 use std::net::{SocketAddr, TcpListener};
@@ -27,7 +28,8 @@ use actix_http::h1::{Codec, SendResponse};
 use actix_http::{ConnectionType, HttpService, Protocol, Request, Response};
 use actix_server::Server;
 use actix_service::{
-    IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, fn_service, map_config,
+    IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, fn_factory, fn_service,
+    map_config,
 };
 use actix_web::dev::AppConfig;
 use actix_web::http::StatusCode;
@@ -35,6 +37,7 @@ use actix_web::{Error, HttpMessage};
 use futures::future::LocalBoxFuture;
 use nix::sys::socket::{Backlog, listen};
 use tokio::net::TcpStream;
+use tokio_util::task::TaskTracker;
 
 pub use handover::{Connection, Handover};
 pub use stream::{Connections, Counted};
@@ -54,6 +57,8 @@ pub struct Options {
     pub workers: usize,
     /// Counts the connections, and bounds them.
     pub connections: Connections,
+    /// How many connections may wait for a worker to take them, in all.
+    pub waiting: usize,
     /// How long an idle connection is kept for a next request.
     pub keep_alive: Duration,
     /// How long the head of a request may take to arrive, and a part of its answer to be taken.
@@ -86,8 +91,10 @@ where
     let stopping = builder.graceful_shutdown_signal();
     let server = builder
         .workers(options.workers)
-        // Never reached, since the connections of all workers together are bounded.
-        .max_concurrent_connections(usize::MAX)
+        // What a worker has taken does not count here (see `Accept`), but for the one that keeps
+        // it: this bounds what was accepted and not taken yet, and no more is accepted until some
+        // of it is. The rest waits in the system's queue, where it takes none of our files.
+        .max_concurrent_connections((options.waiting / options.workers).max(1) + 1)
         .shutdown_timeout(options.shutdown_timeout.as_secs())
         .disable_signals()
         .listen("http", listener, move || {
@@ -122,21 +129,69 @@ where
                 .finish(app);
             let patience = options.keep_alive + options.head_timeout;
             let connections = options.connections.clone();
-            fn_service(move |io: TcpStream| {
-                let stream = accept(io, &connections, patience);
-                async move { stream.map_err(DispatchError::Io) }
+            fn_factory(move || {
+                let (http, connections) = (http.new_service(()), connections.clone());
+                async move {
+                    let running = TaskTracker::new();
+                    running.close();
+                    let http = Rc::new(http.await?);
+                    Ok::<_, ()>(Accept { http, connections, patience, running })
+                }
             })
-            .and_then(http)
         })?;
     Ok(server.run())
 }
 
-/// Takes a connection, or says that there are too many.
-fn accept(
-    io: TcpStream,
-    connections: &Connections,
+/// Takes the connections of a worker, and counts them.
+///
+/// actix-server counts a connection until the future of this service is done, and stops to accept
+/// when there are too many. Here that future is done as soon as the connection is counted as one
+/// of ours, so that only those count there which wait in a worker's queue. A worker that stops
+/// waits for its futures, though: so that of the first connection lasts until none is left.
+struct Accept<S> {
+    http: Rc<S>,
+    connections: Connections,
     patience: Duration,
-) -> io::Result<(Stream, Protocol, Option<SocketAddr>)> {
+    /// Closed from the beginning, so that it can be waited for at any time.
+    running: TaskTracker,
+}
+
+impl<S> Service<TcpStream> for Accept<S>
+where
+    S: Service<Accepted, Error = DispatchError> + 'static,
+{
+    type Response = ();
+    type Error = DispatchError;
+    type Future = LocalBoxFuture<'static, Result<(), DispatchError>>;
+
+    fn poll_ready(&self, context: &mut Context<'_>) -> Poll<Result<(), DispatchError>> {
+        self.http.poll_ready(context)
+    }
+
+    fn call(&self, io: TcpStream) -> Self::Future {
+        let accepted = match accept(io, &self.connections, self.patience) {
+            Ok(accepted) => accepted,
+            Err(error) => return Box::pin(ready(Err(DispatchError::Io(error)))),
+        };
+        let is_first = self.running.is_empty();
+        self.running.spawn_local(self.http.call(accepted));
+        if is_first {
+            let running = self.running.clone();
+            Box::pin(async move {
+                running.wait().await;
+                Ok(())
+            })
+        } else {
+            Box::pin(ready(Ok(())))
+        }
+    }
+}
+
+/// A connection that is counted, as HTTP takes it.
+type Accepted = (Stream, Protocol, Option<SocketAddr>);
+
+/// Takes a connection, or says that there are too many.
+fn accept(io: TcpStream, connections: &Connections, patience: Duration) -> io::Result<Accepted> {
     let Some(counted) = connections.open() else {
         // There is room for it in a buffer that is new; tokio would have to find that out first.
         let _ = io.into_std().and_then(|mut io| io.write_all(FULL));

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures::future::join_all;
+use realtime_chat_backend::server::capacity::raise_open_files;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -244,7 +245,8 @@ async fn connections_fit_into_the_files_that_may_be_open() {
     let beside = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
     let ada = beside.register("ada").await;
     // A quarter is its own, and a quarter is for requests.
-    let server = Program::start_with_files(256, &uri, &[("WORKERS", "1")]);
+    let server =
+        Program::start_with_files(256, &uri, &[("WORKERS", "1")]);
     let told = |line: &String| {
         line.contains("MAX_CONNECTIONS is 50000, but only 256 files may be open, so 128 sockets")
     };
@@ -263,12 +265,8 @@ async fn connections_fit_into_the_files_that_may_be_open() {
     assert!(answer.headers().contains_key("retry-after"));
 
     // Whoever opens more connections and says nothing is told that there is no room.
-    let idle = (0..100).map(async |_| {
-        let mut idler = TcpStream::connect(server.addr).await.unwrap();
-        let mut answer = [0; 12];
-        let answered = timeout(Duration::from_secs(3), idler.read_exact(&mut answer)).await;
-        (idler, answered.is_ok_and(|read| read.is_ok() && &answer == b"HTTP/1.1 503"))
-    });
+    let idle = (0..100)
+        .map(async |_| told_there_is_no_room(TcpStream::connect(server.addr).await.unwrap()).await);
     let idle = join_all(idle).await;
     let told = idle.iter().filter(|(_, told)| *told).count();
     assert!((36..=40).contains(&told), "{told}");
@@ -289,6 +287,37 @@ async fn connections_fit_into_the_files_that_may_be_open() {
     .await;
     drop(sockets);
     beside.stop().await;
+}
+
+/// A worker that is busy counts nobody, and the system goes on to accept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_connections_leaves_files_for_others() {
+    raise_open_files();
+    let uri = fresh_database().await;
+    let server = Program::start_with_files(256, &uri, &[("WORKERS", "1")]);
+    for _ in 0..3 {
+        // What connects meanwhile is accepted all at once.
+        server.pause();
+        let burst = (0..800).map(async |_| TcpStream::connect(server.addr).await.unwrap());
+        let burst = join_all(burst).await;
+        server.resume();
+        let told = burst.into_iter().map(told_there_is_no_room);
+        let told = join_all(told).await.iter().filter(|(_, told)| *told).count();
+        assert!(told > 500, "{told}");
+    }
+    let url = format!("http://{}/readyz", server.addr);
+    eventually("requests are served afterwards", async || {
+        client().get(&url).send().await.is_ok_and(|answer| answer.status() == StatusCode::OK)
+    })
+    .await;
+    assert!(!server.log().iter().any(|line| line.contains("ERROR")), "{:?}", server.log());
+}
+
+/// Whether a connection is answered 503 although nothing was asked; keeps it open.
+async fn told_there_is_no_room(mut idler: TcpStream) -> (TcpStream, bool) {
+    let mut answer = [0; 12];
+    let answered = timeout(Duration::from_secs(3), idler.read_exact(&mut answer)).await;
+    (idler, answered.is_ok_and(|read| read.is_ok() && &answer == b"HTTP/1.1 503"))
 }
 
 /// How often a limit was reached.
