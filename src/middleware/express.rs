@@ -5,10 +5,10 @@
 //! final handler makes a page of what nobody answered. Each step is a file beside this one; this
 //! one only calls them. Sockets never pass here: in the original, too, they were taken out before.
 
-use actix_web::body::{BoxBody, MessageBody};
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{self, HeaderName, HeaderValue};
-use actix_web::http::{Method, Version};
+use actix_web::http::{ConnectionType, Method, Version};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
 use actix_web::{Error, HttpResponse};
@@ -51,6 +51,13 @@ pub async fn express(
         }
     };
     cors::allow_origin(res.headers_mut(), &config.cors, origin.as_ref());
+    let is_streamed = res.response().body().size() == BodySize::Stream;
+    if is_streamed && res.request().version() < Version::HTTP_11 {
+        // Older clients know no chunks: the body ends with the connection.
+        let head = res.response_mut().head_mut();
+        head.no_chunking(true);
+        head.set_connection_type(ConnectionType::Close);
+    }
     Ok(res)
 }
 

@@ -4,6 +4,8 @@ use bson::oid::ObjectId;
 use bson::{DateTime, doc};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::helpers::{TestServer, mongod};
 
@@ -82,6 +84,18 @@ async fn a_history_beyond_the_buffer_is_streamed_whole_and_without_a_tag() {
     for (number, content) in history[1..].iter().enumerate() {
         assert!(content.starts_with(&format!("{number} ")), "{number}: {}", &content[..10]);
     }
+
+    // A client of HTTP/1.0 knows no chunks.
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    let request = format!("GET {path} HTTP/1.0\r\nAuthorization: Bearer {}\r\n\r\n", ann.token);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(!head.to_ascii_lowercase().contains("transfer-encoding"), "{head}");
+    let whole: Value = serde_json::from_str(body).expect("the body is the list and no more");
+    assert_eq!(contents(&whole).len(), 3_001);
 }
 
 #[tokio::test(flavor = "multi_thread")]
