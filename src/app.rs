@@ -9,7 +9,8 @@ use actix_web::App;
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::Data;
 use secrecy::{ExposeSecret, SecretString};
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Passwords, Tokens};
@@ -58,7 +59,13 @@ pub struct Application {
     tasks: TaskTracker,
     stop: CancellationToken,
     /// Last, since everything above still uses it while it stops.
-    mongod: Option<Mongod>,
+    mongod: Option<Keeper>,
+}
+
+/// The task that keeps the embedded MongoDB running, which ends it when this is dropped.
+struct Keeper {
+    task: JoinHandle<()>,
+    stop: DropGuard,
 }
 
 /// Why the server did not start, or ended by itself.
@@ -233,8 +240,10 @@ impl Application {
         self.tasks.close();
         // The tasks only wait for the database; what it does not answer is not worth waiting for.
         let _ = tokio::time::timeout(self.shutdown_timeout, self.tasks.wait()).await;
-        if let Some(mongod) = self.mongod {
-            mongod.stop().await;
+        if let Some(Keeper { task, stop }) = self.mongod {
+            drop(stop);
+            // It ends by itself, and bounds its waits.
+            let _ = task.await;
         }
         result.map_err(io::Error::other).and_then(|served| served).map_err(StartError::Server)
     }
@@ -261,7 +270,7 @@ fn capacity(config: &Config) -> Capacity {
 /// The database to use and the secret that goes with it; starts the embedded one if that is it.
 async fn database(
     config: &Config,
-) -> Result<(SecretString, SecretString, Option<Mongod>), StartError> {
+) -> Result<(SecretString, SecretString, Option<Keeper>), StartError> {
     let uri = match &config.mongo {
         Mongo::Uri { uri } => Some(uri.clone()),
         Mongo::Embedded => None,
@@ -276,7 +285,8 @@ async fn database(
     let installer = Installer::from_env(mongod);
     let binary = tokio::task::spawn_blocking(move || installer.binary());
     let binary = binary.await.map_err(|error| StartError::Secret(io::Error::other(error)))??;
-    let mongod = Mongod::start(Options::new(binary, data_dir.clone())).await?;
+    let options = Options::new(binary, data_dir.clone());
+    let mongod = Mongod::start(options.clone()).await?;
     log::info!(
         "Embedded MongoDB on port {}, its data in {}: for trying and developing, set MONGO_URI in \
          production",
@@ -287,7 +297,10 @@ async fn database(
         Some(secret) => secret.clone(),
         None => mongod::secret(&data_dir).map_err(StartError::Secret)?,
     };
-    Ok((mongod.uri(EMBEDDED_DATABASE).into(), secret, Some(mongod)))
+    let uri = mongod.uri(EMBEDDED_DATABASE).into();
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(mongod::keep_running(mongod, options, stop.clone()));
+    Ok((uri, secret, Some(Keeper { task, stop: stop.drop_guard() })))
 }
 
 /// Whether something listens where the original's database is.

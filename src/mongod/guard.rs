@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// Starts `mongod` ("$@") in the background, says its pid, and waits for whichever comes first:
-/// the end of its input, which means stop, or the end of `mongod`. A stop that takes more than
-/// ten seconds becomes a kill. `$REMOVE` is the folder to remove at the end, if any.
+/// the end of its input, which means stop, or the end of `mongod`, whose status becomes its own. A
+/// stop that takes more than ten seconds becomes a kill. `$REMOVE` is the folder to remove at the end, if any.
 const SCRIPT: &str = r#"
 "$@" </dev/null >/dev/null 2>&1 3<&- &
 mongod=$!
@@ -26,8 +26,10 @@ exec >/dev/null 2>&1
 reader=$!
 exec 3<&-
 wait $mongod
+status=$?
 kill -KILL $reader
 [ -z "$REMOVE" ] || rm -rf -- "$REMOVE"
+exit $status
 "#;
 
 /// A guarded `mongod`.
@@ -71,6 +73,13 @@ impl Guard {
     /// Whether `mongod` has ended, and the guard with it.
     pub(super) fn has_ended(&mut self) -> bool {
         !matches!(self.shell.try_wait(), Ok(None))
+    }
+
+    /// The signal that ended `mongod`, if it has ended and one did.
+    pub(super) fn signal(&mut self) -> Option<i32> {
+        let status = self.shell.try_wait().ok()??.code()?;
+        // As shells say it.
+        status.checked_sub(128).filter(|signal| *signal > 0)
     }
 
     /// Stops `mongod` and waits for its end, but no longer than this.

@@ -19,6 +19,7 @@ use mongodb::Client;
 use mongodb::options::ClientOptions;
 use secrecy::SecretString;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use guard::Guard;
 pub use install::{InstallError, Installer};
@@ -29,6 +30,13 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often a starting node is asked.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Its log, in the folder of its data.
+const LOG: &str = "mongod.log";
+/// How often it is looked whether it still runs.
+const WATCH: Duration = Duration::from_millis(250);
+/// How long a start may be put off after the one before did not last.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The name of the replica set of an embedded MongoDB.
 pub const REPLICA_SET: &str = "embedded";
@@ -74,6 +82,7 @@ pub struct Mongod {
     guard: Guard,
     port: u16,
     replica_set: Option<String>,
+    data_dir: PathBuf,
     /// Locked as long as this lives: the folder is ours.
     _lock: File,
 }
@@ -154,12 +163,17 @@ impl Mongod {
             0 => free_port().map_err(folder)?,
             port => port,
         };
-        let log = options.data_dir.join("mongod.log");
+        let log = options.data_dir.join(LOG);
         let command = command(&options, port, &log);
         let removed = options.remove_data.then_some(options.data_dir.as_path());
         let guard = Guard::spawn(&command, removed).map_err(folder)?;
-        let mut mongod =
-            Self { guard, port, replica_set: options.replica_set.clone(), _lock: lock };
+        let mut mongod = Self {
+            guard,
+            port,
+            replica_set: options.replica_set.clone(),
+            data_dir: options.data_dir.clone(),
+            _lock: lock,
+        };
         let deadline = Instant::now() + START_TIMEOUT;
         let mut cause = "it does not accept connections".to_owned();
         while Instant::now() < deadline {
@@ -192,6 +206,22 @@ impl Mongod {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.guard.mongod()
+    }
+
+    /// Why it has ended, if it has.
+    pub fn ended(&mut self) -> Option<MongodError> {
+        if !self.guard.has_ended() {
+            return None;
+        }
+        let log = self.data_dir.join(LOG);
+        let reason = reason(&self.data_dir, self.port, log.clone());
+        Some(match (self.guard.signal(), reason) {
+            // Its last words have nothing to do with it then.
+            (Some(signal @ 9), MongodError::Ended { .. } | MongodError::Damaged { .. }) => {
+                MongodError::Ended { cause: format!("it was killed by signal {signal}"), log }
+            }
+            (_, reason) => reason,
+        })
     }
 
     /// Stops it cleanly and waits for its end.
@@ -228,6 +258,45 @@ impl Mongod {
             Err(error) => return Err(error),
         }
         Err(mongodb::error::Error::custom("it has not become primary"))
+    }
+}
+
+/// Watches a `mongod` and starts it again on the same port and data when it ends, until `stop`;
+/// then stops it. What happens is said in the log.
+pub async fn keep_running(mut mongod: Mongod, options: Options, stop: CancellationToken) {
+    let options = Options { port: mongod.port(), ..options };
+    let mut wait = Duration::from_secs(1);
+    loop {
+        let started = Instant::now();
+        let reason = loop {
+            if let Some(reason) = mongod.ended() {
+                break reason;
+            }
+            if stop.run_until_cancelled(sleep(WATCH)).await.is_none() {
+                return mongod.stop().await;
+            }
+        };
+        // Only what does not last is put off longer and longer.
+        if started.elapsed() > LONGEST_WAIT {
+            wait = Duration::from_secs(1);
+        }
+        // Its lock on the data, too.
+        drop(mongod);
+        log::error!("The embedded MongoDB has ended: {reason}. It is started again in {wait:?}");
+        mongod = loop {
+            if stop.run_until_cancelled(sleep(wait)).await.is_none() {
+                return;
+            }
+            wait = (wait * 2).min(LONGEST_WAIT);
+            match stop.run_until_cancelled(Mongod::start(options.clone())).await {
+                None => return,
+                Some(Ok(mongod)) => break mongod,
+                Some(Err(error)) => log::error!(
+                    "The embedded MongoDB does not start: {error}. The next attempt is in {wait:?}"
+                ),
+            }
+        };
+        log::info!("The embedded MongoDB runs again");
     }
 }
 

@@ -111,3 +111,23 @@ async fn a_killed_server_takes_its_mongod_along_and_keeps_its_users() {
     let mongod = mongod_of(folder.path());
     assert!(mongod.is_none_or(|mongod| !is_running(mongod)));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mongod_that_ends_is_started_again_with_its_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let ann = json!({ "username": "ann", "password": "secret" });
+    let server = start(folder.path());
+    assert_eq!(post(&server, "register", &ann).await, StatusCode::CREATED);
+    let mongod = mongod_of(folder.path()).expect("mongod writes its pid");
+    kill(Pid::from_raw(mongod as i32), Signal::SIGKILL).unwrap();
+    eventually("it runs again", async || {
+        server.log().iter().any(|line| line.contains("The embedded MongoDB runs again"))
+    })
+    .await;
+    let said = |line: &String| {
+        line.contains("The embedded MongoDB has ended") && line.contains("killed by signal 9")
+    };
+    assert!(server.log().iter().any(said), "{:?}", server.log());
+    eventually("users log in", async || post(&server, "login", &ann).await == StatusCode::OK).await;
+    assert_eq!(server.terminate().code(), Some(0));
+}
