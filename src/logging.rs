@@ -11,26 +11,55 @@ use std::io::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use env_logger::Builder;
 use env_logger::fmt::Formatter;
-use env_logger::{Builder, Env};
 use log::{Level, LevelFilter, Record};
 
 /// What is logged unless `RUST_LOG` says otherwise.
 const DEFAULT: &str = "info,actix_server=warn,mongodb=warn";
+const VARIABLE: &str = "RUST_LOG";
+/// What the names of modules begin with that log anything.
+const MODULES: [&str; 8] =
+    ["realtime_chat_backend", "actix", "mongodb", "hickory", "rustls", "tokio", "mio", "h2"];
 /// How many lines of one kind are written in each [`PERIOD`].
 const LINES: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Starts it, on standard error. `RUST_LOG` is that of the environment, else of `.env`.
 pub fn start(dotenv: &[(String, String)]) {
-    let default = dotenv.iter().find(|(name, _)| name == "RUST_LOG");
-    let default = default.map_or(DEFAULT, |(_, value)| value);
+    let in_file = || dotenv.iter().find(|(name, _)| name == VARIABLE).map(|(_, v)| v.clone());
+    let wanted = std::env::var(VARIABLE).ok().or_else(in_file);
+    let filter = wanted.as_deref().filter(|wanted| is_filter(wanted));
     let mut builder = Builder::new();
     // It reports what strangers send as errors of its own, as many as they like.
     builder.filter_module("actix_http", LevelFilter::Off);
-    builder.parse_env(Env::default().default_filter_or(default));
+    builder.parse_filters(filter.unwrap_or(DEFAULT));
     let pace = Pace::default();
     builder.format(move |line, record| write(line, record, &pace)).init();
+    match (filter, &wanted) {
+        (None, Some(wanted)) if wanted.trim().is_empty() => {
+            log::info!("{VARIABLE} is set but empty, so it is {DEFAULT}");
+        }
+        (None, Some(wanted)) => log::warn!(
+            "{VARIABLE}={wanted:?} is not understood, so it is {DEFAULT}: error, warn, info, debug, \
+             trace or off, or a list for each module, such as info,mongodb=debug"
+        ),
+        _ => {}
+    }
+}
+
+/// Whether a filter says what to log. A word that is no level is the name of a module to
+/// env_logger; one that no module here has would silence everything else.
+fn is_filter(filter: &str) -> bool {
+    let filter = filter.split_once('/').map_or(filter, |(directives, _)| directives);
+    let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
+    let is_module = |word: &str| MODULES.iter().any(|module| word.trim().starts_with(module));
+    let mut directives = filter.split(',').filter(|part| !part.trim().is_empty()).peekable();
+    directives.peek().is_some()
+        && directives.all(|directive| match directive.split_once('=') {
+            Some((module, level)) => !module.trim().is_empty() && is_level(level),
+            None => is_level(directive) || is_module(directive),
+        })
 }
 
 fn write(line: &mut Formatter, record: &Record<'_>, pace: &Pace) -> io::Result<()> {
@@ -131,6 +160,25 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(OneLine(text).to_string(), line);
+        }
+    }
+
+    #[test]
+    fn a_filter_that_would_log_nothing_by_mistake_is_none() {
+        for filter in [
+            "info",
+            "INFO",
+            "off",
+            "info,mongodb=debug",
+            "realtime_chat_backend",
+            "realtime_chat_backend::realtime=trace, warn",
+            "hyper=off",
+            "debug/ann",
+        ] {
+            assert!(is_filter(filter), "{filter}");
+        }
+        for filter in ["", " ", ",", "verbose", "1", "true", "info,mongodb=loud", "=info", "all"] {
+            assert!(!is_filter(filter), "{filter}");
         }
     }
 
