@@ -8,6 +8,8 @@ use std::time::Duration;
 use actix_web::App;
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::Data;
+use bson::Document;
+use mongodb::Database;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -15,8 +17,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{Passwords, Tokens};
 use crate::chat::Chat;
-use crate::config::database::{Connector, POOL_SIZE};
-use crate::config::{Config, ConfigError, Embedded, Mongo, PasswordHash};
+use crate::config::database::{Connector, POOL_SIZE, certificate_hint, is_unresolved};
+use crate::config::original::{self, Found};
+use crate::config::uri::{MongoUri, UriError};
+use crate::config::{Config, ConfigError, DEFAULT_MAX_CONNECTIONS, Embedded, Mongo, PasswordHash};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::models::{Shared, Store, StoreError};
@@ -31,24 +35,21 @@ use crate::realtime::socket_io::{self, SocketIo};
 use crate::realtime::worker::{INBOX, Process, Worker};
 use crate::refusals::Refusals;
 use crate::routes;
-use crate::server;
 use crate::server::capacity::{Capacity, raise_open_files};
+use crate::server::{self, Connections};
 
 /// Secrets shorter than this, in bytes, are weaker than the HMAC that they key.
 pub const STRONG_SECRET: usize = 32;
 
-/// Where the original's database listens.
-const ORIGINAL_MONGODB: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 27017);
-/// How long that address may take to accept a connection.
-const KNOCK: Duration = Duration::from_millis(300);
 /// How long the start waits for the feed.
 const FEED_START: Duration = Duration::from_secs(2);
-/// How long an idle connection is kept: a second longer than Node keeps it, whose clients know it.
-const KEEP_ALIVE: Duration = Duration::from_secs(6);
 /// How long the head of a request may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The database's name in an embedded MongoDB.
-const EMBEDDED_DATABASE: &str = "realTimeChatDatabase";
+/// How long the start waits for the name of MongoDB before it listens without it.
+const RESOLVE: Duration = Duration::from_secs(2);
+/// How long one attempt to resolve it may take after that, and how long the next is put off at
+/// most.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
 
 /// A server that listens, and everything behind it.
 pub struct Application {
@@ -81,9 +82,17 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
-    /// Something listens where the original's database is, but there is no secret.
+    /// There is no secret.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Nothing is configured, but something listens where the original's database is.
+    #[error(
+        "nothing is configured, but {0}. To try this server with a database of its own: \
+         MONGO_URI=embedded cargo run. To take the place of the Node server: put its JWT_SECRET \
+         into .env or the environment (a new one, made with openssl rand -hex 32, ends its \
+         sessions), and MONGO_URI if its database is another"
+    )]
+    Found(Found),
     /// There is no `mongod` for the embedded MongoDB.
     #[error(transparent)]
     Install(#[from] InstallError),
@@ -93,9 +102,12 @@ pub enum StartError {
     /// The secret in the data folder cannot be read or made.
     #[error("the secret in the data folder cannot be used: {0}")]
     Secret(io::Error),
-    /// `MONGO_URI` is malformed, or its name cannot be resolved.
+    /// `MONGO_URI` is malformed, or asks for what cannot be done.
     #[error("MONGO_URI cannot be used: {0}")]
-    Uri(mongodb::error::Error),
+    Uri(#[from] UriError),
+    /// The options of `MONGO_URI` contradict each other, or its name cannot be resolved.
+    #[error("MONGO_URI cannot be used: {0}")]
+    Connector(mongodb::error::Error),
     /// The folder of the client bundle is of no use.
     #[error("SOCKET_IO_CLIENT_DIR cannot be used: {0}")]
     Bundles(io::Error),
@@ -111,19 +123,27 @@ impl Application {
     /// # Errors
     /// The address cannot be used or the configuration not be followed.
     pub async fn build(config: Config) -> Result<Self, StartError> {
-        let capacity = capacity(&config);
         let (uri, secret, mongod) = database(&config).await?;
         warn_if_weak(&secret);
+        let uri = MongoUri::parse(uri.expose_secret())?;
+        describe(&uri);
+        let capacity = capacity(&config, uri.pool_size.unwrap_or(POOL_SIZE));
+        let listener = listen(config.host, config.port)?;
+        let addr = listener.local_addr().map_err(StartError::Server)?;
+        let demo = config.demo;
+        let (connector, waited) = match connector(&uri).await? {
+            Some(connector) => (connector, false),
+            None => (wait_for_name(&uri, &config, &listener, capacity).await?, true),
+        };
 
-        let connector = Connector::new(&uri).await.map_err(StartError::Uri)?;
         let shared = Shared::default();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let store = Store::new(connector.connect().map_err(StartError::Uri)?, &shared);
+        let store = Store::new(connector.connect().map_err(StartError::Connector)?, &shared);
         let prepare = prepare_database(store.clone(), config.password_hash);
         tasks.spawn(stop.clone().run_until_cancelled_owned(prepare));
 
         let kept = ring::Limits { window: config.recovery_window, bytes: config.recovery_bytes };
-        let feed = Feed::new(connector.connect().map_err(StartError::Uri)?, kept);
+        let feed = Feed::new(connector.connect().map_err(StartError::Connector)?, kept);
         let feed = Arc::new(feed);
         let process = Arc::new(Process::new(capacity, config.max_connections_per_address));
         let following = Arc::clone(&feed);
@@ -135,14 +155,12 @@ impl Application {
         // there must not hold the start up.
         let _ = tokio::time::timeout(FEED_START, feed.started()).await;
 
-        let listener = listen(config.host, config.port)?;
-        let addr = listener.local_addr().map_err(StartError::Server)?;
         let shutdown_timeout = config.shutdown_timeout;
         let options = server::Options {
             workers: config.workers,
             connections: process.connections().clone(),
             waiting: capacity.waiting,
-            keep_alive: KEEP_ALIVE,
+            keep_alive: config.keep_alive,
             head_timeout: HEAD_TIMEOUT,
             shutdown_timeout,
         };
@@ -198,12 +216,21 @@ impl Application {
                 .configure(routes::configure)
         })
         .map_err(StartError::Server)?;
+        if !waited {
+            say_where(addr);
+        }
+        say_what(addr, demo);
         Ok(Self { addr, server, process: draining, shutdown_timeout, tasks, stop, mongod })
     }
 
     /// Where it listens: the real port when 0 was asked for.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// The address to open in a browser on this machine.
+    pub fn url(&self) -> String {
+        format!("http://{}", reachable(self.addr))
     }
 
     /// Whether the database is one of its own.
@@ -251,20 +278,101 @@ impl Application {
 
 /// How many connections fit into the files that may be open; says so when that is fewer than the
 /// configuration asks for.
-fn capacity(config: &Config) -> Capacity {
+fn capacity(config: &Config, pool_size: u32) -> Capacity {
     let files = raise_open_files();
     // Of each worker, of the feed, and of what prepares the database.
-    let pools = (config.workers + 2).saturating_mul(POOL_SIZE as usize);
-    let capacity = Capacity::within(files, pools, config.max_connections);
-    if capacity.sockets < config.max_connections {
-        log::warn!(
-            "MAX_CONNECTIONS is {}, but only {files} files may be open, so {} sockets are let in. \
-             Raise the hard limit (ulimit -Hn, LimitNOFILE) or lower MAX_CONNECTIONS",
-            config.max_connections,
-            capacity.sockets
-        );
+    let pools = (config.workers + 2).saturating_mul(pool_size as usize);
+    let wanted = config.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS);
+    let capacity = Capacity::within(files, pools, wanted);
+    let Capacity { sockets, .. } = capacity;
+    match config.max_connections {
+        Some(wanted) if sockets < wanted => log::warn!(
+            "MAX_CONNECTIONS is {wanted}, but only {files} files may be open, so {sockets} sockets \
+             are let in. Raise the hard limit (ulimit -Hn, LimitNOFILE) or lower MAX_CONNECTIONS"
+        ),
+        None if sockets < wanted => log::info!(
+            "At most {sockets} sockets are let in, since only {files} files may be open. Raise \
+             the hard limit (ulimit -Hn, LimitNOFILE) for more"
+        ),
+        _ => {}
     }
     capacity
+}
+
+/// Says what the connection string means, where that may be a surprise.
+fn describe(uri: &MongoUri) {
+    if !uri.names_database {
+        log::info!("MONGO_URI names no database, so it is {:?}, as for Mongoose", uri.database);
+    }
+    if !uri.passed_over.is_empty() {
+        log::info!(
+            "These options of MONGO_URI have no effect here: {}",
+            uri.passed_over.join(", ")
+        );
+    }
+}
+
+/// Finds out how to connect; `None` when the name of MongoDB cannot be resolved now.
+async fn connector(uri: &MongoUri) -> Result<Option<Connector>, StartError> {
+    if !uri.is_srv {
+        return Connector::new(uri).await.map(Some).map_err(StartError::Connector);
+    }
+    resolve(uri, RESOLVE).await
+}
+
+/// One attempt to resolve the name of MongoDB, which may take so long.
+async fn resolve(uri: &MongoUri, most: Duration) -> Result<Option<Connector>, StartError> {
+    match tokio::time::timeout(most, Connector::new(uri)).await {
+        Ok(Ok(connector)) => return Ok(Some(connector)),
+        Ok(Err(error)) if !is_unresolved(&error) => return Err(StartError::Connector(error)),
+        Ok(Err(error)) => log::warn!("The name in MONGO_URI cannot be resolved yet: {error}"),
+        Err(_) => log::warn!("The name in MONGO_URI was not resolved within {most:?}"),
+    }
+    Ok(None)
+}
+
+/// Answers requests that they cannot be served yet, until the name of MongoDB can be resolved.
+async fn wait_for_name(
+    uri: &MongoUri,
+    config: &Config,
+    listener: &TcpListener,
+    capacity: Capacity,
+) -> Result<Connector, StartError> {
+    let options = server::Options {
+        workers: 1,
+        connections: Connections::new(capacity.connections),
+        waiting: capacity.waiting,
+        keep_alive: Duration::ZERO,
+        head_timeout: HEAD_TIMEOUT,
+        shutdown_timeout: FEED_START,
+    };
+    let app_config = Data::new(config.clone());
+    let limits = Data::new(Limits::new(config));
+    let waiting = listener.try_clone().map_err(StartError::Server)?;
+    let waiting = server::serve(waiting, options, move || {
+        App::new()
+            .app_data(app_config.clone())
+            .app_data(limits.clone())
+            .configure(routes::configure_waiting)
+    })
+    .map_err(StartError::Server)?;
+    let handle = waiting.handle();
+    let serving = tokio::spawn(waiting);
+    say_where(listener.local_addr().map_err(StartError::Server)?);
+    log::info!("Requests for MongoDB are answered 503 until its name is resolved");
+    let mut wait = Duration::from_secs(1);
+    let connector = loop {
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(RESOLVE_AGAIN);
+        if let Some(connector) = resolve(uri, RESOLVE_AGAIN).await? {
+            break connector;
+        }
+    };
+    log::info!("The name in MONGO_URI is resolved");
+    handle.stop(true).await;
+    // How it ended makes no difference: the one that follows takes its place.
+    let _ = serving.await;
+    Ok(connector)
 }
 
 /// The database to use and the secret that goes with it; starts the embedded one if that is it.
@@ -274,8 +382,10 @@ async fn database(
     let uri = match &config.mongo {
         Mongo::Uri { uri } => Some(uri.clone()),
         Mongo::Embedded => None,
-        Mongo::Unset if original_is_there().await => return Err(ConfigError::NoSecret.into()),
-        Mongo::Unset => None,
+        Mongo::Unset => match original::look(original::ADDRESS).await {
+            Some(found) => return Err(StartError::Found(found)),
+            None => None,
+        },
     };
     if let Some(uri) = uri {
         let secret = config.jwt_secret.clone().ok_or(ConfigError::NoSecret)?;
@@ -297,16 +407,10 @@ async fn database(
         Some(secret) => secret.clone(),
         None => mongod::secret(&data_dir).map_err(StartError::Secret)?,
     };
-    let uri = mongod.uri(EMBEDDED_DATABASE).into();
+    let uri = mongod.uri(original::DATABASE).into();
     let stop = CancellationToken::new();
     let task = tokio::spawn(mongod::keep_running(mongod, options, stop.clone()));
     Ok((uri, secret, Some(Keeper { task, stop: stop.drop_guard() })))
-}
-
-/// Whether something listens where the original's database is.
-async fn original_is_there() -> bool {
-    let knock = tokio::net::TcpStream::connect(ORIGINAL_MONGODB);
-    matches!(tokio::time::timeout(KNOCK, knock).await, Ok(Ok(_)))
 }
 
 /// Builds the indexes and looks at what a move from Node would change, once MongoDB answers.
@@ -314,7 +418,10 @@ async fn prepare_database(store: Store, scheme: PasswordHash) {
     let mut wait = Duration::from_millis(250);
     while let Err(error) = build_and_look(&store, scheme).await {
         match &error {
-            StoreError::Unavailable(_) => log::warn!("MongoDB cannot be reached yet: {error}"),
+            StoreError::Unavailable(cause) => match certificate_hint(&cause.to_string()) {
+                Some(hint) => log::warn!("MongoDB cannot be reached yet: {hint}"),
+                None => log::warn!("MongoDB cannot be reached yet: {error}"),
+            },
             error => log::error!("The indexes cannot be built: {error}"),
         }
         tokio::time::sleep(wait).await;
@@ -323,6 +430,7 @@ async fn prepare_database(store: Store, scheme: PasswordHash) {
 }
 
 async fn build_and_look(store: &Store, scheme: PasswordHash) -> Result<(), StoreError> {
+    say_what_is_there(store.database()).await?;
     store.build_indexes().await?;
     if scheme == PasswordHash::Argon2id && store.users.any_with_bcrypt().await? {
         log::warn!(
@@ -334,6 +442,17 @@ async fn build_and_look(store: &Store, scheme: PasswordHash) -> Result<(), Store
     Ok(())
 }
 
+/// Says which database it is and what is in it, so that a wrong one is noticed.
+async fn say_what_is_there(database: &Database) -> Result<(), StoreError> {
+    let mut counts = Vec::new();
+    for name in original::COLLECTIONS {
+        let documents = database.collection::<Document>(name).estimated_document_count().await?;
+        counts.push((name, documents));
+    }
+    log::info!("The database {:?} has about {}", database.name(), original::counts(&counts));
+    Ok(())
+}
+
 fn warn_if_weak(secret: &SecretString) {
     let length = secret.expose_secret().len();
     if length < STRONG_SECRET {
@@ -342,6 +461,28 @@ fn warn_if_weak(secret: &SecretString) {
              openssl rand -hex 32. Changing it ends all sessions"
         );
     }
+}
+
+/// Says where the server listens.
+fn say_where(addr: SocketAddr) {
+    let here = reachable(addr);
+    if addr.ip().is_unspecified() {
+        log::info!("Listening on http://{here} and all other addresses of this machine");
+    } else {
+        log::info!("Listening on http://{here}");
+    }
+}
+
+/// Says what a person can open.
+fn say_what(addr: SocketAddr, demo: bool) {
+    let here = reachable(addr);
+    let demo = if demo { format!("try it on http://{here}/demo, ") } else { String::new() };
+    log::info!("To begin with: {demo}read about its API on http://{here}/docs");
+}
+
+/// An address that can be opened: the unspecified one cannot.
+fn reachable(addr: SocketAddr) -> String {
+    if addr.ip().is_unspecified() { format!("localhost:{}", addr.port()) } else { addr.to_string() }
 }
 
 /// Listens on one address, or on all: IPv6 with IPv4 where the system has it, as Node does.

@@ -7,6 +7,7 @@ use secrecy::ExposeSecret;
 
 use crate::app::{STRONG_SECRET, StartError};
 use crate::config::database::Connector;
+use crate::config::uri::MongoUri;
 use crate::config::{Config, Mongo, PasswordHash};
 use crate::models::Store;
 use crate::models::survey::Survey;
@@ -71,8 +72,9 @@ pub async fn check(config: &Config) -> Result<Report, StartError> {
         report.note("MONGO_URI is not set: the server would use the embedded MongoDB");
         return Ok(report);
     };
-    let connector = Connector::new(uri).await.map_err(StartError::Uri)?;
-    let database = connector.connect().map_err(StartError::Uri)?;
+    let uri = MongoUri::parse(uri.expose_secret())?;
+    let connector = Connector::new(&uri).await.map_err(StartError::Connector)?;
+    let database = connector.connect().map_err(StartError::Connector)?;
     let store = Store::new(database, &Default::default());
     match tokio::time::timeout(PATIENCE, Survey::of(store.database())).await {
         Ok(Ok(survey)) => describe(&mut report, config, &survey),

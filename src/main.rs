@@ -1,9 +1,8 @@
 //! The process: arguments, configuration, logging, start, signals.
 
-use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
-use std::process::ExitCode;
+use std::pin::pin;
 
 use realtime_chat_backend::app::Application;
 use realtime_chat_backend::check::check;
@@ -32,38 +31,70 @@ enum Command {
 }
 
 #[actix_web::main]
-async fn main() -> ExitCode {
-    match run().await {
-        Ok(code) => code,
+async fn main() {
+    let is_success = match run().await {
+        Ok(is_success) => is_success,
         Err(error) => {
             // Not through the log, which RUST_LOG may have silenced.
             eprintln!("{}: {error}", env!("CARGO_PKG_NAME"));
-            ExitCode::FAILURE
+            false
         }
-    }
+    };
+    // Everything has ended in its order. What is left are threads that wait for a name server or
+    // a download, which the runtime would wait for.
+    std::process::exit(i32::from(!is_success));
 }
 
-async fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
+/// Whether all is well at the end.
+async fn run() -> Result<bool, Box<dyn std::error::Error>> {
     let command = command(std::env::args().skip(1))?;
     if let Command::Print(text) = command {
-        print!("{text}");
-        return Ok(ExitCode::SUCCESS);
+        return print(&text).map(|()| true);
     }
+    // Before anything that takes time. The first process of a container ignores a signal that it
+    // has no handler for.
+    let mut terminated = pin!(terminated()?);
     let dotenv = dotenv::load(Path::new(".env")).map_err(|error| format!(".env: {error}"))?;
-    logging::start(&dotenv);
-    let config = Config::from_env(&dotenv)?;
+    logging::start(&dotenv.variables);
+    for line in &dotenv.passed_over {
+        log::warn!(
+            ".env: line {line} is passed over, as npm's dotenv does: it is not KEY=value, not a \
+             comment and not blank"
+        );
+    }
+    let config = Config::from_env(&dotenv.variables)?;
+    for notice in &config.notices {
+        log::warn!("{notice}");
+    }
     if let Command::Check = command {
         let report = check(&config).await?;
-        print!("{report}");
-        return Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        print(&report.to_string())?;
+        return Ok(report.is_good());
     }
     let (demo, data) = (config.demo, config.embedded.data_dir.clone());
-    let application = Application::build(config).await?;
-    log::info!("Listening on http://{}", application.addr());
-    greet(application.addr(), demo, application.is_embedded().then_some(&*data));
-    application.run_until(terminated()?).await?;
+    let application = tokio::select! {
+        application = Application::build(config) => application?,
+        () = &mut terminated => {
+            log::info!("Stopped during the start");
+            return Ok(true);
+        }
+    };
+    if io::stdout().is_terminal() {
+        let data = application.is_embedded().then_some(&*data);
+        print(&greeting(&application.url(), demo, data))?;
+    }
+    application.run_until(terminated).await?;
     log::info!("Stopped");
-    Ok(ExitCode::SUCCESS)
+    Ok(true)
+}
+
+/// Writes to the standard output, whose reader may have had enough.
+fn print(text: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn command(mut arguments: impl Iterator<Item = String>) -> Result<Command, String> {
@@ -83,27 +114,21 @@ fn command(mut arguments: impl Iterator<Item = String>) -> Result<Command, Strin
     }
 }
 
-/// Tells a person where to look; a log file has no use for it.
-fn greet(addr: SocketAddr, demo: bool, embedded: Option<&Path>) {
-    if !std::io::stdout().is_terminal() {
-        return;
-    }
-    let host =
-        if addr.ip().is_unspecified() { "localhost".to_owned() } else { addr.ip().to_string() };
-    let url = format!("http://{host}:{}", addr.port());
+/// Tells a person at a terminal where to look.
+fn greeting(url: &str, demo: bool, embedded: Option<&Path>) -> String {
     let (bold, reset) = match std::env::var_os("NO_COLOR") {
         None => ("\x1b[1m", "\x1b[0m"),
         Some(_) => ("", ""),
     };
-    println!("\n  {bold}Chat server{reset}  {url}");
+    let mut text = format!("\n  {bold}Chat server{reset}  {url}\n");
     if demo {
-        println!("  {bold}Try it     {reset}  {url}/demo");
+        text += &format!("  {bold}Try it     {reset}  {url}/demo\n");
     }
-    println!("  {bold}API        {reset}  {url}/docs");
+    text += &format!("  {bold}API        {reset}  {url}/docs\n");
     if let Some(data) = embedded {
-        println!("  {bold}Data       {reset}  {} (an embedded MongoDB)", data.display());
+        text += &format!("  {bold}Data       {reset}  {} (an embedded MongoDB)\n", data.display());
     }
-    println!("  Stop with Ctrl-C\n");
+    text + "  Stop with Ctrl-C\n\n"
 }
 
 /// Resolves at SIGINT or SIGTERM. The handlers are there when this returns, not when it is polled.

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use mongodb::error::ErrorKind;
 use mongodb::options::{
     Acknowledgment, ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern,
 };
 use mongodb::{Client, Database};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 
-/// The database's name when the URI has none: the original's.
-const DEFAULT_DATABASE: &str = "realTimeChatDatabase";
+use super::uri::MongoUri;
 
 /// How long the driver looks for a server. Below the deadline of a request, so that the error that
 /// a client causes in the log names the servers and not just the time.
@@ -28,14 +28,12 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Parses a connection string; `mongodb+srv://` is resolved here.
+    /// Follows a connection string; `mongodb+srv://` is resolved here.
     ///
     /// # Errors
-    /// The string is malformed, or its name cannot be resolved.
-    pub async fn new(uri: &SecretString) -> Result<Self, mongodb::error::Error> {
-        let mut options = ClientOptions::parse(uri.expose_secret()).await?;
-        let database =
-            options.default_database.clone().unwrap_or_else(|| DEFAULT_DATABASE.to_owned());
+    /// Its options contradict each other, or its name cannot be resolved.
+    pub async fn new(uri: &MongoUri) -> Result<Self, mongodb::error::Error> {
+        let mut options = ClientOptions::parse(uri.text.expose_secret()).await?;
         options.app_name.get_or_insert_with(|| env!("CARGO_PKG_NAME").to_owned());
         options.max_pool_size.get_or_insert(POOL_SIZE);
         options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
@@ -47,7 +45,7 @@ impl Connector {
         options.read_concern = Some(ReadConcern::local());
         options.selection_criteria =
             Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
-        Ok(Self { options, database })
+        Ok(Self { options, database: uri.database.clone() })
     }
 
     /// A database handle with connections of its own, which are made when they are needed.
@@ -56,5 +54,28 @@ impl Connector {
     /// The options contradict each other.
     pub fn connect(&self) -> Result<Database, mongodb::error::Error> {
         Ok(Client::with_options(self.options.clone())?.database(&self.database))
+    }
+}
+
+/// Whether an error says that a name is not known (yet), and so may go away.
+pub fn is_unresolved(error: &mongodb::error::Error) -> bool {
+    matches!(*error.kind, ErrorKind::DnsResolve { .. } | ErrorKind::Io(_))
+}
+
+/// What to do about a certificate that rustls refuses and OpenSSL, which Node uses, may accept.
+pub fn certificate_hint(error: &str) -> Option<&'static str> {
+    if error.contains("UnsupportedCertVersion") {
+        Some(
+            "the server's certificate is of X.509 version 1, which OpenSSL accepts and rustls, \
+             which is used here, does not: issue one of version 3",
+        )
+    } else if error.contains("NotValidForName") || error.contains("not valid for name") {
+        Some(
+            "the server's certificate does not have the host's name in subjectAltName, where \
+             rustls, which is used here, looks for it; a name in the common name (CN) only, which \
+             Node also accepts, does not count: issue one with subjectAltName",
+        )
+    } else {
+        None
     }
 }

@@ -2,41 +2,42 @@
 //!
 //! A deployment moves here with the file it has. A secret that two readers understand differently
 //! makes every token invalid without a word of why, so npm's reading is the meaning of the file:
-//! its grammar, its trimming, its escapes, its idea of white space. The one thing that npm does
-//! and this module refuses is to skip a line in silence. Which variables exist is not known here,
+//! its grammar, its trimming, its escapes, its idea of white space. What npm passes over in
+//! silence is passed over, too, but its lines are told. Which variables exist is not known here,
 //! nor that the process environment wins over the file.
 
 use std::{io, path::Path, sync::LazyLock};
 
 use regex::Regex;
 
-/// Why a `.env` file was refused. No variant holds text of the file: it may be a secret.
-#[derive(Debug, thiserror::Error)]
-pub enum DotenvError {
-    /// A line that npm's dotenv would skip although it is neither blank nor a comment.
-    #[error("line {0} is not KEY=value, not a comment and not blank")]
-    Line(usize),
-    /// The file exists and cannot be read.
-    #[error("cannot be read: {0}")]
-    Unreadable(#[from] io::Error),
+/// What a file says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dotenv {
+    /// The variables, in the order in which their names first appear: each name once, with the
+    /// value of its last entry.
+    pub variables: Vec<(String, String)>,
+    /// The numbers, from 1, of the lines that npm's dotenv passes over although they are neither
+    /// blank nor a comment. Never their text: it may be a secret.
+    pub passed_over: Vec<usize>,
 }
 
-/// Reads the variables of the file at `path`; a file that does not exist has none.
-pub fn load(path: &Path) -> Result<Vec<(String, String)>, DotenvError> {
+/// Reads the file at `path`; one that does not exist says nothing.
+///
+/// # Errors
+/// It exists and cannot be read.
+pub fn load(path: &Path) -> io::Result<Dotenv> {
     match std::fs::read(path) {
-        Ok(file) => parse(&file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error.into()),
+        Ok(file) => Ok(parse(&file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Dotenv::default()),
+        Err(error) => Err(error),
     }
 }
 
-/// Reads the variables of a file's contents, in the order in which their names first appear.
-///
-/// Each name is there once, with the value of its last entry. Bytes that are not UTF-8 become
-/// U+FFFD, as they do in Node.
-pub fn parse(file: &[u8]) -> Result<Vec<(String, String)>, DotenvError> {
+/// Reads a file's contents. Bytes that are not UTF-8 become U+FFFD, as they do in Node.
+pub fn parse(file: &[u8]) -> Dotenv {
     let text = String::from_utf8_lossy(file).replace("\r\n", "\n").replace('\r', "\n");
     let mut variables = Vec::new();
+    let mut passed_over = Vec::new();
     let mut rest = text.as_str();
     while !rest.is_empty() {
         if let Some((name, value, behind)) = entry(rest) {
@@ -47,11 +48,11 @@ pub fn parse(file: &[u8]) -> Result<Vec<(String, String)>, DotenvError> {
         let (line, behind) = rest.split_once(LINE_ENDS).unwrap_or((rest, ""));
         let line = line.trim_matches(is_space);
         if !line.is_empty() && !line.starts_with('#') {
-            return Err(DotenvError::Line(1 + newlines(&text) - newlines(rest)));
+            passed_over.push(1 + newlines(&text) - newlines(rest));
         }
         rest = behind;
     }
-    Ok(variables)
+    Dotenv { variables, passed_over }
 }
 
 /// Where JavaScript's `^` and `$` see the end of a line, once carriage returns are gone.
@@ -140,7 +141,7 @@ mod tests {
         /// Instead of `file`, where it is not UTF-8.
         file_hex: Option<String>,
         /// The first line that npm skipped although it is neither blank nor a comment.
-        refused_line: Option<usize>,
+        skipped_line: Option<usize>,
         values: Variables,
     }
 
@@ -165,34 +166,27 @@ mod tests {
     #[test]
     fn every_file_of_the_table_means_what_it_means_to_npm() {
         for case in table() {
-            match (parse(&case.file()), case.refused_line) {
-                (Ok(variables), None) => {
-                    let names = variables.len();
-                    let variables: Variables = variables.into_iter().collect();
-                    assert_eq!(variables, case.values, "{}", case.name);
-                    assert_eq!(variables.len(), names, "{}: a name is there twice", case.name);
-                }
-                (Err(DotenvError::Line(line)), Some(expected)) => {
-                    assert_eq!(line, expected, "{}", case.name);
-                }
-                (answer, expected) => panic!("{}: {answer:?}, not {expected:?}", case.name),
-            }
+            let read = parse(&case.file());
+            let names = read.variables.len();
+            let variables: Variables = read.variables.into_iter().collect();
+            assert_eq!(variables, case.values, "{}", case.name);
+            assert_eq!(variables.len(), names, "{}: a name is there twice", case.name);
+            assert_eq!(read.passed_over.first(), case.skipped_line.as_ref(), "{}", case.name);
         }
     }
 
     #[test]
-    fn an_error_names_the_line_and_never_its_text() {
-        let error = parse(b"A=1\nhunter2 hunter2\n").unwrap_err();
-        let shown = format!("{error} {error:?}");
-        assert!(shown.contains("line 2"), "{shown}");
-        assert!(!shown.contains("hunter2"), "{shown}");
+    fn every_line_that_is_passed_over_is_told() {
+        let read = parse(b"A=1\nhunter2 hunter2\n# a comment\nB=2\n\nexport C\n");
+        assert_eq!(read.passed_over, [2, 6]);
+        assert_eq!(read.variables.len(), 2);
     }
 
     #[test]
     fn a_missing_file_has_no_variables_and_an_unreadable_one_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(load(&folder.path().join(".env")).unwrap().is_empty());
-        assert!(matches!(load(folder.path()), Err(DotenvError::Unreadable(_))));
+        assert_eq!(load(&folder.path().join(".env")).unwrap(), Dotenv::default());
+        assert!(load(folder.path()).is_err());
     }
 
     /// The reason for a parser of our own: the usual crate reads these files differently.

@@ -6,9 +6,14 @@
 
 pub mod database;
 pub mod dotenv;
+mod hints;
+pub mod original;
 pub mod origins;
+mod units;
+pub mod uri;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,6 +39,7 @@ pub const VARIABLES: &[&str] = &[
     "RECOVERY_WINDOW",
     "RECOVERY_BYTES",
     "SHUTDOWN_TIMEOUT",
+    "KEEP_ALIVE",
     "RATE_LIMIT_LOGIN",
     "RATE_LIMIT_LOGIN_NAME",
     "RATE_LIMIT_SEND",
@@ -52,6 +58,9 @@ pub const VARIABLES: &[&str] = &[
 ];
 
 const DEFAULT_URI: &str = "mongodb://127.0.0.1:27017/realTimeChatDatabase";
+
+/// `MAX_CONNECTIONS` when it is not set.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 50_000;
 
 /// Everything that can be set.
 #[derive(Debug, Clone)]
@@ -81,6 +90,8 @@ pub struct Config {
     pub recovery_bytes: usize,
     /// `SHUTDOWN_TIMEOUT`: how long a stop may take.
     pub shutdown_timeout: Duration,
+    /// `KEEP_ALIVE`: how long an idle connection is kept; zero keeps none.
+    pub keep_alive: Duration,
     /// `RATE_LIMIT_LOGIN`: registrations and logins per minute and address; 0 is no limit.
     pub rate_limit_login: u32,
     /// `RATE_LIMIT_LOGIN_NAME`: failed logins per minute for a name from an address.
@@ -95,8 +106,9 @@ pub struct Config {
     pub rate_limit_room: u32,
     /// `TRUST_PROXY`: how many proxies in front set `X-Forwarded-For`.
     pub trust_proxy: u8,
-    /// `MAX_CONNECTIONS`: sockets and requests at once.
-    pub max_connections: usize,
+    /// `MAX_CONNECTIONS`: sockets at once; `None` is [`DEFAULT_MAX_CONNECTIONS`], or as many as
+    /// fit without a word.
+    pub max_connections: Option<usize>,
     /// `MAX_CONNECTIONS_PER_ADDRESS`: sockets at once from one address; 0 is no limit.
     pub max_connections_per_address: usize,
     /// `MAX_ROOMS_PER_SESSION`: rooms that one socket may be in.
@@ -109,6 +121,8 @@ pub struct Config {
     pub metrics_token: Option<SecretString>,
     /// `DEMO`: whether `/demo` is served.
     pub demo: bool,
+    /// What is to be said about the variables before the start, as sentences.
+    pub notices: Vec<String>,
 }
 
 /// Which MongoDB to use.
@@ -196,6 +210,24 @@ pub enum ConfigError {
          into .env, or make one: JWT_SECRET=$(openssl rand -hex 32)"
     )]
     NoSecret,
+    /// A secret without a character.
+    #[error(
+        "JWT_SECRET is set but empty {place}. Put the secret of your Node server there, or make \
+         one: JWT_SECRET=$(openssl rand -hex 32)"
+    )]
+    EmptySecret {
+        /// Where it is empty.
+        place: &'static str,
+    },
+    /// A value that would be allowed without the quotes around it.
+    #[error(
+        "{name} is in quotes, which count as part of its value: docker's --env-file does not \
+         remove them. Write it without quotes"
+    )]
+    Quoted {
+        /// The variable.
+        name: &'static str,
+    },
 }
 
 impl Config {
@@ -204,11 +236,23 @@ impl Config {
     /// # Errors
     /// A value that is not allowed.
     pub fn from_env(dotenv: &[(String, String)]) -> Result<Self, ConfigError> {
-        Self::from_vars(|name| {
-            std::env::var(name).ok().or_else(|| {
-                dotenv.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.clone())
-            })
-        })
+        let environment = |name: &str| std::env::var(name).ok();
+        let file = |name: &str| {
+            dotenv.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.clone())
+        };
+        Self::from_sources(environment, file)
+    }
+
+    /// Reads the variables of an environment, on top of those of a file; one that is empty in the
+    /// environment is not looked for in the file, as with npm's dotenv.
+    fn from_sources(
+        environment: impl Fn(&str) -> Option<String>,
+        file: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let mut config = Self::from_vars(|name| environment(name).or_else(|| file(name)))
+            .map_err(|error| hints::explain(error, &environment, &file))?;
+        config.notices.extend(hints::notices(&environment, &file));
+        Ok(config)
     }
 
     /// Reads variables from wherever `var` finds them. An empty value counts as not set.
@@ -222,9 +266,10 @@ impl Config {
         if jwt_secret.is_none() && matches!(mongo, Mongo::Uri { .. }) {
             return Err(ConfigError::NoSecret);
         }
+        let mut notices = Vec::new();
         Ok(Self {
             port: vars.parse("PORT", 5000, "a port from 0 to 65535")?,
-            host: vars.optional("HOST", "an IP address, such as 127.0.0.1 or ::")?,
+            host: vars.host(&mut notices)?,
             mongo,
             jwt_secret: jwt_secret.map(Into::into),
             embedded: Embedded {
@@ -243,9 +288,15 @@ impl Config {
                 &[("argon2id", PasswordHash::Argon2id), ("bcrypt", PasswordHash::Bcrypt)],
                 "argon2id or bcrypt",
             )?,
-            recovery_window: vars.seconds("RECOVERY_WINDOW", 120, 86_400)?,
-            recovery_bytes: vars.in_range("RECOVERY_BYTES", 64 << 20, 0, 16 << 30)?,
-            shutdown_timeout: vars.seconds("SHUTDOWN_TIMEOUT", 10, 3600)?,
+            recovery_window: vars.duration(
+                "RECOVERY_WINDOW",
+                120,
+                86_400,
+                "a duration of at most 24h, such as 120 (seconds), 120s or 2m",
+            )?,
+            recovery_bytes: vars.bytes("RECOVERY_BYTES", 64 << 20)?,
+            shutdown_timeout: vars.duration("SHUTDOWN_TIMEOUT", 10, 3600, UP_TO_AN_HOUR)?,
+            keep_alive: vars.duration("KEEP_ALIVE", 6, 3600, UP_TO_AN_HOUR)?,
             rate_limit_login: vars.parse("RATE_LIMIT_LOGIN", 600, PER_MINUTE)?,
             rate_limit_login_name: vars.parse("RATE_LIMIT_LOGIN_NAME", 30, PER_MINUTE)?,
             rate_limit_send: vars.parse("RATE_LIMIT_SEND", 3000, PER_MINUTE)?,
@@ -253,23 +304,36 @@ impl Config {
             rate_limit_events: vars.parse("RATE_LIMIT_EVENTS", 6000, PER_MINUTE)?,
             rate_limit_room: vars.parse("RATE_LIMIT_ROOM", 600, PER_MINUTE)?,
             trust_proxy: vars.parse("TRUST_PROXY", 0, "the number of proxies, 0 to 255")?,
-            max_connections: vars.in_range("MAX_CONNECTIONS", 50_000, 1, 10_000_000)?,
-            max_connections_per_address: vars.in_range(
-                "MAX_CONNECTIONS_PER_ADDRESS",
-                0,
-                0,
-                10_000_000,
+            max_connections: vars.in_range(
+                "MAX_CONNECTIONS",
+                1..=10_000_000,
+                "a whole number from 1 to 10000000",
             )?,
-            max_rooms_per_session: vars.in_range("MAX_ROOMS_PER_SESSION", 10_000, 1, 10_000)?,
-            workers: vars.in_range("WORKERS", cores(), 1, 1024)?,
+            max_connections_per_address: vars
+                .in_range(
+                    "MAX_CONNECTIONS_PER_ADDRESS",
+                    0..=10_000_000,
+                    "a whole number from 0 (no limit) to 10000000",
+                )?
+                .unwrap_or(0),
+            max_rooms_per_session: vars
+                .in_range("MAX_ROOMS_PER_SESSION", 1..=10_000, "a whole number from 1 to 10000")?
+                .unwrap_or(10_000),
+            workers: vars
+                .in_range("WORKERS", 1..=1024, "a whole number from 1 to 1024")?
+                .unwrap_or_else(cores),
             socket_io_client_dir: vars.get("SOCKET_IO_CLIENT_DIR").map(Into::into),
             metrics_token: vars.get("METRICS_TOKEN").map(Into::into),
             demo: vars.flag("DEMO", true)?,
+            notices,
         })
     }
 }
 
 const PER_MINUTE: &str = "a whole number per minute, 0 for no limit";
+const UP_TO_AN_HOUR: &str = "a duration of at most 1h, such as 10 (seconds), 10s or 1m";
+/// The most that `RECOVERY_BYTES` may be.
+const MAX_RECOVERY_BYTES: usize = 16 << 30;
 
 /// How many processors this process may use.
 pub fn cores() -> usize {
@@ -308,30 +372,61 @@ impl Vars<'_> {
     fn in_range(
         &self,
         name: &'static str,
-        default: usize,
-        least: usize,
-        most: usize,
-    ) -> Result<usize, ConfigError> {
-        let allowed = "a whole number within reason";
-        let value = self.parse(name, default, allowed)?;
-        if !(least..=most).contains(&value) {
-            return Err(ConfigError::Invalid { name, value: value.to_string(), allowed });
+        range: RangeInclusive<usize>,
+        allowed: &'static str,
+    ) -> Result<Option<usize>, ConfigError> {
+        match self.optional::<usize>(name, allowed)? {
+            Some(value) if !range.contains(&value) => {
+                Err(ConfigError::Invalid { name, value: value.to_string(), allowed })
+            }
+            value => Ok(value),
         }
-        Ok(value)
     }
 
-    fn seconds(
+    /// A duration, of which the default and the most are in seconds.
+    fn duration(
         &self,
         name: &'static str,
         default: u64,
         most: u64,
+        allowed: &'static str,
     ) -> Result<Duration, ConfigError> {
-        let allowed = "a whole number of seconds, at most a day";
-        let seconds = self.parse(name, default, allowed)?;
-        if seconds > most {
-            return Err(ConfigError::Invalid { name, value: seconds.to_string(), allowed });
+        let Some(value) = self.get(name) else { return Ok(Duration::from_secs(default)) };
+        units::duration(&value)
+            .filter(|duration| *duration <= Duration::from_secs(most))
+            .ok_or(ConfigError::Invalid { name, value, allowed })
+    }
+
+    fn bytes(&self, name: &'static str, default: usize) -> Result<usize, ConfigError> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        let allowed = "a size of at most 16GiB, such as 67108864 or 64MiB";
+        units::bytes(&value)
+            .filter(|bytes| *bytes <= MAX_RECOVERY_BYTES)
+            .ok_or(ConfigError::Invalid { name, value, allowed })
+    }
+
+    /// An address. Shells and conda export the name of the machine in a variable of this name, for
+    /// another purpose: then it is as if nothing was said.
+    fn host(&self, notices: &mut Vec<String>) -> Result<Option<IpAddr>, ConfigError> {
+        let Some(value) = self.get("HOST") else { return Ok(None) };
+        let host = value.trim();
+        if let Ok(address) = host.parse() {
+            return Ok(Some(address));
         }
-        Ok(Duration::from_secs(seconds))
+        if host.eq_ignore_ascii_case("localhost") {
+            return Ok(Some(Ipv4Addr::LOCALHOST.into()));
+        }
+        let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        let is_name = host.chars().all(is_of_a_name) && host.contains(|c: char| c.is_alphabetic());
+        if !is_name {
+            let allowed = "an IP address, such as 127.0.0.1 or ::, or localhost";
+            return Err(ConfigError::Invalid { name: "HOST", value, allowed });
+        }
+        notices.push(format!(
+            "HOST={host} is a name and no address, so the server listens on all addresses. Set \
+             HOST to an IP address to listen on one"
+        ));
+        Ok(None)
     }
 
     fn choice<T: Copy>(
@@ -470,7 +565,11 @@ mod tests {
             ("LEGACY_TRUST", "yes"),
             ("ERRORS", "loud"),
             ("PASSWORD_HASH", "md5"),
-            ("RECOVERY_WINDOW", "2m"),
+            ("RECOVERY_WINDOW", "soon"),
+            ("RECOVERY_WINDOW", "25h"),
+            ("RECOVERY_BYTES", "17GiB"),
+            ("KEEP_ALIVE", "-1"),
+            ("HOST", "10.0.0.300"),
             ("WORKERS", "0"),
             ("MAX_CONNECTIONS", "-1"),
         ] {
@@ -506,6 +605,77 @@ mod tests {
     }
 
     #[test]
+    fn sizes_and_durations_have_units_and_a_refusal_says_what_is_taken() {
+        let vars = [
+            ("JWT_SECRET", "s"),
+            ("RECOVERY_BYTES", "64MiB"),
+            ("RECOVERY_WINDOW", "120s"),
+            ("SHUTDOWN_TIMEOUT", "1m"),
+            ("KEEP_ALIVE", "0"),
+        ];
+        let config = config(&vars).unwrap();
+        assert_eq!(config.recovery_bytes, 64 << 20);
+        assert_eq!(config.recovery_window, Duration::from_secs(120));
+        assert_eq!(config.shutdown_timeout, Duration::from_secs(60));
+        assert_eq!(config.keep_alive, Duration::ZERO);
+        for (name, taken) in [
+            ("RECOVERY_BYTES", "64MiB"),
+            ("RECOVERY_WINDOW", "120s"),
+            ("KEEP_ALIVE", "10s"),
+            ("MAX_CONNECTIONS", "from 1 to 10000000"),
+            ("WORKERS", "from 1 to 1024"),
+        ] {
+            let error = self::config(&[("JWT_SECRET", "s"), (name, "many")]).unwrap_err();
+            assert!(error.to_string().contains(taken), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_name_as_host_is_no_address() {
+        let host = |host| config(&[("JWT_SECRET", "s"), ("HOST", host)]).unwrap();
+        assert_eq!(host("localhost").host, Some(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(host("::1").host, Some("::1".parse().unwrap()));
+        for name in ["build-host", "x86_64-conda-linux-gnu", "ann.example.com"] {
+            let config = host(name);
+            assert_eq!(config.host, None);
+            assert!(matches!(&config.notices[..], [said] if said.contains(name)));
+        }
+    }
+
+    #[test]
+    fn what_was_set_and_does_not_count_is_said() {
+        type Vars<'a> = &'a [(&'a str, &'a str)];
+        let read = |environment: Vars<'_>, file: Vars<'_>| {
+            let find = |vars: Vars<'_>, name: &str| {
+                vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            };
+            Config::from_sources(|name| find(environment, name), |name| find(file, name))
+        };
+        let uri = ("MONGO_URI", "mongodb://db/chat");
+        for (environment, file, said) in [
+            (&[("JWT_SECRET", ""), uri][..], &[("JWT_SECRET", "s")][..], ".env is not looked at"),
+            (&[uri], &[("JWT_SECRET", "")], "set but empty in .env"),
+            (&[uri], &[], "JWT_SECRET is not set"),
+            (&[("MONGO_URI", "\"mongodb://db/x\"")], &[], "MONGO_URI is in quotes"),
+            (&[("PORT", "'80'")], &[], "PORT is in quotes"),
+        ] {
+            let error = read(environment, file).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        for (environment, file, said) in [
+            (&[("JWT_SECRET", "\"s\""), uri][..], &[][..], "JWT_SECRET is in quotes"),
+            (&[("JWT_SECRET", "s"), ("ERRORS", "")], &[("ERRORS", "precise")], "ERRORS is set but"),
+            (&[("MONGO_URL", "mongodb://db")], &[], "MONGO_URL is a connection string"),
+            (&[], &[("DATABASE_URL", "mongodb+srv://db")], "DATABASE_URL is a connection string"),
+        ] {
+            let notices = read(environment, file).unwrap().notices;
+            assert!(matches!(&notices[..], [notice] if notice.contains(said)), "{notices:?}");
+        }
+        let quiet = [("DATABASE_URL", "postgres://db"), ("WORKERS", "")];
+        assert!(read(&quiet, &[("JWT_SECRET", "'s"), uri]).unwrap().notices.is_empty());
+    }
+
+    #[test]
     fn a_connection_string_is_never_shown() {
         let error = config(&[("MONGO_URI", "mongo//user:hunter2@db")]).unwrap_err();
         assert!(!error.to_string().contains("hunter2"));
@@ -538,6 +708,7 @@ mod tests {
             })
             .unwrap();
             config.workers = 0;
+            config.max_connections.get_or_insert(DEFAULT_MAX_CONNECTIONS);
             format!("{config:?}")
         };
         assert_eq!(read(&shown), read(&[]), "the values shown are the defaults");

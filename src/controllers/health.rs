@@ -41,13 +41,20 @@ pub async fn readyz(store: Data<Store>, worker: Data<Worker>) -> HttpResponse {
     match readiness(&store, &worker).await {
         Ok(Phase::Local) => json(StatusCode::OK, r#"{"status":"ready","realtime":"local"}"#),
         Ok(_) => json(StatusCode::OK, r#"{"status":"ready","realtime":"cluster"}"#),
-        Err(reason) => {
-            let mut body = br#"{"status":"unavailable","reason":"#.to_vec();
-            views::push_string(&mut body, &reason);
-            body.push(b'}');
-            json(StatusCode::SERVICE_UNAVAILABLE, body)
-        }
+        Err(reason) => unavailable(&reason),
     }
+}
+
+/// The answer of `/readyz` while the name in the connection string is not resolved.
+pub async fn unresolved() -> HttpResponse {
+    unavailable("the name of MongoDB cannot be resolved")
+}
+
+fn unavailable(reason: &str) -> HttpResponse {
+    let mut body = br#"{"status":"unavailable","reason":"#.to_vec();
+    views::push_string(&mut body, reason);
+    body.push(b'}');
+    json(StatusCode::SERVICE_UNAVAILABLE, body)
 }
 
 async fn readiness(store: &Store, worker: &Worker) -> Result<Phase, String> {

@@ -25,6 +25,21 @@ pub fn configure(cfg: &mut ServiceConfig) {
         .service(rest());
 }
 
+/// The same paths before it is known where MongoDB is: the process is up, and everything else is
+/// refused for now.
+pub fn configure_waiting(cfg: &mut ServiceConfig) {
+    let unavailable = async || Err::<String, _>(ApiError::Unavailable("unresolved".to_owned()));
+    let scope = scope("").wrap(from_fn(express)).default_service(web::to(unavailable));
+    let rows = [
+        ("GET, HEAD", "/healthz", get().to(health::healthz)),
+        ("GET, HEAD", "/readyz", get().to(health::unresolved)),
+    ];
+    cfg.service(
+        rows.into_iter()
+            .fold(scope, |scope, (methods, path, route)| scope.service(only(methods, path, route))),
+    );
+}
+
 /// Every method and every path below, as in the original, where Socket.IO came before Express.
 async fn socket_io(
     req: HttpRequest,

@@ -246,7 +246,7 @@ async fn connections_fit_into_the_files_that_may_be_open() {
     let ada = beside.register("ada").await;
     // A quarter is its own, and a quarter is for requests.
     let server =
-        Program::start_with_files(256, &uri, &[("WORKERS", "1")]);
+        Program::start_with_files(256, &uri, &[("WORKERS", "1"), ("MAX_CONNECTIONS", "50000")]);
     let told = |line: &String| {
         line.contains("MAX_CONNECTIONS is 50000, but only 256 files may be open, so 128 sockets")
     };
@@ -311,6 +311,11 @@ async fn a_burst_of_connections_leaves_files_for_others() {
     })
     .await;
     assert!(!server.log().iter().any(|line| line.contains("ERROR")), "{:?}", server.log());
+    let of_files: Vec<_> = server.log().into_iter().filter(|line| line.contains("files")).collect();
+    assert!(
+        matches!(&of_files[..], [line] if line.contains("INFO")),
+        "nobody asked for more connections: {of_files:?}"
+    );
 }
 
 /// Whether a connection is answered 503 although nothing was asked; keeps it open.

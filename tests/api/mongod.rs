@@ -1,15 +1,19 @@
 //! The embedded MongoDB: it keeps its data, ends with the server, and says what is wrong.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use bson::{Document, doc};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use realtime_chat_backend::config::original::{self, What};
 use realtime_chat_backend::mongod::{Mongod, MongodError, Options};
 use reqwest::StatusCode;
 use serde_json::json;
 
-use crate::helpers::mongod::{binary, connect};
+use crate::helpers::mongod::{binary, connect, standalone};
 use crate::helpers::program::Program;
 use crate::helpers::{client, eventually};
 
@@ -100,6 +104,9 @@ async fn a_killed_server_takes_its_mongod_along_and_keeps_its_users() {
     let ann = json!({ "username": "ann", "password": "secret" });
     let server = start(folder.path());
     assert_eq!(post(&server, "register", &ann).await, StatusCode::CREATED);
+    let log = server.log();
+    assert!(!log.iter().any(|line| line.contains("WARN") || line.contains("ERROR")), "{log:?}");
+    assert!(log.iter().any(|line| line.contains("/demo") && line.contains("/docs")), "{log:?}");
     let mongod = mongod_of(folder.path()).expect("mongod writes its pid");
     assert!(is_running(mongod));
     drop(server);
@@ -130,4 +137,53 @@ async fn a_mongod_that_ends_is_started_again_with_its_data() {
     assert!(server.log().iter().any(said), "{:?}", server.log());
     eventually("users log in", async || post(&server, "login", &ann).await == StatusCode::OK).await;
     assert_eq!(server.terminate().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_during_the_start_is_a_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_realtime-chat-backend"))
+        .current_dir(folder.path())
+        .envs([("MONGO_URI", "embedded"), ("PORT", "0"), ("DATA_DIR", "data")])
+        .env("MONGOD", binary())
+        .spawn()
+        .unwrap();
+    let data = folder.path().join("data");
+    eventually("mongod is being started", async || mongod_of(&data).is_some()).await;
+    let mongod = mongod_of(&data).unwrap();
+    let asked = Instant::now();
+    kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM).unwrap();
+    let status = tokio::task::block_in_place(|| process.wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    eventually("mongod has ended", async || !is_running(mongod)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_listens_where_the_original_does_is_told() {
+    let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let stranger = TcpListener::bind(local(0)).unwrap();
+    let found = original::look(stranger.local_addr().unwrap()).await.unwrap();
+    assert_eq!(found.what, What::Stranger);
+
+    let mongod = standalone().await;
+    let found = original::look(local(mongod.port())).await.unwrap();
+    assert!(matches!(&found.what, What::Open { collections, .. } if collections.is_empty()));
+    assert!(found.to_string().contains("none of the Node server's collections"), "{found}");
+    let users = connect(&mongod.uri(original::DATABASE)).await.collection::<Document>("users");
+    users.insert_many([doc! { "username": "ann" }, doc! { "username": "bob" }]).await.unwrap();
+    let found = original::look(local(mongod.port())).await.unwrap().to_string();
+    let addr = local(mongod.port()).to_string();
+    assert!(found.contains("2 users") && found.contains(&addr), "{found}");
+    let gone = local(mongod.port());
+    mongod.stop().await;
+    assert_eq!(original::look(gone).await, None);
+
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = vec!["--auth".to_owned()];
+    let locked = Options { replica_set: None, arguments, ..options(folder.path()) };
+    let locked = Mongod::start(locked).await.unwrap();
+    let found = original::look(local(locked.port())).await.unwrap();
+    assert!(matches!(found.what, What::Locked { .. }), "{found}");
+    locked.stop().await;
 }

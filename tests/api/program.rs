@@ -1,15 +1,35 @@
 //! The program itself: its options, and what a dry run reports.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
+use realtime_chat_backend::config::original;
+use realtime_chat_backend::mongod::{Mongod, Options};
+use reqwest::StatusCode;
+use serde_json::json;
 
-use crate::helpers::mongod;
+use crate::helpers::program::Program;
+use crate::helpers::{client, eventually, mongod, replica_set};
 
 fn run(arguments: &[&str], vars: &[(&str, &str)]) -> Output {
     let folder = tempfile::tempdir().unwrap();
+    Command::new(env!("CARGO_BIN_EXE_realtime-chat-backend"))
+        .args(arguments)
+        .current_dir(folder.path())
+        .env_clear()
+        .envs(vars.iter().copied())
+        .output()
+        .expect("the program runs")
+}
+
+/// The same with a file `.env` beside it.
+fn run_with_file(arguments: &[&str], vars: &[(&str, &str)], file: &str) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(".env"), file).unwrap();
     Command::new(env!("CARGO_BIN_EXE_realtime-chat-backend"))
         .args(arguments)
         .current_dir(folder.path())
@@ -45,11 +65,147 @@ fn what_is_missing_or_wrong_is_said_in_one_line() {
         (vec![("MONGO_URI", "mongodb://127.0.0.1:1/x")], "JWT_SECRET is not set"),
         (vec![("PORT", "seventy")], "PORT=\"seventy\" is not allowed"),
         (vec![("MONGO_URI", "http://x"), ("JWT_SECRET", "x")], "MONGO_URI"),
+        (vec![("MONGO_URI", "mongodb://x/?loud=1"), ("JWT_SECRET", "x")], "\"loud\""),
+        (
+            vec![("MONGO_URI", "mongodb://x/?tlsAllowInvalidHostnames=true"), ("JWT_SECRET", "x")],
+            "tlsAllowInvalidHostnames asks to believe",
+        ),
+        (vec![("MONGO_URI", "mongodb://x"), ("JWT_SECRET", "")], "JWT_SECRET is set but empty in"),
     ] {
         let refused = run(&[], &vars);
         assert!(!refused.status.success());
         let error = text(&refused.stderr);
         assert!(error.contains(said), "{vars:?}: {error}");
+    }
+}
+
+#[test]
+fn a_start_that_was_told_nothing_says_what_it_found_and_both_ways_out() {
+    // Unless something listens there already, which is as good.
+    let _original = TcpListener::bind(original::ADDRESS);
+    let refused = run(&[], &[]);
+    assert!(!refused.status.success());
+    let error = text(&refused.stderr);
+    for said in ["listens on", "127.0.0.1:27017", "MONGO_URI=embedded cargo run", "JWT_SECRET"] {
+        assert!(error.contains(said), "{said}: {error}");
+    }
+}
+
+#[test]
+fn what_is_set_in_vain_is_said() {
+    let file = "JWT_SECRET=a secret of the Node server\nhalf a line\nERRORS=precise\n";
+    let vars = [("MONGO_URI", "embedded"), ("ERRORS", ""), ("HOST", "build-host")];
+    let checked = run_with_file(&["--check"], &vars, file);
+    let log = text(&checked.stderr);
+    for said in [
+        ".env: line 2 is passed over",
+        "ERRORS is set but empty in the environment; .env is not looked at for it",
+        "HOST=build-host is a name",
+    ] {
+        assert!(log.contains(said), "{said}: {log}");
+    }
+    assert!(checked.status.success(), "{log}");
+    for (filter, said) in [("", "RUST_LOG is set but empty"), ("verbose", "is not understood")] {
+        let vars = [("MONGO_URI", "embedded"), ("RUST_LOG", filter)];
+        let log = text(&run(&["--check"], &vars).stderr);
+        assert!(log.contains(said), "{filter}: {log}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_had_enough_is_no_error() {
+    let folder = tempfile::tempdir().unwrap();
+    for option in ["--help", "--check"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = Command::new(env!("CARGO_BIN_EXE_realtime-chat-backend"))
+            .arg(option)
+            .current_dir(folder.path())
+            .env_clear()
+            .env("MONGO_URI", "embedded")
+            .stdout(writer)
+            .output()
+            .unwrap();
+        assert!(ended.status.success(), "{option}: {ended:?}");
+        assert_eq!(text(&ended.stderr), "", "{option}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_uri_without_a_name_means_the_database_of_mongoose_and_the_log_says_so() {
+    // A whole mongod, since nobody else may use this name there.
+    let mongod = mongod::standalone().await;
+    let uri = format!("mongodb://127.0.0.1:{}/?useNewUrlParser=true&FAMILY=4", mongod.port());
+    let database = mongod::connect(&mongod.uri("test")).await;
+    let room = doc! { "name": "of the Node server" };
+    database.collection::<Document>("rooms").insert_one(room).await.unwrap();
+    let server = Program::start_on(&uri, &[]);
+    let ann = json!({ "username": "ann", "password": "secret" });
+    let register = client().post(format!("http://{}/api/auth/register", server.addr)).json(&ann);
+    assert_eq!(register.send().await.unwrap().status(), StatusCode::CREATED);
+    let users = database.collection::<Document>("users");
+    assert_eq!(users.count_documents(doc! {}).await.unwrap(), 1);
+    for said in [
+        "MONGO_URI names no database, so it is \"test\"",
+        "These options of MONGO_URI have no effect here: useNewUrlParser, family",
+        "The database \"test\" has about 0 users, 1 rooms, 0 messages",
+    ] {
+        eventually(said, async || server.log().iter().any(|line| line.contains(said))).await;
+    }
+    assert_eq!(server.terminate().code(), Some(0));
+    mongod.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_is_at_once_wherever_the_database_is() {
+    for uri in ["mongodb://127.0.0.1:1/chat", "mongodb+srv://nowhere.chat.invalid/chat"] {
+        let server = Program::start_on(uri, &[]);
+        let get = async |path: &str| {
+            let url = format!("http://{}{path}", server.addr);
+            client().get(url).send().await.unwrap()
+        };
+        assert_eq!(get("/healthz").await.status(), StatusCode::OK, "{uri}");
+        let unready = get("/readyz").await;
+        assert_eq!(unready.status(), StatusCode::SERVICE_UNAVAILABLE, "{uri}");
+        let ann = json!({ "username": "ann", "password": "secret" });
+        let login = client().post(format!("http://{}/api/auth/login", server.addr)).json(&ann);
+        let refused = login.send().await.unwrap();
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE, "{uri}");
+        assert!(refused.headers().contains_key("retry-after"), "{uri}");
+        assert_eq!(refused.text().await.unwrap(), r#"{"error":"Server error"}"#);
+        let asked = Instant::now();
+        assert_eq!(server.terminate().code(), Some(0), "{uri}");
+        assert!(asked.elapsed() < Duration::from_secs(3), "{uri}: {:?}", asked.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_only_openssl_takes_is_said_to_be_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"
+        openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=authority
+        for name in v1 cn; do
+            openssl req -newkey rsa:2048 -nodes -keyout $name.key -out $name.csr -subj /CN=localhost
+        done
+        echo basicConstraints=CA:FALSE > cn.ext
+        openssl x509 -req -in v1.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out v1.crt
+        openssl x509 -req -in cn.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out cn.crt -extfile cn.ext
+        cat v1.crt v1.key > v1.pem; cat cn.crt cn.key > cn.pem
+    "#;
+    let made = Command::new("sh").args(["-ec", script]).current_dir(folder.path()).output();
+    assert!(made.unwrap().status.success());
+    for (name, said) in [("v1", "of X.509 version 1"), ("cn", "subjectAltName")] {
+        let path = |name: String| folder.path().join(name).to_str().unwrap().to_owned();
+        let arguments = ["--tlsMode", "allowTLS", "--tlsCertificateKeyFile"].map(str::to_owned);
+        let mut arguments = arguments.to_vec();
+        arguments.push(path(format!("{name}.pem")));
+        let options = Options { replica_set: None, arguments, ..replica_set::options() };
+        let mongod = Mongod::start(options).await.unwrap();
+        let ca = path("ca.pem".to_owned()).replace('/', "%2F");
+        let uri = format!("mongodb://localhost:{}/chat?tls=true&tlsCAFile={ca}", mongod.port());
+        let server = Program::start_on(&uri, &[]);
+        eventually(said, async || server.log().iter().any(|line| line.contains(said))).await;
+        mongod.stop().await;
     }
 }
 
