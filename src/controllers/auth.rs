@@ -13,7 +13,7 @@ use crate::casts::required_text;
 use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
-use crate::limits::{Address, Limits};
+use crate::limits::Limits;
 use crate::models::{Store, StoreError, UserId};
 use crate::openapi::{refusals, schemas};
 
