@@ -1,7 +1,7 @@
 //! A client as a good front end is one: it sends with an idempotency key until it has the ack, and
 //! comes back with what it last had, at any instance.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +58,8 @@ pub struct Transcript {
     pub recoveries: Vec<Duration>,
     /// How often a Socket.IO connection was recovered by its private id.
     pub returns: usize,
+    /// How many messages came again that it had heard before a cut, without an offset behind them.
+    pub repeated: usize,
     /// How often the server said that something may have been missed.
     pub resyncs: usize,
     /// What the server must not say.
@@ -74,6 +76,10 @@ pub struct Client {
     outbox: VecDeque<Outgoing>,
     next_send: Instant,
     transcript: Transcript,
+    /// What it has heard since its last offset.
+    uncovered: Vec<Uncovered>,
+    /// What it had heard so before a cut, which must come again.
+    forgotten: HashSet<String>,
     /// Since when it is not in all of its rooms.
     away: Option<Instant>,
     first: bool,
@@ -86,6 +92,12 @@ struct Room {
     /// Whether this connection is in it.
     joined: bool,
     ended: bool,
+}
+
+/// A message that is the last of a segment, and that no offset covers yet.
+struct Uncovered {
+    room: String,
+    segment: usize,
 }
 
 /// A message that is not acknowledged yet.
@@ -112,6 +124,8 @@ impl Client {
             outbox: VecDeque::new(),
             next_send: Instant::now(),
             transcript: Transcript { name, ..Transcript::default() },
+            uncovered: Vec::new(),
+            forgotten: HashSet::new(),
             away: None,
             first: true,
         }
@@ -126,6 +140,9 @@ impl Client {
                 Ok(mut connection) => {
                     let lost = self.converse(&mut connection, &world).await;
                     self.memory = connection.memory;
+                    if lost.is_err() {
+                        self.forget_what_is_uncovered();
+                    }
                     if let Err(Lost(why)) = lost {
                         log::debug!("{} lost its connection: {why}", self.transcript.name);
                         self.away.get_or_insert_with(Instant::now);
@@ -177,7 +194,12 @@ impl Client {
                     Said::Message { room, id, content, position } => {
                         let may_be_in = server.recovered;
                         self.heard(&room, id, &content, position, may_be_in);
+                        // Also exactly between a message and its offset.
+                        if !self.uncovered.is_empty() && self.may_leave(leaves) {
+                            return Err(Lost("left by itself without an offset".to_owned()));
+                        }
                     }
+                    Said::Offset(offset) => self.cover(&offset),
                     Said::Resync { room, position } => self.resync(&room, position),
                     Said::Error(error) => {
                         self.transcript.broken.push(format!("an error unasked for: {error}"));
@@ -199,12 +221,17 @@ impl Client {
                     if !self.is_in_all_rooms() && opened.elapsed() > PATIENCE {
                         return Err(Lost("not joined in time".to_owned()));
                     }
-                    if Instant::now() > leaves && !self.first {
+                    if self.may_leave(leaves) {
                         return Err(Lost("left by itself".to_owned()));
                     }
                 }
             }
         }
+    }
+
+    /// Whether it is time to go. Nobody goes before all are in their rooms.
+    fn may_leave(&self, leaves: Instant) -> bool {
+        Instant::now() > leaves && !self.first
     }
 
     fn is_in_all_rooms(&self) -> bool {
@@ -313,7 +340,18 @@ impl Client {
     }
 
     /// `may_be_in`: the last connection may have joined the room without the client's knowledge.
-    fn heard(&mut self, room: &str, id: String, content: &str, position: String, may_be_in: bool) {
+    fn heard(
+        &mut self,
+        room: &str,
+        id: String,
+        content: &str,
+        position: Option<String>,
+        may_be_in: bool,
+    ) {
+        if position.is_some() != (self.kind != Kind::SocketIo) {
+            let problem = format!("a message of {:?} with {position:?}", self.kind);
+            self.transcript.broken.push(problem);
+        }
         let Some(known) = self.rooms.iter_mut().find(|known| known.id == room) else {
             return self.transcript.broken.push(format!("a message of a strange room: {room}"));
         };
@@ -321,12 +359,44 @@ impl Client {
             let problem = format!("a message before the ack of the join: {content}");
             self.transcript.broken.push(problem);
         }
-        known.since = Some(position);
         known.ended |= content == END;
+        self.transcript.repeated += usize::from(self.forgotten.remove(&id));
         let segments = self.transcript.rooms.entry(room.to_owned()).or_default();
         match segments.last_mut() {
             Some(segment) => segment.push(id),
             None => segments.push(vec![id]),
+        }
+        match position {
+            Some(position) => known.since = Some(position),
+            None => {
+                let (room, segment) = (room.to_owned(), segments.len() - 1);
+                self.uncovered.push(Uncovered { room, segment });
+            }
+        }
+    }
+
+    /// An offset says that everything so far need not come again.
+    fn cover(&mut self, offset: &str) {
+        for room in &mut self.rooms {
+            // The last connection may have joined it without the client's knowledge.
+            let is_in = room.joined || self.uncovered.iter().any(|heard| heard.room == room.id);
+            if is_in {
+                room.since = Some(offset.to_owned());
+            }
+        }
+        self.uncovered.clear();
+    }
+
+    /// After a cut, what was heard behind the last offset has to be heard again: it is as if it had
+    /// not come. So a message is doubled if it comes again and was not forgotten.
+    fn forget_what_is_uncovered(&mut self) {
+        for Uncovered { room, segment } in self.uncovered.drain(..).rev() {
+            let segments = self.transcript.rooms.get_mut(&room);
+            let id = segments.and_then(|segments| segments.get_mut(segment)?.pop());
+            self.forgotten.extend(id);
+            // It may have been the end.
+            let known = self.rooms.iter_mut().filter(|known| known.id == room);
+            known.for_each(|known| known.ended = false);
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Verdict {
     disordered: Vec<String>,
     /// What else must not be.
     broken: Vec<String>,
+    /// How many messages came again because a cut came before their offset, which is allowed.
+    repeated: usize,
     resyncs: usize,
     returns: usize,
     recoveries: Vec<Duration>,
@@ -52,6 +54,7 @@ impl Verdict {
                 let order = rooms.get(room.as_str()).map_or(&[][..], Vec::as_slice);
                 verdict.judge_delivery(&transcript.name, segments, order);
             }
+            verdict.repeated += transcript.repeated;
             verdict.resyncs += transcript.resyncs;
             verdict.returns += transcript.returns;
             verdict.recoveries.extend(&transcript.recoveries);
@@ -143,6 +146,7 @@ impl fmt::Display for Verdict {
             ("delivered", self.delivered),
             ("lost", self.lost.len()),
             ("doubled", self.doubled.len()),
+            ("again after a cut, by default", self.repeated),
             ("out of order", self.disordered.len()),
             ("other problems", self.broken.len()),
             ("connections lost and recovered", self.recoveries.len()),

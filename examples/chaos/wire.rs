@@ -21,7 +21,10 @@ const CONNECT: Duration = Duration::from_secs(6);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Plain,
+    /// As every client that asks for nothing: the offset is an event behind the messages.
     SocketIo,
+    /// With `recovery: true`: the offset is the last argument of each event.
+    SocketIoInside,
 }
 
 /// What a Socket.IO client knows of its last connection: it has to be there again for a recovery.
@@ -49,8 +52,10 @@ pub struct Connection {
 pub enum Said {
     /// The answer to a request.
     Ack { id: u64, data: Value },
-    /// A message, and where the client is with it.
-    Message { room: String, id: String, content: String, position: String },
+    /// A message, and where the client is with it, unless an offset says so later.
+    Message { room: String, id: String, content: String, position: Option<String> },
+    /// Where the client is with everything that was said before.
+    Offset(String),
     /// Something may have been missed in this room.
     Resync { room: String, position: Option<String> },
     /// A request without an id was refused, or so it seems.
@@ -93,7 +98,9 @@ impl Connection {
     ) -> Result<Self, Lost> {
         let path = match kind {
             Kind::Plain => format!("/ws?token={token}"),
-            Kind::SocketIo => "/socket.io/?EIO=4&transport=websocket".to_owned(),
+            Kind::SocketIo | Kind::SocketIoInside => {
+                "/socket.io/?EIO=4&transport=websocket".to_owned()
+            }
         };
         // Thousands of these are idle.
         let config = WebSocketConfig::default().read_buffer_size(1024).write_buffer_size(0);
@@ -101,7 +108,7 @@ impl Connection {
         let opened = client_async_with_config(url, stream, Some(config)).await;
         let (stream, _) = opened.map_err(Lost::because)?;
         let mut connection = Self { kind, stream, last_id: 0, recovered: false, memory };
-        if kind == Kind::SocketIo {
+        if kind != Kind::Plain {
             connection.enter(token).await?;
         }
         Ok(connection)
@@ -114,6 +121,9 @@ impl Connection {
             return Err(Lost(format!("no open packet: {open}")));
         }
         let mut auth = json!({ "token": token });
+        if self.kind == Kind::SocketIoInside {
+            auth["recovery"] = json!(true);
+        }
         let Memory { pid, offset } = self.memory.clone();
         if let Some(pid) = &pid {
             auth["pid"] = json!(pid);
@@ -144,7 +154,7 @@ impl Connection {
         let id = self.last_id;
         let text = match self.kind {
             Kind::Plain => json!({ "event": event, "data": data, "id": id }).to_string(),
-            Kind::SocketIo => format!("42{id}{}", json!([event, data])),
+            Kind::SocketIo | Kind::SocketIoInside => format!("42{id}{}", json!([event, data])),
         };
         self.send(text).await?;
         Ok(id)
@@ -156,11 +166,11 @@ impl Connection {
             let text = self.text().await?;
             let said = match self.kind {
                 Kind::Plain => plain(&text),
-                Kind::SocketIo if text == "2" => {
+                Kind::SocketIo | Kind::SocketIoInside if text == "2" => {
                     self.send("3".to_owned()).await?;
                     continue;
                 }
-                Kind::SocketIo => self.packet(&text),
+                Kind::SocketIo | Kind::SocketIoInside => self.packet(&text),
             };
             return said.ok_or_else(|| Lost(format!("not understood: {text}")));
         }
@@ -214,8 +224,9 @@ fn event(name: &str, data: &Value, position: Option<&str>) -> Option<Said> {
             room: text("room")?,
             id: text("_id")?,
             content: text("content")?,
-            position: position?.to_owned(),
+            position: position.map(str::to_owned),
         },
+        "position" => Said::Offset(data.as_str()?.to_owned()),
         "resync" => Said::Resync { room: text("room")?, position: text("position") },
         "error" => Said::Error(data.clone()),
         _ => return None,

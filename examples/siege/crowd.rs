@@ -86,11 +86,11 @@ impl Guest {
             let connection = self.connection.as_mut().ok_or(Lost("not connected".to_owned()))?;
             match connection.next().await? {
                 Said::Message { content, position, .. } => {
-                    self.since = Some(position);
+                    self.since = position.or(self.since.take());
                     self.heard.push(content);
                 }
                 Said::Resync { .. } => self.missed += 1,
-                Said::Ack { .. } | Said::Error(_) => {}
+                Said::Ack { .. } | Said::Offset(_) | Said::Error(_) => {}
             }
         }
         Ok(())
