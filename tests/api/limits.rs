@@ -145,16 +145,28 @@ async fn a_message_may_be_so_long_on_every_wire() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn so_many_passwords_wait_to_be_hashed() {
-    let server = TestServer::start_with(&[("RATE_LIMIT_LOGIN", "0")]).await;
+    let vars = [("RATE_LIMIT_LOGIN", "0"), ("ERRORS", "precise")];
+    let server = TestServer::start_with(&vars).await;
     // More than may wait on a machine with so many processors.
     let count = 100 * std::thread::available_parallelism().unwrap().get();
     let names: Vec<_> = (0..count).map(|n| format!("user {n}")).collect();
     let answers = join_all(names.iter().map(|name| try_register(&server, name))).await;
-    let statuses: Vec<_> = answers.iter().map(Response::status).collect();
-    let busy = answers.iter().filter(|a| a.status() == StatusCode::SERVICE_UNAVAILABLE);
-    let busy = busy.inspect(|answer| assert!(answer.headers().contains_key("retry-after"))).count();
-    let registered = statuses.iter().filter(|status| **status == StatusCode::CREATED).count();
-    assert!(busy > 0 && registered > 0 && busy + registered == count, "{statuses:?}");
+    let (mut busy, mut registered, mut late) = (0, 0, 0);
+    for answer in answers {
+        if answer.status() == StatusCode::CREATED {
+            registered += 1;
+            continue;
+        }
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.headers().contains_key("retry-after"));
+        // On a loaded machine, what waits may wait until the deadline of its request.
+        match answer.json::<Value>().await.unwrap()["code"].as_str() {
+            Some("busy") => busy += 1,
+            Some("unavailable") => late += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(busy > 0 && registered > 0, "{busy} busy, {registered} registered, {late} late");
     assert_eq!(reached(server.addr, "passwords").await, busy as u64);
     server.stop().await;
 }
