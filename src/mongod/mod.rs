@@ -33,6 +33,11 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Its log, in the folder of its data.
 const LOG: &str = "mongod.log";
+/// The log of the start before.
+const OLD_LOG: &str = "mongod.log.1";
+/// A file that shows whether there is room on the disk, and how much is tried, in bytes.
+const PROBE: &str = "room";
+const PROBED: usize = 1 << 20;
 /// How often it is looked whether it still runs.
 const WATCH: Duration = Duration::from_millis(250);
 /// How long a start may be put off after the one before did not last.
@@ -164,6 +169,8 @@ impl Mongod {
             port => port,
         };
         let log = options.data_dir.join(LOG);
+        // mongod would keep the log of every start beside it.
+        let _ = fs::rename(&log, options.data_dir.join(OLD_LOG));
         let command = command(&options, port, &log);
         let removed = options.remove_data.then_some(options.data_dir.as_path());
         let guard = Guard::spawn(&command, removed).map_err(folder)?;
@@ -409,7 +416,7 @@ fn reason(data_dir: &Path, port: u16, log: PathBuf) -> MongodError {
         .find(|line| line.contains("\"s\":\"F\"") || line.contains("\"s\":\"E\""))
         .or(last.first())
         .map_or_else(|| "it said nothing".to_owned(), |line| message(line));
-    if says(&["No space left on device"]) {
+    if says(&["No space left on device"]) || is_full(&data_dir.join(PROBE)) {
         MongodError::DiskFull(path)
     } else if says(&["Address already in use"]) {
         MongodError::PortInUse(port)
@@ -437,6 +444,13 @@ fn reason(data_dir: &Path, port: u16, log: PathBuf) -> MongodError {
     }
 }
 
+/// Whether the disk has no room for a file. A mongod that finds none cannot even say so.
+fn is_full(probe: &Path) -> bool {
+    let written = fs::write(probe, vec![0; PROBED]);
+    let _ = fs::remove_file(probe);
+    written.is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
+}
+
 /// The words of a line of mongod's log.
 fn message(line: &str) -> String {
     let Ok(entry) = serde_json::from_str::<serde_json::Value>(line) else { return line.to_owned() };
@@ -446,5 +460,22 @@ fn message(line: &str) -> String {
             format!("{text} {}", details.to_string().chars().take(300).collect::<String>())
         }
         None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_noticed() {
+        // It refuses every byte as a full disk does; only a link to it is removed.
+        let folder = tempfile::tempdir().unwrap();
+        let full = folder.path().join("full");
+        std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+        assert!(is_full(&full));
+        assert!(!full.exists() && Path::new("/dev/full").exists());
+        assert!(!is_full(&folder.path().join("empty")));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "the probe is removed");
     }
 }
