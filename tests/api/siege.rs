@@ -140,6 +140,21 @@ async fn an_answer_that_nobody_reads_is_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_is_kept_as_long_as_was_asked_for() {
+    for (keep_alive, least, most) in [("0", 0, 1_500), ("2s", 1_500, 5_500)] {
+        let server = TestServer::start_with(&[("KEEP_ALIVE", keep_alive)]).await;
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(WHOLE.as_bytes()).await.unwrap();
+        let asked = Instant::now();
+        let ended = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
+        ended.expect("it is ended before a default would end it").unwrap();
+        let kept = asked.elapsed().as_millis();
+        assert!((least..most).contains(&kept), "{keep_alive}: {kept} ms");
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_kept_alive_do_not_hold_a_stop_up() {
     let uri = fresh_database().await;
     let server = Program::start_on(&uri, &[("SHUTDOWN_TIMEOUT", "60")]);
