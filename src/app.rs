@@ -131,7 +131,11 @@ impl Application {
         let listener = listen(config.host, config.port)?;
         let addr = listener.local_addr().map_err(StartError::Server)?;
         let demo = config.demo;
-        let (connector, waited) = match connector(&uri).await? {
+        let found = match &uri.srv_name {
+            None => Some(Connector::new(&uri).await.map_err(StartError::Connector)?),
+            Some(name) => resolve(&uri, name, RESOLVE).await?,
+        };
+        let (connector, listens_already) = match found {
             Some(connector) => (connector, false),
             None => (wait_for_name(&uri, &config, &listener, capacity).await?, true),
         };
@@ -216,7 +220,7 @@ impl Application {
                 .configure(routes::configure)
         })
         .map_err(StartError::Server)?;
-        if !waited {
+        if !listens_already {
             say_where(addr);
         }
         say_what(addr, demo);
@@ -312,21 +316,21 @@ fn describe(uri: &MongoUri) {
     }
 }
 
-/// Finds out how to connect; `None` when the name of MongoDB cannot be resolved now.
-async fn connector(uri: &MongoUri) -> Result<Option<Connector>, StartError> {
-    if !uri.is_srv {
-        return Connector::new(uri).await.map(Some).map_err(StartError::Connector);
-    }
-    resolve(uri, RESOLVE).await
-}
-
-/// One attempt to resolve the name of MongoDB, which may take so long.
-async fn resolve(uri: &MongoUri, most: Duration) -> Result<Option<Connector>, StartError> {
+/// One attempt to resolve the name of MongoDB, which may take so long; `None` when it cannot be
+/// resolved now.
+async fn resolve(
+    uri: &MongoUri,
+    name: &str,
+    most: Duration,
+) -> Result<Option<Connector>, StartError> {
     match tokio::time::timeout(most, Connector::new(uri)).await {
         Ok(Ok(connector)) => return Ok(Some(connector)),
         Ok(Err(error)) if !is_unresolved(&error) => return Err(StartError::Connector(error)),
-        Ok(Err(error)) => log::warn!("The name in MONGO_URI cannot be resolved yet: {error}"),
-        Err(_) => log::warn!("The name in MONGO_URI was not resolved within {most:?}"),
+        Ok(Err(error)) => {
+            log::warn!("The SRV record of {name:?}, the name in MONGO_URI, cannot be read yet");
+            log::debug!("It cannot be read: {error}");
+        }
+        Err(_) => log::warn!("No name server has answered for {name:?}, the name in MONGO_URI"),
     }
     Ok(None)
 }
@@ -338,6 +342,7 @@ async fn wait_for_name(
     listener: &TcpListener,
     capacity: Capacity,
 ) -> Result<Connector, StartError> {
+    let name = uri.srv_name.as_deref().unwrap_or_default();
     let options = server::Options {
         workers: 1,
         connections: Connections::new(capacity.connections),
@@ -359,16 +364,16 @@ async fn wait_for_name(
     let handle = waiting.handle();
     let serving = tokio::spawn(waiting);
     say_where(listener.local_addr().map_err(StartError::Server)?);
-    log::info!("Requests for MongoDB are answered 503 until its name is resolved");
+    log::info!("Requests for MongoDB are answered 503 until the SRV record of {name:?} is known");
     let mut wait = Duration::from_secs(1);
     let connector = loop {
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(RESOLVE_AGAIN);
-        if let Some(connector) = resolve(uri, RESOLVE_AGAIN).await? {
+        if let Some(connector) = resolve(uri, name, RESOLVE_AGAIN).await? {
             break connector;
         }
     };
-    log::info!("The name in MONGO_URI is resolved");
+    log::info!("The SRV record of {name:?} is known now");
     handle.stop(true).await;
     // How it ended makes no difference: the one that follows takes its place.
     let _ = serving.await;

@@ -27,8 +27,8 @@ pub struct MongoUri {
     pub database: String,
     /// Whether the string names the database.
     pub names_database: bool,
-    /// Whether a name stands for the nodes, which has to be resolved before anything is known.
-    pub is_srv: bool,
+    /// The name that stands for the nodes, which has to be resolved before anything is known.
+    pub srv_name: Option<String>,
     /// The options that have no meaning here.
     pub passed_over: Vec<&'static str>,
     /// How many connections each client may have, if the string says so.
@@ -292,7 +292,7 @@ impl MongoUri {
             text: text.into(),
             names_database: named.is_some(),
             database: named.unwrap_or_else(|| DEFAULT_DATABASE.to_owned()),
-            is_srv: scheme == "mongodb+srv",
+            srv_name: (scheme == "mongodb+srv").then(|| hosts.to_owned()),
             passed_over: options.passed_over,
             pool_size: options.pool_size,
         })

@@ -28,7 +28,8 @@ pub fn configure(cfg: &mut ServiceConfig) {
 /// The same paths before it is known where MongoDB is: the process is up, and everything else is
 /// refused for now.
 pub fn configure_waiting(cfg: &mut ServiceConfig) {
-    let unavailable = async || Err::<String, _>(ApiError::Unavailable("unresolved".to_owned()));
+    let unavailable =
+        async || Err::<String, _>(ApiError::Unavailable("its name is not resolved".to_owned()));
     let scope = scope("").wrap(from_fn(express)).default_service(web::to(unavailable));
     let rows = [
         ("GET, HEAD", "/healthz", get().to(health::healthz)),
