@@ -20,6 +20,7 @@
 //!          ├─▶ error, views, js, casts               what clients read, and what they wrote
 //!          ├─▶ openapi             the document of the routes
 //!          ├─▶ mongod              the embedded MongoDB
+//!          ├─▶ check, health_check  what --check and --health say
 //!          └─▶ config
 //! ```
 //!
@@ -49,6 +50,7 @@ pub mod check;
 pub mod config;
 pub mod controllers;
 pub mod error;
+pub mod health_check;
 pub mod js;
 pub mod limits;
 pub mod logging;

@@ -7,7 +7,7 @@ use std::pin::pin;
 use realtime_chat_backend::app::Application;
 use realtime_chat_backend::check::check;
 use realtime_chat_backend::config::{Config, dotenv};
-use realtime_chat_backend::logging;
+use realtime_chat_backend::{health_check, logging};
 use tokio::signal::unix::{SignalKind, signal};
 
 const HELP: &str = "\
@@ -16,6 +16,7 @@ A chat backend: REST, WebSocket and Socket.IO over MongoDB.
 Usage: realtime-chat-backend [OPTION]
 
   --check    look at the configuration and the database, change nothing
+  --health   ask the server that this configuration starts whether it is up
   --help     this text
   --version  the version
 
@@ -27,6 +28,7 @@ them all. Without any, it starts a MongoDB of its own and serves on port 5000.
 enum Command {
     Serve,
     Check,
+    Health,
     Print(String),
 }
 
@@ -71,6 +73,10 @@ async fn run() -> Result<bool, Box<dyn std::error::Error>> {
         print(&report.to_string())?;
         return Ok(report.is_good());
     }
+    if let Command::Health = command {
+        println!("The server at {} is up", health_check::ask(&config).await?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let (demo, data) = (config.demo, config.embedded.data_dir.clone());
     let application = tokio::select! {
         application = Application::build(config) => application?,
@@ -101,6 +107,7 @@ fn command(mut arguments: impl Iterator<Item = String>) -> Result<Command, Strin
     let command = match arguments.next().as_deref() {
         None => Command::Serve,
         Some("--check") => Command::Check,
+        Some("--health") => Command::Health,
         Some("--help" | "-h") => Command::Print(HELP.to_owned()),
         Some("--version" | "-V") => {
             let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));

@@ -12,14 +12,19 @@ use realtime_chat_backend::mongod::{Mongod, Options};
 use reqwest::StatusCode;
 use serde_json::json;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use crate::helpers::program::Program;
-use crate::helpers::{client, eventually, mongod, replica_set};
+use crate::helpers::{SECRET, client, eventually, mongod, replica_set};
 
 fn run(arguments: &[&str], vars: &[(&str, &str)]) -> Output {
-    let folder = tempfile::tempdir().unwrap();
+    run_in(tempfile::tempdir().unwrap().path(), arguments, vars)
+}
+
+fn run_in(folder: &Path, arguments: &[&str], vars: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_realtime-chat-backend"))
         .args(arguments)
-        .current_dir(folder.path())
+        .current_dir(folder)
         .env_clear()
         .envs(vars.iter().copied())
         .output()
@@ -47,6 +52,7 @@ fn text(bytes: &[u8]) -> String {
 fn options_are_told_and_others_refused() {
     let help = run(&["--help"], &[]);
     assert!(help.status.success() && text(&help.stdout).contains("--check"));
+    assert!(text(&help.stdout).contains("--health"));
     let version = run(&["--version"], &[]);
     assert_eq!(
         text(&version.stdout),
@@ -206,6 +212,83 @@ async fn a_certificate_that_only_openssl_takes_is_said_to_be_one() {
         let server = Program::start_on(&uri, &[]);
         eventually(said, async || server.log().iter().any(|line| line.contains(said))).await;
         mongod.stop().await;
+    }
+}
+
+/// What `--health` says in a folder with this `.env`: its exit code, and a line.
+fn health(vars: &[(&str, &str)], dotenv: &str) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(".env"), dotenv).unwrap();
+    let output = run_in(folder.path(), &["--health"], vars);
+    let said = [text(&output.stdout), text(&output.stderr)].concat();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    (output.status.code(), said)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_check_follows_port_and_host() {
+    // Up without a database: a restart would not bring that back.
+    let away = [("MONGO_URI", "mongodb://127.0.0.1:1/away"), ("JWT_SECRET", SECRET)];
+    let start = |host: &str| {
+        let vars = [&away[..], &[("HOST", host)]].concat();
+        tokio::task::block_in_place(|| Program::start(&vars))
+    };
+    for (host, answers_at) in [
+        ("", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("::", "[::1]"),
+        ("::1", "[::1]"),
+    ] {
+        let server = start(host);
+        let port = server.addr.port().to_string();
+        let up = format!("The server at {answers_at}:{port} is up\n");
+        let vars = [&away[..], &[("HOST", host), ("PORT", &port)]].concat();
+        assert_eq!(health(&vars, ""), (Some(0), up.clone()), "{host}");
+        let dotenv = format!("PORT={port}\nHOST={host}\n");
+        assert_eq!(health(&away, &dotenv), (Some(0), up), "{host}");
+    }
+
+    let server = start("127.0.0.1");
+    let port = server.addr.port().to_string();
+    let vars = [&away[..], &[("PORT", &port)]].concat();
+    server.pause();
+    let (code, said) = health(&vars, "");
+    assert_eq!(code, Some(1));
+    assert!(said.contains("does not answer within 2 s"), "{said}");
+    server.resume();
+    assert_eq!(health(&vars, "").0, Some(0));
+    drop(server);
+    let (code, said) = health(&vars, "");
+    assert_eq!(code, Some(1));
+    assert!(said.contains(&format!("127.0.0.1:{port} cannot be asked")), "{said}");
+
+    let (code, said) = health(&[&away[..], &[("PORT", "0")]].concat(), "");
+    assert_eq!(code, Some(1));
+    assert!(said.contains("set PORT"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_not_200_is_not_healthy() {
+    for (answer, reason) in [
+        ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", "answers 503"),
+        ("SSH-2.0-OpenSSH_9.2\r\n", "cannot be asked"),
+        ("", "closed the connection"),
+    ] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port().to_string();
+        let asked = tokio::task::spawn_blocking(move || {
+            health(&[("MONGO_URI", "embedded"), ("PORT", &port)], "")
+        });
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 1024];
+        let length = stream.read(&mut request).await.unwrap();
+        assert!(request[..length].starts_with(b"GET /healthz HTTP/1.1\r\n"));
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        drop(stream);
+        let (code, said) = asked.await.unwrap();
+        assert_eq!(code, Some(1));
+        assert!(said.contains(reason), "{said}");
     }
 }
 
