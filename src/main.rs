@@ -74,8 +74,8 @@ async fn run() -> Result<bool, Box<dyn std::error::Error>> {
         return Ok(report.is_good());
     }
     if let Command::Health = command {
-        println!("The server at {} is up", health_check::ask(&config).await?);
-        return Ok(ExitCode::SUCCESS);
+        print(&format!("The server at {} is up\n", health_check::ask(&config).await?))?;
+        return Ok(true);
     }
     let (demo, data) = (config.demo, config.embedded.data_dir.clone());
     let application = tokio::select! {

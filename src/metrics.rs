@@ -171,7 +171,10 @@ impl Metrics {
                 live: new.gauge("chat_feed_live", "1 while messages are delivered."),
                 lag: new.gauge("chat_feed_lag_seconds", "How far the feed is behind MongoDB."),
                 events: new.counter("chat_feed_events_total", "Messages that the feed has read."),
-                poison: new.counter("chat_feed_poison_total", "Inserts that are no messages."),
+                poison: new.counter(
+                    "chat_feed_poison_total",
+                    "Inserted documents whose room cannot be known.",
+                ),
                 oversized: new.counter(
                     "chat_feed_oversized_total",
                     "Messages that are too large to deliver and became a resync.",

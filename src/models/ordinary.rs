@@ -9,6 +9,8 @@ use bson::oid::ObjectId;
 use bson::raw::RawIter;
 use bson::{DateTime, RawBsonRef, RawDocument};
 
+use crate::mongoose::date;
+
 /// The fields of a document, taken one by one.
 pub(super) struct Fields<'a>(Peekable<RawIter<'a>>);
 
@@ -32,7 +34,9 @@ impl<'a> Fields<'a> {
 
     /// What Mongoose puts at the end; `None` when anything else is there.
     pub(super) fn stamps(mut self) -> Option<Stamps> {
-        let date = |value: RawBsonRef<'_>| value.as_datetime();
+        let date = |value: RawBsonRef<'_>| {
+            value.as_datetime().filter(|at| date::clip(at.timestamp_millis() as f64).is_some())
+        };
         let created_at =
             self.take("createdAt").map_or(Some(None), |value| date(value).map(Some))?;
         let updated_at =

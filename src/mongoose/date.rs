@@ -153,6 +153,11 @@ impl Token {
     }
 }
 
+/// What V8 takes for space in a date: among the ends of lines only those of ASCII.
+fn is_space(char: char) -> bool {
+    is_js_space(char) && !matches!(char, '\u{2028}' | '\u{2029}')
+}
+
 /// The tokens of a text, with the next one known.
 struct Tokens<'a> {
     rest: &'a str,
@@ -189,16 +194,16 @@ impl<'a> Tokens<'a> {
                 return Token::Number(significant.parse().unwrap_or(0), digits.len());
             }
             ':' | '-' | '+' | '.' | ')' => Token::Symbol(first),
-            'A'.. if !is_js_space(first) => {
-                let word = self.split(|char| char >= 'A' && !is_js_space(char));
+            'A'.. if !is_space(first) => {
+                let word = self.split(|char| char >= 'A' && !is_space(char));
                 return Token::Word(Word::of(word), word.chars().count());
             }
             '(' => {
                 self.skip_parentheses();
                 return Token::Other;
             }
-            _ if is_js_space(first) => {
-                self.split(is_js_space);
+            _ if is_space(first) => {
+                self.split(is_space);
                 return Token::Space;
             }
             _ => Token::Other,

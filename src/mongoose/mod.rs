@@ -12,7 +12,10 @@
 //!
 //! Where the original would answer 500 to the whole list, every document is shown here: text that
 //! is no UTF-8 with U+FFFD, a sender that is a regular expression as `null`, a field without its
-//! value. The time zone is UTC, as on most servers: it matters for texts that name none.
+//! value. So is it where names of JavaScript's own in a document make Mongoose or the driver show
+//! something else than the document: documents in an array that is called `toString`, or a message
+//! with a field `_bsontype`. The time zone is UTC, as on most servers: it matters for texts that
+//! name none.
 
 pub mod date;
 mod number;
@@ -123,9 +126,20 @@ impl Hydrated {
                 Some((_, kind)) => kind.cast(value)?,
                 // A path of this name is a method of every object to Mongoose, which casts nothing.
                 None if is_inherited(&name) => return None,
-                None => Shown::Value(value.hydrate().minimize()?),
+                None => Shown::Value(value.hydrate()),
             };
             Some((name, shown))
+        });
+        let fields = Vec::from_iter(fields);
+        // Without objects there is nothing to copy deeply, and so nothing is left out.
+        let is_flat = fields.iter().all(|(_, shown)| match shown {
+            Shown::Value(value) => value.is_flat(),
+            Shown::Reference(_) => false,
+        });
+        let fields = fields.into_iter().filter_map(|(name, shown)| match shown {
+            _ if name == "prototype" && !is_flat => None,
+            Shown::Value(value) => Some((name, Shown::Value(value.minimize()?))),
+            reference => Some((name, reference)),
         });
         Self { fields: fields.collect(), is_whole }
     }
@@ -139,9 +153,7 @@ impl Type {
             Value::Null => Some(Shown::Value(Value::Null)),
             value => match self {
                 // Mongoose tells the driver's types by this name, and casts none that is an id.
-                Self::ObjectId if value.has_type_name("ObjectId") => {
-                    value.minimize().map(Shown::Value)
-                }
+                Self::ObjectId if value.has_type_name("ObjectId") => Some(Shown::Value(value)),
                 Self::ObjectId => cast_id(&value).map(Value::ObjectId).map(Shown::Value),
                 Self::Reference => cast_reference(&value),
                 Self::Text => cast_text(value).map(Shown::Value),
@@ -204,11 +216,15 @@ fn cast_date(value: &Value) -> Option<Value> {
         Value::Bool(_) => None,
         Value::Number(millis) => date::clip(*millis),
         Value::Text(text) if text.is_empty() => return Some(Value::Null),
-        Value::Text(text) => match number::parse(text) {
-            // Beyond the years of the calendar it counts milliseconds.
-            millis if millis >= 275_761.0 || millis < -271_820.0 => date::clip(millis),
-            _ => date::parse(text),
-        },
+        Value::Text(text) => {
+            let number = number::parse(text);
+            if number.is_nan() || (-271_820.0..275_761.0).contains(&number) {
+                date::parse(text)
+            } else {
+                // Beyond the years of the calendar it counts milliseconds.
+                date::clip(number)
+            }
+        }
         value => date::parse(&value.print()?),
     };
     millis.map(|millis| Value::Date(Some(millis)))

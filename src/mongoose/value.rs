@@ -167,6 +167,21 @@ impl Value {
         }
     }
 
+    /// Whether Mongoose copies it as it is, without a look into it.
+    pub(super) fn is_flat(&self) -> bool {
+        matches!(
+            self,
+            Self::Undefined
+                | Self::Null
+                | Self::Bool(_)
+                | Self::Number(_)
+                | Self::Text(_)
+                | Self::Date(_)
+                | Self::ObjectId(_)
+                | Self::Decimal(_)
+        )
+    }
+
     /// Whether it is an object that says that it is of this type of the driver.
     pub(super) fn has_type_name(&self, type_name: &str) -> bool {
         matches!(self, Self::Object(object) if object.has_type_name(type_name))

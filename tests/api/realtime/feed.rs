@@ -90,7 +90,7 @@ async fn counted(addr: SocketAddr) -> [u64; 4] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn documents_that_are_no_messages_are_skipped_and_counted() {
+async fn documents_whose_room_cannot_be_known_are_skipped_and_counted() {
     let uri = fresh_database().await;
     let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
     let ada = server.register("ada").await;
@@ -113,16 +113,12 @@ async fn documents_that_are_no_messages_are_skipped_and_counted() {
     let poison: Vec<Document> = vec![
         doc! {},
         doc! { "_id": 7 },
-        with("_id", "a text".into()),
         with("room", "lounge".into()),
-        with("room", Bson::Array(vec![ObjectId::new().into()])),
-        with("sender", Bson::Null),
-        with("content", 5.into()),
-        with("content", Bson::Null),
-        with("content", Bson::Array(vec!["a".into()])),
+        with("room", 7.into()),
+        with("room", Bson::Null),
+        with("room", Bson::Array(Vec::new())),
+        with("room", Bson::Array(vec![ObjectId::new().into(), ObjectId::new().into()])),
         without("room"),
-        without("sender"),
-        without("content"),
         doc! { "room": "lounge", "content": large },
     ];
     for document in &poison {
