@@ -9,13 +9,14 @@ use std::rc::Rc;
 use actix_web::web::Data;
 use bytestring::ByteString;
 use futures::FutureExt;
-use tokio::time::{Instant, timeout, timeout_at};
+use futures::future::join;
+use tokio::time::timeout;
 
 use super::credentials::{Absence, Credentials, TokenRefused};
 use super::engine_io::{CloseReason, Handshake, Refusal, Registry, Sender, Unwelcome, random_id};
 use super::event::{Delivery, Wire};
 use super::inbox::Outlet;
-use super::recovery::{Journal, LAST_WORDS, Return};
+use super::recovery::{Journal, Return, TAKEOVER_GRACE};
 use super::session::{Answer, End, Output, Request, Session, Verb};
 use super::socket::WRITE_AT_ONCE;
 use super::socket_io::packet::MAIN;
@@ -273,26 +274,20 @@ impl Client {
                     Some(event) => request(worker, socket, session, event),
                     None => return None,
                 },
+                // What it sent before is worked off without answers.
+                () = sender.ended() => return None,
             }
         }
     }
 
-    /// Ends its connection, if it has not ended, and works off what was read from it before, as
-    /// the Node server would have begun with that at once.
+    /// Ends its connection, if it has not ended, and works off what was read from it before: the
+    /// Node server would have begun with that at once.
     async fn finish(mut self, end: Option<End>) {
-        self.session.leave_rooms();
-        let reads_until = match end {
-            // What its client said last is on its way, perhaps, and may be a goodbye.
-            Some(End::TakenOver) => Some(Instant::now() + LAST_WORDS),
-            _ => None,
-        };
+        self.session.mute();
         match end {
             Some(end) => {
                 log::debug!("A Socket.IO session is ended: {end}");
                 self.open.closes_because(end.label());
-                if reads_until.is_none() {
-                    self.close(end);
-                }
             }
             None => {
                 if let Some(reason) = self.socket.close_reason() {
@@ -300,39 +295,43 @@ impl Client {
                 }
             }
         }
-        self.take_the_rest(reads_until).await;
-        if let (true, Some(journal)) = (self.socket.has_left(), &self.journal) {
-            // First, since its client may be about to come back.
-            journal.remove().await;
+        match end {
+            // What its client sent last may still be on its way, a disconnect packet among it.
+            Some(End::TakenOver) => {
+                let _ = timeout(TAKEOVER_GRACE, self.take_rest()).await;
+                self.close(End::TakenOver);
+            }
+            Some(end) => self.close(end),
+            None => {}
+        }
+        self.take_rest().await;
+        if let (true, Some(journal)) = (self.socket.has_left(), self.journal.take()) {
+            // Before the messages, since its client may be about to come back.
+            journal.end();
+            let removing = async { journal.remove().await };
+            let (wrote, ()) = join(self.session.finish_in_flight(), removing).await;
+            if wrote {
+                journal.remove().await;
+            }
         }
         self.session.work_off().await;
-        if let Some(end) = end {
-            self.close(end);
-        }
     }
 
-    /// Takes all events that were read before the end of the connection, which comes at `until` if
-    /// it has not come by then.
-    async fn take_the_rest(&mut self, mut until: Option<Instant>) {
+    /// Takes all events that were read before the end of the connection, and works off what it can
+    /// meanwhile. The queue of requests may become longer than usual by what was in the memory of
+    /// the connection, which is bounded. Cancel-safe.
+    async fn take_rest(&mut self) {
         loop {
-            let event = match until {
-                None => self.socket.recv().await,
-                Some(at) => match timeout_at(at, self.socket.recv()).await {
-                    Ok(event) => event,
-                    Err(_) => {
-                        self.socket.close(CloseReason::Server);
-                        until = None;
-                        continue;
+            tokio::select! {
+                biased;
+                event = self.socket.recv() => {
+                    let Some(Event { arguments, ack, .. }) = event else { return };
+                    if let Some(verb) = Verb::of(&arguments.name()) {
+                        let data = arguments.values.into_iter().nth(1).unwrap_or_default();
+                        self.session.request(Request::new(verb, data), ack);
                     }
-                },
-            };
-            let Some(Event { arguments, ack, .. }) = event else { return };
-            if !self.session.has_room() {
-                self.session.work_off().await;
-            }
-            if let Some(verb) = Verb::of(&arguments.name()) {
-                let data = arguments.values.into_iter().nth(1).unwrap_or_default();
-                self.session.request(Request::new(verb, data), ack);
+                }
+                () = self.session.work() => {}
             }
         }
     }

@@ -47,6 +47,8 @@ pub struct Member {
     /// Up to here the client may have offsets of before it had joined so many. So those which
     /// reach no further say how many it has.
     known: Option<Position>,
+    /// Nothing is given any more.
+    muted: bool,
 }
 
 /// Being in a room.
@@ -103,6 +105,7 @@ impl Member {
             joins: 0,
             announced: false,
             known: None,
+            muted: false,
         }
     }
 
@@ -177,10 +180,16 @@ impl Member {
         self.resyncs.retain(|&(owed, _)| owed != room);
     }
 
-    /// Leaves all rooms.
-    pub fn leave_all(&mut self) {
-        let rooms: Vec<_> = self.rooms().collect();
-        rooms.into_iter().for_each(|room| self.leave(room));
+    /// Gives no more events. The member stays in its rooms, and can still join and leave some.
+    pub fn mute(&mut self) {
+        self.muted = true;
+        for (&room, place) in &self.places {
+            if let State::Live(_) = place.state {
+                self.hub.unseat(room, self.id);
+            }
+        }
+        self.replays.clear();
+        self.resyncs.clear();
     }
 
     /// The rooms that it is in.
@@ -318,7 +327,9 @@ impl Member {
             place.state = State::Live(self.hub.cursor());
             place.through = through;
             self.highest = self.highest.max(through);
-            self.hub.seat(room, self.id, &self.inbox, floor);
+            if !self.muted {
+                self.hub.seat(room, self.id, &self.inbox, floor);
+            }
         }
     }
 

@@ -20,15 +20,15 @@ use crate::error::ApiError;
 use crate::middleware::deadline::DEADLINE;
 use crate::models::{Owner, RoomId, SocketRecord, Sockets, StoreError, UserId};
 
-/// How long a connection that another one takes over is still listened to, for what its client
-/// sent on it before: a goodbye above all, which ends the record. As the two connections may reach
-/// the server in any order, a client that comes back waits for so long while the one before is not
-/// known to be gone.
-pub const LAST_WORDS: Duration = Duration::from_millis(300);
+/// How long a connection that another one takes over is still read, for what its client sent on it
+/// before: above all a disconnect packet, which ends the record. The two connections may reach the
+/// server in any order, so a client that comes back waits for so long while its last connection is
+/// not known to have ended.
+pub const TAKEOVER_GRACE: Duration = Duration::from_millis(300);
 
-/// How long a client that comes back waits at most until what it sent on the connection before is
-/// worked off.
-const RELEASE: Duration = Duration::from_secs(2);
+/// How long a client that comes back waits at most until what it sent on its last connection is
+/// worked off. After that its session begins anew, which is always safe.
+const TAKEOVER_WAIT: Duration = Duration::from_secs(2);
 
 /// Keeps the record of one session while it lasts.
 #[derive(Debug)]
@@ -46,6 +46,10 @@ pub struct Journal {
     expires: Cell<DateTime>,
     /// Whether there is a record: a session without rooms needs none.
     stored: Cell<bool>,
+    /// Whether there may be one, since its insert was tried.
+    tried: Cell<bool>,
+    /// Nobody can come back to the session, so nothing more is written down.
+    ended: Cell<bool>,
 }
 
 /// A session that goes on.
@@ -74,6 +78,8 @@ impl Journal {
             window,
             expires: Cell::new(expiry(claims, window)),
             stored: Cell::new(false),
+            tried: Cell::new(false),
+            ended: Cell::new(false),
         }
     }
 
@@ -82,7 +88,11 @@ impl Journal {
     /// # Errors
     /// The database failed, or the session was taken over.
     pub async fn join(&self, room: RoomId, entry: Entry) -> Result<(), ApiError> {
+        if self.ended.get() {
+            return Ok(());
+        }
         if !self.stored.get() {
+            self.tried.set(true);
             let record = SocketRecord {
                 pid: self.pid.clone(),
                 sid: self.sid.clone(),
@@ -109,7 +119,7 @@ impl Journal {
     /// # Errors
     /// The database failed, or the session was taken over.
     pub async fn leave(&self, room: RoomId) -> Result<(), ApiError> {
-        if !self.stored.get() {
+        if self.ended.get() || !self.stored.get() {
             return Ok(());
         }
         let left = self.sockets.leave(&self.pid, self.owner, room).await?;
@@ -122,16 +132,22 @@ impl Journal {
     /// The database failed, or the session was taken over.
     pub async fn extend(&self, claims: Claims) -> Result<(), ApiError> {
         self.expires.set(expiry(claims, self.window));
-        if !self.stored.get() {
+        if self.ended.get() || !self.stored.get() {
             return Ok(());
         }
         let kept = self.sockets.keep_until(&self.pid, self.owner, self.expires.get()).await?;
         self.still_ours(kept)
     }
 
-    /// Removes the record: the client said goodbye, and nobody can come back to it.
+    /// Writes down nothing more: the client has disconnected and will not come back to it.
+    pub fn end(&self) {
+        self.ended.set(true);
+    }
+
+    /// Removes the record.
     pub async fn remove(&self) {
-        if !self.stored.get() {
+        // An insert that was given up may have been done all the same.
+        if !self.tried.get() {
             return;
         }
         let removing = self.sockets.remove(&self.pid, self.owner);
@@ -193,13 +209,15 @@ impl Worker {
             None => None,
         };
         let sockets = &self.store.sockets;
-        if !self.process.release(pid, claims.user, RELEASE).await {
-            match sockets.instance_of(pid, claims.user).await? {
+        match self.process.end_and_wait(pid, claims.user, TAKEOVER_WAIT).await {
+            Some(true) => {}
+            Some(false) => return Ok(None),
+            None => match sockets.instance_of(pid, claims.user).await? {
                 None => return Ok(None),
                 Some(instance) if instance == self.process.instance => {}
-                // It may be killed, or about to hear a goodbye.
-                Some(_) => sleep(LAST_WORDS).await,
-            }
+                // It may be killed, or about to read a disconnect packet.
+                Some(_) => sleep(TAKEOVER_GRACE).await,
+            },
         }
         let claimed = sockets.claim(pid, claims.user, self.process.instance, expires).await?;
         let Some(record) = claimed else { return Ok(None) };
@@ -213,6 +231,8 @@ impl Worker {
             window,
             expires: Cell::new(expires),
             stored: Cell::new(true),
+            tried: Cell::new(true),
+            ended: Cell::new(false),
         };
         let mut rooms = Vec::with_capacity(record.rooms.len());
         let mut known = offset.as_ref().map(|offset| offset.base);

@@ -9,7 +9,7 @@
 //! first event that it brings. Nothing here knows a frame or a packet.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -60,7 +60,7 @@ pub struct Session<T> {
     user: Option<UserId>,
     member: Member,
     journal: Option<Rc<Journal>>,
-    doing: Option<Doing<T>>,
+    in_flight: Option<InFlight<T>>,
     /// What the database has answered.
     done: VecDeque<(T, Verb, Result<Done, ApiError>)>,
     waiting: VecDeque<(Request, T)>,
@@ -133,7 +133,7 @@ pub enum End {
 }
 
 /// Requests that the database is asked for, together.
-struct Doing<T> {
+struct InFlight<T> {
     askers: Vec<T>,
     verb: Verb,
     /// Of each, in their order.
@@ -197,7 +197,7 @@ impl<T> Session<T> {
             user: claims.map(|claims| claims.user),
             member,
             journal: None,
-            doing: None,
+            in_flight: None,
             done: VecDeque::new(),
             waiting: VecDeque::new(),
             window: SessionWindow::default(),
@@ -273,35 +273,52 @@ impl<T> Session<T> {
         }
     }
 
-    /// Gives no more events.
-    pub fn leave_rooms(&mut self) {
-        self.member.leave_all();
+    /// Gives no more events, as the connection has ended.
+    pub fn mute(&mut self) {
+        self.member.mute();
+        self.done.clear();
     }
 
-    /// Works off the requests that were handed in before the connection ended; nobody is answered.
+    /// Works off all requests that were handed in before the connection ended; nobody is answered.
     /// Messages are stored; the record says which rooms were joined and left, for a client that may
     /// come back. Ends within the deadline of the last request.
     pub async fn work_off(&mut self) {
-        self.done.clear();
-        loop {
-            let Some(doing) = &mut self.doing else {
-                let Some((request, to)) = self.waiting.pop_front() else { return };
-                self.begin(request, to);
-                continue;
-            };
-            let results = (&mut doing.future).await;
-            let Some(Doing { verb, .. }) = self.doing.take() else { return };
-            for result in results {
-                match result {
-                    Ok(Done::Extended(claims)) => self.user = Some(claims.user),
-                    Ok(_) => {}
-                    Err(error) => {
-                        error.log(&verb.name());
-                        let ours =
-                            matches!(error, ApiError::Unavailable(_) | ApiError::Internal(_));
-                        if verb == Verb::SendMessage && ours {
-                            self.worker.metrics.unprocessed(1);
-                        }
+        while self.in_flight.is_some() || !self.waiting.is_empty() {
+            self.work().await;
+        }
+    }
+
+    /// Works off the request that is in flight, if there is one. Says whether it may have written
+    /// to the record of the session.
+    pub async fn finish_in_flight(&mut self) -> bool {
+        let verb = self.in_flight.as_ref().map(|in_flight| in_flight.verb);
+        if verb.is_some() {
+            self.work().await;
+        }
+        verb.is_some_and(|verb| verb != Verb::SendMessage)
+    }
+
+    /// Works off the next request, and messages that are stored together with it. Waits for ever
+    /// when there is none. Cancel-safe.
+    pub async fn work(&mut self) {
+        if self.in_flight.is_none() {
+            match self.waiting.pop_front() {
+                Some((request, to)) => self.begin(request, to),
+                None => pending().await,
+            }
+        }
+        let Some(in_flight) = &mut self.in_flight else { return };
+        let results = (&mut in_flight.future).await;
+        let Some(InFlight { verb, .. }) = self.in_flight.take() else { return };
+        for result in results {
+            match result {
+                Ok(done) => drop(self.take_effect(done)),
+                Err(error) => {
+                    error.log(&verb.name());
+                    self.worker.limits.note(&error);
+                    let is_ours = matches!(error, ApiError::Unavailable(_) | ApiError::Internal(_));
+                    if verb == Verb::SendMessage && is_ours {
+                        self.worker.metrics.unprocessed(1);
                     }
                 }
             }
@@ -336,7 +353,7 @@ impl<T> Session<T> {
     /// The next answer to a request, if there is one; begins what waits.
     fn poll_answer(&mut self, context: &mut Context<'_>) -> Option<Answer<T>> {
         if self.done.is_empty() {
-            if self.doing.is_none() {
+            if self.in_flight.is_none() {
                 let (request, to) = self.waiting.pop_front()?;
                 self.begin(request, to);
                 if self.waiting.is_empty() {
@@ -344,10 +361,11 @@ impl<T> Session<T> {
                     self.waiting = VecDeque::new();
                 }
             }
-            let Poll::Ready(results) = self.doing.as_mut()?.future.as_mut().poll(context) else {
+            let Poll::Ready(results) = self.in_flight.as_mut()?.future.as_mut().poll(context)
+            else {
                 return None;
             };
-            let Doing { askers, verb, .. } = self.doing.take()?;
+            let InFlight { askers, verb, .. } = self.in_flight.take()?;
             self.done =
                 askers.into_iter().zip(results).map(|(to, done)| (to, verb, done)).collect();
         }
@@ -402,7 +420,7 @@ impl<T> Session<T> {
             let results = timeout_at(deadline, work).await;
             results.unwrap_or_else(|_| (0..count).map(late).collect())
         };
-        self.doing = Some(Doing { askers, verb, future: work.boxed_local() });
+        self.in_flight = Some(InFlight { askers, verb, future: work.boxed_local() });
     }
 
     fn allow(&mut self) -> Result<(), ApiError> {
@@ -495,9 +513,9 @@ impl<T> Session<T> {
             Ok(room) => room,
             Err(error) => return refused(error),
         };
+        let was_in = self.member.is_in(room);
         self.member.leave(room);
-        // Also when it is in no room any more: this may be the last thing that its client said.
-        let journal = self.journal.clone();
+        let journal = self.journal.clone().filter(|_| was_in);
         let work = async move {
             if let Some(journal) = journal {
                 journal.leave(room).await?;
@@ -628,8 +646,8 @@ impl<T> Drop for Session<T> {
     fn drop(&mut self) {
         let is_message = |verb: Verb| verb == Verb::SendMessage;
         let waiting = self.waiting.iter().filter(|(request, _)| is_message(request.verb)).count();
-        let doing = self.doing.as_ref().filter(|doing| is_message(doing.verb));
-        let lost = waiting + doing.map_or(0, |doing| doing.askers.len());
+        let in_flight = self.in_flight.as_ref().filter(|in_flight| is_message(in_flight.verb));
+        let lost = waiting + in_flight.map_or(0, |in_flight| in_flight.askers.len());
         if lost > 0 {
             self.worker.metrics.unprocessed(lost);
         }

@@ -97,7 +97,7 @@ struct Returnable {
     user: UserId,
     end: CancellationToken,
     /// Cancelled when all that was read from it is worked off.
-    gone: CancellationToken,
+    ended: CancellationToken,
 }
 
 /// A session's place among those that the process allows. Dropping it makes room for another.
@@ -108,8 +108,8 @@ pub struct Place {
     pub end: CancellationToken,
     /// The private id, and how often the session had changed hands.
     returnable: Option<(String, i64)>,
-    /// Says that the place is given back.
-    _gone: Option<DropGuard>,
+    /// Cancels `ended` of the connection that may be taken over.
+    _ended: Option<DropGuard>,
     address: Option<Address>,
 }
 
@@ -144,7 +144,7 @@ impl Process {
             process: Arc::clone(self),
             end: self.drain.child_token(),
             returnable: None,
-            _gone: None,
+            _ended: None,
             address: None,
         };
         if self.max_per_address > 0 {
@@ -250,19 +250,16 @@ impl Process {
     }
 
     /// Ends the connection of this process to which a session of `user` belongs, and waits until
-    /// all that was read from it is worked off, but not for longer than `most`. False when it has
-    /// none here.
-    pub async fn release(&self, pid: &str, user: UserId, most: Duration) -> bool {
-        let gone = {
+    /// all that was read from it is worked off. Answers whether that was done within `most`, and
+    /// `None` when there is no such connection here.
+    pub async fn end_and_wait(&self, pid: &str, user: UserId, most: Duration) -> Option<bool> {
+        let ended = {
             let returnable = self.returnable();
-            let old = returnable.get(pid).filter(|old| old.user == user);
-            let Some(old) = old else { return false };
+            let old = returnable.get(pid).filter(|old| old.user == user)?;
             old.end.cancel();
-            old.gone.clone()
+            old.ended.clone()
         };
-        // Whoever is late finds that the record has another owner.
-        let _ = tokio::time::timeout(most, gone.cancelled()).await;
-        true
+        Some(tokio::time::timeout(most, ended.cancelled()).await.is_ok())
     }
 
     /// Ends the connection of this process from which a session was taken over, if it is here.
@@ -304,9 +301,9 @@ impl Place {
         match self.process.returnable().entry(pid.to_owned()) {
             Entry::Occupied(_) => self.end.cancel(),
             Entry::Vacant(free) => {
-                let gone = CancellationToken::new();
-                self._gone = Some(gone.clone().drop_guard());
-                free.insert(Returnable { generation, user, end: self.end.clone(), gone });
+                let ended = CancellationToken::new();
+                self._ended = Some(ended.clone().drop_guard());
+                free.insert(Returnable { generation, user, end: self.end.clone(), ended });
                 self.returnable = Some((pid.to_owned(), generation));
             }
         }

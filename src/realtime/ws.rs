@@ -14,7 +14,6 @@ use actix_web::http::header::{self, HeaderMap};
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use bytestring::ByteString;
-use futures::FutureExt;
 use futures::future::join;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -135,23 +134,28 @@ async fn finish(
     open: OpenSocket,
     closing: Closing,
 ) {
-    session.leave_rooms();
+    session.mute();
     drop(open);
-    let (code, reason) = match closing {
-        Closing::Gone => return session.work_off().await,
-        Closing::With(code, reason) => (code, reason),
-    };
-    if !matches!(code, CloseCode::Protocol | CloseCode::Invalid | CloseCode::Size) {
-        // What has arrived was sent before the end.
-        while session.has_room()
-            && let Some(Ok(turn)) = socket.turn(true).now_or_never()
-        {
-            if let Turn::Received(Message::Text(text)) = turn {
+    let is_mistake = matches!(
+        closing,
+        Closing::With(
+            CloseCode::Protocol | CloseCode::Invalid | CloseCode::Size | CloseCode::Unsupported,
+            _
+        )
+    );
+    // What follows a mistake of the client is not for the application.
+    if !is_mistake {
+        for message in socket.take_arrived() {
+            if let Message::Text(text) = message {
                 // Nobody is there to be told what is wrong with it.
                 let _ = request(&mut session, &text);
             }
         }
     }
+    let (code, reason) = match closing {
+        Closing::Gone => return session.work_off().await,
+        Closing::With(code, reason) => (code, reason),
+    };
     let closed = async {
         let closing = socket.close(code, &reason);
         if code == TOKEN_REFUSED {

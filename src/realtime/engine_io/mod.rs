@@ -29,7 +29,8 @@ use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytestring::ByteString;
-use futures::future::join;
+use futures::FutureExt;
+use futures::future::{OptionFuture, join};
 use tokio::time::{Sleep, sleep};
 use url::form_urlencoded;
 
@@ -41,7 +42,7 @@ use crate::middleware::cors;
 use crate::realtime::gate::Gate;
 use crate::realtime::panics::survive;
 use packet::Packet;
-use session::{Session, Transport};
+use session::{Session, Side, Transport};
 
 /// The methods that a preflight is told.
 const METHODS: &str = "GET,POST";
@@ -63,8 +64,9 @@ pub struct Config {
     pub max_queue_bytes: usize,
     /// How many messages may wait for the application.
     pub incoming: usize,
-    /// How long the application may take to work off what was read before the end of a session.
-    pub farewell: Duration,
+    /// How long the application may go on after the end of a session, to work off what was read
+    /// before.
+    pub grace: Duration,
     /// Who may connect from a browser page.
     pub origins: CorsOrigins,
 }
@@ -79,7 +81,7 @@ impl Default for Config {
             max_queue: 4_096,
             max_queue_bytes: 4 << 20,
             incoming: 32,
-            farewell: Duration::from_secs(15),
+            grace: Duration::from_secs(15),
             origins: CorsOrigins::Any,
         }
     }
@@ -98,7 +100,7 @@ pub trait Application: 'static {
 
     /// Serves a connection until the application is done with it; dropping the [`Connection`]
     /// ends it. After the end of a session it is dropped itself when it is not done within
-    /// [`Config::farewell`]. Runs on the worker of the handshake.
+    /// [`Config::grace`]. Runs on the worker of the handshake.
     fn serve(&self, connection: Connection) -> impl Future<Output = ()> + 'static;
 }
 
@@ -197,6 +199,11 @@ impl Sender {
         // which they stay away; one that fails is not.
         let goodbye = (reason == CloseReason::Parse).then_some(Packet::Close);
         self.0.end(reason, goodbye);
+    }
+
+    /// Resolves when the session has ended. What was read before may still be there to be received.
+    pub async fn ended(&self) {
+        self.0.wait_for_end(Side::Application).await;
     }
 
     /// Why it ended, once it has.
@@ -349,7 +356,7 @@ impl<A: Application> Server<A> {
             let mut beating = pin!(session.beat());
             let mut gate = Gate::new();
             // Made when it is needed, so that a connection has no room for it while it lasts.
-            let mut farewell: Option<Pin<Box<Sleep>>> = None;
+            let mut grace: Option<Pin<Box<Sleep>>> = None;
             loop {
                 // The heartbeat ends only with the session; the application may outlive that,
                 // to work off what was read before, and to put its things in order.
@@ -360,12 +367,11 @@ impl<A: Application> Server<A> {
                 tokio::select! {
                     biased;
                     _ = &mut serving => break,
-                    () = beat, if farewell.is_none() => {
+                    () = beat, if grace.is_none() => {
                         registry.retire(&session);
-                        farewell = Some(Box::pin(sleep(session.config.farewell)));
+                        grace = Some(Box::pin(sleep(session.config.grace)));
                     }
-                    () = async { farewell.as_mut().expect("it is set").await },
-                        if farewell.is_some() =>
+                    () = OptionFuture::from(grace.as_mut()).map(|_| ()), if grace.is_some() =>
                     {
                         log::warn!("An application did not end in time after its connection");
                         break;
@@ -375,7 +381,7 @@ impl<A: Application> Server<A> {
             drop(serving);
             session.end(CloseReason::Server, Some(Packet::Close));
             let left = session.abandon();
-            // What follows a mistake of the client's is not for the application.
+            // After a parse error the remaining messages are not counted: they are discarded.
             if session.ended().is_none_or(|end| end.reason != CloseReason::Parse) {
                 registry.note_unread(left);
             }

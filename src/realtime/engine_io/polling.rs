@@ -132,9 +132,12 @@ async fn post(
     };
     let taken = body.and_then(|body| take(session, body).map_err(Rejected::Broken));
     drop(receiving);
-    if taken.is_ok() {
-        let _ = timeout(POST_TIMEOUT, session.wait_for_room()).await;
-    }
+    let taken = match taken {
+        Ok(()) => timeout(POST_TIMEOUT, session.wait_for_room())
+            .await
+            .map_err(|_| Rejected::Broken(CloseReason::Transport)),
+        rejected => rejected,
+    };
     guard.done = true;
     drop(guard);
     match taken {

@@ -80,7 +80,7 @@ impl Registry {
         if let Some(session) = self.find(sid) {
             return Some(session);
         }
-        let mut sessions = self.sessions();
+        let sessions = self.sessions();
         if *method == Method::POST {
             let session = sessions.living.get(sid).or_else(|| sessions.ended.get(sid))?;
             return session.is_receiving().then(|| Arc::clone(session));
@@ -89,7 +89,8 @@ impl Registry {
             return None;
         }
         // It may have ended without its task having come round to moving it.
-        let session = sessions.living.remove(sid).or_else(|| sessions.ended.remove(sid))?;
+        let session = sessions.living.get(sid).or_else(|| sessions.ended.get(sid)).cloned()?;
+        drop(sessions);
         let end = session.ended()?;
         (Instant::now() < end.told_until()).then_some(session)
     }

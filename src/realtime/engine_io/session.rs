@@ -290,12 +290,14 @@ impl Session {
         .await
     }
 
-    /// Hands messages to the application, all that one frame or one body brought: also beyond the
-    /// bound, for which the next read waits ([`wait_for_room`](Self::wait_for_room)).
-    pub(super) fn deliver(&self, messages: impl IntoIterator<Item = Message>) {
+    /// Hands a message, if it is one, to the application: also beyond the bound, for which the next
+    /// read waits ([`wait_for_room`](Self::wait_for_room)). After the application has gone nobody
+    /// takes it.
+    pub(super) fn deliver(&self, message: Option<Message>) {
+        let Some(message) = message else { return };
         let mut state = self.state();
         if !state.abandoned {
-            state.incoming.extend(messages);
+            state.incoming.push_back(message);
             state.wake(Side::Application);
         }
     }
@@ -314,8 +316,8 @@ impl Session {
         .await;
     }
 
-    /// Says that a transport may bring messages, for as long as the answer lives. Until then the
-    /// application is not told that the session has ended.
+    /// Says that a transport may bring messages. While the answer lives, the application is not
+    /// told that the session has ended.
     pub(super) fn receiving(self: &Arc<Self>) -> Receiving {
         self.state().receivers += 1;
         Receiving(Arc::clone(self))

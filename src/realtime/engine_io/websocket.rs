@@ -17,8 +17,6 @@ use super::session::{CloseReason, Message, Session, Side, Transport};
 use crate::realtime::panics::survive;
 use crate::realtime::socket::{self, CloseCode, Frame, Socket, Turn, WRITE_AT_ONCE};
 
-/// How many frames that have arrived are still taken when a session ends.
-const MAX_ARRIVED: usize = 1_024;
 /// How long a client may take to hear a goodbye that has no code.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -62,8 +60,10 @@ pub(super) fn guarded(
 
 /// Answers the probe and waits for the upgrade; meanwhile polling stays the transport.
 async fn probe(session: Arc<Session>, mut socket: Socket) {
+    let receiving = session.receiving();
     let probing = tokio::time::timeout(session.config.upgrade_timeout, probed(&mut socket));
     let upgraded = tokio::select! {
+        biased;
         result = probing => result == Ok(true),
         () = session.wait_for_end(Side::Transport) => false,
     };
@@ -78,8 +78,14 @@ async fn probe(session: Arc<Session>, mut socket: Socket) {
         state.transport == Transport::WebSocket && state.end.is_none()
     };
     if serves {
+        drop(receiving);
         serve(session, socket, None).await;
     } else {
+        if upgraded {
+            // The session ended in this moment; the client sent the rest here.
+            take_arrived(&session, &mut socket);
+        }
+        drop(receiving);
         socket.close(CloseCode::Normal, "").await;
     }
 }
@@ -176,11 +182,9 @@ async fn carry(
     }
 }
 
-/// Takes what the client has sent and nobody has read yet, without waiting for more.
+/// Hands the application what the client has sent and nobody has read yet.
 fn take_arrived(session: &Session, socket: &mut Socket) {
-    for _ in 0..MAX_ARRIVED {
-        let Some(Ok(turn)) = socket.turn(true).now_or_never() else { return };
-        let Turn::Received(message) = turn else { continue };
+    for message in socket.take_arrived() {
         let Ok(message) = take(session, message) else { return };
         session.deliver(message);
     }

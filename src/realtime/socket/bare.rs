@@ -50,6 +50,8 @@ struct Open {
     read: BytesMut,
     /// The frames of a message so far, and whether it is a text.
     partial: Option<(BytesMut, bool)>,
+    /// The client has sent a close frame: what follows is discarded (RFC 6455, section 1.4).
+    closed: bool,
     max_message: usize,
 }
 
@@ -105,7 +107,7 @@ impl Open {
         // The buffer of the HTTP connection is larger than what is left in it.
         let read = BytesMut::from(&*read);
         let codec = Codec::new().max_size(max_message);
-        Self { line, stalled: None, codec, read, partial: None, max_message }
+        Self { line, stalled: None, codec, read, partial: None, closed: false, max_message }
     }
 
     fn poll_turn(
@@ -129,6 +131,9 @@ impl Open {
             // Nobody waits for a write that will never take place.
             let broken = self.line.is_broken();
             return if broken { Poll::Ready(Ok(Turn::Written)) } else { Poll::Pending };
+        }
+        if self.closed {
+            return Poll::Ready(Err(Closed::ByClient));
         }
         loop {
             while let Some(frame) = self.decode()? {
@@ -198,6 +203,7 @@ impl Open {
             }
             ws::Frame::Pong(_) => Ok(Some(Message::Alive)),
             ws::Frame::Close(reason) => {
+                self.closed = true;
                 if self.line.feed_message(ws::Message::Close(reason)).is_ok() {
                     self.line.write_now();
                 }

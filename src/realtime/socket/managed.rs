@@ -23,6 +23,8 @@ pub(super) struct ManagedSocket {
     progress: Instant,
     /// The connection takes nothing any more.
     broken: bool,
+    /// The client has sent a close frame: what follows is discarded (RFC 6455, section 1.4).
+    closed: bool,
 }
 
 impl ManagedSocket {
@@ -37,7 +39,10 @@ impl ManagedSocket {
             .aggregate_continuations()
             .max_continuation_size(max_message);
         let (unsent, progress) = (VecDeque::new(), Instant::now());
-        Ok((response, Self { session, messages, unsent, bytes: 0, progress, broken: false }))
+        Ok((
+            response,
+            Self { session, messages, unsent, bytes: 0, progress, broken: false, closed: false },
+        ))
     }
 
     pub(super) fn feed(&mut self, frame: Frame) {
@@ -66,6 +71,9 @@ impl ManagedSocket {
     }
 
     pub(super) async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
+        if receive && self.closed {
+            return Err(Closed::ByClient);
+        }
         loop {
             let deadline = self.progress + WRITE_DEADLINE;
             tokio::select! {
@@ -116,6 +124,7 @@ impl ManagedSocket {
             }
             Some(Ok(AggregatedMessage::Pong(_))) => Ok(Message::Alive),
             Some(Ok(AggregatedMessage::Close(reason))) => {
+                self.closed = true;
                 let answer = self.session.clone().close(reason);
                 let _ = tokio::time::timeout(Duration::ZERO, answer).await;
                 Err(Closed::ByClient)

@@ -33,6 +33,11 @@ use crate::server::Handover;
 /// How many bytes are written at once, when so much waits.
 pub const WRITE_AT_ONCE: usize = 32 * 1024;
 
+/// How many messages that have arrived are still taken when a connection ends.
+const MAX_ARRIVED: usize = 1_024;
+/// The same in bytes; the last message may exceed it.
+const MAX_ARRIVED_BYTES: usize = 1 << 20;
+
 /// How long the client may take to make room for more of what is sent.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -127,6 +132,17 @@ impl Closed {
     }
 }
 
+impl Message {
+    /// The bytes of its payload.
+    fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+            Self::Alive => 0,
+        }
+    }
+}
+
 impl Frame {
     /// The bytes of its payload.
     fn len(&self) -> usize {
@@ -186,9 +202,8 @@ impl Socket {
 
     /// Writes what was [fed](Self::feed), and receives meanwhile if it is to `receive`; answers
     /// what is done first. With nothing to do it waits for ever. Cancel-safe, and the time that
-    /// the client has to read goes on counting in the next turn. A connection that can no longer
-    /// be written to ([`is_broken`](Self::is_broken)) is of use until all that was sent on it
-    /// before is received.
+    /// the client has to read goes on counting in the next turn. After a failed write
+    /// ([`is_broken`](Self::is_broken)) reading still works.
     ///
     /// # Errors
     /// The socket is of no more use; the error says what to close with.
@@ -209,8 +224,27 @@ impl Socket {
         if self.is_broken() { Err(Closed::ByClient) } else { Ok(()) }
     }
 
-    /// Whether nothing can be written any more. What the client had sent before can still be
-    /// received; what is fed is dropped, and counts as written.
+    /// What the client has sent and nobody has received yet, without waiting for more, up to a
+    /// bound of messages and bytes.
+    pub fn take_arrived(&mut self) -> Vec<Message> {
+        let (mut messages, mut bytes) = (Vec::new(), 0);
+        while messages.len() < MAX_ARRIVED && bytes < MAX_ARRIVED_BYTES {
+            // Without the budget of the task, which may be used up although more has arrived.
+            let turn = tokio::task::unconstrained(self.turn(true)).now_or_never();
+            match turn {
+                Some(Ok(Turn::Received(message))) => {
+                    bytes += message.len();
+                    messages.push(message);
+                }
+                Some(Ok(Turn::Written)) => {}
+                Some(Err(_)) | None => break,
+            }
+        }
+        messages
+    }
+
+    /// Whether writing has failed. Reading still works, and returns what the client had sent
+    /// before; what is fed is dropped.
     pub fn is_broken(&self) -> bool {
         match &self.0 {
             Carrier::Bare(socket) => socket.line().is_some_and(Line::is_broken),

@@ -200,11 +200,13 @@ pub fn missing_and_misordered<'a>(
     (senders * count - stored, misordered)
 }
 
-const TEXT: u8 = 0x81;
-const CLOSE: u8 = 0x88;
+/// The first byte of a text frame that is a whole message.
+pub const TEXT: u8 = 0x81;
+/// That of a close frame.
+pub const CLOSE: u8 = 0x88;
 
 /// A frame of a client (RFC 6455, section 5.2), with a mask of zeros.
-fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![kind];
     match payload.len() {
         length @ 0..=125 => bytes.push(0x80 | length as u8),
@@ -241,7 +243,8 @@ fn pid(connected: &str) -> Option<String> {
     rest.split_once('"').map(|(pid, _)| pid.to_owned())
 }
 
-async fn upgrade(addr: SocketAddr, target: &str) -> TcpStream {
+/// Opens a WebSocket.
+pub async fn upgrade(addr: SocketAddr, target: &str) -> TcpStream {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let request = format!(
         "GET {target} HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
