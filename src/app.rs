@@ -23,7 +23,7 @@ use crate::config::uri::{MongoUri, UriError};
 use crate::config::{Config, ConfigError, DEFAULT_MAX_CONNECTIONS, Embedded, Mongo, PasswordHash};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::models::{Shared, Store, StoreError};
+use crate::models::{Shared, Store, StoreError, Upkeep};
 use crate::mongod::{self, InstallError, Installer, Mongod, MongodError, Options};
 use crate::realtime::engine_io::{self, Registry};
 use crate::realtime::feed::Feed;
@@ -418,25 +418,32 @@ async fn database(
     Ok((uri, secret, Some(Keeper { task, stop: stop.drop_guard() })))
 }
 
-/// Builds the indexes and looks at what a move from Node would change, once MongoDB answers.
+/// Builds the indexes and looks at what a move from Node would change, once MongoDB answers; then
+/// keeps the indexes, for ever.
 async fn prepare_database(store: Store, scheme: PasswordHash) {
+    let mut upkeep = Upkeep::new(store.clone());
     let mut wait = Duration::from_millis(250);
-    while let Err(error) = build_and_look(&store, scheme).await {
+    while let Err(error) = build_and_look(&mut upkeep, &store, scheme).await {
         match &error {
             StoreError::Unavailable(cause) => match certificate_hint(&cause.to_string()) {
-                Some(hint) => log::warn!("MongoDB cannot be reached yet: {hint}"),
-                None => log::warn!("MongoDB cannot be reached yet: {error}"),
+                Some(hint) => log::warn!("MongoDB is not ready yet: {hint}"),
+                None => log::warn!("MongoDB is not ready yet: {error}"),
             },
             error => log::error!("The indexes cannot be built: {error}"),
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(Duration::from_secs(15));
     }
+    upkeep.run().await;
 }
 
-async fn build_and_look(store: &Store, scheme: PasswordHash) -> Result<(), StoreError> {
+async fn build_and_look(
+    upkeep: &mut Upkeep,
+    store: &Store,
+    scheme: PasswordHash,
+) -> Result<(), StoreError> {
     say_what_is_there(store.database()).await?;
-    store.build_indexes().await?;
+    upkeep.round().await?;
     if scheme == PasswordHash::Argon2id && store.users.any_with_bcrypt().await? {
         log::warn!(
             "Users of the Node server were found. Their bcrypt hashes are replaced by argon2id at \

@@ -11,7 +11,8 @@ use actix_web::{HttpResponse, ResponseError};
 
 use crate::casts::NO_ID;
 use crate::config::ErrorMode;
-use crate::models::StoreError;
+use crate::logging;
+use crate::models::{RefusingIndex, StoreError};
 use crate::views;
 
 /// A request that is answered with a refusal.
@@ -101,6 +102,9 @@ pub enum ApiError {
     /// MongoDB did not answer in time, or cannot be reached. Whether a write happened is unknown.
     #[error("the database is not available: {0}")]
     Unavailable(String),
+    /// A unique index of the database refuses the document, and it is none of this server's.
+    #[error("{}", StoreError::Refused(.0.clone()))]
+    RefusedByIndex(RefusingIndex),
     /// Anything else; the client learns nothing of it.
     #[error("{0}")]
     Internal(String),
@@ -210,6 +214,11 @@ impl ApiError {
             Self::Unavailable(_) => {
                 row(503, SERVER, 503, "unavailable", "The database does not answer, try again")
             }
+            Self::RefusedByIndex(_) => {
+                let text = "A unique index of the database refuses this, which the server's \
+                            operator must mend";
+                row(500, SERVER, 500, "refused_by_index", text)
+            }
             Self::Internal(_) => row(500, SERVER, 500, "internal", SERVER),
         }
     }
@@ -312,8 +321,16 @@ impl ApiError {
     /// Logs a refusal: a client's mistake at debug level, a failure of ours as an error.
     pub fn log(&self, requested: &dyn std::fmt::Display) {
         match self {
+            // It comes with every request until somebody acts.
+            Self::RefusedByIndex(RefusingIndex { collection, index }) => {
+                if logging::once_a_minute(&format!("{collection} {index}")) {
+                    log::error!("{requested}: {self}");
+                }
+            }
             Self::Internal(_) => log::error!("{requested}: {self}"),
-            Self::Unavailable(_) | Self::Busy => log::warn!("{requested}: {self}"),
+            Self::Unavailable(_) | Self::Busy => {
+                log::warn!("{requested}: {self}")
+            }
             _ => log::debug!("{requested}: {self}"),
         }
     }
@@ -398,7 +415,8 @@ impl ResponseError for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable(cause) => Self::Unavailable(cause.to_string()),
+            error @ StoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
+            StoreError::Refused(refusing) => Self::RefusedByIndex(refusing),
             error => Self::Internal(error.to_string()),
         }
     }

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write as _};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use env_logger::Builder;
@@ -24,6 +24,9 @@ const MODULES: [&str; 8] =
 /// How many lines of one kind are written in each [`PERIOD`].
 const LINES: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(1);
+/// See [`once_a_minute`].
+const MINUTE: Duration = Duration::from_secs(60);
+const MINUTES: usize = 100;
 
 /// Starts it, on standard error. `RUST_LOG` is that of the environment, else of `.env`.
 pub fn start(dotenv: &[(String, String)]) {
@@ -60,6 +63,24 @@ fn is_filter(filter: &str) -> bool {
             Some((module, level)) => !module.trim().is_empty() && is_level(level),
             None => is_level(directive) || is_module(directive),
         })
+}
+
+/// Whether something may be said that is said once a minute at most; `what` tells it from others.
+///
+/// Those are few. If there are more than [`MINUTES`] in one minute, the others are not said.
+pub fn once_a_minute(what: &str) -> bool {
+    static SAID: LazyLock<Mutex<HashMap<String, Instant>>> = LazyLock::new(Mutex::default);
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    allow_once(&mut said, what, Instant::now())
+}
+
+fn allow_once(said: &mut HashMap<String, Instant>, what: &str, now: Instant) -> bool {
+    said.retain(|_, at| now.duration_since(*at) < MINUTE);
+    if said.contains_key(what) || said.len() >= MINUTES {
+        return false;
+    }
+    said.insert(what.to_owned(), now);
+    true
 }
 
 fn write(line: &mut Formatter, record: &Record<'_>, pace: &Pace) -> io::Result<()> {
@@ -191,5 +212,16 @@ mod tests {
         assert_eq!(pace.allow(kind(2), now), Some(0));
         assert_eq!(pace.allow(kind(1), now + PERIOD), Some(90));
         assert_eq!(pace.allow(kind(1), now + PERIOD), Some(0));
+    }
+
+    #[test]
+    fn once_a_minute_is_once_a_minute_for_each_and_bounded() {
+        let (mut said, now) = (HashMap::new(), Instant::now());
+        assert!(allow_once(&mut said, "a", now) && allow_once(&mut said, "b", now));
+        assert!(!allow_once(&mut said, "a", now + MINUTE - PERIOD));
+        assert!(allow_once(&mut said, "a", now + MINUTE));
+        let others = (0..1_000).filter(|n| allow_once(&mut said, &n.to_string(), now + MINUTE));
+        assert_eq!(others.count(), MINUTES - 1);
+        assert_eq!(said.len(), MINUTES);
     }
 }

@@ -10,6 +10,9 @@ use mongodb::Collection;
 use super::message::Malformed;
 use super::{Message, StoreError, UserId};
 
+/// How often a key is claimed that expires whenever it is looked for.
+const CLAIMS: u32 = 3;
+
 /// The longest key, in bytes.
 const MAX_KEY: usize = 255;
 
@@ -27,7 +30,7 @@ impl IdempotencyKey {
 /// The collection `idempotency`: `{_id: {user, key}, message, createdAt}`, gone after a day.
 #[derive(Clone)]
 pub struct Idempotency {
-    pub(super) collection: Collection<RawDocumentBuf>,
+    pub(super) keys: Collection<RawDocumentBuf>,
 }
 
 impl Idempotency {
@@ -44,23 +47,28 @@ impl Idempotency {
             "message": message.to_document(),
             "createdAt": DateTime::now(),
         };
-        match self.collection.insert_one(record).await.map_err(StoreError::from) {
-            Ok(_) => return Ok(None),
-            Err(StoreError::Duplicate) => {}
-            Err(error) => return Err(error),
-        }
-        match self.collection.find_one(doc! { "_id": { "user": user.0, "key": &key.0 } }).await? {
-            Some(record) => Ok(Some(prepared(&record)?)),
+        for _ in 0..CLAIMS {
+            match self.keys.insert_one(&record).await {
+                Ok(_) => return Ok(None),
+                Err(error) => match StoreError::from(error).or_duplicate_id() {
+                    StoreError::Duplicate => {}
+                    error => return Err(error),
+                },
+            }
+            let used = doc! { "_id": { "user": user.0, "key": &key.0 } };
+            if let Some(record) = self.keys.find_one(used).await? {
+                return Ok(Some(prepared(&record)?));
+            }
             // It expired in this moment: the same as a key that was never used.
-            None => Ok(None),
         }
+        let cause = "a key is there and is not there".to_owned();
+        Err(StoreError::Unavailable(mongodb::error::Error::custom(cause)))
     }
 }
 
 fn prepared(record: &RawDocument) -> Result<Message<'static>, StoreError> {
-    let message = record.get_document("message").map_err(|_| MALFORMED)?;
+    let malformed = || StoreError::Malformed("idempotency", "message");
+    let message = record.get_document("message").map_err(|_| malformed())?;
     let message = Message::from_document(message);
-    message.map(Message::into_owned).map_err(|Malformed(_)| MALFORMED)
+    message.map(Message::into_owned).map_err(|Malformed(_)| malformed())
 }
-
-const MALFORMED: StoreError = StoreError::Malformed("idempotency", "message");

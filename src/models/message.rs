@@ -9,10 +9,9 @@ use mongodb::error::ErrorKind;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::batcher::Batcher;
+use super::failure::{DUPLICATE_KEY, Failure, RefusingIndex};
 use super::ordinary::Fields;
-use super::{
-    DUPLICATE_KEY, Idempotency, IdempotencyKey, MessageId, PASSING, RoomId, StoreError, UserId,
-};
+use super::{Idempotency, IdempotencyKey, MessageId, RoomId, StoreError, UserId};
 
 /// A message as the collection `messages` holds it.
 ///
@@ -181,7 +180,7 @@ impl Messages {
     /// Stores a message: the one way for REST and sockets alike.
     ///
     /// # Errors
-    /// The database failed.
+    /// [`StoreError::Duplicate`] when there is a document of this `_id`; or the database failed.
     pub async fn insert(&self, message: &Message<'_>) -> Result<(), StoreError> {
         self.inserts.call_one(message.to_document()).await?
     }
@@ -210,10 +209,23 @@ impl Messages {
             Some(_) => return Err(SendError::Conflict),
         };
         match self.insert(&message).await {
-            // A duplicate is the same message, stored by the first attempt.
-            Ok(()) | Err(StoreError::Duplicate) => Ok(Stored { message, replayed }),
-            Err(error) => Err(error.into()),
+            Ok(()) => {}
+            // Stored by the first attempt.
+            Err(StoreError::Duplicate) if self.has(&message).await? => {}
+            Err(error) => return Err(error.into()),
         }
+        Ok(Stored { message, replayed })
+    }
+
+    /// Whether the document with the `_id` of a message is that message. Its content may have been
+    /// edited since.
+    async fn has(&self, message: &Message<'_>) -> Result<bool, StoreError> {
+        let fields = doc! { "room": 1, "sender": 1, "createdAt": 1 };
+        let found = self.collection.find_one(doc! { "_id": message.id.0 }).projection(fields);
+        let Some(stored) = found.await? else { return Ok(false) };
+        Ok(stored.get_object_id("room").ok() == Some(message.room.0)
+            && stored.get_object_id("sender").ok() == Some(message.sender.0)
+            && stored.get_datetime("createdAt").ok() == message.created_at)
     }
 
     /// The whole history of a room, in `_id` order.
@@ -280,7 +292,8 @@ async fn insert_all(
     documents: Vec<RawDocumentBuf>,
 ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
     if let [document] = &*documents {
-        return Ok(vec![collection.insert_one(document).await.map(drop).map_err(StoreError::from)]);
+        let inserted = collection.insert_one(document).await.map(drop);
+        return Ok(vec![inserted.map_err(|error| StoreError::from(error).or_duplicate_id())]);
     }
     // Those behind one that cannot be stored are stored nevertheless, still in their order.
     let error = match collection.insert_many(&documents).ordered(false).await {
@@ -295,8 +308,11 @@ async fn insert_all(
     for refused in failed.write_errors.iter().flatten() {
         if let Some(result) = results.get_mut(refused.index) {
             *result = Err(match refused.code {
-                DUPLICATE_KEY => StoreError::Duplicate,
-                code if PASSING.contains(&code) => StoreError::Unavailable(error.clone()),
+                DUPLICATE_KEY => StoreError::Refused(RefusingIndex::of_message(&refused.message))
+                    .or_duplicate_id(),
+                code if Failure::of_code(code) != Failure::Other => {
+                    StoreError::Unavailable(error.clone())
+                }
                 _ => StoreError::from(error.clone()),
             });
         }

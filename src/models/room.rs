@@ -82,11 +82,9 @@ impl Rooms {
     /// # Errors
     /// [`StoreError::Duplicate`] when a room of this name exists.
     pub async fn insert<'a>(&self, name: &'a str) -> Result<Room<'a>, StoreError> {
-        if self.name_index.is_missing() {
-            let same = self.collection.find_one(doc! { "name": name });
-            if same.projection(doc! { "_id": 1 }).await?.is_some() {
-                return Err(StoreError::Duplicate);
-            }
+        // The index may be missing, as after the database was dropped.
+        if self.is_taken(name).await? {
+            return Err(StoreError::Duplicate);
         }
         let (id, now) = (RoomId::new(), DateTime::now());
         let room = rawdoc! {
@@ -96,7 +94,15 @@ impl Rooms {
             "updatedAt": now,
             "__v": 0_i32,
         };
-        self.collection.insert_one(room).await?;
+        match self.collection.insert_one(room).await.map_err(StoreError::from) {
+            Ok(_) => {}
+            Err(StoreError::Refused(refusing))
+                if self.name_index.is(&refusing.index) && self.is_taken(name).await? =>
+            {
+                return Err(StoreError::Duplicate);
+            }
+            Err(error) => return Err(error),
+        }
         Ok(Room {
             id,
             name: name.into(),
@@ -104,6 +110,11 @@ impl Rooms {
             updated_at: Some(now),
             version: Some(0),
         })
+    }
+
+    async fn is_taken(&self, name: &str) -> Result<bool, StoreError> {
+        let same = self.collection.find_one(doc! { "name": name });
+        Ok(same.projection(doc! { "_id": 1 }).await?.is_some())
     }
 
     /// Whether a room exists.

@@ -47,7 +47,7 @@ impl Sockets {
     /// Makes the record of a session that joins its first room.
     ///
     /// # Errors
-    /// The database failed.
+    /// [`StoreError::Duplicate`] when there is one; or the database failed.
     pub async fn insert(&self, record: &SocketRecord, expires: DateTime) -> Result<(), StoreError> {
         let rooms: Document = record
             .rooms
@@ -66,7 +66,8 @@ impl Sockets {
                 "expires": expires,
                 "rooms": rooms,
             })
-            .await?;
+            .await
+            .map_err(|error| StoreError::from(error).or_duplicate_id())?;
         Ok(())
     }
 

@@ -60,7 +60,8 @@ impl Users {
     /// # Errors
     /// [`StoreError::Duplicate`] when the name is taken.
     pub async fn insert(&self, username: &str, password_hash: &str) -> Result<UserId, StoreError> {
-        if self.name_index.is_missing() && self.by_name(username).await?.is_some() {
+        // The index may be missing, as after the database was dropped.
+        if self.is_taken(username).await? {
             return Err(StoreError::Duplicate);
         }
         let id = UserId::new();
@@ -73,8 +74,20 @@ impl Users {
             "updatedAt": now,
             "__v": 0_i32,
         };
-        self.collection.insert_one(user).await?;
-        Ok(id)
+        match self.collection.insert_one(user).await.map_err(StoreError::from) {
+            Ok(_) => Ok(id),
+            Err(StoreError::Refused(refusing))
+                if self.name_index.is(&refusing.index) && self.is_taken(username).await? =>
+            {
+                Err(StoreError::Duplicate)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn is_taken(&self, username: &str) -> Result<bool, StoreError> {
+        let same = self.collection.find_one(doc! { "username": username });
+        Ok(same.projection(doc! { "_id": 1 }).await?.is_some())
     }
 
     /// The user of this name.

@@ -14,6 +14,7 @@ use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
 use crate::config::ErrorMode;
 use crate::error::ApiError;
+use crate::models::RefusingIndex;
 
 /// Declares the refusals of operations, each a sum of lists.
 macro_rules! refusals {
@@ -38,7 +39,7 @@ macro_rules! refusals {
 
 refusals! {
     /// `POST /api/auth/register`.
-    Register = body(), database(), [
+    Register = body(), database(), insertion(), [
         ApiError::UsernameTaken,
         field("username", "is required"),
         field("username", "must not be empty"),
@@ -56,7 +57,7 @@ refusals! {
         ApiError::RateLimited { seconds: 60 },
     ];
     /// `POST /api/chat/room`.
-    CreateRoom = body(), token(), database(), [
+    CreateRoom = body(), token(), database(), insertion(), [
         ApiError::RoomExists,
         field("name", "is required"),
         field("name", "must not be empty"),
@@ -77,7 +78,7 @@ refusals! {
         ApiError::NotFound,
     ];
     /// `POST /api/chat/message`.
-    SendMessage = body(), token(), database(), [
+    SendMessage = body(), token(), database(), insertion(), [
         ApiError::RoomNotFound,
         field("room", "must be an id of 24 hexadecimal digits"),
         field("sender", "is required"),
@@ -112,6 +113,12 @@ fn token() -> [ApiError; 3] {
 /// What can happen behind every handler that asks the database.
 fn database() -> [ApiError; 2] {
     [ApiError::Unavailable(String::new()), ApiError::Internal(String::new())]
+}
+
+/// What can happen to what is stored.
+fn insertion() -> [ApiError; 1] {
+    let (collection, index) = (String::new(), String::new());
+    [ApiError::RefusedByIndex(RefusingIndex { collection, index })]
 }
 
 fn field(field: &'static str, problem: &'static str) -> ApiError {

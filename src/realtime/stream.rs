@@ -20,7 +20,7 @@ use mongodb::{
 };
 
 use super::{event::Event, position::Position};
-use crate::models::{Message, RoomId, message::Malformed};
+use crate::models::{Failure, Message, RoomId, failure::describe, message::Malformed};
 use crate::mongoose::Hydrated;
 
 /// A larger document is not delivered but becomes a `resync` of its room. The server cuts it, so
@@ -66,7 +66,7 @@ pub(super) struct Reply {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StreamError {
     /// The server or the driver refused or failed.
-    #[error(transparent)]
+    #[error("{}", describe(.0))]
     Database(#[from] mongodb::error::Error),
     /// An answer that MongoDB does not give.
     #[error("MongoDB answered what cannot be read: {0}")]
@@ -75,7 +75,7 @@ pub(super) enum StreamError {
     #[error("this MongoDB is a standalone")]
     Standalone,
     /// A member of a replica set that waits for `rs.initiate` or was removed.
-    #[error("this member belongs to no replica set yet: rs.initiate() makes one")]
+    #[error("{}", Failure::NotInitiated)]
     NotInitiated,
 }
 

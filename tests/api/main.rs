@@ -23,6 +23,7 @@ mod openapi;
 mod outage;
 mod pages;
 mod panics;
+mod past;
 mod postman;
 mod program;
 mod realtime;

@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use bson::oid::ObjectId;
 use bson::{Bson, Document, doc};
 use futures::future::join_all;
+use mongodb::error::Error;
 use serde_json::json;
 
 use crate::helpers::mongod::{Neighbour, ReplicaSet, fresh_database};
 use crate::helpers::program::Program;
 use crate::helpers::socket::{Socket, heard};
-use crate::helpers::{TestServer, alone, metric};
+use crate::helpers::{TestServer, alone, eventually, metric};
 
 /// Inserts a message that each of these sockets hears next.
 async fn all_hear(sockets: &mut [Socket], neighbour: &Neighbour, room: &str, content: &str) {
@@ -48,7 +49,14 @@ async fn a_collection_that_is_dropped_or_renamed_is_one_resync_for_each_room() {
                 "renameCollection": format!("{database}.messages"),
                 "to": format!("{database}.archive"),
             };
-            neighbour.admin().run_command(rename).await.unwrap();
+            // Refused while an index is being built, which is so for a moment after the drop.
+            eventually("it is renamed", async || {
+                let renamed = neighbour.admin().run_command(rename.clone()).await;
+                let building = |error: &Error| error.to_string().contains("index build");
+                assert!(renamed.as_ref().err().is_none_or(building), "{renamed:?}");
+                renamed.is_ok()
+            })
+            .await;
         }
         let mut positions = Vec::new();
         for socket in &mut sockets {

@@ -1,0 +1,354 @@
+//! The indexes of the original's collections: which there should be, and what keeps them there.
+//!
+//! A database can be dropped, restored or tidied up under a running server. So the indexes are
+//! looked at every few seconds, which only reads, and built when one is missing. None is ever
+//! changed or dropped: one of ours under another name or with other options is said and left.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bson::{Bson, Document, doc};
+use mongodb::error::{Error, ErrorKind};
+use mongodb::options::IndexOptions;
+use mongodb::{Collection, Database, IndexModel};
+
+use super::failure::{DUPLICATE_KEY, INDEX_CONFLICTS, NO_COLLECTION};
+use super::{Failure, Store, StoreError, duplicates};
+
+/// How often the indexes are looked at.
+const PERIOD: Duration = Duration::from_secs(5);
+/// After what time an index is tried again that duplicates have forbidden: to find that out,
+/// MongoDB reads the whole collection.
+const AFTER_DUPLICATES: Duration = Duration::from_secs(600);
+
+/// How long an idempotency key is remembered.
+const IDEMPOTENCY_AGE: Duration = Duration::from_secs(24 * 3600);
+/// `DatabaseDropPending` and `IndexBuildAborted`.
+const DROPPED: [i32; 2] = [215, 276];
+
+/// An index that one of the original's collections should have.
+#[derive(Debug)]
+pub struct Wanted {
+    /// The collection.
+    pub collection: &'static str,
+    /// Its name, as Mongoose and the server would make it.
+    pub name: &'static str,
+    /// The fields, each ascending.
+    pub fields: &'static [&'static str],
+    /// Whether it is unique.
+    pub is_unique: bool,
+}
+
+/// `users.username_1`, unique: Mongoose's.
+pub static USERNAME: Wanted =
+    Wanted { collection: "users", name: "username_1", fields: &["username"], is_unique: true };
+/// `rooms.name_1`, unique: Mongoose's.
+pub static ROOM_NAME: Wanted =
+    Wanted { collection: "rooms", name: "name_1", fields: &["name"], is_unique: true };
+/// `messages.room_1__id_1`: ours, so that the history of a room is read in its order.
+pub static BY_ROOM: Wanted = Wanted {
+    collection: "messages",
+    name: "room_1__id_1",
+    fields: &["room", "_id"],
+    is_unique: false,
+};
+/// All of them.
+pub static WANTED: [&Wanted; 3] = [&USERNAME, &ROOM_NAME, &BY_ROOM];
+
+/// Which index holds a value unique; shared by all workers. That of the wanted name, and the one
+/// that was found in its place, if there is one.
+#[derive(Debug, Clone)]
+pub struct UniqueIndex {
+    wanted: &'static Wanted,
+    // A standard lock: nothing awaits while it is held.
+    found: Arc<RwLock<Option<String>>>,
+}
+
+impl UniqueIndex {
+    pub(super) fn new(wanted: &'static Wanted) -> Self {
+        Self { wanted, found: Arc::default() }
+    }
+
+    /// Whether the index of this name is it.
+    pub(super) fn is(&self, name: &str) -> bool {
+        let found = self.found.read().unwrap_or_else(PoisonError::into_inner);
+        name == self.wanted.name || found.as_deref() == Some(name)
+    }
+
+    fn found(&self, name: &str) {
+        let mut found = self.found.write().unwrap_or_else(PoisonError::into_inner);
+        if found.as_deref() != Some(name) {
+            *found = Some(name.to_owned());
+        }
+    }
+}
+
+/// What there is of a wanted index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence {
+    /// It is there, or another one that does the same.
+    There {
+        /// Its name.
+        name: String,
+    },
+    /// Nothing stands in its way.
+    Missing,
+    /// An index of this name, or of these fields and with other options, stands in its way.
+    Other {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Wanted {
+    /// Looks for it, and changes nothing.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn look(&self, database: &Database) -> Result<Presence, StoreError> {
+        Ok(self.presence(&list(&database.collection(self.collection)).await?))
+    }
+
+    fn presence(&self, indexes: &[IndexModel]) -> Presence {
+        let name_of = |index: &IndexModel| {
+            let name = index.options.as_ref().and_then(|options| options.name.clone());
+            name.unwrap_or_default()
+        };
+        if let Some(index) = indexes.iter().find(|index| self.is_done_by(index)) {
+            return Presence::There { name: name_of(index) };
+        }
+        let stands_in_the_way =
+            |index: &&IndexModel| name_of(index) == self.name || self.has_fields_of(index);
+        match indexes.iter().find(stands_in_the_way) {
+            Some(index) => Presence::Other { name: name_of(index) },
+            None => Presence::Missing,
+        }
+    }
+
+    fn has_fields_of(&self, index: &IndexModel) -> bool {
+        let is_ascending = |value: &Bson| match value {
+            Bson::Int32(order) => *order == 1,
+            Bson::Int64(order) => *order == 1,
+            Bson::Double(order) => *order == 1.0,
+            _ => false,
+        };
+        index.keys.values().all(is_ascending)
+            && index.keys.keys().map(String::as_str).eq(self.fields.iter().copied())
+    }
+
+    /// Whether an index finds or refuses all documents that this one would. A unique one may
+    /// refuse more by its collation.
+    fn is_done_by(&self, index: &IndexModel) -> bool {
+        let Some(options) = &index.options else { return false };
+        self.has_fields_of(index)
+            && options.partial_filter_expression.is_none()
+            && if self.is_unique {
+                options.unique == Some(true)
+            } else {
+                options.sparse != Some(true)
+                    && options.collation.is_none()
+                    && options.hidden != Some(true)
+            }
+    }
+
+    fn model(&self) -> IndexModel {
+        let keys: Document =
+            self.fields.iter().map(|field| ((*field).to_owned(), Bson::from(1))).collect();
+        let unique = self.is_unique.then_some(true);
+        let options = IndexOptions::builder().name(self.name.to_owned()).unique(unique).build();
+        IndexModel::builder().keys(keys).options(options).build()
+    }
+}
+
+/// The indexes of a collection; none if there is no such collection.
+pub(super) async fn list(collection: &Collection<Document>) -> Result<Vec<IndexModel>, StoreError> {
+    let mut indexes = Vec::new();
+    let mut found = match collection.list_indexes().await {
+        Ok(found) => found,
+        Err(error) if has_code(&error, &[NO_COLLECTION]) => return Ok(indexes),
+        Err(error) => return Err(error.into()),
+    };
+    while found.advance().await? {
+        indexes.push(found.deserialize_current()?);
+    }
+    Ok(indexes)
+}
+
+/// Keeps the indexes of a database as they should be.
+pub struct Upkeep {
+    store: Store,
+    /// What was last said of each index.
+    said: HashMap<&'static str, String>,
+    /// When an index that duplicates have forbidden is tried again.
+    later: HashMap<&'static str, Instant>,
+}
+
+impl Upkeep {
+    /// To be run once in a process.
+    pub fn new(store: Store) -> Self {
+        Self { store, said: HashMap::new(), later: HashMap::new() }
+    }
+
+    /// Looks every few seconds, for ever.
+    pub async fn run(mut self) {
+        loop {
+            tokio::time::sleep(PERIOD).await;
+            if let Err(error) = self.round().await {
+                log::debug!("The indexes cannot be looked at: {error}");
+            }
+        }
+    }
+
+    /// Builds what is missing. What cannot be built is a warning; a unique index that is missing
+    /// does not keep the server from refusing duplicates, since it looks before each insert.
+    ///
+    /// # Errors
+    /// The database could not be reached.
+    pub async fn round(&mut self) -> Result<(), StoreError> {
+        let database = self.store.database();
+        let keys = expiring("createdAt", IDEMPOTENCY_AGE);
+        build(&database.collection("idempotency"), keys).await?;
+        build(&database.collection("sockets"), expiring("expires", Duration::ZERO)).await?;
+        for wanted in WANTED {
+            if self.later.get(wanted.name).is_some_and(|at| *at > Instant::now()) {
+                continue;
+            }
+            match self.keep(wanted).await {
+                Ok(()) => {}
+                Err(error) if is_outage(&error) => return Err(error),
+                Err(error) => {
+                    let Wanted { collection, name, .. } = wanted;
+                    self.warn(wanted.name, format!("{collection} has no index {name}: {error}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn keep(&mut self, wanted: &'static Wanted) -> Result<(), StoreError> {
+        let collection = self.store.database().collection::<Document>(wanted.collection);
+        match wanted.presence(&list(&collection).await?) {
+            Presence::There { name } => self.is_there(wanted, &name),
+            Presence::Missing => match collection.create_index(wanted.model()).await {
+                Ok(_) => self.is_there(wanted, wanted.name),
+                Err(error) if has_code(&error, &[DUPLICATE_KEY]) => {
+                    self.later.insert(wanted.name, Instant::now() + AFTER_DUPLICATES);
+                    let field = wanted.fields.first().copied().unwrap_or_default();
+                    let values = duplicates(&collection, field).await?;
+                    let text = format!(
+                        "{}.{field} is not unique, so its index cannot be built: {values}. New \
+                         duplicates are refused by a look before each insert, which two inserts at \
+                         the same moment can pass. Rename the duplicates; the index is tried again \
+                         every ten minutes",
+                        wanted.collection,
+                    );
+                    self.warn(wanted.name, text);
+                }
+                // Another program has built one since we looked, or has dropped the collection
+                // meanwhile: the next round sees which.
+                Err(error) if has_code(&error, &INDEX_CONFLICTS) || has_code(&error, &DROPPED) => {}
+                Err(error) => return Err(error.into()),
+            },
+            Presence::Other { name } => {
+                let fields = wanted.fields.join(", ");
+                let unique = if wanted.is_unique { "unique " } else { "" };
+                let text = format!(
+                    "{} has the index {name}, which stands in the way of the {unique}index {} on \
+                     {fields}. It is left as it is; drop it if nothing needs it",
+                    wanted.collection, wanted.name,
+                );
+                self.warn(wanted.name, text);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_there(&mut self, wanted: &Wanted, name: &str) {
+        if wanted.is_unique {
+            for index in [&self.store.users.name_index, &self.store.rooms.name_index] {
+                if (index.wanted.collection, index.wanted.name) == (wanted.collection, wanted.name)
+                {
+                    index.found(name);
+                }
+            }
+        }
+        self.said.remove(wanted.name);
+    }
+
+    /// Says what is new about something.
+    fn warn(&mut self, what: &'static str, text: String) {
+        if self.said.get(what) != Some(&text) {
+            log::warn!("{text}");
+            self.said.insert(what, text);
+        }
+    }
+}
+
+/// An index by which MongoDB removes documents some time after the date in `field`.
+fn expiring(field: &str, after: Duration) -> IndexModel {
+    let options = IndexOptions::builder().name(format!("{field}_1")).expire_after(after).build();
+    IndexModel::builder().keys(doc! { field: 1 }).options(options).build()
+}
+
+/// Builds an index that existing documents cannot forbid.
+async fn build(collection: &Collection<Document>, index: IndexModel) -> Result<(), StoreError> {
+    match collection.create_index(index).await {
+        Err(error) if has_code(&error, &INDEX_CONFLICTS) => Ok(()),
+        result => result.map(drop).map_err(StoreError::from),
+    }
+}
+
+/// Whether the same may succeed without anyone changing anything.
+fn is_outage(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unavailable(error) if Failure::of(error) != Failure::Privilege)
+}
+
+pub(super) fn has_code(error: &Error, codes: &[i32]) -> bool {
+    matches!(error.kind.as_ref(), ErrorKind::Command(command) if codes.contains(&command.code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(keys: Document, options: Document) -> IndexModel {
+        let mut spec = doc! { "v": 2, "key": keys };
+        spec.extend(options);
+        bson::deserialize_from_document(spec).unwrap()
+    }
+
+    fn presence(wanted: &Wanted, others: &[IndexModel]) -> Presence {
+        let mut indexes = vec![index(doc! { "_id": 1 }, doc! { "name": "_id_" })];
+        indexes.extend_from_slice(others);
+        wanted.presence(&indexes)
+    }
+
+    #[test]
+    fn an_index_counts_by_what_it_does_and_not_by_its_name() {
+        let there = |name: &str| Presence::There { name: name.to_owned() };
+        let other = |name: &str| Presence::Other { name: name.to_owned() };
+        let unique = |name: &str| doc! { "name": name, "unique": true };
+        for (keys, options, expected) in [
+            (doc! { "username": 1 }, unique("username_1"), there("username_1")),
+            (doc! { "username": 1_i64 }, unique("by_name"), there("by_name")),
+            (doc! { "username": 1.0 }, unique("by_name"), there("by_name")),
+            (doc! { "username": 1 }, doc! { "name": "username_1" }, other("username_1")),
+            (doc! { "email": 1 }, unique("username_1"), other("username_1")),
+            (doc! { "username": 1, "a": 1 }, unique("username_1_a_1"), Presence::Missing),
+            (doc! { "username": -1 }, unique("username_-1"), Presence::Missing),
+            (doc! { "username": "text" }, doc! { "name": "username_text" }, Presence::Missing),
+        ] {
+            let given = format!("{keys} {options}");
+            assert_eq!(presence(&USERNAME, &[index(keys, options)]), expected, "{given}");
+        }
+        let mut partial = unique("username_1");
+        partial.insert("partialFilterExpression", doc! { "active": true });
+        let partial = index(doc! { "username": 1 }, partial);
+        assert_eq!(presence(&USERNAME, &[partial]), other("username_1"));
+        let history = index(doc! { "room": 1, "_id": 1 }, doc! { "name": "history" });
+        assert_eq!(presence(&BY_ROOM, &[history]), there("history"));
+        let swapped = index(doc! { "_id": 1, "room": 1 }, doc! { "name": "_id_1_room_1" });
+        assert_eq!(presence(&BY_ROOM, &[swapped]), Presence::Missing);
+    }
+}

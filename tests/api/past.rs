@@ -1,0 +1,315 @@
+//! A database with a past: indexes of older schemas, collections of other programs, and one that
+//! is dropped under the running server.
+
+use std::time::Duration;
+
+use bson::oid::ObjectId;
+use bson::{Document, doc};
+use futures::future::join_all;
+use mongodb::options::IndexOptions;
+use mongodb::{Collection, Database, IndexModel};
+use reqwest::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::helpers::program::Program;
+use crate::helpers::socket::Socket;
+use crate::helpers::socket_io::Caller;
+use crate::helpers::{TestServer, User, client, eventually, mongod};
+
+/// A server with precise errors, and its database.
+async fn precise() -> (TestServer, Database) {
+    let uri = mongod::fresh_database().await;
+    let database = mongod::connect(&uri).await;
+    (precise_on(&uri).await, database)
+}
+
+async fn precise_on(uri: &str) -> TestServer {
+    TestServer::start_with(&[("MONGO_URI", uri), ("ERRORS", "precise")]).await
+}
+
+/// The unique index that an older schema has left, and a document without its field.
+async fn leave_unique(collection: &Collection<Document>, field: &str) {
+    collection.insert_one(doc! { "_id": ObjectId::new() }).await.unwrap();
+    let options = IndexOptions::builder().unique(true).build();
+    let index = IndexModel::builder().keys(doc! { field: 1 }).options(options).build();
+    collection.create_index(index).await.unwrap();
+}
+
+async fn send(
+    server: &TestServer,
+    user: &User<'_>,
+    room: &str,
+    content: &str,
+    key: Option<&str>,
+) -> Response {
+    let mut request = client()
+        .post(server.url("/api/chat/message"))
+        .bearer_auth(&user.token)
+        .json(&json!({ "room": room, "sender": user.id, "content": content }));
+    if let Some(key) = key {
+        request = request.header("Idempotency-Key", key);
+    }
+    request.send().await.unwrap()
+}
+
+/// Leaves the record of a key and that of a socket, which is connected.
+async fn leave_records(server: &TestServer, user: &User<'_>, room: &str) -> Caller {
+    let answer = send(server, user, room, "hello", Some("k")).await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    let mut caller = Caller::connect(server.addr, &user.token).await;
+    caller.join(room).await;
+    caller
+}
+
+async fn refused(answer: Response, status: u16, code: &str) {
+    assert_eq!(answer.status().as_u16(), status);
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!(body["code"], code, "{body}");
+}
+
+async fn index_names(database: &Database, collection: &str) -> Vec<String> {
+    let collection = database.collection::<Document>(collection);
+    collection.list_index_names().await.unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_a_foreign_index_refuses_is_never_acknowledged() {
+    let (server, database) = precise().await;
+    let ann = server.register("ann").await;
+    let room = ann.create_room("lounge").await;
+    let messages = database.collection::<Document>("messages");
+    leave_unique(&messages, "clientMsgId").await;
+
+    for key in [None, Some("k"), Some("k")] {
+        refused(send(&server, &ann, &room, "hello", key).await, 500, "refused_by_index").await;
+    }
+    let mut socket = Socket::connect(&server, &ann.token).await;
+    for _ in 0..2 {
+        let message = json!({ "room": room, "content": "hello", "clientId": "c" });
+        assert_eq!(socket.ask("sendMessage", message).await["code"], "refused_by_index");
+    }
+    // Many are stored by one operation.
+    let answers = join_all((0..40).map(|_| send(&server, &ann, &room, "many", None))).await;
+    for answer in answers {
+        refused(answer, 500, "refused_by_index").await;
+    }
+    assert_eq!(messages.count_documents(doc! { "room": { "$exists": true } }).await.unwrap(), 0);
+
+    messages.drop_index("clientMsgId_1").await.unwrap();
+    let retried = send(&server, &ann, &room, "hello", Some("k")).await;
+    assert_eq!(retried.status(), StatusCode::CREATED);
+    assert_eq!(ann.history(&room).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_messages_that_are_stored_together_only_the_refused_ones_are_errors() {
+    let (server, database) = precise().await;
+    let ann = server.register("ann").await;
+    let room = ann.create_room("lounge").await;
+    let messages = database.collection::<Document>("messages");
+    leave_unique(&messages, "content").await;
+    let sends = (0..60).map(|n| {
+        let (server, ann, room) = (&server, &ann, &room);
+        async move {
+            let content = format!("{}", n % 30);
+            let status = send(server, ann, room, &content, None).await.status();
+            (content, status)
+        }
+    });
+    let mut stored = Vec::new();
+    for (content, status) in join_all(sends).await {
+        match status {
+            StatusCode::CREATED => stored.push(content),
+            status => assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR),
+        }
+    }
+    let history = ann.history(&room).await;
+    let mut contents: Vec<_> = history.iter().map(|m| m["content"].as_str().unwrap()).collect();
+    contents.sort_unstable();
+    stored.sort_unstable();
+    assert_eq!(stored.len(), 30);
+    assert_eq!(contents, stored);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_free_name_is_not_called_taken_because_of_a_foreign_index() {
+    let (server, database) = precise().await;
+    let ann = server.register("ann").await;
+    ann.create_room("lounge").await;
+    for (collection, field) in [("users", "email"), ("rooms", "slug")] {
+        let collection = database.collection(collection);
+        // What is there already has the field, but for one document.
+        collection.update_many(doc! {}, doc! { "$set": { field: "first" } }).await.unwrap();
+        leave_unique(&collection, field).await;
+    }
+    let register = async |name: &str| {
+        let body = json!({ "username": name, "password": "x" });
+        server.request(Method::POST, "/api/auth/register", None, Some(&body)).await
+    };
+    let create = async |name: &str| {
+        ann.request(Method::POST, "/api/chat/room", Some(&json!({ "name": name }))).await
+    };
+    refused(register("bob").await, 500, "refused_by_index").await;
+    refused(register("ann").await, 409, "username_taken").await;
+    refused(create("attic").await, 500, "refused_by_index").await;
+    refused(create("lounge").await, 409, "room_exists").await;
+
+    let original = TestServer::start_with(&[("MONGO_URI", &uri_of(&database).await)]).await;
+    let ann = original.login("ann").await;
+    let body = json!({ "name": "attic" });
+    let answer = ann.request(Method::POST, "/api/chat/room", Some(&body)).await;
+    assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(answer.text().await.unwrap(), r#"{"error":"Server error"}"#);
+}
+
+/// The connection string of a database of the shared server.
+async fn uri_of(database: &Database) -> String {
+    let fresh = mongod::fresh_database().await;
+    let (server, query) = fresh.rsplit_once("/test").unwrap();
+    let (_, query) = query.split_once('?').unwrap();
+    format!("{server}/{}?{query}", database.name())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_id_another_document_has_is_an_error() {
+    let (server, database) = precise().await;
+    let ann = server.register("ann").await;
+    let room = ann.create_room("lounge").await;
+    let first = send(&server, &ann, &room, "hello", Some("k")).await;
+    let first: Value = first.json().await.unwrap();
+    let id = ObjectId::parse_str(first["message"]["_id"].as_str().unwrap()).unwrap();
+    let messages = database.collection::<Document>("messages");
+    let edited = doc! { "$set": { "content": "hello, everybody", "edited": true } };
+    messages.update_one(doc! { "_id": id }, edited).await.unwrap();
+    let retried = send(&server, &ann, &room, "hello", Some("k")).await;
+    assert_eq!(retried.status(), StatusCode::CREATED, "it was edited, but is still this one");
+    messages.delete_one(doc! { "_id": id }).await.unwrap();
+    messages.insert_one(doc! { "_id": id, "content": "another" }).await.unwrap();
+    refused(send(&server, &ann, &room, "hello", Some("k")).await, 500, "internal").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_index_is_said_once_a_minute_without_what_was_sent() {
+    let uri = mongod::fresh_database().await;
+    let beside = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ann = beside.register("ann").await;
+    let room = ann.create_room("lounge").await;
+    let messages = mongod::connect(&uri).await.collection::<Document>("messages");
+    leave_unique(&messages, "content").await;
+    let server = Program::start_on(&uri, &[]);
+    let post = async |content: &str| {
+        let message = json!({ "room": room, "sender": ann.id, "content": content });
+        let url = format!("http://{}/api/chat/message", server.addr);
+        let answer = client().post(url).bearer_auth(&ann.token).json(&message).send().await;
+        answer.unwrap().status()
+    };
+    assert_eq!(post("a private text").await, StatusCode::CREATED);
+    for _ in 0..30 {
+        assert_eq!(post("a private text").await, StatusCode::INTERNAL_SERVER_ERROR);
+    }
+    let said = || server.log().into_iter().filter(|line| line.contains("content_1"));
+    eventually("it is said", async || said().next().is_some()).await;
+    let lines: Vec<_> = said().collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("ERROR") && lines[0].contains("messages"), "{lines:?}");
+    assert!(server.log().iter().all(|line| !line.contains("a private text")));
+    beside.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_ours_under_another_name_holds_names_unique() {
+    let uri = mongod::fresh_database().await;
+    let database = mongod::connect(&uri).await;
+    let options = IndexOptions::builder().unique(true).name("by_name".to_owned()).build();
+    let index = IndexModel::builder().keys(doc! { "name": 1 }).options(options).build();
+    database.collection::<Document>("rooms").create_index(index).await.unwrap();
+    let plain = IndexModel::builder().keys(doc! { "username": 1 }).build();
+    database.collection::<Document>("users").create_index(plain).await.unwrap();
+
+    let server = precise_on(&uri).await;
+    eventually("the other indexes are built", async || {
+        index_names(&database, "messages").await.contains(&"room_1__id_1".to_owned())
+    })
+    .await;
+    assert_eq!(index_names(&database, "rooms").await, ["_id_", "by_name"]);
+    let ann = server.register("ann").await;
+    let body = json!({ "name": "lounge" });
+    let create = (0..30).map(|_| ann.request(Method::POST, "/api/chat/room", Some(&body)));
+    let mut created = 0;
+    for answer in join_all(create).await {
+        match answer.status() {
+            StatusCode::CREATED => created += 1,
+            _ => refused(answer, 409, "room_exists").await,
+        }
+    }
+    assert_eq!(created, 1);
+    // The other one is not unique, so names are looked up.
+    let body = json!({ "username": "ann", "password": "x" });
+    let again = server.request(Method::POST, "/api/auth/register", None, Some(&body)).await;
+    refused(again, 409, "username_taken").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_dropped_under_the_server_is_whole_again_within_seconds() {
+    let (server, database) = precise().await;
+    let whole = async || {
+        let expected = [
+            ("users", "username_1"),
+            ("rooms", "name_1"),
+            ("messages", "room_1__id_1"),
+            ("idempotency", "createdAt_1"),
+            ("sockets", "expires_1"),
+        ];
+        let mut has_all = true;
+        for (collection, index) in expected {
+            has_all &= index_names(&database, collection).await.contains(&index.to_owned());
+        }
+        has_all
+    };
+    eventually("all indexes are there", whole).await;
+    let ann = server.register("ann").await;
+    ann.create_room("lounge").await;
+
+    for _ in 0..2 {
+        database.drop().await.unwrap();
+        let ann = server.register("ann").await;
+        let room = ann.create_room("lounge").await;
+        let _caller = leave_records(&server, &ann, &room).await;
+        for _ in 0..3 {
+            let body = json!({ "name": "lounge" });
+            let again = ann.request(Method::POST, "/api/chat/room", Some(&body)).await;
+            refused(again, 409, "room_exists").await;
+            let body = json!({ "username": "ann", "password": "x" });
+            let again = server.request(Method::POST, "/api/auth/register", None, Some(&body)).await;
+            refused(again, 409, "username_taken").await;
+        }
+        eventually("all indexes are there again", whole).await;
+        assert_eq!(
+            database.collection::<Document>("rooms").count_documents(doc! {}).await.unwrap(),
+            1
+        );
+    }
+    // One that was dropped alone, and an index.
+    database.collection::<Document>("sockets").drop().await.unwrap();
+    database.collection::<Document>("rooms").drop_index("name_1").await.unwrap();
+    eventually("they are there again", whole).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_duplicates_forbid_is_said_and_does_not_stop_the_others() {
+    let uri = mongod::fresh_database().await;
+    let database = mongod::connect(&uri).await;
+    let users = database.collection::<Document>("users");
+    users.insert_many([doc! { "username": "ann" }, doc! { "username": "ann" }]).await.unwrap();
+    let server = Program::start_on(&uri, &[]);
+    eventually("the others are built", async || {
+        index_names(&database, "messages").await.contains(&"room_1__id_1".to_owned())
+            && index_names(&database, "rooms").await.contains(&"name_1".to_owned())
+    })
+    .await;
+    assert_eq!(index_names(&database, "users").await, ["_id_"]);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let log = server.log();
+    let said = log.iter().filter(|line| line.contains("\"ann\" (2 times)")).count();
+    assert_eq!(said, 1, "{log:?}");
+}
