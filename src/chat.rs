@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::js::{Fields, Js};
 use crate::limits::Limits;
 use crate::models::message::{SendError, Stored};
-use crate::models::{IdempotencyKey, Message, RoomId, Rooms, Store, UserId};
+use crate::models::{IdempotencyKey, Message, RoomId, Rooms, Store, StoreError, UserId};
 use crate::realtime::feed::Feed;
 use crate::views;
 
@@ -203,6 +203,7 @@ impl From<SendError> for ApiError {
     fn from(error: SendError) -> Self {
         match error {
             SendError::Conflict => Self::IdempotencyConflict,
+            SendError::Store(error @ StoreError::Off(_)) => Self::NoIdempotency(error.to_string()),
             SendError::Store(error) => error.into(),
         }
     }

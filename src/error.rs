@@ -102,6 +102,9 @@ pub enum ApiError {
     /// MongoDB did not answer in time, or cannot be reached. Whether a write happened is unknown.
     #[error("the database is not available: {0}")]
     Unavailable(String),
+    /// A message came with an idempotency key, but those cannot be kept here.
+    #[error("{0}")]
+    NoIdempotency(String),
     /// A unique index of the database refuses the document, and it is none of this server's.
     #[error("{}", StoreError::Refused(.0.clone()))]
     RefusedByIndex(RefusingIndex),
@@ -214,6 +217,10 @@ impl ApiError {
             Self::Unavailable(_) => {
                 row(503, SERVER, 503, "unavailable", "The database does not answer, try again")
             }
+            Self::NoIdempotency(_) => {
+                let text = "Idempotency keys cannot be kept at the moment, so nothing was stored";
+                row(503, text, 503, "idempotency_unavailable", text)
+            }
             Self::RefusedByIndex(_) => {
                 let text = "A unique index of the database refuses this, which the server's \
                             operator must mend";
@@ -241,6 +248,8 @@ impl ApiError {
     pub(crate) fn retry_after(&self) -> Option<u64> {
         match self {
             Self::Unavailable(_) | Self::Busy => Some(1),
+            // It waits for a person.
+            Self::NoIdempotency(_) => Some(60),
             Self::RateLimited { seconds } => Some(*seconds),
             _ => None,
         }
@@ -328,7 +337,7 @@ impl ApiError {
                 }
             }
             Self::Internal(_) => log::error!("{requested}: {self}"),
-            Self::Unavailable(_) | Self::Busy => {
+            Self::Unavailable(_) | Self::Busy | Self::NoIdempotency(_) => {
                 log::warn!("{requested}: {self}")
             }
             _ => log::debug!("{requested}: {self}"),
@@ -415,7 +424,9 @@ impl ResponseError for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
-            error @ StoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
+            error @ (StoreError::Unavailable(_) | StoreError::Off(_)) => {
+                Self::Unavailable(error.to_string())
+            }
             StoreError::Refused(refusing) => Self::RefusedByIndex(refusing),
             error => Self::Internal(error.to_string()),
         }

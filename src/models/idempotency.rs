@@ -5,9 +5,9 @@
 //! makes sure that there is one. The message documents themselves stay as the original's.
 
 use bson::{DateTime, RawDocument, RawDocumentBuf, doc, rawdoc};
-use mongodb::Collection;
 
 use super::message::Malformed;
+use super::own::{self, KEYS, Own};
 use super::{Message, StoreError, UserId};
 
 /// How often a key is claimed that expires whenever it is looked for.
@@ -27,10 +27,11 @@ impl IdempotencyKey {
     }
 }
 
-/// The collection `idempotency`: `{_id: {user, key}, message, createdAt}`, gone after a day.
+/// The [own](super::own) collection of [`KEYS`]: `{_id: {user, key}, message, createdAt, app}`, gone
+/// after a day.
 #[derive(Clone)]
 pub struct Idempotency {
-    pub(super) keys: Collection<RawDocumentBuf>,
+    pub(super) keys: Own<RawDocumentBuf>,
 }
 
 impl Idempotency {
@@ -42,13 +43,15 @@ impl Idempotency {
         key: &IdempotencyKey,
         message: &Message<'_>,
     ) -> Result<Option<Message<'static>>, StoreError> {
-        let record = rawdoc! {
+        let keys = self.keys.get().await?;
+        let mut record = rawdoc! {
             "_id": { "user": user.0, "key": key.0.as_str() },
             "message": message.to_document(),
             "createdAt": DateTime::now(),
         };
+        own::mark(&mut record);
         for _ in 0..CLAIMS {
-            match self.keys.insert_one(&record).await {
+            match keys.insert_one(&record).await {
                 Ok(_) => return Ok(None),
                 Err(error) => match StoreError::from(error).or_duplicate_id() {
                     StoreError::Duplicate => {}
@@ -56,7 +59,7 @@ impl Idempotency {
                 },
             }
             let used = doc! { "_id": { "user": user.0, "key": &key.0 } };
-            if let Some(record) = self.keys.find_one(used).await? {
+            if let Some(record) = keys.find_one(used).await? {
                 return Ok(Some(prepared(&record)?));
             }
             // It expired in this moment: the same as a key that was never used.
@@ -67,7 +70,7 @@ impl Idempotency {
 }
 
 fn prepared(record: &RawDocument) -> Result<Message<'static>, StoreError> {
-    let malformed = || StoreError::Malformed("idempotency", "message");
+    let malformed = || StoreError::Malformed(KEYS.collection, "message");
     let message = record.get_document("message").map_err(|_| malformed())?;
     let message = Message::from_document(message);
     message.map(Message::into_owned).map_err(|Malformed(_)| malformed())

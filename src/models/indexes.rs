@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use bson::{Bson, Document, doc};
+use bson::{Bson, Document};
 use mongodb::error::{Error, ErrorKind};
 use mongodb::options::IndexOptions;
 use mongodb::{Collection, Database, IndexModel};
@@ -16,14 +16,12 @@ use mongodb::{Collection, Database, IndexModel};
 use super::failure::{DUPLICATE_KEY, INDEX_CONFLICTS, NO_COLLECTION};
 use super::{Failure, Store, StoreError, duplicates};
 
-/// How often the indexes are looked at.
+/// How often the indexes and the own collections are looked at.
 const PERIOD: Duration = Duration::from_secs(5);
 /// After what time an index is tried again that duplicates have forbidden: to find that out,
 /// MongoDB reads the whole collection.
 const AFTER_DUPLICATES: Duration = Duration::from_secs(600);
 
-/// How long an idempotency key is remembered.
-const IDEMPOTENCY_AGE: Duration = Duration::from_secs(24 * 3600);
 /// `DatabaseDropPending` and `IndexBuildAborted`.
 const DROPPED: [i32; 2] = [215, 276];
 
@@ -175,10 +173,10 @@ pub(super) async fn list(collection: &Collection<Document>) -> Result<Vec<IndexM
     Ok(indexes)
 }
 
-/// Keeps the indexes of a database as they should be.
+/// Keeps the indexes and the own collections of a database as they should be.
 pub struct Upkeep {
     store: Store,
-    /// What was last said of each index.
+    /// What was last said of each index and own collection.
     said: HashMap<&'static str, String>,
     /// When an index that duplicates have forbidden is tried again.
     later: HashMap<&'static str, Instant>,
@@ -206,10 +204,7 @@ impl Upkeep {
     /// # Errors
     /// The database could not be reached.
     pub async fn round(&mut self) -> Result<(), StoreError> {
-        let database = self.store.database();
-        let keys = expiring("createdAt", IDEMPOTENCY_AGE);
-        build(&database.collection("idempotency"), keys).await?;
-        build(&database.collection("sockets"), expiring("expires", Duration::ZERO)).await?;
+        self.store.check_own().await?;
         for wanted in WANTED {
             if self.later.get(wanted.name).is_some_and(|at| *at > Instant::now()) {
                 continue;
@@ -285,20 +280,6 @@ impl Upkeep {
     }
 }
 
-/// An index by which MongoDB removes documents some time after the date in `field`.
-fn expiring(field: &str, after: Duration) -> IndexModel {
-    let options = IndexOptions::builder().name(format!("{field}_1")).expire_after(after).build();
-    IndexModel::builder().keys(doc! { field: 1 }).options(options).build()
-}
-
-/// Builds an index that existing documents cannot forbid.
-async fn build(collection: &Collection<Document>, index: IndexModel) -> Result<(), StoreError> {
-    match collection.create_index(index).await {
-        Err(error) if has_code(&error, &INDEX_CONFLICTS) => Ok(()),
-        result => result.map(drop).map_err(StoreError::from),
-    }
-}
-
 /// Whether the same may succeed without anyone changing anything.
 fn is_outage(error: &StoreError) -> bool {
     matches!(error, StoreError::Unavailable(error) if Failure::of(error) != Failure::Privilege)
@@ -310,6 +291,8 @@ pub(super) fn has_code(error: &Error, codes: &[i32]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use bson::doc;
+
     use super::*;
 
     fn index(keys: Document, options: Document) -> IndexModel {

@@ -9,6 +9,7 @@ pub mod idempotency;
 pub mod indexes;
 pub mod message;
 mod ordinary;
+pub mod own;
 pub mod room;
 pub mod socket;
 pub mod survey;
@@ -23,6 +24,7 @@ pub use failure::{Failure, RefusingIndex};
 pub use idempotency::{Idempotency, IdempotencyKey};
 pub use indexes::{UniqueIndex, Upkeep};
 pub use message::{Message, Messages};
+use own::Own;
 pub use room::{Room, Rooms};
 pub use socket::{Owner, SocketRecord, Sockets};
 pub use user::{Credentials, Users};
@@ -79,14 +81,16 @@ id!(
 #[error("not an id of 24 hexadecimal digits")]
 pub struct NotAnId;
 
-/// What all workers know together: names of users, rooms that were seen, and which indexes hold
-/// names unique.
+/// What all workers know together: names of users, rooms that were seen, which indexes hold names
+/// unique, and which own collections can be used.
 #[derive(Clone)]
 pub struct Shared {
     names: user::Names,
     rooms: room::Seen,
     username_index: UniqueIndex,
     room_name_index: UniqueIndex,
+    keys: own::State,
+    sockets: own::State,
 }
 
 impl Default for Shared {
@@ -96,6 +100,8 @@ impl Default for Shared {
             rooms: room::seen(),
             username_index: UniqueIndex::new(&indexes::USERNAME),
             room_name_index: UniqueIndex::new(&indexes::ROOM_NAME),
+            keys: own::State::new(&own::KEYS),
+            sockets: own::State::new(&own::SOCKETS),
         }
     }
 }
@@ -111,6 +117,7 @@ pub struct Store {
     pub messages: Messages,
     /// What sessions leave for when their clients come back.
     pub sockets: Sockets,
+    own: [own::State; 2],
     database: Database,
 }
 
@@ -130,9 +137,10 @@ impl Store {
             ),
             messages: Messages::new(
                 database.collection("messages"),
-                Idempotency { keys: database.collection("idempotency") },
+                Idempotency { keys: Own::new(&database, &shared.keys) },
             ),
-            sockets: Sockets { collection: database.collection("sockets") },
+            sockets: Sockets { records: Own::new(&database, &shared.sockets) },
+            own: [shared.keys.clone(), shared.sockets.clone()],
             database,
         }
     }
@@ -150,6 +158,14 @@ impl Store {
         self.database.run_command(doc! { "ping": 1 }).await?;
         Ok(())
     }
+
+    /// Looks at the own collections, and claims those that are free.
+    async fn check_own(&self) -> Result<(), StoreError> {
+        for state in &self.own {
+            state.check(&self.database).await?;
+        }
+        Ok(())
+    }
 }
 
 /// What a query can meet.
@@ -164,6 +180,9 @@ pub enum StoreError {
          make it partial so that it leaves out documents without its fields", .0.index, .0.collection
     )]
     Refused(RefusingIndex),
+    /// An own collection cannot be used, so that what it is for is off.
+    #[error("{} is off, since {} cannot be used", .0.feature, .0.collection)]
+    Off(&'static own::Purpose),
     /// MongoDB cannot be reached, has no primary, does not let us in, or did not finish in time.
     /// Whether a write happened is unknown.
     #[error("{}", failure::describe(.0))]

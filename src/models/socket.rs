@@ -8,9 +8,9 @@
 
 use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, doc};
-use mongodb::Collection;
 use mongodb::options::ReturnDocument;
 
+use super::own::{FIELD, MARK, Own, SOCKETS};
 use super::{RoomId, StoreError, UserId};
 
 /// The connection that a record belongs to.
@@ -37,13 +37,26 @@ pub struct SocketRecord {
     pub rooms: Vec<(RoomId, String)>,
 }
 
-/// The collection `sockets`: `{_id: pid, sid, user, owner, expires, rooms: {<id>: <position>}}`.
+/// The [own](super::own) collection of [`SOCKETS`]:
+/// `{_id: pid, app, sid, user, owner, expires, rooms: {<id>: <position>}}`.
 #[derive(Debug, Clone)]
 pub struct Sockets {
-    pub(super) collection: Collection<Document>,
+    pub(super) records: Own<Document>,
 }
 
 impl Sockets {
+    /// Whether sessions can leave records at all.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn are_on(&self) -> Result<bool, StoreError> {
+        match self.records.get().await {
+            Ok(_) => Ok(true),
+            Err(StoreError::Off(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes the record of a session that joins its first room.
     ///
     /// # Errors
@@ -54,9 +67,11 @@ impl Sockets {
             .iter()
             .map(|(room, position)| (room.to_string(), Bson::from(position)))
             .collect();
-        self.collection
+        let records = self.records.get().await?;
+        records
             .insert_one(doc! {
                 "_id": &record.pid,
+                FIELD: MARK,
                 "sid": &record.sid,
                 "user": record.user.0,
                 "owner": {
@@ -113,7 +128,7 @@ impl Sockets {
     /// # Errors
     /// The database failed.
     pub async fn remove(&self, pid: &str, owner: Owner) -> Result<(), StoreError> {
-        self.collection.delete_one(owned(pid, owner)).await?;
+        self.records.get().await?.delete_one(owned(pid, owner)).await?;
         Ok(())
     }
 
@@ -130,7 +145,9 @@ impl Sockets {
         expires: DateTime,
     ) -> Result<Option<SocketRecord>, StoreError> {
         let claimed = self
-            .collection
+            .records
+            .get()
+            .await?
             .find_one_and_update(
                 living(pid, user),
                 doc! {
@@ -154,7 +171,9 @@ impl Sockets {
         user: UserId,
     ) -> Result<Option<ObjectId>, StoreError> {
         let record = self
-            .collection
+            .records
+            .get()
+            .await?
             .find_one(living(pid, user))
             .projection(doc! { "owner.instance": 1 })
             .await?;
@@ -173,7 +192,9 @@ impl Sockets {
         instance: ObjectId,
     ) -> Result<Vec<(String, i64)>, StoreError> {
         let mut found = self
-            .collection
+            .records
+            .get()
+            .await?
             .find(doc! { "_id": { "$in": pids }, "owner.instance": { "$ne": instance } })
             .projection(doc! { "owner.generation": 1 })
             .await?;
@@ -190,7 +211,7 @@ impl Sockets {
     }
 
     async fn change(&self, pid: &str, owner: Owner, update: Document) -> Result<bool, StoreError> {
-        let changed = self.collection.update_one(owned(pid, owner), update).await?;
+        let changed = self.records.get().await?.update_one(owned(pid, owner), update).await?;
         Ok(changed.matched_count == 1)
     }
 }
@@ -208,12 +229,13 @@ fn owned(pid: &str, owner: Owner) -> Document {
 }
 
 fn read(pid: &str, user: UserId, document: &Document) -> Result<SocketRecord, StoreError> {
-    let malformed = |field| move |_| StoreError::Malformed("sockets", field);
+    let malformed = |field| move |_| StoreError::Malformed(SOCKETS.collection, field);
     let owner = document.get_document("owner").map_err(malformed("owner"))?;
     let rooms = document.get_document("rooms").map_err(malformed("rooms"))?;
     let rooms = rooms.iter().map(|(room, position)| {
-        let room = room.parse().map_err(|_| StoreError::Malformed("sockets", "rooms"))?;
-        let position = position.as_str().ok_or(StoreError::Malformed("sockets", "rooms"))?;
+        let room = room.parse().map_err(|_| StoreError::Malformed(SOCKETS.collection, "rooms"))?;
+        let position =
+            position.as_str().ok_or(StoreError::Malformed(SOCKETS.collection, "rooms"))?;
         Ok((room, position.to_owned()))
     });
     Ok(SocketRecord {

@@ -89,6 +89,7 @@ refusals! {
         ApiError::SenderMismatch,
         ApiError::IdempotencyKey,
         ApiError::IdempotencyConflict,
+        ApiError::NoIdempotency(String::new()),
         ApiError::RateLimited { seconds: 60 },
     ];
     /// A file that is not there.

@@ -142,7 +142,11 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
         visit.close();
         return None;
     }
-    if auth.offsets == Offsets::None || !worker.recovers() {
+    let Ok(recovers) = worker.recovers().await else {
+        visit.close();
+        return None;
+    };
+    if auth.offsets == Offsets::None || !recovers {
         return enter(visit, place);
     }
     let Ok(returned) = come_back(worker, &auth, claims).await else {

@@ -173,8 +173,16 @@ impl Journal {
 
 impl Worker {
     /// Whether sessions can be come back to at all.
-    pub fn recovers(&self) -> bool {
-        !self.config.recovery_window.is_zero() && self.hub.through().is_some()
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn recovers(&self) -> Result<bool, ApiError> {
+        if self.config.recovery_window.is_zero() || self.hub.through().is_none() {
+            return Ok(false);
+        }
+        let asked = timeout(DEADLINE, self.store.sockets.are_on()).await;
+        let late = |_| ApiError::Unavailable("no answer within the deadline".to_owned());
+        Ok(asked.map_err(late)??)
     }
 
     /// A session that begins anew. Its client keeps the offset of an earlier one until it gets

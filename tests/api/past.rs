@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use bson::oid::ObjectId;
-use bson::{Document, doc};
+use bson::{DateTime, Document, doc};
 use futures::future::join_all;
 use mongodb::options::IndexOptions;
 use mongodb::{Collection, Database, IndexModel};
+use realtime_chat_backend::models::indexes;
+use realtime_chat_backend::models::own::{self, Holding};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -250,6 +252,159 @@ async fn an_index_of_ours_under_another_name_holds_names_unique() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn collections_of_other_programs_are_not_touched() {
+    let uri = mongod::fresh_database().await;
+    let database = mongod::connect(&uri).await;
+    let old = DateTime::from_millis(0);
+    for name in ["sockets", "idempotency"] {
+        let document = doc! { "_id": "theirs", "expires": old, "createdAt": old };
+        database.collection(name).insert_one(document).await.unwrap();
+    }
+    let server = precise_on(&uri).await;
+    let ann = server.register("ann").await;
+    let room = ann.create_room("lounge").await;
+    let _caller = leave_records(&server, &ann, &room).await;
+    for name in ["sockets", "idempotency"] {
+        assert_eq!(index_names(&database, name).await, ["_id_"]);
+        let documents = database.collection::<Document>(name);
+        assert_eq!(documents.count_documents(doc! {}).await.unwrap(), 1);
+    }
+    let mut names = database.list_collection_names().await.unwrap();
+    names.sort_unstable();
+    let own = own::ALL.map(|purpose| purpose.collection);
+    let beside: Vec<_> = names.iter().filter(|name| name.starts_with(own::PREFIX)).collect();
+    assert_eq!(beside.len(), own.len(), "{names:?}");
+    assert_eq!(names.len(), 5 + own.len(), "{names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_own_name_that_others_use_turns_its_feature_off_until_there_is_room() {
+    let uri = mongod::fresh_database().await;
+    let database = mongod::connect(&uri).await;
+    let theirs = doc! { "_id": "theirs", "expires": DateTime::from_millis(0) };
+    database.collection::<Document>(own::KEYS.collection).insert_one(&theirs).await.unwrap();
+    database.create_collection("elsewhere").await.unwrap();
+    let view = doc! {
+        "create": own::SOCKETS.collection, "viewOn": "elsewhere", "pipeline": [],
+    };
+    database.run_command(view).await.unwrap();
+
+    let server = precise_on(&uri).await;
+    let ann = server.register("ann").await;
+    let room = ann.create_room("lounge").await;
+    let answer = send(&server, &ann, &room, "hello", Some("k")).await;
+    assert!(answer.headers().contains_key("retry-after"));
+    refused(answer, 503, "idempotency_unavailable").await;
+    let mut socket = Socket::connect(&server, &ann.token).await;
+    let message = json!({ "room": room, "content": "hello", "clientId": "c" });
+    assert_eq!(socket.ask("sendMessage", message).await["code"], "idempotency_unavailable");
+    assert_eq!(ann.history(&room).await.len(), 0);
+    ann.send(&room, "without a key").await;
+
+    let mut caller = Caller::connect(server.addr, &ann.token).await;
+    caller.join(&room).await;
+    assert_eq!(caller.cut().pid, None, "it is not offered");
+    assert_eq!(index_names(&database, own::KEYS.collection).await, ["_id_"]);
+    let found = database.collection::<Document>(own::KEYS.collection).find_one(doc! {}).await;
+    assert_eq!(found.unwrap(), Some(theirs));
+    for purpose in own::ALL {
+        assert!(matches!(purpose.look(&database).await, Ok(Holding::Others(_))), "{purpose:?}");
+    }
+
+    for purpose in own::ALL {
+        database.collection::<Document>(purpose.collection).drop().await.unwrap();
+    }
+    eventually("keys are taken again", async || {
+        send(&server, &ann, &room, "hello", Some("k")).await.status() == StatusCode::CREATED
+    })
+    .await;
+    eventually("sockets can come back again", async || {
+        let mut caller = Caller::connect(server.addr, &ann.token).await;
+        caller.join(&room).await;
+        caller.cut().pid.is_some()
+    })
+    .await;
+    for purpose in own::ALL {
+        assert_eq!(purpose.look(&database).await.unwrap(), Holding::Ours);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_index_on_an_own_collection_turns_its_feature_off() {
+    let (server, database) = precise().await;
+    let ann = server.register("ann").await;
+    let room = ann.create_room("lounge").await;
+    let mut caller = leave_records(&server, &ann, &room).await;
+    for purpose in own::ALL {
+        let options = IndexOptions::builder().unique(true).sparse(true).build();
+        let index = IndexModel::builder().keys(doc! { "socketId": 1 }).options(options).build();
+        database.collection::<Document>(purpose.collection).create_index(index).await.unwrap();
+    }
+    eventually("both are off", async || {
+        let answer = send(&server, &ann, &room, "hello", Some("k")).await;
+        let caller = Caller::connect(server.addr, &ann.token).await;
+        answer.status() == StatusCode::SERVICE_UNAVAILABLE && caller.cut().pid.is_none()
+    })
+    .await;
+    assert_eq!(ann.history(&room).await.len(), 1);
+    // Who was there before cannot leave a record of another room, and is told.
+    let attic = ann.create_room("attic").await;
+    assert_eq!(caller.ask("joinRoom", json!(attic)).await["code"], "unavailable");
+    // Everybody else is served.
+    Caller::connect(server.addr, &ann.token).await.join(&attic).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_documents_of_ours_expire_and_the_marker_does_not() {
+    let (server, database) = precise().await;
+    let ann = server.register("ann").await;
+    let room = ann.create_room("lounge").await;
+    let _caller = leave_records(&server, &ann, &room).await;
+    for purpose in own::ALL {
+        let collection = database.collection::<Document>(purpose.collection);
+        let (mut indexes, mut expiring) = (collection.list_indexes().await.unwrap(), 0);
+        while indexes.advance().await.unwrap() {
+            let index = indexes.deserialize_current().unwrap();
+            let options = index.options.unwrap();
+            if options.expire_after.is_none() {
+                continue;
+            }
+            expiring += 1;
+            let ours = doc! { own::FIELD: own::MARK };
+            assert_eq!(options.partial_filter_expression, Some(ours));
+            let (date, _) = index.keys.iter().next().unwrap();
+            let dated = doc! { own::FIELD: own::MARK, date: { "$type": "date" } };
+            assert_eq!(collection.count_documents(dated).await.unwrap(), 1, "the record");
+            let marker = collection.find_one(doc! { "_id": own::MARK }).await.unwrap().unwrap();
+            assert!(!marker.contains_key(date), "{marker}");
+        }
+        assert_eq!(expiring, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_that_start_at_once_share_the_own_collections() {
+    let uri = mongod::fresh_database().await;
+    let database = mongod::connect(&uri).await;
+    let servers = join_all((0..4).map(|_| precise_on(&uri))).await;
+    let ann = servers[0].register("ann").await;
+    let room = ann.create_room("lounge").await;
+    for (n, server) in servers.iter().enumerate() {
+        let answer = send(server, &ann, &room, "hello", Some(&n.to_string())).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        let mut caller = Caller::connect(server.addr, &ann.token).await;
+        caller.join(&room).await;
+        assert!(caller.cut().pid.is_some());
+    }
+    for purpose in own::ALL {
+        let collection = database.collection::<Document>(purpose.collection);
+        let marked = collection.count_documents(doc! { "_id": own::MARK }).await.unwrap();
+        assert_eq!(marked, 1);
+        assert_eq!(index_names(&database, purpose.collection).await.len(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_dropped_under_the_server_is_whole_again_within_seconds() {
     let (server, database) = precise().await;
     let whole = async || {
@@ -257,12 +412,15 @@ async fn a_database_that_is_dropped_under_the_server_is_whole_again_within_secon
             ("users", "username_1"),
             ("rooms", "name_1"),
             ("messages", "room_1__id_1"),
-            ("idempotency", "createdAt_1"),
-            ("sockets", "expires_1"),
+            (own::KEYS.collection, "createdAt_1"),
+            (own::SOCKETS.collection, "expires_1"),
         ];
         let mut has_all = true;
         for (collection, index) in expected {
             has_all &= index_names(&database, collection).await.contains(&index.to_owned());
+        }
+        for purpose in own::ALL {
+            has_all &= purpose.look(&database).await.unwrap() == Holding::Ours;
         }
         has_all
     };
@@ -274,6 +432,7 @@ async fn a_database_that_is_dropped_under_the_server_is_whole_again_within_secon
         database.drop().await.unwrap();
         let ann = server.register("ann").await;
         let room = ann.create_room("lounge").await;
+        // A record of a key and of a socket, in collections without a marker.
         let _caller = leave_records(&server, &ann, &room).await;
         for _ in 0..3 {
             let body = json!({ "name": "lounge" });
@@ -290,7 +449,7 @@ async fn a_database_that_is_dropped_under_the_server_is_whole_again_within_secon
         );
     }
     // One that was dropped alone, and an index.
-    database.collection::<Document>("sockets").drop().await.unwrap();
+    database.collection::<Document>(own::SOCKETS.collection).drop().await.unwrap();
     database.collection::<Document>("rooms").drop_index("name_1").await.unwrap();
     eventually("they are there again", whole).await;
 }
@@ -312,4 +471,19 @@ async fn an_index_that_duplicates_forbid_is_said_and_does_not_stop_the_others() 
     let log = server.log();
     let said = log.iter().filter(|line| line.contains("\"ann\" (2 times)")).count();
     assert_eq!(said, 1, "{log:?}");
+}
+
+#[test]
+fn the_readme_names_everything_that_is_added_to_a_database() {
+    let readme = include_str!("../../README.md");
+    let (_, section) = readme.split_once("\n### What it adds to the database\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    for purpose in own::ALL {
+        assert!(section.contains(&format!("| `{}` |", purpose.collection)), "{purpose:?}");
+        assert!(section.contains(&format!("db.{}.drop()", purpose.collection)), "{purpose:?}");
+    }
+    for wanted in indexes::WANTED {
+        assert!(section.contains(&format!("`{}`", wanted.name)), "{wanted:?}");
+    }
+    assert!(section.contains(own::PREFIX) && section.contains(own::MARK));
 }

@@ -11,6 +11,7 @@ use bson::oid::ObjectId;
 use bson::{DateTime, Document, doc};
 use mongodb::options::ClientOptions;
 use mongodb::{Client, Collection, Database};
+use realtime_chat_backend::models::own;
 use realtime_chat_backend::mongod::{Mongod, Options};
 
 use super::replica_set::options;
@@ -84,7 +85,7 @@ impl Neighbour {
     /// Waits until there is no record of a socket that has left.
     pub async fn socket_is_gone(&self, pid: &str) {
         let database = self.messages.client().database(&self.messages.namespace().db);
-        let sockets = database.collection::<Document>("sockets");
+        let sockets = database.collection::<Document>(own::SOCKETS.collection);
         let gone = async {
             while sockets.find_one(doc! { "_id": pid }).await.unwrap().is_some() {
                 tokio::time::sleep(Duration::from_millis(10)).await;

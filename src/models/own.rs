@@ -1,0 +1,317 @@
+//! The collections that this server has beside the original's three.
+//!
+//! Their names have a [prefix](PREFIX) that no other program uses, and each holds one document
+//! that says whose it is, the marker. Before a collection is first used, and again every few
+//! seconds, it is looked at: one without the marker is claimed if it is not there, empty, or holds
+//! nothing but our documents, as after it was dropped under the running server. One that holds
+//! anything else is never written to or indexed; what it is for is off until somebody has made
+//! room, and a warning says how.
+//!
+//! Every document has a [field](FIELD) that says the same as the marker. The index by which old
+//! documents are removed covers only those, so that no document of another program can be.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bson::{Bson, Document, RawDocumentBuf, doc};
+use mongodb::options::IndexOptions;
+use mongodb::{Collection, Database, IndexModel};
+
+use super::failure::INDEX_CONFLICTS;
+use super::indexes::{has_code, list};
+use super::{Failure, ID_INDEX, StoreError};
+
+/// What the names of all own collections begin with.
+pub const PREFIX: &str = "realtime_chat_backend_";
+
+/// The `_id` of the marker, and the value of [`FIELD`].
+pub const MARK: &str = "realtime-chat-backend";
+
+/// The field by which a document is known as ours.
+pub const FIELD: &str = "app";
+
+/// Writes into a document that it is ours.
+pub(super) fn mark(document: &mut RawDocumentBuf) {
+    document.append(bson::cstr!("app"), MARK);
+}
+
+/// How long the search for documents of others may take in a collection without a marker.
+const SEARCH: Duration = Duration::from_secs(2);
+
+/// One collection of our own.
+#[derive(Debug)]
+pub struct Purpose {
+    /// The name of the collection, which begins with [`PREFIX`].
+    pub collection: &'static str,
+    /// What is off without it, as the subject of a sentence.
+    pub feature: &'static str,
+    /// The field with the date from which the age of a document counts.
+    dated_by: &'static str,
+    /// After what time a document is removed.
+    age: Duration,
+}
+
+/// The records of sockets whose clients may come back.
+pub static SOCKETS: Purpose = Purpose {
+    collection: "realtime_chat_backend_sockets",
+    feature: "Connection state recovery",
+    dated_by: "expires",
+    age: Duration::ZERO,
+};
+
+/// The idempotency keys of messages, each with the message that was prepared for it.
+pub static KEYS: Purpose = Purpose {
+    collection: "realtime_chat_backend_keys",
+    feature: "Idempotency-Key",
+    dated_by: "createdAt",
+    age: Duration::from_secs(24 * 3600),
+};
+
+/// All of them.
+pub static ALL: [&Purpose; 2] = [&SOCKETS, &KEYS];
+
+/// What is found where an own collection belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holding {
+    /// Our marker.
+    Ours,
+    /// Nothing, or only documents of ours: it can be claimed.
+    Free,
+    /// Something else; the text is the end of a sentence that begins with the collection's name.
+    Others(String),
+}
+
+impl Purpose {
+    /// Looks at the collection, and changes nothing.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn look(&self, database: &Database) -> Result<Holding, StoreError> {
+        Ok(self.examine(database).await?.0)
+    }
+
+    /// What the collection holds, and whether its old documents are removed already.
+    async fn examine(&self, database: &Database) -> Result<(Holding, bool), StoreError> {
+        let collection = database.collection::<Document>(self.collection);
+        let others = |found| Ok((Holding::Others(found), false));
+        let marker = collection.find_one(doc! { "_id": MARK }).await?;
+        let is_marked = match &marker {
+            Some(marker) if marker.get_str(FIELD).is_ok_and(|app| app == MARK) => true,
+            Some(_) => return others(held(&Bson::from(MARK))),
+            None => false,
+        };
+        if !is_marked {
+            if let Some(kind) = self.kind(database).await?
+                && kind != "collection"
+            {
+                return others(format!("is a {kind}"));
+            }
+            let foreign = collection.find_one(doc! { FIELD: { "$ne": MARK } }).max_time(SEARCH);
+            if let Some(foreign) = foreign.projection(doc! { "_id": 1 }).await? {
+                return others(held(foreign.get("_id").unwrap_or(&Bson::Null)));
+            }
+        }
+        let mut has_expiry = false;
+        for index in list(&collection).await? {
+            let Some(options) = index.options else { continue };
+            let name = options.name.unwrap_or_default();
+            if options.unique == Some(true) && name != ID_INDEX {
+                return others(format!("has the unique index {name}"));
+            }
+            has_expiry |= name == self.expiry_name();
+        }
+        Ok((if is_marked { Holding::Ours } else { Holding::Free }, has_expiry))
+    }
+
+    /// The type of what has the collection's name, if anything has.
+    async fn kind(&self, database: &Database) -> Result<Option<String>, StoreError> {
+        // Allowed to every user, unlike a list with options.
+        let question = doc! {
+            "listCollections": 1,
+            "filter": { "name": self.collection },
+            "nameOnly": true,
+            "authorizedCollections": true,
+        };
+        let answer = database.run_command(question).await?;
+        let found = answer.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+        let first = found.ok().and_then(|found| found.first()).and_then(Bson::as_document);
+        Ok(first.and_then(|found| found.get_str("type").ok()).map(str::to_owned))
+    }
+
+    /// Claims the collection if it is free, and has its old documents removed.
+    async fn claim(&self, database: &Database) -> Result<Holding, StoreError> {
+        let (holding, has_expiry) = self.examine(database).await?;
+        let collection = database.collection::<Document>(self.collection);
+        match holding {
+            Holding::Others(_) => return Ok(holding),
+            Holding::Ours => {}
+            Holding::Free => {
+                let marker = doc! {
+                    "_id": MARK,
+                    FIELD: MARK,
+                    "about": format!(
+                        "{} of realtime-chat-backend needs this collection. While this document is \
+                         here, its others are written and removed by that program",
+                        self.feature
+                    ),
+                };
+                if let Err(error) = collection.insert_one(marker).await {
+                    match StoreError::from(error).or_duplicate_id() {
+                        // Another instance was faster; whoever it was is looked at.
+                        StoreError::Duplicate => {}
+                        error => return Err(error),
+                    }
+                    if let holding @ Holding::Others(_) = self.look(database).await? {
+                        return Ok(holding);
+                    }
+                }
+            }
+        }
+        // An operator may have given it another age.
+        if !has_expiry {
+            match collection.create_index(self.expiry()).await {
+                Err(error) if has_code(&error, &INDEX_CONFLICTS) => {}
+                result => drop(result?),
+            }
+        }
+        Ok(Holding::Ours)
+    }
+
+    fn expiry_name(&self) -> String {
+        format!("{}_1", self.dated_by)
+    }
+
+    fn expiry(&self) -> IndexModel {
+        let options = IndexOptions::builder()
+            .name(self.expiry_name())
+            .expire_after(self.age)
+            .partial_filter_expression(doc! { FIELD: MARK })
+            .build();
+        IndexModel::builder().keys(doc! { self.dated_by: 1 }).options(options).build()
+    }
+}
+
+fn held(id: &Bson) -> String {
+    format!("holds documents of another program, such as the one with _id {id}")
+}
+
+/// What is known of an own collection; shared by all workers.
+#[derive(Debug, Clone)]
+pub(super) struct State(Arc<Known>);
+
+#[derive(Debug)]
+struct Known {
+    purpose: &'static Purpose,
+    /// One of [`UNKNOWN`], [`OURS`] and [`OFF`].
+    status: AtomicU8,
+    /// Why it is off.
+    reason: Mutex<Option<String>>,
+}
+
+const UNKNOWN: u8 = 0;
+const OURS: u8 = 1;
+const OFF: u8 = 2;
+
+impl State {
+    pub(super) fn new(purpose: &'static Purpose) -> Self {
+        let (status, reason) = (AtomicU8::new(UNKNOWN), Mutex::new(None));
+        Self(Arc::new(Known { purpose, status, reason }))
+    }
+
+    /// Claims the collection, or finds out that it is not ours; says when that changes.
+    pub(super) async fn check(&self, database: &Database) -> Result<(), StoreError> {
+        let Purpose { collection, feature, .. } = self.0.purpose;
+        let reason = match self.0.purpose.claim(database).await {
+            Ok(Holding::Others(found)) => format!(
+                "{collection} {found}. It is left alone, and {feature} is off. Rename or drop it; \
+                 it is looked at again every few seconds"
+            ),
+            Ok(Holding::Ours | Holding::Free) => {
+                self.0.status.store(OURS, Ordering::Relaxed);
+                if self.set_reason(None) {
+                    log::info!("{feature} is on: {collection} is this server's");
+                }
+                return Ok(());
+            }
+            Err(error) if is_refusal(&error) => {
+                format!("{collection} cannot be used, so {feature} is off: {error}")
+            }
+            Err(error) => return Err(error),
+        };
+        self.0.status.store(OFF, Ordering::Relaxed);
+        if self.set_reason(Some(reason.clone())) {
+            log::warn!("{reason}");
+        }
+        Ok(())
+    }
+
+    /// Whether that was another one before.
+    fn set_reason(&self, reason: Option<String>) -> bool {
+        let mut known = self.0.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *known != reason;
+        *known = reason;
+        is_new
+    }
+}
+
+/// Whether the database would answer the same again, so that waiting is of no use.
+fn is_refusal(error: &StoreError) -> bool {
+    match error {
+        StoreError::Unavailable(error) => Failure::of(error) == Failure::Privilege,
+        StoreError::Database(_) | StoreError::Refused(_) => true,
+        _ => false,
+    }
+}
+
+/// An own collection over the connections of one worker.
+#[derive(Debug, Clone)]
+pub(super) struct Own<T: Send + Sync> {
+    database: Database,
+    collection: Collection<T>,
+    state: State,
+}
+
+impl<T: Send + Sync> Own<T> {
+    pub(super) fn new(database: &Database, state: &State) -> Self {
+        Self {
+            database: database.clone(),
+            collection: database.collection(state.0.purpose.collection),
+            state: state.clone(),
+        }
+    }
+
+    /// The collection, once it is known to be ours.
+    ///
+    /// # Errors
+    /// [`StoreError::Off`] when it is not; or the database failed.
+    pub(super) async fn get(&self) -> Result<&Collection<T>, StoreError> {
+        if self.state.0.status.load(Ordering::Relaxed) == UNKNOWN {
+            self.state.check(&self.database).await?;
+        }
+        match self.state.0.status.load(Ordering::Relaxed) {
+            OURS => Ok(&self.collection),
+            _ => Err(StoreError::Off(self.state.0.purpose)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_is_marked_in_the_field_that_is_looked_at() {
+        let mut document = RawDocumentBuf::new();
+        mark(&mut document);
+        assert_eq!(document.get_str(FIELD).unwrap(), MARK);
+    }
+
+    #[test]
+    fn own_collections_share_the_prefix_and_no_name() {
+        assert!(ALL.iter().all(|purpose| purpose.collection.starts_with(PREFIX)));
+        let mut names: Vec<_> = ALL.iter().map(|purpose| purpose.collection).collect();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}
