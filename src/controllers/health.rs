@@ -14,7 +14,7 @@ use crate::realtime::worker::Worker;
 use crate::views;
 
 /// How long MongoDB may take to answer before this instance is called unready.
-const PING: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Answers as long as the process serves requests at all.
 #[utoipa::path(
@@ -27,7 +27,8 @@ pub async fn healthz() -> HttpResponse {
     json(StatusCode::OK, r#"{"status":"ok"}"#)
 }
 
-/// Answers 200 when requests can succeed and messages are delivered, 503 with the reason when not.
+/// Answers 200 when reads and writes can succeed and messages are delivered, 503 with the reason
+/// when not.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -61,9 +62,11 @@ async fn readiness(store: &Store, worker: &Worker) -> Result<Phase, String> {
     if worker.process.is_draining() {
         return Err("the server stops".to_owned());
     }
-    match tokio::time::timeout(PING, store.ping()).await {
-        Ok(Ok(())) => worker.feed.live().map_err(|error| error.to_string()),
-        Ok(Err(_)) => Err("MongoDB cannot be reached".to_owned()),
-        Err(_) => Err("MongoDB does not answer".to_owned()),
+    let live = || worker.feed.live().map_err(|error| error.to_string());
+    match tokio::time::timeout(PATIENCE, store.ready()).await {
+        Ok(Ok(())) => live(),
+        Ok(Err(unready)) => Err(unready.to_string()),
+        // The feed has asked for longer, and may know why.
+        Err(_) => live().and(Err("MongoDB does not answer".to_owned())),
     }
 }

@@ -10,10 +10,14 @@ pub mod indexes;
 pub mod message;
 mod ordinary;
 pub mod own;
+pub mod readiness;
 pub mod room;
 pub mod socket;
 pub mod survey;
 pub mod user;
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use bson::oid::ObjectId;
 use bson::{Bson, Document, doc};
@@ -25,6 +29,7 @@ pub use idempotency::{Idempotency, IdempotencyKey};
 pub use indexes::{UniqueIndex, Upkeep};
 pub use message::{Message, Messages};
 use own::Own;
+pub use readiness::{Privileges, Unready};
 pub use room::{Room, Rooms};
 pub use socket::{Owner, SocketRecord, Sockets};
 pub use user::{Credentials, Users};
@@ -91,6 +96,7 @@ pub struct Shared {
     room_name_index: UniqueIndex,
     keys: own::State,
     sockets: own::State,
+    ready: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Default for Shared {
@@ -102,6 +108,7 @@ impl Default for Shared {
             room_name_index: UniqueIndex::new(&indexes::ROOM_NAME),
             keys: own::State::new(&own::KEYS),
             sockets: own::State::new(&own::SOCKETS),
+            ready: Arc::default(),
         }
     }
 }
@@ -118,6 +125,8 @@ pub struct Store {
     /// What sessions leave for when their clients come back.
     pub sockets: Sockets,
     own: [own::State; 2],
+    /// When it was last found to be ready.
+    ready: Arc<Mutex<Option<Instant>>>,
     database: Database,
 }
 
@@ -141,6 +150,7 @@ impl Store {
             ),
             sockets: Sockets { records: Own::new(&database, &shared.sockets) },
             own: [shared.keys.clone(), shared.sockets.clone()],
+            ready: Arc::clone(&shared.ready),
             database,
         }
     }
@@ -148,15 +158,6 @@ impl Store {
     /// The database itself, for what is no query of a model.
     pub fn database(&self) -> &Database {
         &self.database
-    }
-
-    /// Whether MongoDB answers.
-    ///
-    /// # Errors
-    /// It does not.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        self.database.run_command(doc! { "ping": 1 }).await?;
-        Ok(())
     }
 
     /// Looks at the own collections, and claims those that are free.

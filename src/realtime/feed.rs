@@ -37,7 +37,7 @@ use super::{
     ring::{Batch, Limits, Opening, Ring, footprint},
     stream::{ChangeStream, Cluster, Fate, Poison, Reading, Reply, StreamError},
 };
-use crate::models::Message;
+use crate::models::{Failure, Message};
 
 /// How long the stream may be silent, and how long it may stand still while the cluster moves on.
 /// A reply comes each second, and an idle cluster writes a no-op every ten.
@@ -111,7 +111,7 @@ pub struct Stats {
 struct Health {
     /// When the stream last was where the cluster is, or came nearer.
     moved: Instant,
-    /// What went wrong since.
+    /// What went wrong since, for everybody to read.
     cause: Option<String>,
     /// The newest time of the cluster that was heard of.
     cluster_time: Option<Position>,
@@ -517,7 +517,7 @@ impl Feed {
 
     /// Counts and logs why the stream is opened again.
     fn note(&self, end: &End) {
-        self.health().cause = Some(end.to_string());
+        self.health().cause = Some(end.kind());
         match end {
             End::Failed(error) if Fate::of(error) == Fate::Standalone => return,
             End::Panicked => {
@@ -568,6 +568,17 @@ impl Health {
 impl End {
     fn standalone() -> Self {
         Self::Failed(StreamError::Standalone)
+    }
+
+    /// What kind of problem it is, without what a library says of it.
+    fn kind(&self) -> String {
+        match self {
+            Self::Failed(StreamError::Database(error)) => Failure::of(error).to_string(),
+            Self::Failed(StreamError::Unreadable(_)) => {
+                "MongoDB answered what cannot be read".to_owned()
+            }
+            end => end.to_string(),
+        }
     }
 
     fn fate(&self) -> Fate {

@@ -42,6 +42,53 @@ pub async fn standalone() -> Mongod {
     Mongod::start(Options { replica_set: None, ..options() }).await.expect("a standalone starts")
 }
 
+/// A replica set of one node that lets in nobody but its users.
+pub struct Guarded {
+    mongod: Mongod,
+}
+
+impl Guarded {
+    /// Starts it with these users, whose passwords are their names, and their roles in the database
+    /// `chat`.
+    pub async fn start(users: &[(&str, Document)]) -> Self {
+        let folder = tempfile::tempdir().unwrap().keep();
+        let first = Options { data_dir: folder.clone(), remove_data: false, ..options() };
+        let open = Mongod::start(first.clone()).await.expect("it starts");
+        let chat = connect(&open.uri("chat")).await;
+        for (name, role) in users {
+            let role = match role.get_str("role") {
+                Ok(role) => doc! { "role": role, "db": "chat" },
+                Err(_) => {
+                    let mut definition = doc! { "createRole": format!("role of {name}") };
+                    definition.extend(role.clone());
+                    definition.insert("roles", Vec::<Document>::new());
+                    chat.run_command(definition).await.unwrap();
+                    doc! { "role": format!("role of {name}"), "db": "chat" }
+                }
+            };
+            chat.run_command(doc! { "createUser": *name, "pwd": *name, "roles": [role] })
+                .await
+                .unwrap();
+        }
+        let port = open.port();
+        open.stop().await;
+        let key = folder.join("key");
+        std::fs::write(&key, "akeyfortests").unwrap();
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
+        let arguments =
+            vec!["--auth".to_owned(), "--keyFile".to_owned(), key.display().to_string()];
+        let guarded = Options { port, arguments, remove_data: true, ..first };
+        Self { mongod: Mongod::start(guarded).await.expect("it starts again") }
+    }
+
+    /// The connection string of the database `chat` for a user.
+    pub fn uri(&self, name: &str, password: &str) -> String {
+        let open = self.mongod.uri("chat");
+        open.replacen("mongodb://", &format!("mongodb://{name}:{password}@"), 1)
+    }
+}
+
 /// The database of a connection string.
 pub async fn connect(uri: &str) -> Database {
     let options = ClientOptions::parse(uri).await.unwrap();

@@ -5,11 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bson::doc;
+use realtime_chat_backend::models::own;
+use realtime_chat_backend::mongod::{Mongod, Options};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::helpers::mongod::{Neighbour, ReplicaSet, fresh_database};
+use crate::helpers::mongod::{Guarded, Neighbour, ReplicaSet, fresh_database};
+use crate::helpers::replica_set::options;
 use crate::helpers::socket::Socket;
+use crate::helpers::socket_io::Caller;
 use crate::helpers::{TestServer, client, eventually};
 
 async fn readyz(server: &TestServer) -> (StatusCode, Value) {
@@ -46,6 +50,123 @@ async fn an_instance_is_unready_while_mongodb_is_down_and_good_again_by_itself()
     socket.assert_silent(Duration::from_millis(100)).await;
     drop(socket);
     server.stop().await;
+}
+
+/// Waits until a server says that it is not ready for a reason with this in it, which is short and
+/// nothing that a library prints.
+async fn unready_because(server: &TestServer, text: &str) {
+    eventually(text, async || {
+        let (status, body) = readyz(server).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
+        let reason = body["reason"].as_str().unwrap();
+        assert!(reason.len() < 200 && !reason.contains(['{', '"', '\n']), "{reason}");
+        reason.contains(text)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_write_is_unready_and_says_so() {
+    let on = |collection: &str, actions: &[&str]| {
+        doc! { "resource": { "db": "chat", "collection": collection }, "actions": actions }
+    };
+    let full = ["find", "insert", "update", "remove", "createIndex", "listIndexes", "changeStream"];
+    let exact = ["users", "rooms", "messages"].map(|collection| on(collection, &full));
+    let lacking = [on("users", &full), on("rooms", &full), on("messages", &["find"])];
+    // What the README names.
+    let kept = ["find", "insert", "update", "remove", "createIndex", "listIndexes"];
+    let minimal = [
+        on("users", &["find", "insert", "createIndex", "listIndexes", "update"]),
+        on("rooms", &["find", "insert", "createIndex", "listIndexes"]),
+        on("messages", &["find", "insert", "createIndex", "listIndexes", "changeStream"]),
+    ];
+    let kept = own::ALL.iter().map(|purpose| on(purpose.collection, &kept));
+    let minimal: Vec<_> = minimal.into_iter().chain(kept).collect();
+    let mongo = Guarded::start(&[
+        ("writer", doc! { "role": "readWrite" }),
+        ("reader", doc! { "role": "read" }),
+        ("minimal", doc! { "privileges": minimal }),
+        ("exact", doc! { "privileges": exact.as_slice() }),
+        ("lacking", doc! { "privileges": lacking.as_slice() }),
+    ])
+    .await;
+    let start = async |name: &str, password: &str| {
+        let uri = mongo.uri(name, password);
+        TestServer::start_with(&[("MONGO_URI", &uri), ("ERRORS", "precise")]).await
+    };
+    let ready = (StatusCode::OK, json!({ "status": "ready", "realtime": "cluster" }));
+
+    let server = start("writer", "writer").await;
+    assert_eq!(readyz(&server).await, ready);
+    server.register("ada").await;
+
+    let server = start("reader", "reader").await;
+    unready_because(&server, "may not insert in users").await;
+    let body = json!({ "username": "eve", "password": "x" });
+    let refused = server.request(Method::POST, "/api/auth/register", None, Some(&body)).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+
+    let server = start("lacking", "lacking").await;
+    unready_because(&server, "may not insert in messages").await;
+
+    let server = start("writer", "wrong").await;
+    unready_because(&server, "user name or the password").await;
+    let refused = server.request(Method::POST, "/api/auth/register", None, Some(&body)).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+
+    let server = start("minimal", "minimal").await;
+    assert_eq!(readyz(&server).await, ready);
+    let bob = server.register("bob").await;
+    let attic = bob.create_room("attic").await;
+    let mut caller = Caller::connect(server.addr, &bob.token).await;
+    caller.join(&attic).await;
+    let message = json!({ "room": attic, "content": "hello", "clientId": "c" });
+    assert_eq!(caller.ask("sendMessage", message).await["error"], json!(null));
+    let memory = caller.cut();
+    Caller::recover(server.addr, &bob.token, &memory).await.leave().await;
+
+    // Privileges on the three collections are enough, but then nothing is kept beside them.
+    let server = start("exact", "exact").await;
+    assert_eq!(readyz(&server).await, ready);
+    let ada = server.login("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    socket.join(&room).await;
+    let sent = ada.send(&room, "hello").await;
+    assert_eq!(socket.next().await["data"], sent);
+    let message = json!({ "room": room, "content": "hello", "clientId": "c" });
+    assert_eq!(socket.ask("sendMessage", message).await["code"], "idempotency_unavailable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_was_not_initiated_is_named() {
+    let waiting = Options { initiate: false, ..options() };
+    let mongo = Mongod::start(waiting).await.expect("it starts");
+    let server = TestServer::start_with(&[("MONGO_URI", &mongo.uri("waiting"))]).await;
+    unready_because(&server, "rs.initiate()").await;
+    let direct = format!("mongodb://127.0.0.1:{}/waiting?directConnection=true", mongo.port());
+    let server = TestServer::start_with(&[("MONGO_URI", &direct)]).await;
+    unready_because(&server, "rs.initiate()").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secondary_and_a_set_without_a_primary_are_unready() {
+    let mut mongo = ReplicaSet::start(2).await;
+    let primary = mongo.primary().await;
+    mongo.whole().await;
+    let port = mongo.ports()[1 - primary];
+    let direct = format!("mongodb://127.0.0.1:{port}/readiness?directConnection=true");
+    let server = TestServer::start_with(&[("MONGO_URI", &direct)]).await;
+    unready_because(&server, "not the primary").await;
+    let body = json!({ "username": "eve", "password": "x" });
+    let refused = server.request(Method::POST, "/api/auth/register", None, Some(&body)).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+
+    // Of two, one alone is no majority.
+    let uri = mongo.uri("readiness");
+    mongo.kill(primary).await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    unready_because(&server, "no primary").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
