@@ -46,8 +46,9 @@ pub(super) enum Mail {
 
 /// The short way to a session's client.
 pub trait Outlet {
-    /// Gives it an event at once, in the frame that all members share; `false` when something else
-    /// waits for the client, behind which the event belongs. Never waits.
+    /// Gives it an event at once, in the frames that all members share, of which either all are
+    /// given or none; `false` when something else waits for the client, behind which the event
+    /// belongs. Never waits.
     fn give(&self, delivery: &Delivery) -> bool;
 }
 

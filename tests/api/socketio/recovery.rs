@@ -70,8 +70,20 @@ async fn by_default_a_message_has_one_argument_and_the_offset_is_an_event_behind
     caller.emit("joinRoom", json!("nowhere")).await;
     let error = caller.event().await;
     assert!(error[0] == "error" && error[1].is_object() && error.len() == 2, "{error:?}");
+    assert_eq!(caller.memory.offset, Some(last.to_string()));
+    // An offset follows a resync, too.
+    let other = ada.create_room("other").await;
+    let ack = caller.ask("joinRoom", json!({ "room": other, "since": "unknown" })).await;
+    assert_eq!(ack["recovered"], false);
+    let resync = caller.event().await;
+    assert_eq!(
+        (resync.len(), &resync[0], &resync[1]["room"]),
+        (2, &json!("resync"), &json!(other))
+    );
+    let position = caller.event().await;
+    assert!(position[0] == "position" && position[1].is_string(), "{position:?}");
     let memory = caller.cut();
-    assert_eq!(memory.offset, Some(last.to_string()));
+    assert_ne!(memory.offset, Some(last.to_string()));
 
     ada.send(&room, "c").await;
     let mut caller = Caller::by_default(server.addr, &ada.token, memory).await;
@@ -198,9 +210,9 @@ async fn who_cannot_come_back_is_not_told_that_he_can() {
         }
         let event = caller.event().await;
         assert_eq!((event.len(), &event[1]["content"]), (2, &json!("0")), "{vars:?}");
-        if !anonymous {
-            caller.assert_nothing_came().await;
-        }
+        // No offset comes behind it.
+        ada.send(&room, "1").await;
+        assert_eq!(caller.event().await[1]["content"], "1", "{vars:?}");
         server.stop().await;
     }
     standalone.stop().await;
