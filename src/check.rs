@@ -8,9 +8,8 @@ use secrecy::ExposeSecret;
 use crate::app::{STRONG_SECRET, StartError};
 use crate::config::database::Connector;
 use crate::config::uri::MongoUri;
-use crate::config::{Config, Mongo, PasswordHash};
-use crate::models::Store;
-use crate::models::survey::Survey;
+use crate::config::{Config, Mongo};
+use crate::models::survey::{Finding, survey};
 
 /// How long all questions together may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,7 +22,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether nothing stands in the way.
+    /// Whether nothing would be lost, and everything would work.
     pub fn is_good(&self) -> bool {
         self.problems == 0
     }
@@ -39,6 +38,14 @@ impl Report {
     fn problem(&mut self, line: impl std::fmt::Display) {
         self.problems += 1;
         self.line("problem", line);
+    }
+
+    fn add(&mut self, finding: Finding) {
+        match finding {
+            Finding::Good(text) => self.good(text),
+            Finding::Note(text) => self.note(text),
+            Finding::Problem(text) => self.problem(text),
+        }
     }
 
     fn line(&mut self, kind: &str, line: impl std::fmt::Display) {
@@ -75,61 +82,10 @@ pub async fn check(config: &Config) -> Result<Report, StartError> {
     let uri = MongoUri::parse(uri.expose_secret())?;
     let connector = Connector::new(&uri).await.map_err(StartError::Connector)?;
     let database = connector.connect().map_err(StartError::Connector)?;
-    let store = Store::new(database, &Default::default());
-    match tokio::time::timeout(PATIENCE, Survey::of(store.database())).await {
-        Ok(Ok(survey)) => describe(&mut report, config, &survey),
+    match tokio::time::timeout(PATIENCE, survey(&database)).await {
+        Ok(Ok(findings)) => findings.into_iter().for_each(|finding| report.add(finding)),
         Ok(Err(error)) => report.problem(format_args!("MongoDB: {error}")),
         Err(_) => report.problem(format_args!("MongoDB did not answer within {PATIENCE:?}")),
     }
     Ok(report)
-}
-
-fn describe(report: &mut Report, config: &Config, survey: &Survey) {
-    match &survey.replica_set {
-        Some(name) => report.good(format_args!("MongoDB {}, replica set {name}", survey.version)),
-        None => report.note(format_args!(
-            "MongoDB {} is a standalone: REST works, messages reach the sockets of one process \
-             only. Restart mongod with --replSet rs0 and run rs.initiate() to have them everywhere, \
-             in one order, without loss",
-            survey.version
-        )),
-    }
-    let counts: Vec<String> =
-        survey.counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
-    report.good(counts.join(", "));
-    for (what, values) in &survey.duplicates {
-        report.problem(format_args!(
-            "{what} that exist more than once: {values}. The unique index cannot be built; until \
-             they are renamed, new ones are looked up before each insert"
-        ));
-    }
-    if survey.duplicates.is_empty() {
-        report.good("names are unique");
-    }
-    let hashes: Vec<String> =
-        survey.hashes.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-    if !hashes.is_empty() {
-        report.good(format_args!("password hashes: {}", hashes.join(", ")));
-    }
-    let is_bcrypt = |kind: &String| kind.starts_with("$2");
-    if config.password_hash == PasswordHash::Argon2id && survey.hashes.keys().any(is_bcrypt) {
-        report.note(
-            "bcrypt hashes are replaced by argon2id at login, which bcryptjs cannot read: set \
-             PASSWORD_HASH=bcrypt while Node may come back",
-        );
-    }
-    if survey.odd_messages > 0 {
-        report.note(format_args!(
-            "{} documents in messages have fields of other types and are skipped",
-            survey.odd_messages
-        ));
-    }
-    match &survey.missing_privileges {
-        Some(missing) if !missing.is_empty() => report.problem(format_args!(
-            "the user of MONGO_URI lacks: {}. The role readWrite has them",
-            missing.join(", ")
-        )),
-        Some(_) => report.good("the user of MONGO_URI has the privileges that are needed"),
-        None => report.note("MongoDB asks nobody for a password"),
-    }
 }

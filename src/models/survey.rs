@@ -1,130 +1,355 @@
 //! What a database holds, before this server writes anything into it.
+//!
+//! Each question is asked on its own, has a time limit, and changes nothing. What cannot be found
+//! out is said as that, and the other questions are asked all the same.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bson::{Bson, Document, doc};
+use bson::oid::ObjectId;
+use bson::{Bson, DateTime, Document, doc};
 use mongodb::{Collection, Database};
 
-use super::{StoreError, duplicates};
+use super::indexes::{self, Presence, WANTED};
+use super::own::{self, Holding};
+use super::{ID_INDEX, Privileges, StoreError, duplicates};
 
 /// How long one question may take: a large collection must not be scanned for ever.
 const QUESTION: Duration = Duration::from_secs(20);
 
-/// The actions that this server needs on its collections.
-const NEEDED: [&str; 6] = ["find", "insert", "update", "remove", "createIndex", "changeStream"];
+/// The collections of the original, each with the field whose values are unique in it, if one is.
+const COLLECTIONS: [(&str, Option<&str>); 3] =
+    [("users", Some("username")), ("rooms", Some("name")), ("messages", None)];
 
-/// What was found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Survey {
-    /// The version of MongoDB.
-    pub version: String,
-    /// The name of the replica set; `None` is a standalone, which has no change streams.
-    pub replica_set: Option<String>,
-    /// Documents by collection.
-    pub counts: Vec<(&'static str, u64)>,
-    /// Values that exist more than once although they should be unique: what, and which.
-    pub duplicates: Vec<(&'static str, String)>,
-    /// Users by the kind of their password's hash: `$2b$`, `$argon2id$`, or `none`.
-    pub hashes: BTreeMap<String, u64>,
-    /// Documents in `messages` that no message can be made of.
-    pub odd_messages: u64,
-    /// What the user of the connection string may not do; `None` when nobody is authenticated, and
-    /// so all is allowed.
-    pub missing_privileges: Option<Vec<&'static str>>,
+/// What the user of the connection string has to be allowed: the server's names of actions.
+const NEEDED: [(&str, &[&str]); 3] = [
+    ("users", &["find", "insert", "update", "createIndex"]),
+    ("rooms", &["find", "insert", "createIndex"]),
+    ("messages", &["find", "insert", "createIndex", "changeStream"]),
+];
+/// The same for each collection of our own.
+const NEEDED_OF_OWN: &[&str] = &["find", "insert", "update", "remove", "createIndex"];
+
+/// One answer, as a sentence for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// All is well.
+    Good(String),
+    /// Worth knowing, but nothing is lost and everything works.
+    Note(String),
+    /// Something would be lost, or would not work.
+    Problem(String),
 }
 
-impl Survey {
-    /// Looks, and changes nothing.
-    ///
-    /// # Errors
-    /// The database cannot be reached, or a question is not allowed.
-    pub async fn of(database: &Database) -> Result<Self, StoreError> {
-        let hello = database.run_command(doc! { "hello": 1 }).await?;
-        let build = database.run_command(doc! { "buildInfo": 1 }).await?;
-        let users = database.collection::<Document>("users");
-        let rooms = database.collection::<Document>("rooms");
-        let messages = database.collection::<Document>("messages");
-        let mut counts = Vec::new();
-        for (name, collection) in [("users", &users), ("rooms", &rooms), ("messages", &messages)] {
-            counts.push((name, collection.estimated_document_count().await?));
+use Finding::{Good, Note, Problem};
+
+/// Asks all questions about a database.
+///
+/// # Errors
+/// The database cannot be reached.
+pub async fn survey(database: &Database) -> Result<Vec<Finding>, StoreError> {
+    let hello = database.run_command(doc! { "hello": 1 }).await?;
+    let build = database.run_command(doc! { "buildInfo": 1 }).await?;
+    let mut findings = vec![deployment(&hello, build.get_str("version").unwrap_or("unknown"))];
+    if !hello.get_bool("isWritablePrimary").unwrap_or(true) {
+        let text = "the member that MONGO_URI connects to is not the primary, so every write fails. \
+                    Name the whole replica set there";
+        findings.push(Problem(text.to_owned()));
+    }
+    let about = |what: &str, answer: Result<Vec<Finding>, StoreError>| {
+        answer.unwrap_or_else(|error| vec![Note(format!("{what} cannot be found out: {error}"))])
+    };
+    findings.extend(about("what the database holds", contents(database).await));
+    findings.extend(about("what the user may do", privileges(database).await));
+    for (name, unique_field) in COLLECTIONS {
+        let collection = database.collection::<Document>(name);
+        let of = |what: &str| format!("{what} of {name}");
+        findings
+            .extend(about(&of("the indexes"), foreign_indexes(&collection, unique_field).await));
+        findings.extend(about(&of("the odd documents"), odd_documents(&collection).await));
+        if let Some(field) = unique_field {
+            findings.extend(about(&of("the duplicates"), repeated(&collection, field).await));
         }
-        let mut found = Vec::new();
-        for (what, collection, field) in
-            [("user names", &users, "username"), ("room names", &rooms, "name")]
-        {
-            let values = duplicates(collection, field).await?;
-            if !values.is_empty() {
-                found.push((what, values));
+    }
+    for wanted in WANTED {
+        let text = match wanted.look(database).await {
+            Ok(Presence::There { name }) if name == wanted.name => continue,
+            Ok(Presence::There { name }) => format!(
+                "{}.{name} does what this server's index {} is for, which is not built",
+                wanted.collection, wanted.name
+            ),
+            Ok(Presence::Missing) => format!(
+                "{} gets the index {} ({}); building it does not block writes",
+                wanted.collection,
+                wanted.name,
+                wanted.fields.join(", ")
+            ),
+            Ok(Presence::Other { name }) => format!(
+                "{} has the index {name}, which stands in the way of the index {}. It is left; this \
+                 server works without its own, more slowly",
+                wanted.collection, wanted.name
+            ),
+            Err(error) => {
+                format!("{}.{} cannot be looked at: {error}", wanted.collection, wanted.name)
             }
+        };
+        findings.push(Note(text));
+    }
+    for purpose in own::ALL {
+        findings.push(match purpose.look(database).await {
+            Ok(Holding::Ours) => Good(format!("{} is this server's", purpose.collection)),
+            Ok(Holding::Free) => Note(format!(
+                "the collection {} is added, for {}",
+                purpose.collection, purpose.feature
+            )),
+            Ok(Holding::Others(found)) => Problem(format!(
+                "{} {found}. It would be left alone, and {} would be off: rename or drop it",
+                purpose.collection, purpose.feature
+            )),
+            Err(error) => Note(format!("{} cannot be looked at: {error}", purpose.collection)),
+        });
+    }
+    findings.extend(about("the password hashes", hashes(database).await));
+    Ok(findings)
+}
+
+fn deployment(hello: &Document, version: &str) -> Finding {
+    match hello.get_str("setName") {
+        Ok(name) => Good(format!("MongoDB {version}, replica set {name}")),
+        Err(_) if hello.get_str("msg").is_ok_and(|said| said == "isdbgrid") => {
+            Good(format!("MongoDB {version}, a sharded cluster"))
         }
-        Ok(Self {
-            version: build.get_str("version").unwrap_or("unknown").to_owned(),
-            replica_set: hello.get_str("setName").ok().map(str::to_owned),
-            counts,
-            duplicates: found,
-            hashes: hashes(&users).await?,
-            odd_messages: odd(&messages).await?,
-            missing_privileges: missing_privileges(database).await?,
-        })
+        Err(_) => Note(format!(
+            "MongoDB {version} is a standalone: REST works, messages reach the sockets of one \
+             process only. Restart mongod with --replSet rs0 and run rs.initiate() to have them \
+             everywhere, in one order, without loss"
+        )),
     }
 }
 
-async fn hashes(users: &Collection<Document>) -> Result<BTreeMap<String, u64>, StoreError> {
-    // `$2b$10$…` → `$2b$`, `$argon2id$v=19$…` → `$argon2id$`.
-    let kind = doc! { "$regexFind": { "input": "$password", "regex": r"^\$[a-z0-9]+\$" } };
-    let is_text = doc! { "$eq": [{ "$type": "$password" }, "string"] };
-    let kind =
-        doc! { "$cond": [is_text, { "$getField": { "field": "match", "input": kind } }, null] };
-    let pipeline = [doc! { "$group": { "_id": kind, "count": { "$sum": 1_i64 } } }];
-    let mut found = users.aggregate(pipeline).max_time(QUESTION).await?;
-    let mut hashes = BTreeMap::new();
-    while found.advance().await? {
-        let group = found.deserialize_current()?;
-        let kind = group.get_str("_id").unwrap_or("none").to_owned();
-        let count = group.get_i64("count").unwrap_or_default();
-        *hashes.entry(kind).or_default() += u64::try_from(count).unwrap_or_default();
+/// The collections, and what of the original's three would not take our documents.
+async fn contents(database: &Database) -> Result<Vec<Finding>, StoreError> {
+    let question = doc! { "listCollections": 1, "authorizedCollections": false };
+    let answer = database.run_command(question).await?;
+    let cursor = answer.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+    let listed = cursor.map(Vec::as_slice).unwrap_or_default();
+    let listed: Vec<_> = listed.iter().filter_map(Bson::as_document).collect();
+    let name_of = |listed: &Document| listed.get_str("name").unwrap_or_default().to_owned();
+    let mut counts = Vec::new();
+    for (name, _) in COLLECTIONS {
+        let count = database.collection::<Document>(name).estimated_document_count().await?;
+        counts.push(format!("{count} {name}"));
     }
-    Ok(hashes)
+    let mut findings =
+        vec![Good(format!("the database is {}: {}", database.name(), counts.join(", ")))];
+    let is_ours = |name: &str| {
+        let is_original = COLLECTIONS.iter().any(|(known, _)| *known == name);
+        is_original || name.starts_with(own::PREFIX) || name.starts_with("system.")
+    };
+    let others: Vec<_> =
+        listed.iter().map(|listed| name_of(listed)).filter(|name| !is_ours(name)).collect();
+    if !others.is_empty() {
+        findings.push(Note(format!(
+            "the database also has the collections {}, which this server does not touch",
+            others.join(", ")
+        )));
+    }
+    for (name, _) in COLLECTIONS {
+        let Some(found) = listed.iter().find(|listed| name_of(listed) == name) else { continue };
+        if found.get_str("type").is_ok_and(|kind| kind != "collection") {
+            findings.push(Problem(format!(
+                "{name} is a {}, which takes no writes",
+                found.get_str("type").unwrap_or_default()
+            )));
+        }
+        let options = found.get_document("options");
+        findings.extend(validator(database, name, options.unwrap_or(&Document::new())).await?);
+    }
+    Ok(findings)
 }
 
-async fn odd(messages: &Collection<Document>) -> Result<u64, StoreError> {
-    let is_not = |field: &str, kind: &str| doc! { field: { "$not": { "$type": kind } } };
-    let filter = doc! { "$or": [
-        is_not("_id", "objectId"),
-        is_not("room", "objectId"),
-        is_not("sender", "objectId"),
-        is_not("content", "string"),
-    ] };
-    Ok(messages.count_documents(filter).max_time(QUESTION).await?)
-}
-
-async fn missing_privileges(database: &Database) -> Result<Option<Vec<&'static str>>, StoreError> {
-    let question = doc! { "connectionStatus": 1, "showPrivileges": true };
-    let status = database.run_command(question).await?;
-    let Ok(auth) = status.get_document("authInfo") else { return Ok(None) };
-    if auth.get_array("authenticatedUsers").is_ok_and(Vec::is_empty) {
+/// Whether the validator of a collection, if it has one, takes a document as this server writes it.
+async fn validator(
+    database: &Database,
+    name: &str,
+    options: &Document,
+) -> Result<Option<Finding>, StoreError> {
+    let Ok(validator) = options.get_document("validator") else { return Ok(None) };
+    if options.get_str("validationLevel").is_ok_and(|level| level == "off") {
         return Ok(None);
     }
-    let none = Vec::new();
-    let privileges = auth.get_array("authenticatedUserPrivileges").unwrap_or(&none);
-    let allowed: Vec<&str> = privileges
-        .iter()
-        .filter_map(Bson::as_document)
-        .filter(|privilege| covers(privilege, database.name()))
-        .filter_map(|privilege| privilege.get_array("actions").ok())
-        .flatten()
-        .filter_map(Bson::as_str)
-        .collect();
-    Ok(Some(NEEDED.into_iter().filter(|action| !allowed.contains(action)).collect()))
+    // A stage that gives one document, also for an empty collection.
+    let pipeline = [
+        doc! { "$collStats": { "count": {} } },
+        doc! { "$replaceWith": { "$literal": written(name) } },
+        doc! { "$match": validator },
+    ];
+    let collection = database.collection::<Document>(name);
+    let mut taken = collection.aggregate(pipeline).max_time(QUESTION).await?;
+    if taken.advance().await? {
+        return Ok(Some(Good(format!("the validator of {name} takes this server's documents"))));
+    }
+    Ok(Some(if options.get_str("validationAction").is_ok_and(|action| action == "warn") {
+        Note(format!("the validator of {name} would log a warning for each new document"))
+    } else {
+        Problem(format!(
+            "the validator of {name} refuses the documents that this server and Mongoose write: \
+             {validator}"
+        ))
+    }))
 }
 
-/// Whether a privilege is one on every collection of a database.
-fn covers(privilege: &Document, database: &str) -> bool {
-    let Ok(resource) = privilege.get_document("resource") else { return false };
-    if resource.get_bool("anyResource").unwrap_or(false) {
-        return true;
+/// A document as this server writes it.
+fn written(collection: &str) -> Document {
+    let (id, now) = (ObjectId::new(), DateTime::now());
+    let mut document = match collection {
+        "users" => doc! { "_id": id, "username": "ann", "password": "$argon2id$v=19$m=19456" },
+        "rooms" => doc! { "_id": id, "name": "general" },
+        _ => doc! { "_id": id, "room": id, "sender": id, "content": "hello" },
+    };
+    document.extend(doc! { "createdAt": now, "updatedAt": now, "__v": 0 });
+    document
+}
+
+/// Unique indexes that are not this server's, and would refuse a second document of it.
+async fn foreign_indexes(
+    collection: &Collection<Document>,
+    unique_field: Option<&str>,
+) -> Result<Vec<Finding>, StoreError> {
+    let mut findings = Vec::new();
+    for index in indexes::list(collection).await? {
+        let options = index.options.unwrap_or_default();
+        let name = options.name.unwrap_or_default();
+        // What differs in every document of ours makes the whole key differ.
+        let differs = |field: &String| field == "_id" || unique_field == Some(field.as_str());
+        if options.unique != Some(true) || name == ID_INDEX || index.keys.keys().any(differs) {
+            continue;
+        }
+        let fields: Vec<_> = index.keys.keys().map(String::as_str).collect();
+        let (of, fields) = (collection.name(), fields.join(", "));
+        findings.push(if options.sparse == Some(true) || options.partial_filter_expression.is_some() {
+            Note(format!("{of} has the unique index {name} on {fields}, which leaves out some documents"))
+        } else {
+            Problem(format!(
+                "{of} has the unique index {name} on {fields}, fields that this server does not \
+                 write: MongoDB refuses the second document without them. Drop it, or make it \
+                 partial"
+            ))
+        });
     }
-    let db = resource.get_str("db").unwrap_or("-");
-    (db == database || db.is_empty()) && resource.get_str("collection").is_ok_and(str::is_empty)
+    Ok(findings)
+}
+
+/// Documents whose fields are not of the types that the original's schema has.
+async fn odd_documents(collection: &Collection<Document>) -> Result<Vec<Finding>, StoreError> {
+    let is_not = |field: &str, kind: &str| doc! { field: { "$not": { "$type": kind } } };
+    let (filter, consequence) = match collection.name() {
+        "users" => (
+            vec![
+                is_not("_id", "objectId"),
+                is_not("username", "string"),
+                is_not("password", "string"),
+            ],
+            "they are answered as Mongoose does; without a hash nobody can log in",
+        ),
+        "rooms" => (
+            vec![is_not("_id", "objectId"), is_not("name", "string")],
+            "they are listed as Mongoose does; without an ObjectId none can be joined",
+        ),
+        _ => (
+            vec![
+                is_not("_id", "objectId"),
+                is_not("room", "objectId"),
+                is_not("sender", "objectId"),
+                is_not("content", "string"),
+            ],
+            "they are shown as Mongoose does",
+        ),
+    };
+    let pipeline = [
+        doc! { "$match": { "$or": filter } },
+        doc! { "$group": { "_id": null, "count": { "$sum": 1_i64 }, "one": { "$first": "$_id" } } },
+    ];
+    let mut found = collection.aggregate(pipeline).max_time(QUESTION).await?;
+    if !found.advance().await? {
+        return Ok(Vec::new());
+    }
+    let group = found.deserialize_current()?;
+    let count = group.get_i64("count").unwrap_or_default();
+    let one = group.get("one").unwrap_or(&Bson::Null);
+    Ok(vec![Note(format!(
+        "{count} documents in {} have fields of other types, such as the one with _id {one}: \
+         {consequence}",
+        collection.name()
+    ))])
+}
+
+async fn repeated(
+    collection: &Collection<Document>,
+    field: &str,
+) -> Result<Vec<Finding>, StoreError> {
+    let values = duplicates(collection, field).await?;
+    let name = collection.name();
+    Ok(vec![if values.is_empty() {
+        Good(format!("every {field} in {name} is unique"))
+    } else {
+        Problem(format!(
+            "{name} has more than one document with the same {field}: {values}. The unique index \
+             cannot be built; until they are renamed, new ones are looked up before each insert"
+        ))
+    }])
+}
+
+async fn privileges(database: &Database) -> Result<Vec<Finding>, StoreError> {
+    let Some(privileges) = Privileges::of(database).await? else {
+        return Ok(vec![Note("MongoDB asks nobody for a password".to_owned())]);
+    };
+    let own = own::ALL.map(|purpose| (purpose.collection, NEEDED_OF_OWN));
+    let missing: Vec<_> = NEEDED
+        .into_iter()
+        .chain(own)
+        .flat_map(|(collection, actions)| actions.iter().map(move |action| (collection, *action)))
+        .filter(|(collection, action)| !privileges.allow(action, collection))
+        .map(|(collection, action)| format!("{action} on {collection}"))
+        .collect();
+    Ok(vec![if missing.is_empty() {
+        Good("the user of MONGO_URI has the privileges that are needed".to_owned())
+    } else {
+        Problem(format!(
+            "the user of MONGO_URI lacks: {}. The role readWrite has them",
+            missing.join(", ")
+        ))
+    }])
+}
+
+/// Users by the kind of their password's hash.
+async fn hashes(database: &Database) -> Result<Vec<Finding>, StoreError> {
+    // `$2b$10$…` → `$2b$`, `$argon2id$v=19$…` → `$argon2id$`. Without `$getField`, which MongoDB 4.4
+    // does not know.
+    let found = doc! { "$regexFind": { "input": "$password", "regex": r"^\$[a-z0-9]+\$" } };
+    let matched = doc! { "$let": { "vars": { "found": found }, "in": "$$found.match" } };
+    let is_text = doc! { "$eq": [{ "$type": "$password" }, "string"] };
+    let kind = doc! { "$cond": [is_text, matched, null] };
+    let pipeline = [doc! { "$group": { "_id": kind, "count": { "$sum": 1_i64 } } }];
+    let users = database.collection::<Document>("users");
+    let mut groups = users.aggregate(pipeline).max_time(QUESTION).await?;
+    let mut hashes = BTreeMap::<String, i64>::new();
+    while groups.advance().await? {
+        let group = groups.deserialize_current()?;
+        let kind = group.get_str("_id").unwrap_or("none").to_owned();
+        *hashes.entry(kind).or_default() += group.get_i64("count").unwrap_or_default();
+    }
+    if hashes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let counts: Vec<_> = hashes.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let mut findings = vec![Good(format!("password hashes: {}", counts.join(", ")))];
+    if hashes.keys().any(|kind| kind.starts_with("$2")) {
+        findings.push(Note(
+            "with PASSWORD_HASH=argon2id, the default, bcrypt hashes are replaced at login, which \
+             bcryptjs cannot read: set PASSWORD_HASH=bcrypt while Node may come back"
+                .to_owned(),
+        ));
+    }
+    Ok(findings)
 }

@@ -317,14 +317,18 @@ async fn a_dry_run_reports_and_changes_nothing() {
     .unwrap();
     let said = text(&report.stdout);
     assert!(!report.status.success(), "{said}");
+    let database_name = database.name();
     for line in [
         "JWT_SECRET has 5 bytes",
         "replica set",
-        "3 users, 0 rooms, 1 messages",
-        "problem  user names that exist more than once: \"ada\" (2 times)",
+        &format!("the database is {database_name}: 3 users, 0 rooms, 1 messages"),
+        "problem  users has more than one document with the same username: \"ada\" (2 times)",
         "1 $2a$, 1 $argon2id$, 1 none",
         "PASSWORD_HASH=bcrypt",
-        "1 documents in messages",
+        "1 documents in users have fields of other types",
+        "1 documents in messages have fields of other types",
+        "messages gets the index room_1__id_1",
+        "the collection realtime_chat_backend_sockets is added",
     ] {
         assert!(said.contains(line), "{line:?} is not in:\n{said}");
     }
@@ -333,6 +337,69 @@ async fn a_dry_run_reports_and_changes_nothing() {
     assert_eq!(indexes, ["_id_"]);
     let names = database.list_collection_names().await.unwrap();
     assert_eq!(names.len(), 2, "{names:?}");
+}
+
+/// What a dry run says of a database, and whether it finds nothing in the way.
+async fn checked(uri: &str) -> (String, bool) {
+    let uri = uri.to_owned();
+    let secret = "a secret that is long enough for this";
+    let run = move || run(&["--check"], &[("MONGO_URI", &uri), ("JWT_SECRET", secret)]);
+    let report = tokio::task::spawn_blocking(run).await.unwrap();
+    (text(&report.stdout), report.status.success())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_finds_what_would_lose_something_and_what_is_only_worth_knowing() {
+    let uri = mongod::fresh_database().await;
+    let database = mongod::connect(&uri).await;
+    let (said, is_good) = checked(&uri).await;
+    assert!(is_good, "an empty database: {said}");
+    assert!(!said.contains("problem"), "{said}");
+
+    let messages = database.collection::<Document>("messages");
+    let unique = |keys: Document, options: Document| {
+        let mut index = doc! { "key": keys, "unique": true };
+        index.extend(options);
+        doc! { "createIndexes": "messages", "indexes": [index] }
+    };
+    let partial = doc! { "name": "x_1", "partialFilterExpression": { "x": { "$exists": true } } };
+    database.run_command(unique(doc! { "x": 1 }, partial)).await.unwrap();
+    messages.insert_one(doc! { "_id": "text", "room": "general", "likes": 5 }).await.unwrap();
+    database.collection::<Document>("agenda").insert_one(doc! { "a": 1 }).await.unwrap();
+    let (said, is_good) = checked(&uri).await;
+    assert!(is_good, "{said}");
+    for line in [
+        "note     messages has the unique index x_1 on x, which leaves out some documents",
+        "such as the one with _id \"text\"",
+        "the database also has the collections agenda",
+    ] {
+        assert!(said.contains(line), "{line:?} is not in:\n{said}");
+    }
+
+    let old = doc! { "name": "clientMsgId_1" };
+    database.run_command(unique(doc! { "clientMsgId": 1 }, old)).await.unwrap();
+    let with_email = doc! { "$jsonSchema": { "required": ["email"] } };
+    let takes_all = doc! { "$jsonSchema": { "required": ["name"] } };
+    let create = doc! { "create": "users", "validator": with_email };
+    database.run_command(create).await.unwrap();
+    database.run_command(doc! { "create": "rooms", "validator": takes_all }).await.unwrap();
+    let foreign = database.collection::<Document>("realtime_chat_backend_keys");
+    foreign.insert_one(doc! { "theirs": true }).await.unwrap();
+    let (said, is_good) = checked(&uri).await;
+    assert!(!is_good, "{said}");
+    for line in [
+        "problem  messages has the unique index clientMsgId_1 on clientMsgId, fields that",
+        "problem  the validator of users refuses",
+        "ok       the validator of rooms takes",
+        "problem  realtime_chat_backend_keys holds documents of another program",
+    ] {
+        assert!(said.contains(line), "{line:?} is not in:\n{said}");
+    }
+    foreign.drop().await.unwrap();
+    database.collection::<Document>("users").drop().await.unwrap();
+    database.run_command(doc! { "create": "users", "viewOn": "rooms" }).await.unwrap();
+    let (said, is_good) = checked(&uri).await;
+    assert!(!is_good && said.contains("problem  users is a view, which takes no writes"), "{said}");
 }
 
 #[test]
