@@ -67,7 +67,7 @@ fn is_filter(filter: &str) -> bool {
 
 /// Whether something may be said that is said once a minute at most; `what` tells it from others.
 ///
-/// Those are few. If there are more than [`MINUTES`] in one minute, the others are not said.
+/// Those are few. If there are more than a hundred in one minute, the others are not said.
 pub fn once_a_minute(what: &str) -> bool {
     static SAID: LazyLock<Mutex<HashMap<String, Instant>>> = LazyLock::new(Mutex::default);
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);

@@ -27,7 +27,7 @@ impl IdempotencyKey {
     }
 }
 
-/// The [own](super::own) collection of [`KEYS`]: `{_id: {user, key}, message, createdAt, app}`, gone
+/// The [own] collection of [`KEYS`]: `{_id: {user, key}, message, createdAt, app}`, gone
 /// after a day.
 #[derive(Clone)]
 pub struct Idempotency {
