@@ -353,11 +353,13 @@ async fn wait_for_name(
     };
     let app_config = Data::new(config.clone());
     let limits = Data::new(Limits::new(config));
+    let refusals = Data::new(Refusals::default());
     let waiting = listener.try_clone().map_err(StartError::Server)?;
     let waiting = server::serve(waiting, options, move || {
         App::new()
             .app_data(app_config.clone())
             .app_data(limits.clone())
+            .app_data(refusals.clone())
             .configure(routes::configure_waiting)
     })
     .map_err(StartError::Server)?;

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::engine_io::Ws;
@@ -110,11 +111,14 @@ impl Caller {
         self.memory
     }
 
-    /// Says goodbye and closes, as `socket.disconnect()` does, and waits for nothing.
+    /// Says goodbye and closes, as `socket.disconnect()` does, and waits for nothing. The closing
+    /// handshake goes on in the background, as in a browser.
     pub async fn disconnect(mut self) -> Memory {
         self.ws.send("41").await;
         let _ = self.ws.stream().close(None).await;
-        self.memory
+        let Self { mut ws, memory, .. } = self;
+        tokio::spawn(async move { while let Some(Ok(_)) = ws.stream().next().await {} });
+        memory
     }
 
     /// Sends an event and waits for its ack.
