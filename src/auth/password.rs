@@ -98,12 +98,16 @@ impl Passwords {
         stored: String,
     ) -> Result<Verified, PasswordError> {
         let scheme = self.scheme;
-        self.run(move || match (verify(&password, &stored), scheme) {
-            (false, _) => Verified::No,
-            (true, PasswordHash::Argon2id) if !stored.starts_with("$argon2id$") => {
-                Verified::Outdated
+        self.run(move || {
+            if !verify(&password, &stored) {
+                return Verified::No;
             }
-            (true, _) => Verified::Yes,
+            let is_current = match scheme {
+                PasswordHash::Argon2id => is_argon2id(&stored),
+                // All of bcrypt's versions: bcryptjs reads each of them.
+                PasswordHash::Bcrypt => !is_argon2id(&stored),
+            };
+            if is_current { Verified::Yes } else { Verified::Outdated }
         })
         .await
     }
@@ -153,8 +157,12 @@ fn hash(scheme: PasswordHash, password: &str) -> Result<String, PasswordError> {
     }
 }
 
+fn is_argon2id(stored: &str) -> bool {
+    stored.starts_with("$argon2id$")
+}
+
 fn verify(password: &str, stored: &str) -> bool {
-    if stored.starts_with("$argon2id$") {
+    if is_argon2id(stored) {
         let Ok(stored) = PhcHash::new(stored) else { return false };
         return argon2().verify_password(password.as_bytes(), &stored).is_ok();
     }

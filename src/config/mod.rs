@@ -179,7 +179,7 @@ pub enum ErrorMode {
 pub enum PasswordHash {
     /// argon2id; bcrypt hashes are replaced at login.
     Argon2id,
-    /// bcrypt, for a deployment that may go back to Node.
+    /// bcrypt, for a deployment that may go back to Node; argon2id hashes are replaced at login.
     Bcrypt,
 }
 

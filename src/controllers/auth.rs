@@ -148,7 +148,8 @@ async fn credentials(
     Ok(user.id)
 }
 
-/// Replaces a bcrypt hash now that the password is known. The login has succeeded already, so a
+/// Replaces a hash of the other kind now that the password is known: bcrypt by argon2id, or, for
+/// a deployment that goes back to Node, argon2id by bcrypt. The login has succeeded already, so a
 /// failure here only means that the next login tries again.
 async fn upgrade(
     store: &Store,
@@ -165,7 +166,7 @@ async fn upgrade(
         Err(error) => Err(error.to_string()),
     };
     if let Err(error) = replaced {
-        log::warn!("The password hash of user {user} was not upgraded: {error}");
+        log::warn!("The password hash of user {user} was not replaced: {error}");
     }
 }
 

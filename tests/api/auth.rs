@@ -49,6 +49,29 @@ async fn a_deployment_that_may_go_back_keeps_bcrypt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_login_with_bcrypt_set_makes_a_user_ready_for_the_way_back() {
+    let uri = mongod::fresh_database().await;
+    let users = mongod::connect(&uri).await.collection::<Document>("users");
+    let stored = async || {
+        let user = users.find_one(doc! { "username": "ann" }).await.unwrap().unwrap();
+        user.get_str("password").unwrap().to_owned()
+    };
+    let forgot = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    forgot.register("ann").await;
+    assert!(stored().await.starts_with("$argon2id$"));
+
+    let vars = [("MONGO_URI", uri.as_str()), ("PASSWORD_HASH", "bcrypt")];
+    let remembered = TestServer::start_with(&vars).await;
+    assert_eq!(login(&remembered, "ann", "wrong").await.0, StatusCode::BAD_REQUEST);
+    assert!(stored().await.starts_with("$argon2id$"));
+    remembered.login("ann").await;
+    let hash = stored().await;
+    assert!(hash.starts_with("$2a$10$"), "{hash}");
+    remembered.login("ann").await;
+    assert_eq!(stored().await, hash, "replaced once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn precise_mode_tells_nothing_about_which_users_exist() {
     let server = TestServer::start_with(&[("ERRORS", "precise")]).await;
     server.register("ann").await;
