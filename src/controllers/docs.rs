@@ -44,6 +44,9 @@ pub async fn page() -> HttpResponse {
         .body(PAGE)
 }
 
+/// The file of the page that is the document as it shows it.
+const SHOWN: &str = "openapi.json";
+
 /// Answers with a file of that page.
 ///
 /// # Errors
@@ -52,16 +55,20 @@ pub async fn page() -> HttpResponse {
     get,
     path = "/docs/{file}",
     tag = "Documentation",
-    description = "A script, a style or an icon.",
+    description = "A script, a style, an icon, or `openapi.json` with names in its examples that \
+                   nobody has.",
     params(("file" = String, Path, example = "swagger-ui.css")),
     responses((status = 200, description = "The file", content_type = "*/*"), refusals::Missing),
 )]
 pub async fn file(name: Path<String>) -> Result<HttpResponse, ApiError> {
     static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
-        let config = Config::from("/openapi.json").use_base_layout().validator_url("none");
+        let config = Config::from(format!("/docs/{SHOWN}")).use_base_layout().validator_url("none");
         Arc::new(config.try_it_out_enabled(true).persist_authorization(true))
     });
 
+    if *name == SHOWN {
+        return Ok(json(StatusCode::OK, openapi::with_new_names()));
+    }
     let file = utoipa_swagger_ui::serve(&name, CONFIG.clone())
         .map_err(|error| ApiError::Internal(error.to_string()))?
         .ok_or(ApiError::NotFound)?;

@@ -21,6 +21,9 @@ use utoipa::{Modify, OpenApi as _};
 
 use crate::controllers::{auth, chat, demo, docs, health, metrics};
 
+/// The user and the room of the examples.
+const EXAMPLE_NAMES: [&str; 2] = ["ann", "general"];
+
 /// The document, from the code.
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -59,6 +62,18 @@ pub fn document() -> Bytes {
         json.expect("a document of texts and maps serialises").into()
     });
     JSON.clone()
+}
+
+/// The document with other names in its examples than before, so that whoever tries them on the
+/// page finds them free, however often, and whoever is registered already.
+pub fn with_new_names() -> Bytes {
+    // Without randomness they are the names of a fresh database.
+    let suffix = getrandom::u32().unwrap_or_default();
+    let mut text = String::from_utf8_lossy(&document()).into_owned();
+    for name in EXAMPLE_NAMES {
+        text = text.replace(&format!("\"{name}\""), &format!("\"{name}-{suffix:08x}\""));
+    }
+    text.into()
 }
 
 /// Names the scheme that the guarded routes refer to.

@@ -129,6 +129,30 @@ async fn refusals_are_documented_as_they_are_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_examples_of_the_page_can_be_tried_again_and_again() {
+    let server = TestServer::start().await;
+    server.register("ann").await.create_room("general").await;
+    let answer = server.request(Method::GET, "/docs/swagger-initializer.js", None, None).await;
+    let script = answer.text().await.unwrap();
+    let path = script.split('"').find(|text| text.ends_with("openapi.json")).expect(&script);
+    for round in 0..2 {
+        let shown: Value =
+            server.request(Method::GET, path, None, None).await.json().await.unwrap();
+        let example = |name: &str| shown["components"]["schemas"][name]["example"].clone();
+        let post = async |path: &str, token: Option<&str>, example: Value| {
+            let answer = server.request(Method::POST, path, token, Some(&example)).await;
+            assert!(answer.status().is_success(), "{round} {path} {example}: {answer:?}");
+            answer.json::<Value>().await.unwrap()
+        };
+        post("/api/auth/register", None, example("Registration")).await;
+        let session = post("/api/auth/login", None, example("Login")).await;
+        post("/api/chat/room", session["token"].as_str(), example("NewRoom")).await;
+    }
+    let documents = [document(&server).await, document(&server).await];
+    assert_eq!(documents[0], documents[1], "the document itself stays as it is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_page_finds_everything_here() {
     let server = TestServer::start().await;
     for path in ["/docs", "/docs/"] {
