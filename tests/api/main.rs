@@ -9,6 +9,7 @@
 mod auth;
 mod clients;
 mod cors;
+mod deployment;
 mod documents;
 mod golden;
 mod helpers;
