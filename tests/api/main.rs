@@ -27,6 +27,7 @@ mod panics;
 mod past;
 mod postman;
 mod program;
+mod readme;
 mod realtime;
 mod schemathesis;
 mod siege;

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use bson::{Document, doc};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
-use crate::helpers::{SECRET, TestServer, tools};
+use crate::helpers::{SECRET, TestServer, mongod, tools};
 
 /// The command line runner of Postman collections, pinned.
 const NEWMAN: &str = "6.2.2";
@@ -21,12 +22,26 @@ async fn the_collection_passes_with_precise_errors() {
     run_twice("precise").await;
 }
 
-/// Runs the collection on one database, first fresh and then used.
+/// What a run leaves in the database: users, rooms and messages, as the README says.
+const LEFT: [u64; 3] = [7, 4, 12];
+
+/// Runs the collection on one database, first fresh and then used, also by the demo's people.
 async fn run_twice(errors: &str) {
-    let server = TestServer::start_with(&[("ERRORS", errors)]).await;
-    for round in ["a fresh", "a used"] {
+    let uri = mongod::fresh_database().await;
+    let server = TestServer::start_with(&[("ERRORS", errors), ("MONGO_URI", &uri)]).await;
+    server.register("ann").await.create_room("general").await;
+    let database = mongod::connect(&uri).await;
+    for (round, used) in ["a fresh", "a used"].into_iter().zip(0..) {
         let claim = format!("the collection passes on {round} database with ERRORS={errors}");
         tools::succeed(newman(&server, errors).await, NODE, &claim).await;
+        let mut left = [0; 3];
+        for (count, name) in left.iter_mut().zip(["users", "rooms", "messages"]) {
+            let collection = database.collection::<Document>(name);
+            *count = collection.count_documents(doc! {}).await.unwrap();
+        }
+        let before = [1, 1, 0];
+        let expected = [0, 1, 2].map(|index| before[index] + (used + 1) * LEFT[index]);
+        assert_eq!(left, expected, "{round}");
     }
     server.stop().await;
 }
