@@ -33,3 +33,4 @@ mod schemathesis;
 mod siege;
 mod socketio;
 mod strangers;
+mod way_back;

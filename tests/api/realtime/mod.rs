@@ -10,6 +10,7 @@ mod order;
 mod readiness;
 mod recovery;
 mod replay;
+mod restore;
 mod slow;
 mod standalone;
 mod transaction;
