@@ -65,8 +65,10 @@ impl Program {
         let addr = lines
             .find_map(|line| line.split_once("Listening on http://").map(|(_, at)| at.to_owned()))
             .expect("the server says where it listens");
-        // Behind the address it may say that there are others.
-        let addr = addr.split_whitespace().next().unwrap().parse().unwrap();
+        // On all addresses, it names the one that a person would open, and says that there are
+        // others.
+        let addr = addr.split_whitespace().next().unwrap().replace("localhost", "127.0.0.1");
+        let addr = addr.parse().unwrap();
         // Somebody must read what it says, or it would wait for room in the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Self { process, addr, log, _folder: folder }
