@@ -23,7 +23,7 @@ use crate::config::uri::{MongoUri, UriError};
 use crate::config::{Config, ConfigError, DEFAULT_MAX_CONNECTIONS, Embedded, Mongo, PasswordHash};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::models::{Shared, Store, StoreError, Upkeep};
+use crate::models::{Shared, Store, StoreError, Upkeep, failure};
 use crate::mongod::{self, InstallError, Installer, Mongod, MongodError, Options};
 use crate::realtime::engine_io::{self, Registry};
 use crate::realtime::feed::Feed;
@@ -106,7 +106,7 @@ pub enum StartError {
     #[error("MONGO_URI cannot be used: {0}")]
     Uri(#[from] UriError),
     /// The options of `MONGO_URI` contradict each other, or its name cannot be resolved.
-    #[error("MONGO_URI cannot be used: {0}")]
+    #[error("MONGO_URI cannot be used: {}", failure::describe(.0))]
     Connector(mongodb::error::Error),
     /// The folder of the client bundle is of no use.
     #[error("SOCKET_IO_CLIENT_DIR cannot be used: {0}")]

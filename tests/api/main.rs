@@ -18,6 +18,7 @@ mod limits;
 mod log;
 mod malformed;
 mod metrics;
+mod migrating;
 mod mongod;
 mod odd_input;
 mod openapi;
