@@ -6,7 +6,7 @@
 //! fields and values that Mongoose 8.9 with its driver (BSON 6.10) would put there. What was found
 //! out about it is recorded in `tests/documents/`.
 //!
-//! [`value`] reads a value as the driver does, [`date`] and [`number`] hold what JavaScript makes of
+//! `value` reads a value as the driver does, `date` and `number` hold what JavaScript makes of
 //! texts, and the casts are here. JSON is written by [`crate::views`], queries are made by
 //! [`crate::models`]. Ordinary documents do not come here: models read them without a copy.
 //!
