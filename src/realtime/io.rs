@@ -332,7 +332,7 @@ impl Client {
                     let Some(Event { arguments, ack, .. }) = event else { return };
                     if let Some(verb) = Verb::of(&arguments.name()) {
                         let data = arguments.values.into_iter().nth(1).unwrap_or_default();
-                        self.session.request(Request::new(verb, data), ack);
+                        self.session.request(Request::after_end(verb, data), ack);
                     }
                 }
                 () = self.session.work() => {}

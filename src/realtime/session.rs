@@ -44,6 +44,10 @@ use crate::models::{IdempotencyKey, RoomId, UserId};
 /// How many requests may wait; a wire reads no more then.
 const MAX_WAITING: usize = 64;
 
+/// How long a request may take whose connection has ended. A little less than what Engine.IO gives
+/// to its application then.
+const AFTER_END: Duration = Duration::from_secs(14);
+
 /// From how many bytes on no more messages are stored together.
 const SENT_AT_ONCE: usize = 1 << 20;
 
@@ -184,6 +188,12 @@ impl Request {
     pub fn new(verb: Verb, data: ByteString) -> Self {
         Self { verb, data, deadline: Instant::now() + DEADLINE }
     }
+
+    /// A request that was read from a connection which has ended since: nobody waits for its
+    /// answer.
+    pub fn after_end(verb: Verb, data: ByteString) -> Self {
+        Self { verb, data, deadline: Instant::now() + AFTER_END }
+    }
 }
 
 impl<T> Session<T> {
@@ -273,10 +283,13 @@ impl<T> Session<T> {
         }
     }
 
-    /// Gives no more events, as the connection has ended.
+    /// Gives no more events, as the connection has ended. The requests that wait have more time
+    /// now.
     pub fn mute(&mut self) {
         self.member.mute();
         self.done.clear();
+        let deadline = Instant::now() + AFTER_END;
+        self.waiting.iter_mut().for_each(|(request, _)| request.deadline = deadline);
     }
 
     /// Works off all requests that were handed in before the connection ended; nobody is answered.

@@ -134,7 +134,6 @@ async fn finish(
     open: OpenSocket,
     closing: Closing,
 ) {
-    session.mute();
     drop(open);
     let is_mistake = matches!(
         closing,
@@ -152,6 +151,7 @@ async fn finish(
             }
         }
     }
+    session.mute();
     let (code, reason) = match closing {
         Closing::Gone => return session.work_off().await,
         Closing::With(code, reason) => (code, reason),
