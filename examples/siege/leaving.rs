@@ -15,6 +15,8 @@ use crate::{Besieged, Verdict};
 
 /// How many connect and end at the same time.
 const AT_ONCE: usize = 200;
+/// Between the first messages of two that stay.
+const APART: Duration = Duration::from_millis(20);
 /// How long after the last of them nothing more has to be stored for the rest to be lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -31,6 +33,10 @@ pub async fn run(besieged: &Besieged, sockets: usize) -> Verdict {
             let gate = Semaphore::new(if ending == Ending::Silence { sockets } else { AT_ONCE });
             let leaving = (0..sockets).map(async |number| {
                 let _turn = gate.acquire().await;
+                if ending == Ending::Silence {
+                    // These stay, so they do not hold each other back: no more at once than others.
+                    sleep(APART * number as u32).await;
+                }
                 let (addr, token) = (besieged.server.addr, token());
                 let leaver = Leaver::connect(addr, transport, &token, &room, number).await;
                 leaver.send_and_end(count, ending).await;
