@@ -1,12 +1,13 @@
 //! Sockets that send messages and end right behind them, as when somebody closes a tab.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bson::oid::ObjectId;
 use bson::{Document, doc};
-use futures::future::join_all;
 use mongodb::Client;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::endings::{Ending, Leaver, Transport, endings, missing_and_misordered};
@@ -30,18 +31,23 @@ pub async fn run(besieged: &Besieged, sockets: usize) -> Verdict {
         {
             let name = format!("{transport:?}, {ending:?}, {count} messages");
             let room = besieged.server.room(&name).await;
-            let gate = Semaphore::new(if ending == Ending::Silence { sockets } else { AT_ONCE });
-            let leaving = (0..sockets).map(async |number| {
-                let _turn = gate.acquire().await;
-                if ending == Ending::Silence {
-                    // These stay, so they do not hold each other back: no more at once than others.
-                    sleep(APART * number as u32).await;
-                }
+            let at_once = if ending == Ending::Silence { sockets } else { AT_ONCE };
+            let gate = Arc::new(Semaphore::new(at_once));
+            let mut leaving = JoinSet::new();
+            for number in 0..sockets {
+                let (gate, room) = (Arc::clone(&gate), room.clone());
                 let (addr, token) = (besieged.server.addr, token());
-                let leaver = Leaver::connect(addr, transport, &token, &room, number).await;
-                leaver.send_and_end(count, ending).await;
-            });
-            join_all(leaving).await;
+                leaving.spawn(async move {
+                    let _turn = gate.acquire().await;
+                    if ending == Ending::Silence {
+                        // These stay, so they do not wait for each other; this spreads them.
+                        sleep(APART * number as u32).await;
+                    }
+                    let leaver = Leaver::connect(addr, transport, &token, &room, number).await;
+                    leaver.send_and_end(count, ending).await;
+                });
+            }
+            leaving.join_all().await;
             let stored = settled(&messages, &room, sockets * count).await;
             let contents = stored.iter().map(String::as_str);
             let (missing, misordered) = missing_and_misordered(contents, sockets, count);

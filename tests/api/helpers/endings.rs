@@ -260,8 +260,11 @@ pub async fn upgrade(addr: SocketAddr, target: &str) -> TcpStream {
 async fn next_with(stream: &mut TcpStream, wanted: &str) -> String {
     let mut heard = String::new();
     let reading = async {
-        let mut part = [0; 4096];
-        while !heard.contains(wanted) {
+        let mut part = vec![0; 1 << 16];
+        // What was searched before is not searched again: much may come before it.
+        let mut searched = 0;
+        while !heard.get(searched..).is_some_and(|new| new.contains(wanted)) {
+            searched = heard.floor_char_boundary(heard.len().saturating_sub(wanted.len()));
             let count = stream.read(&mut part).await.unwrap();
             assert_ne!(count, 0, "closed before {wanted:?}: {heard:?}");
             heard.push_str(&String::from_utf8_lossy(&part[..count]));
