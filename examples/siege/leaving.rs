@@ -16,6 +16,8 @@ use crate::{Besieged, Verdict};
 
 /// How many connect and end at the same time.
 const AT_ONCE: usize = 200;
+/// How many share a room: each hears what the others send while it connects.
+const IN_A_ROOM: usize = 20;
 /// Between the first messages of two that stay.
 const APART: Duration = Duration::from_millis(20);
 /// How long after the last of them nothing more has to be stored for the rest to be lost.
@@ -30,12 +32,15 @@ pub async fn run(besieged: &Besieged, sockets: usize) -> Verdict {
         for (&ending, count) in ways.flat_map(|ending| [1, 2, 10, 64].map(|count| (ending, count)))
         {
             let name = format!("{transport:?}, {ending:?}, {count} messages");
-            let room = besieged.server.room(&name).await;
+            let mut rooms = Vec::new();
+            for group in 0..sockets.div_ceil(IN_A_ROOM) {
+                rooms.push(besieged.server.room(&format!("{name}, {group}")).await);
+            }
             let at_once = if ending == Ending::Silence { sockets } else { AT_ONCE };
             let gate = Arc::new(Semaphore::new(at_once));
             let mut leaving = JoinSet::new();
             for number in 0..sockets {
-                let (gate, room) = (Arc::clone(&gate), room.clone());
+                let (gate, room) = (Arc::clone(&gate), rooms[number / IN_A_ROOM].clone());
                 let (addr, token) = (besieged.server.addr, token());
                 leaving.spawn(async move {
                     let _turn = gate.acquire().await;
@@ -48,7 +53,7 @@ pub async fn run(besieged: &Besieged, sockets: usize) -> Verdict {
                 });
             }
             leaving.join_all().await;
-            let stored = settled(&messages, &room, sockets * count).await;
+            let stored = settled(&messages, &rooms, sockets * count).await;
             let contents = stored.iter().map(String::as_str);
             let (missing, misordered) = missing_and_misordered(contents, sockets, count);
             let figures = format!("{missing} missing, {misordered} out of order");
@@ -60,13 +65,14 @@ pub async fn run(besieged: &Besieged, sockets: usize) -> Verdict {
     verdict
 }
 
-/// The contents of a room, by id, when there are so many or nothing more comes.
+/// The contents of these rooms, by id, when there are so many or nothing more comes.
 async fn settled(
     messages: &mongodb::Collection<Document>,
-    room: &str,
+    rooms: &[String],
     expected: usize,
 ) -> Vec<String> {
-    let room = doc! { "room": room.parse::<ObjectId>().unwrap() };
+    let rooms: Vec<ObjectId> = rooms.iter().map(|room| room.parse().unwrap()).collect();
+    let room = doc! { "room": { "$in": rooms } };
     let (mut count, mut since) = (0, Instant::now());
     while count < expected as u64 && since.elapsed() < PATIENCE {
         let now = messages.count_documents(room.clone()).await.unwrap();
