@@ -16,11 +16,11 @@ use std::time::Duration;
 use actix_web::web::{Data, Payload, resource};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
 use bytestring::ByteString;
-use realtime_chat_backend::realtime::engine_io::packet::Packet;
-use realtime_chat_backend::realtime::engine_io::{
+use realtime_chat_backend::protocols::engine_io::packet::Packet;
+use realtime_chat_backend::protocols::engine_io::{
     self, Application, Connection, Handshake, Message, Refusal, Registry, Server, random_id,
 };
-use realtime_chat_backend::realtime::socket_io::{self, SocketIo, Visit};
+use realtime_chat_backend::protocols::socket_io::{self, SocketIo, Visit};
 use realtime_chat_backend::server;
 
 /// Sends every message of an Engine.IO session back.

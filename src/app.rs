@@ -21,22 +21,21 @@ use crate::config::database::{Connector, POOL_SIZE, certificate_hint, is_unresol
 use crate::config::original::{self, Found};
 use crate::config::uri::{MongoUri, UriError};
 use crate::config::{Config, ConfigError, DEFAULT_MAX_CONNECTIONS, Embedded, Mongo, PasswordHash};
+use crate::feed::{Feed, ring};
+use crate::hub::Hub;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::models::{Shared, Store, StoreError, Upkeep, failure};
 use crate::mongod::{self, InstallError, Installer, Mongod, MongodError, Options};
-use crate::realtime::engine_io::{self, Registry};
-use crate::realtime::feed::Feed;
-use crate::realtime::hub::Hub;
-use crate::realtime::io::ChatIo;
-use crate::realtime::ring;
-use crate::realtime::socket_io::client::Bundles;
-use crate::realtime::socket_io::{self, SocketIo};
-use crate::realtime::worker::{INBOX, Process, Worker};
+use crate::protocols::engine_io::{self, Registry};
+use crate::protocols::socket_io::client::Bundles;
+use crate::protocols::socket_io::{self, SocketIo};
 use crate::refusals::Refusals;
 use crate::routes;
 use crate::server::capacity::{Capacity, raise_open_files};
 use crate::server::{self, Connections};
+use crate::sessions::registry::{INBOX, Process, Worker};
+use crate::wires::socket_io::ChatIo;
 
 /// Secrets shorter than this, in bytes, are weaker than the HMAC that they key.
 pub const STRONG_SECRET: usize = 32;

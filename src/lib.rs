@@ -8,14 +8,13 @@
 //! main ─▶ logging, app             the process; who knows every part, start and stop order
 //!          ├─▶ server              HTTP, and the hand-over of WebSockets
 //!          ├─▶ routes ─▶ controllers, middleware     what Express had, one to one
-//!          ├─▶ realtime
-//!          │     ws, io            the two wires of the chat
-//!          │      └─▶ session      one conversation, whatever its wire; recovery: coming back
-//!          │           └─▶ member ─▶ hub ─▶ ring     rooms, and the recent past
-//!          │     feed ─▶ stream    the change stream, the only writer of the ring
-//!          │     socket_io ─▶ engine_io ─▶ socket    protocols, ignorant of chat
-//!          ├─▶ chat                sending a message, for REST and sockets alike
+//!          ├─▶ wires               the chat on each wire: ws, socket_io
+//!          ├─▶ sessions            one conversation, whatever its wire; recovery: coming back
+//!          ├─▶ chat                what the chat does, for REST and sockets alike: send
+//!          ├─▶ hub                 who is in which room on this thread: member, inbox, offset
+//!          ├─▶ feed                the change stream, the only writer of the ring: the recent past
 //!          ├─▶ models ─▶ mongoose  documents, queries, indexes; odd documents as Mongoose reads them
+//!          ├─▶ protocols           socket_io ─▶ engine_io ─▶ websocket, cors: ignorant of chat
 //!          ├─▶ auth, limits, refusals, metrics
 //!          ├─▶ error, views, js, casts               what clients read, and what they wrote
 //!          ├─▶ openapi             the document of the routes
@@ -28,9 +27,9 @@
 //!
 //! A request or an event reaches [`chat::Chat::send`], which checks and stores it by a majority
 //! and answers its sender. Nothing is delivered there. MongoDB's change stream brings the insert
-//! to the [feed](realtime::feed) of every instance, which encodes it once and appends it to the
-//! [ring](realtime::ring). The [hub](realtime::hub) of each worker follows the ring and puts it
-//! into the inboxes of the local [members](realtime::member) of its room; each session writes it
+//! to the [feed] of every instance, which encodes it once and appends it to the
+//! [ring](feed::ring). The [hub] of each worker follows the ring and puts it
+//! into the inboxes of the local [members](hub::member) of its room; each session writes it
 //! to its own wire, at its own pace. Where nothing waits, the hub writes it itself. So everybody
 //! gets every message once, in one order.
 //!
@@ -50,7 +49,9 @@ pub mod check;
 pub mod config;
 pub mod controllers;
 pub mod error;
+pub mod feed;
 pub mod health_check;
+pub mod hub;
 pub mod js;
 pub mod limits;
 pub mod logging;
@@ -60,8 +61,10 @@ pub mod models;
 pub mod mongod;
 pub mod mongoose;
 pub mod openapi;
-pub mod realtime;
+pub mod protocols;
 pub mod refusals;
 pub mod routes;
 pub mod server;
+pub mod sessions;
 pub mod views;
+pub mod wires;

@@ -12,13 +12,6 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use crate::auth::Passwords;
-use crate::limits::Limits;
-use crate::realtime::engine_io;
-use crate::realtime::feed::Feed;
-use crate::realtime::worker::Process;
-use crate::refusals::Refusals;
-
 /// Upper bounds of the durations of requests, in seconds.
 const DURATIONS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 
@@ -94,20 +87,52 @@ impl Deliveries {
     }
 }
 
-/// The parts that count for themselves.
-pub struct Sources<'a> {
-    /// The feed, and its ring.
-    pub feed: &'a Feed,
-    /// The sessions.
-    pub process: &'a Process,
-    /// The Engine.IO connections, with or without a session.
-    pub connections: &'a engine_io::Registry,
-    /// The limits.
-    pub limits: &'a Limits,
-    /// The sockets that were refused for what they are.
-    pub refusals: &'a Refusals,
-    /// The queue of passwords.
-    pub passwords: &'a Passwords,
+/// What other parts count for themselves, as it is at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Readings {
+    /// Of the feed.
+    pub feed: FeedReadings,
+    /// Sockets that were let in.
+    pub sessions: usize,
+    /// Engine.IO connections, with or without a session.
+    pub engine_io_connections: usize,
+    /// TCP connections, sockets among them.
+    pub connections: usize,
+    /// Passwords that are being hashed or wait for it.
+    pub password_queue: usize,
+    /// Sessions that ended by a panic.
+    pub panics: u64,
+    /// Messages of clients that no session has taken.
+    pub unread: u64,
+    /// Requests and sockets beyond a limit, by its name.
+    pub limits: Vec<(&'static str, u64)>,
+    /// Sockets that were refused for what they are, by the reason.
+    pub refusals: Vec<(&'static str, u64)>,
+}
+
+/// What the feed and its ring count.
+#[derive(Debug, Clone, Default)]
+pub struct FeedReadings {
+    /// Whether messages are delivered.
+    pub is_live: bool,
+    /// How far the feed is behind MongoDB, in seconds.
+    pub lag: u64,
+    /// Messages that were read.
+    pub events: u64,
+    /// Inserted documents that are no messages.
+    pub poison: u64,
+    /// Messages that are too large to deliver.
+    pub oversized: u64,
+    /// Times that the change stream was opened again.
+    pub restarts: u64,
+    /// Times that the past was lost.
+    pub losses: u64,
+    /// Panics of the feed.
+    pub panics: u64,
+    /// Events in the ring.
+    pub ring_events: usize,
+    /// Bytes that they take.
+    pub ring_bytes: usize,
 }
 
 impl WireName {
@@ -238,9 +263,9 @@ impl Metrics {
     }
 
     /// Everything as text, in Prometheus' exposition format.
-    pub fn render(&self, sources: &Sources<'_>) -> Vec<u8> {
+    pub fn render(&self, readings: &Readings) -> Vec<u8> {
         let reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        self.read(sources);
+        self.take_over(readings);
         drop(reading);
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
@@ -249,38 +274,31 @@ impl Metrics {
         text
     }
 
-    fn read(&self, sources: &Sources<'_>) {
-        let stats = sources.feed.stats();
-        let feed = &self.feed;
-        feed.live.set(i64::from(sources.feed.live().is_ok()));
-        feed.lag.set(clamp(stats.lag.load(Ordering::Relaxed)));
-        set(&feed.events, &stats.events);
-        set(&feed.poison, &stats.poison);
-        set(&feed.oversized, &stats.oversized);
-        set(&feed.restarts, &stats.restarts);
-        set(&feed.losses, &stats.losses);
-        set(&feed.panics, &stats.panics);
-        let (events, bytes) = sources.feed.ring().size();
-        feed.ring_events.set(clamp(events as u64));
-        feed.ring_bytes.set(clamp(bytes as u64));
-        self.sessions.set(clamp(sources.process.sessions() as u64));
-        self.connections.set(clamp(sources.connections.len() as u64));
-        self.password_queue.set(clamp(sources.passwords.waiting() as u64));
-        let panics = sources.connections.panics() + sources.process.panics();
-        set(&self.panics, &AtomicU64::new(panics));
+    fn take_over(&self, readings: &Readings) {
+        let (feed, read) = (&self.feed, &readings.feed);
+        feed.live.set(i64::from(read.is_live));
+        feed.lag.set(clamp(read.lag));
+        set(&feed.events, read.events);
+        set(&feed.poison, read.poison);
+        set(&feed.oversized, read.oversized);
+        set(&feed.restarts, read.restarts);
+        set(&feed.losses, read.losses);
+        set(&feed.panics, read.panics);
+        feed.ring_events.set(clamp(read.ring_events as u64));
+        feed.ring_bytes.set(clamp(read.ring_bytes as u64));
+        self.sessions.set(clamp(readings.sessions as u64));
+        self.connections.set(clamp(readings.engine_io_connections as u64));
+        self.password_queue.set(clamp(readings.password_queue as u64));
+        set(&self.panics, readings.panics);
         let unprocessed = self.unprocessed_of_sessions.load(Ordering::Relaxed);
-        set(&self.unprocessed, &AtomicU64::new(unprocessed + sources.connections.unread()));
-        self.open.set(clamp(sources.process.connections().count() as u64));
-        let limits = sources.limits.refused().into_iter().chain(sources.process.refused());
-        let mut refusals = sources.refusals.counts().to_vec();
-        for (limit, count) in limits {
-            set(&self.limits.with_label_values(&[limit]), &AtomicU64::new(count));
-            if OF_SOCKETS.contains(&limit) {
-                refusals.push((limit, count));
-            }
+        set(&self.unprocessed, unprocessed + readings.unread);
+        self.open.set(clamp(readings.connections as u64));
+        for (limit, count) in &readings.limits {
+            set(&self.limits.with_label_values(&[limit]), *count);
         }
-        for (reason, count) in refusals {
-            set(&self.refusals.with_label_values(&[reason]), &AtomicU64::new(count));
+        let of_sockets = readings.limits.iter().filter(|(limit, _)| OF_SOCKETS.contains(limit));
+        for (reason, count) in readings.refusals.iter().chain(of_sockets) {
+            set(&self.refusals.with_label_values(&[reason]), *count);
         }
     }
 }
@@ -331,9 +349,8 @@ impl Registering<'_> {
     }
 }
 
-/// Brings a counter to where another one is.
-fn set(counter: &IntCounter, source: &AtomicU64) {
-    let count = source.load(Ordering::Relaxed);
+/// Brings a counter up to a count.
+fn set(counter: &IntCounter, count: u64) {
     counter.inc_by(count.saturating_sub(counter.get()));
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::realtime::credentials::TokenRefused;
+use crate::auth::credentials::TokenRefused;
 
 /// How often one kind is said at most.
 const SAY_EVERY: Duration = Duration::from_secs(60);

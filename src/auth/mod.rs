@@ -1,5 +1,6 @@
 //! Who a client is: tokens and passwords. Nothing here knows a request or a database.
 
+pub mod credentials;
 mod password;
 mod token;
 

@@ -8,7 +8,6 @@ pub mod database;
 pub mod dotenv;
 mod hints;
 pub mod original;
-pub mod origins;
 mod units;
 pub mod uri;
 
@@ -19,7 +18,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use origins::{BadOrigin, OriginList};
+use crate::protocols::cors::{BadOrigin, CorsOrigins, OriginList};
 
 /// The name of every variable that [`Config::from_vars`] reads, in the order of `.env.example`.
 /// `RUST_LOG` belongs to env_logger.
@@ -154,15 +153,6 @@ pub struct Embedded {
     pub data_dir: PathBuf,
     /// `MONGOD`: its binary; `None` looks on `PATH`, then installs one.
     pub mongod: Option<PathBuf>,
-}
-
-/// Which origins a browser lets read our answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CorsOrigins {
-    /// `*`: all of them.
-    Any,
-    /// These.
-    List(OriginList),
 }
 
 /// What a refusal looks like.
@@ -512,16 +502,6 @@ impl Vars<'_> {
         OriginList::parse(&value)
             .map(CorsOrigins::List)
             .map_err(|bad| ConfigError::Origin { value, bad })
-    }
-}
-
-impl CorsOrigins {
-    /// Whether a page of this origin may talk to us.
-    pub fn allows(&self, origin: &str) -> bool {
-        match self {
-            Self::Any => true,
-            Self::List(origins) => origins.allows(origin),
-        }
     }
 }
 

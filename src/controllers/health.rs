@@ -7,10 +7,10 @@ use actix_web::http::StatusCode;
 use actix_web::web::Data;
 
 use super::json;
+use crate::feed::Phase;
 use crate::models::Store;
 use crate::openapi::schemas;
-use crate::realtime::feed::Phase;
-use crate::realtime::worker::Worker;
+use crate::sessions::registry::Worker;
 use crate::views;
 
 /// How long MongoDB may take to answer before this instance is called unready.

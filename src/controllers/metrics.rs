@@ -1,5 +1,7 @@
 //! `GET /metrics`: what Prometheus reads.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use secrecy::ExposeSecret;
@@ -8,11 +10,12 @@ use sha2::{Digest, Sha256};
 use crate::auth::Passwords;
 use crate::config::Config;
 use crate::error::ApiError;
+use crate::feed::Feed;
 use crate::limits::Limits;
-use crate::metrics::{CONTENT_TYPE, Metrics, Sources};
+use crate::metrics::{CONTENT_TYPE, FeedReadings, Metrics, Readings};
 use crate::openapi::refusals;
-use crate::realtime::engine_io::Registry;
-use crate::realtime::worker::Worker;
+use crate::protocols::engine_io::Registry;
+use crate::sessions::registry::Worker;
 
 /// Answers with everything that is counted; with `METRICS_TOKEN` only to who has it.
 ///
@@ -45,13 +48,35 @@ pub async fn metrics(
             return Err(ApiError::TokenInvalid("not METRICS_TOKEN"));
         }
     }
-    let text = metrics.render(&Sources {
-        feed: &worker.feed,
-        process: &worker.process,
-        connections: &connections,
-        limits: &limits,
-        refusals: &worker.refusals,
-        passwords: &passwords,
+    let process = &worker.process;
+    let text = metrics.render(&Readings {
+        feed: read_feed(&worker.feed),
+        sessions: process.sessions(),
+        engine_io_connections: connections.len(),
+        connections: process.connections().count(),
+        password_queue: passwords.waiting(),
+        panics: connections.panics() + process.panics(),
+        unread: connections.unread(),
+        limits: limits.refused().into_iter().chain(process.refused()).collect(),
+        refusals: worker.refusals.counts().to_vec(),
     });
     Ok(HttpResponse::Ok().content_type(CONTENT_TYPE).body(text))
+}
+
+fn read_feed(feed: &Feed) -> FeedReadings {
+    let stats = feed.stats();
+    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let (ring_events, ring_bytes) = feed.ring().size();
+    FeedReadings {
+        is_live: feed.live().is_ok(),
+        lag: read(&stats.lag),
+        events: read(&stats.events),
+        poison: read(&stats.poison),
+        oversized: read(&stats.oversized),
+        restarts: read(&stats.restarts),
+        losses: read(&stats.losses),
+        panics: read(&stats.panics),
+        ring_events,
+        ring_bytes,
+    }
 }

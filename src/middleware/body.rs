@@ -18,9 +18,9 @@ use futures::StreamExt;
 use regex::Regex;
 use serde::de::IgnoredAny;
 
-use super::joined;
 use crate::error::ApiError;
 use crate::js::Fields;
+use crate::protocols::headers::joined;
 
 /// The largest body, before and after inflation: `express.json`'s default of 100 KiB.
 pub const MAX_BODY: usize = 102_400;

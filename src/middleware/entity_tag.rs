@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
 
-use super::joined;
+use crate::protocols::headers::joined;
 
 /// Tags a JSON answer, or replaces it by 304 when the request has it already.
 pub fn apply(res: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {

@@ -13,11 +13,15 @@ use actix_web::middleware::Next;
 use actix_web::web::Data;
 use actix_web::{Error, HttpResponse};
 
-use super::{body, cors, entity_tag, path};
+use super::{body, entity_tag, path};
 use crate::config::Config;
 use crate::error::ApiError;
 use crate::limits::Limits;
+use crate::protocols::cors;
 use crate::refusals::Refusals;
+
+/// The methods that a preflight is told, whatever its path.
+const METHODS: &str = "GET,HEAD,PUT,PATCH,POST,DELETE";
 
 /// The middleware, for `from_fn`.
 ///
@@ -39,7 +43,7 @@ pub async fn express(
         if let Some(origin) = cors::foreign(req.headers(), &config.cors) {
             refusals.note_origin(origin.as_bytes());
         }
-        let answer = cors::preflight(req.headers(), cors::REST_METHODS);
+        let answer = cors::preflight(req.headers(), METHODS);
         req.into_response(answer)
     } else {
         match prepare(&mut req).await {

@@ -2,29 +2,8 @@
 
 pub mod auth;
 pub mod body;
-pub mod cors;
 pub mod deadline;
 pub mod entity_tag;
 pub mod express;
 pub mod measure;
 pub mod path;
-
-use actix_web::HttpRequest;
-use actix_web::http::header::{
-    AcceptEncoding, ContentEncoding, Encoding, Header, HeaderMap, HeaderName, HeaderValue,
-};
-
-/// The value of a header as a handler in Node sees it: its lines joined by commas, and an empty
-/// one as good as none.
-fn joined(headers: &HeaderMap, name: HeaderName) -> Option<String> {
-    let lines = headers.get_all(name).map(HeaderValue::to_str);
-    let value = lines.collect::<Result<Vec<_>, _>>().ok()?.join(", ");
-    Some(value).filter(|value| !value.is_empty())
-}
-
-/// Whether a client asks for answers in gzip.
-pub fn reads_gzip(req: &HttpRequest) -> bool {
-    const GZIP: Encoding = Encoding::Known(ContentEncoding::Gzip);
-
-    AcceptEncoding::parse(req).is_ok_and(|accepted| accepted.negotiate([GZIP].iter()) == Some(GZIP))
-}

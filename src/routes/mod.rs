@@ -12,11 +12,11 @@ use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
 use crate::middleware::express::express;
 use crate::middleware::measure::measure;
-use crate::realtime::engine_io::Server;
-use crate::realtime::io::ChatIo;
-use crate::realtime::socket_io::SocketIo;
-use crate::realtime::socket_io::client::Bundles;
-use crate::realtime::ws;
+use crate::protocols::engine_io::Server;
+use crate::protocols::socket_io::SocketIo;
+use crate::protocols::socket_io::client::Bundles;
+use crate::wires::socket_io::ChatIo;
+use crate::wires::ws;
 
 /// Every path that this server answers.
 pub fn configure(cfg: &mut ServiceConfig) {

@@ -8,7 +8,6 @@
 //! differs.
 
 pub mod capacity;
-mod handover;
 mod stream;
 
 use std::cell::RefCell;
@@ -39,9 +38,9 @@ use nix::sys::socket::{Backlog, listen};
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
 
-pub use handover::{Connection, Handover};
-pub use stream::{Connections, Counted};
+pub use stream::Connections;
 
+use crate::protocols::websocket::{Connection, Handover};
 use stream::{Activity, Answering, Stream};
 
 /// What whoever finds no room is told, if there is still time.
@@ -233,7 +232,7 @@ where
         let parts = connection.into_parts();
         let (io, counted) = parts.io.into_inner();
         // Whoever accepted it may have given up in the meantime.
-        let _ = socket.send(Connection { io, read: parts.read_buf, counted });
+        let _ = socket.send(Connection { io, read: parts.read_buf, guard: Box::new(counted) });
     }
 }
 

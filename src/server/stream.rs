@@ -37,7 +37,7 @@ struct Counts {
 
 /// Counted as long as it lives.
 #[derive(Debug)]
-pub struct Counted(Connections);
+pub(super) struct Counted(Connections);
 
 /// See the [module](self).
 pub(super) struct Stream {

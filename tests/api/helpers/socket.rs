@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_async};
 
-use realtime_chat_backend::realtime::position::Position;
+use realtime_chat_backend::feed::position::Position;
 
 use super::TestServer;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use realtime_chat_backend::realtime::position::Position;
+use realtime_chat_backend::feed::position::Position;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use realtime_chat_backend::realtime::position::Position;
+use realtime_chat_backend::feed::position::Position;
 use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::interval;

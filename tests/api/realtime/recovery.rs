@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use bson::oid::ObjectId;
 use futures::future::join_all;
-use realtime_chat_backend::realtime::position::Position;
+use realtime_chat_backend::feed::position::Position;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 

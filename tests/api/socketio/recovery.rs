@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{join_all, select_all};
-use realtime_chat_backend::realtime::position::Position;
+use realtime_chat_backend::feed::position::Position;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 

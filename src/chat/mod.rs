@@ -1,0 +1,34 @@
+//! What the chat does, for REST and sockets alike: a file for each thing that it does.
+
+mod send;
+
+use std::sync::Arc;
+
+use actix_web::web::Data;
+
+use crate::feed::Feed;
+use crate::limits::Limits;
+use crate::models::Store;
+
+pub use send::{Draft, Sent};
+
+/// The chat of one worker. Clones use the same store.
+#[derive(Clone)]
+pub struct Chat {
+    store: Store,
+    feed: Arc<Feed>,
+    limits: Data<Limits>,
+    believes_senders: bool,
+}
+
+impl Chat {
+    /// A chat over this store. `believes_senders` is `LEGACY_TRUST`.
+    pub fn new(
+        store: Store,
+        feed: Arc<Feed>,
+        limits: Data<Limits>,
+        believes_senders: bool,
+    ) -> Self {
+        Self { store, feed, limits, believes_senders }
+    }
+}

@@ -1,0 +1,187 @@
+//! Sending a message.
+//!
+//! What is checked, in which order, and what is stored. Nobody is told of the message here: the
+//! feed delivers it, which on a standalone MongoDB has to be handed it.
+
+use futures::future::join_all;
+
+use super::Chat;
+use crate::casts::{required_id, required_text};
+use crate::error::ApiError;
+use crate::js::{Fields, Js};
+use crate::models::message::{SendError, Stored};
+use crate::models::{IdempotencyKey, Message, RoomId, Rooms, StoreError, UserId};
+use crate::views;
+
+/// A message that a client wants to send, as it came.
+#[derive(Debug)]
+pub struct Draft {
+    room: Js,
+    sender: Js,
+    content: Js,
+    /// The JSON of the content where that differs from what is stored.
+    echo: Option<String>,
+}
+
+/// What a draft says, which may be sent.
+struct Checked {
+    room: RoomId,
+    sender: UserId,
+    content: String,
+}
+
+/// A message that is stored, and how its sender is told.
+#[derive(Debug)]
+pub struct Sent {
+    message: Message<'static>,
+    echo: Option<String>,
+    /// Whether an idempotency key was used before, so that this is the first one's message.
+    pub replayed: bool,
+}
+
+impl Draft {
+    /// Takes `room`, `sender` and `content` out of a request.
+    pub fn take(fields: &mut Fields) -> Self {
+        Self {
+            room: fields.take("room"),
+            sender: fields.take("sender"),
+            content: fields.take("content"),
+            echo: fields.take_echo("content"),
+        }
+    }
+
+    /// The same in the name of `user`, when it names no sender itself.
+    pub fn or_from(mut self, user: Option<UserId>) -> Self {
+        if let (true, Some(user)) = (self.sender.is_nullish(), user) {
+            self.sender = Js::String(user.to_string());
+        }
+        self
+    }
+
+    /// The length of the body in which REST would take it, in bytes, however it was escaped.
+    pub fn body_length(&self) -> usize {
+        const AROUND_CONTENT: usize = r#"{"room":"","sender":"","content":}"#.len() + 2 * 24;
+        let mut json = Vec::new();
+        if let Ok(text) = self.content.to_text() {
+            views::push_string(&mut json, &text);
+        }
+        AROUND_CONTENT + json.len()
+    }
+}
+
+impl Chat {
+    /// Stores a message of `user`; `None` is an anonymous socket of `LEGACY_TRUST`.
+    ///
+    /// # Errors
+    /// The room does not exist, a field is missing or cannot be cast, the sender is somebody else,
+    /// the idempotency key belongs to another message, or the user sends too much.
+    pub async fn send(
+        &self,
+        draft: Draft,
+        user: Option<UserId>,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Sent, ApiError> {
+        let checked = self.check(&draft, user).await?;
+        let message = self.allow(checked, user)?;
+        let stored = match key {
+            None => {
+                self.store.messages.insert(&message).await?;
+                Stored { message, replayed: false }
+            }
+            Some(key) => {
+                let user = user.unwrap_or(message.sender);
+                self.store.messages.insert_once(message, user, key).await?
+            }
+        };
+        Ok(self.sent(stored, draft.echo))
+    }
+
+    /// Stores messages of one user in this order, all together, and says of each what
+    /// [`send`](Self::send) would.
+    pub async fn send_all(
+        &self,
+        drafts: Vec<Draft>,
+        user: Option<UserId>,
+    ) -> Vec<Result<Sent, ApiError>> {
+        let checked = join_all(drafts.iter().map(|draft| self.check(draft, user))).await;
+        let allow = |checked: Result<Checked, _>| self.allow(checked?, user);
+        let allowed: Vec<_> = checked.into_iter().map(allow).collect();
+        let messages: Vec<_> = allowed.iter().flatten().collect();
+        let mut stored = self.store.messages.insert_all(&messages).await.into_iter();
+        let finish = |(message, draft): (Result<_, ApiError>, Draft)| {
+            let message = message?;
+            // One for each message that was allowed.
+            stored.next().ok_or_else(|| ApiError::Internal("no answer".to_owned()))??;
+            Ok(self.sent(Stored { message, replayed: false }, draft.echo))
+        };
+        allowed.into_iter().zip(drafts).map(finish).collect()
+    }
+
+    async fn check(&self, draft: &Draft, user: Option<UserId>) -> Result<Checked, ApiError> {
+        let room = existing_room(&draft.room, &self.store.rooms).await?;
+        let sender: UserId = required_id("sender", &draft.sender)?;
+        let content = required_text("content", &draft.content)?.into_owned();
+        if user != Some(sender) && !self.believes_senders {
+            return Err(ApiError::SenderMismatch);
+        }
+        Ok(Checked { room, sender, content })
+    }
+
+    /// The message, unless the user sends too much. Never waits, so that ids are in the order in
+    /// which messages are stored.
+    fn allow(
+        &self,
+        Checked { room, sender, content }: Checked,
+        user: Option<UserId>,
+    ) -> Result<Message<'static>, ApiError> {
+        self.limits.send.take(user.unwrap_or(sender))?;
+        Ok(Message::new(room, sender, content))
+    }
+
+    /// Tells of a message that is stored.
+    fn sent(&self, stored: Stored<'static>, echo: Option<String>) -> Sent {
+        let Stored { message, replayed } = stored;
+        if !replayed {
+            self.feed.publish_local(&message);
+        }
+        Sent { message, echo: echo.filter(|_| !replayed), replayed }
+    }
+}
+
+impl Sent {
+    /// `{"message":{…}}`: the body of REST's answer and the ack on sockets.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = br#"{"message":"#.to_vec();
+        views::new_message(&mut json, &self.message, self.echo.as_deref());
+        json.push(b'}');
+        json
+    }
+}
+
+/// The original looks the room up first and casts it for the message afterwards. An array is a
+/// `$in` to the look-up and its elements joined by commas to the cast, so only one id passes both.
+async fn existing_room(value: &Js, rooms: &Rooms) -> Result<RoomId, ApiError> {
+    let wanted: Vec<RoomId> = match value {
+        Js::Undefined | Js::Null => Vec::new(),
+        Js::Array(elements) => elements
+            .iter()
+            .filter(|element| !element.is_nullish())
+            .map(|element| required_id("room", element))
+            .collect::<Result<_, _>>()?,
+        value => vec![required_id("room", value)?],
+    };
+    if wanted.is_empty() || !rooms.any_exists(&wanted).await? {
+        return Err(ApiError::RoomNotFound);
+    }
+    required_id("room", value)
+}
+
+impl From<SendError> for ApiError {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Conflict => Self::IdempotencyConflict,
+            SendError::Store(error @ StoreError::Off(_)) => Self::NoIdempotency(error.to_string()),
+            SendError::Store(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,639 @@
+//! The one reader of the change stream, and the only publisher.
+//!
+//! One task in the process reads the stream of new messages and puts them into the ring, from
+//! which every worker takes them. It begins at the cluster's own time, and opens the stream again
+//! whenever it fails, stands still or ends: at the cluster time that it had reached, dropping what
+//! was published already. When that past cannot be had, it opens the ring anew, which tells every
+//! session to fetch the history. Every way out of the stream leads to one of these two, after a
+//! pause that grows: the feed never spins and never stops in silence ([`Feed::live`]).
+//!
+//! So that a restart loses nothing, a second stream reads the recovery window of before the start
+//! and fills it in; new messages do not wait for it.
+//!
+//! On a standalone MongoDB there is no stream; then whoever stores a message publishes it here.
+
+pub mod event;
+pub mod position;
+pub mod ring;
+pub mod stream;
+
+use std::{
+    collections::VecDeque,
+    future::pending,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use bson::Timestamp;
+use futures::{FutureExt, future::join};
+use mongodb::Database;
+use tokio::{
+    sync::watch,
+    time::{error::Elapsed, sleep, timeout},
+};
+
+use crate::models::{Failure, Message};
+
+use event::Event;
+use position::Position;
+use ring::{Batch, Limits, Opening, Ring, footprint};
+use stream::{ChangeStream, Cluster, Fate, Poison, Reading, Reply, StreamError};
+
+/// How long the stream may be silent, and how long it may stand still while the cluster moves on.
+/// A reply comes each second, and an idle cluster writes a no-op every ten.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long the stream of the past may search an oplog that others have filled.
+const PAST_PATIENCE: Duration = Duration::from_secs(120);
+
+/// After so many empty replies there is no more of the past, whatever the resume token seems to say.
+const SILENT_REPLIES: u32 = 1_000;
+
+/// How many past events are filled in at once, while nobody can read the ring.
+const FILLED_AT_ONCE: usize = 1_000;
+
+/// How long a question to the cluster may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How often a standalone MongoDB is asked whether it has become a replica set.
+const STANDALONE_CHECK: Duration = Duration::from_secs(30);
+
+/// So many failures of one kind at one place mean that the place is the cause.
+const TRIES_IN_PLACE: u32 = 3;
+
+/// See the [module](self).
+pub struct Feed {
+    database: Database,
+    ring: Arc<Ring>,
+    /// What is kept for recovery; the ring is filled as far back at the start.
+    limits: Limits,
+    phase: watch::Sender<Phase>,
+    /// What is to be filled in, since the ring was last opened.
+    past: watch::Sender<Option<Past>>,
+    // A standard lock: nothing awaits while it is held.
+    health: Mutex<Health>,
+    stats: Stats,
+}
+
+/// How messages get to sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Not yet: the stream has not been opened since the start.
+    Starting,
+    /// By the change stream; the ring does not yet hold all of the recovery window.
+    Filling,
+    /// By the change stream.
+    Live,
+    /// Within this process, since MongoDB is a standalone.
+    Local,
+}
+
+/// Counters since the start of the process.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Events read, of before the start too.
+    pub events: AtomicU64,
+    /// Inserts skipped because they are no messages.
+    pub poison: AtomicU64,
+    /// Inserts that became a `resync` because of their size.
+    pub oversized: AtomicU64,
+    /// Times that the stream had to be opened again.
+    pub restarts: AtomicU64,
+    /// Times that the past was lost and every session was told to fetch the history.
+    pub losses: AtomicU64,
+    /// Panics, each of which restarted the feed.
+    pub panics: AtomicU64,
+    /// How far the stream is behind the cluster, in seconds.
+    pub lag: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Health {
+    /// When the stream last was where the cluster is, or came nearer.
+    moved: Instant,
+    /// What went wrong since, for everybody to read.
+    cause: Option<String>,
+    /// The newest time of the cluster that was heard of.
+    cluster_time: Option<Position>,
+    poison_logged: Option<Instant>,
+}
+
+/// Why the feed cannot deliver; the text says more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotLive(String);
+
+/// Where the stream is to be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Course {
+    /// At the cluster's own time, with the ring opened anew and filled so far back.
+    Fresh(Duration),
+    /// Where it was.
+    At(Timestamp),
+}
+
+/// What came before the ring was opened.
+#[derive(Debug, Clone, Copy)]
+struct Past {
+    opening: Opening,
+    /// Up to and with this position.
+    last: Position,
+    reach: Duration,
+}
+
+/// Why the stream has to be opened again.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("{0}")]
+    Failed(#[from] StreamError),
+    #[error("MongoDB has closed it")]
+    Closed,
+    #[error("MongoDB has not answered in time")]
+    Silent(#[from] Elapsed),
+    #[error("it has stood still for {PATIENCE:?} while the cluster moved on; is a majority up?")]
+    StoodStill,
+    #[error("the collection was dropped or renamed")]
+    Ended(Timestamp),
+    #[error("the feed panicked")]
+    Panicked,
+}
+
+impl Feed {
+    /// A feed of the messages in `database`, which should be a client's of its own: the stream
+    /// keeps a connection busy.
+    pub fn new(database: Database, limits: Limits) -> Self {
+        Self {
+            database,
+            ring: Arc::new(Ring::new(limits)),
+            limits,
+            phase: watch::Sender::new(Phase::Starting),
+            past: watch::Sender::new(None),
+            health: Mutex::new(Health {
+                moved: Instant::now(),
+                cause: None,
+                cluster_time: None,
+                poison_logged: None,
+            }),
+            stats: Stats::default(),
+        }
+    }
+
+    /// The ring that this feed writes to.
+    pub fn ring(&self) -> &Arc<Ring> {
+        &self.ring
+    }
+
+    /// What was counted.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Reads the stream for ever. To be spawned once; whoever stops it drops it as a whole.
+    pub async fn run(&self) {
+        join(self.follow_for_ever(), self.fill_for_ever()).await;
+    }
+
+    async fn follow_for_ever(&self) {
+        let mut course = Course::Fresh(self.limits.window);
+        let mut backoff = Backoff::default();
+        let mut tries_in_place = 0;
+        loop {
+            let begun = course;
+            let followed = AssertUnwindSafe(self.follow(&mut course)).catch_unwind().await;
+            let end = followed.unwrap_or(End::Panicked);
+            if course != begun {
+                backoff = Backoff::default();
+                tries_in_place = 0;
+            }
+            tries_in_place += 1;
+            self.note(&end);
+            match end.fate() {
+                Fate::Standalone => {
+                    self.serve_locally().await;
+                    course = Course::Fresh(self.limits.window);
+                }
+                Fate::Lost => course = self.lose(&end),
+                Fate::RetryBriefly
+                    if matches!(begun, Course::At(_)) && tries_in_place >= TRIES_IN_PLACE =>
+                {
+                    course = self.lose(&end);
+                }
+                Fate::Retry | Fate::RetryBriefly => {}
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// Fills in what came before the ring was opened, each time that it is.
+    async fn fill_for_ever(&self) {
+        let mut openings = self.past.subscribe();
+        loop {
+            let past = *openings.borrow_and_update();
+            let filling = async {
+                if let Some(past) = past {
+                    self.fill(past).await;
+                }
+                pending().await
+            };
+            tokio::select! {
+                biased;
+                // The sender lives in `self`.
+                _ = openings.changed() => {}
+                never = filling => match never {},
+            }
+        }
+    }
+
+    async fn fill(&self, mut past: Past) {
+        let mut backoff = Backoff::default();
+        let mut tries = 0;
+        while !past.reach.is_zero() {
+            let filled = AssertUnwindSafe(self.try_fill(past)).catch_unwind().await;
+            let Err(end) = filled.unwrap_or(Err(End::Panicked)) else { break };
+            tries += 1;
+            match end.fate() {
+                // The oplog does not reach back so far: less is better than nothing.
+                Fate::Lost => {
+                    past.reach = Duration::from_secs(past.reach.as_secs() / 2);
+                    tries = 0;
+                    continue;
+                }
+                Fate::RetryBriefly if tries >= TRIES_IN_PLACE => {
+                    log::error!("what came before the start cannot be recovered: {end}");
+                    break;
+                }
+                _ => log::warn!("what came before the start is read again: {end}"),
+            }
+            backoff.pause().await;
+        }
+        self.phase.send_if_modified(|phase| {
+            let is_filling = *phase == Phase::Filling;
+            if is_filling {
+                *phase = Phase::Live;
+            }
+            is_filling
+        });
+    }
+
+    async fn try_fill(&self, Past { opening, last, reach }: Past) -> Result<(), End> {
+        let (time, increment) = last.time();
+        let until = Timestamp { time, increment };
+        let count = |events: &[Event], poison: &[Poison]| self.count(events, poison);
+        let (from, events) = self.read(back(until, reach), until, count).await?;
+        // The newest first, so that what is there never has a gap.
+        let mut rest = Vec::from(events);
+        loop {
+            let chunk = rest.split_off(rest.len().saturating_sub(FILLED_AT_ONCE));
+            let front = rest.last().and_then(Event::position).unwrap_or(from);
+            let goes_on = self.ring.fill(opening, front, chunk, time);
+            if rest.is_empty() || !goes_on {
+                log::info!("messages from {front} on can be recovered");
+                return Ok(());
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Reads what happened from one time to another, both included, as far as the ring has room
+    /// for it; and after which position that is all that there was.
+    async fn read(
+        &self,
+        mut at: Timestamp,
+        until: Timestamp,
+        count: impl Fn(&[Event], &[Poison]),
+    ) -> Result<(Position, VecDeque<Event>), End> {
+        let is_past = |position: Position| position.time() <= (until.time, until.increment);
+        let (mut from, mut events, mut bytes) = (position_of(at), VecDeque::new(), 0);
+        loop {
+            let opening = ChangeStream::open(&self.database, at, Reading::Past);
+            let mut stream = timeout(PAST_PATIENCE, opening).await??;
+            let mut silent = 0;
+            let ended = loop {
+                let reply = timeout(PAST_PATIENCE, stream.next(None)).await?;
+                let mut reply = reply.ok_or(End::Closed)??;
+                let has_more = reply.newest.is_some() || reply.ended.is_some();
+                reply.events.retain(|event| event.position().is_some_and(is_past));
+                reply.poison.retain(|poison| is_past(poison.position));
+                count(&reply.events, &reply.poison);
+                bytes += reply.events.iter().map(footprint).sum::<usize>();
+                events.extend(reply.events);
+                while bytes > self.limits.bytes
+                    && let Some(oldest) = events.pop_front()
+                {
+                    bytes -= footprint(&oldest);
+                    from = oldest.position().unwrap_or(from);
+                }
+                if let Some(ended) = reply.ended {
+                    break ended;
+                }
+                silent = if has_more { 0 } else { silent + 1 };
+                // One that is empty comes when there is nothing more.
+                let is_done = reply.progress > until || (!has_more && reply.progress == until);
+                if is_done || silent == SILENT_REPLIES {
+                    return Ok((from, events));
+                }
+            };
+            if ended > until {
+                return Ok((from, events));
+            }
+            // What is in a new collection of that name comes later, by at least one increment.
+            (events, bytes, from, at) = (VecDeque::new(), 0, position_of(ended), next_of(ended));
+        }
+    }
+
+    /// How messages get to sessions, or why they do not.
+    ///
+    /// # Errors
+    /// Says why, for `readyz` and the log.
+    pub fn live(&self) -> Result<Phase, NotLive> {
+        let phase = *self.phase.borrow();
+        let health = self.health();
+        let stalled = health.moved.elapsed() > PATIENCE;
+        let cause = health.cause.as_deref();
+        match phase {
+            Phase::Starting => {
+                let cause = cause.unwrap_or("MongoDB has not answered yet");
+                Err(NotLive(format!("the change stream is not open: {cause}")))
+            }
+            Phase::Filling | Phase::Live if stalled => {
+                let cause = cause.unwrap_or("MongoDB is silent");
+                Err(NotLive(format!("the change stream is interrupted: {cause}")))
+            }
+            phase => Ok(phase),
+        }
+    }
+
+    /// How messages get to sessions, whether or not they do at this moment.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Waits until rooms can be joined.
+    pub async fn started(&self) {
+        self.reach(|phase| phase != Phase::Starting).await;
+    }
+
+    /// Waits until the ring holds all that it can recover.
+    pub async fn filled(&self) {
+        self.reach(|phase| matches!(phase, Phase::Live | Phase::Local)).await;
+    }
+
+    /// Whether the cluster has got to `position`, which this process has not seen. Asks it only
+    /// when nothing newer was heard of.
+    pub async fn cluster_reached(&self, position: Position) -> bool {
+        let reached = |time: Option<Position>| time.map(Position::time) >= Some(position.time());
+        if reached(self.health().cluster_time) {
+            return true;
+        }
+        let asked = timeout(ANSWER, Cluster::ask(&self.database)).await;
+        let Ok(Ok(cluster)) = asked else { return false };
+        self.health().hear_of(cluster.latest);
+        reached(Some(position_of(cluster.latest)))
+    }
+
+    /// Delivers a message that was just stored, on a standalone MongoDB; elsewhere the stream
+    /// does. To be called in the order of the acknowledgements, by whoever stores one.
+    pub fn publish_local(&self, message: &Message<'_>) {
+        if self.phase() != Phase::Local {
+            return;
+        }
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let second = since_1970.map_or(0, |age| u32::try_from(age.as_secs()).unwrap_or(u32::MAX));
+        let events = vec![Event::message(message, None)];
+        self.ring.publish(Batch { events, newest: None, through: None, second });
+        self.stats.events.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Opens the stream and publishes what it brings, until it cannot go on.
+    async fn follow(&self, course: &mut Course) -> End {
+        match self.try_follow(course).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn try_follow(&self, course: &mut Course) -> Result<std::convert::Infallible, End> {
+        let (from, fresh) = match *course {
+            Course::At(at) => (at, None),
+            Course::Fresh(reach) => {
+                let cluster = timeout(PATIENCE, Cluster::ask(&self.database)).await??;
+                if !cluster.has_change_streams {
+                    return Err(End::standalone());
+                }
+                let last = timeout(PATIENCE, self.last_at(cluster.committed)).await??;
+                (next_of(cluster.committed), Some((last, reach)))
+            }
+        };
+        let opening = ChangeStream::open(&self.database, from, Reading::Live);
+        let mut stream = timeout(PATIENCE, opening).await??;
+        if let Some((last, reach)) = fresh {
+            self.open(last, reach);
+            *course = Course::At(from);
+        }
+        let mut moved = Instant::now();
+        let mut reached = from;
+        loop {
+            // A stream whose answer did not come in time is never asked again: it is dropped.
+            let next = timeout(PATIENCE, stream.next(self.ring.newest())).await?;
+            let reply = next.ok_or(End::Closed)??;
+            if reply.progress > reached || reply.progress >= reply.cluster_time {
+                moved = Instant::now();
+                self.health().recovered(moved);
+            } else if moved.elapsed() > PATIENCE {
+                return Err(End::StoodStill);
+            }
+            reached = reply.progress;
+            *course = Course::At(reached);
+            if let Some(end) = self.publish(reply) {
+                // Nothing can follow it in the stream of a collection that is gone.
+                self.open(position_of(end), Duration::ZERO);
+                *course = Course::At(next_of(end));
+                return Err(End::Ended(end));
+            }
+        }
+    }
+
+    /// Publishes a reply; returns when the collection ended, if it did.
+    fn publish(&self, reply: Reply) -> Option<Timestamp> {
+        let Reply { events, newest, progress, cluster_time, ended, poison } = reply;
+        self.count(&events, &poison);
+        let lag = cluster_time.time.saturating_sub(progress.time);
+        self.stats.lag.store(u64::from(lag), Ordering::Relaxed);
+        self.health().hear_of(cluster_time);
+        let second = progress.time;
+        self.ring.publish(Batch { events, newest, through: before(progress), second });
+        ended
+    }
+
+    /// Counts what a reply has brought.
+    fn count(&self, events: &[Event], poison: &[Poison]) {
+        let oversized = events.iter().filter(|event| event.is_resync()).count();
+        self.stats.events.fetch_add(events.len() as u64, Ordering::Relaxed);
+        self.stats.oversized.fetch_add(oversized as u64, Ordering::Relaxed);
+        self.skip(poison);
+    }
+
+    /// The position of the last insert at a time, which several may share, or that of the time
+    /// itself.
+    async fn last_at(&self, time: Timestamp) -> Result<Position, End> {
+        let (from, events) = self.read(time, time, |_, _| {}).await?;
+        Ok(events.back().and_then(Event::position).unwrap_or(from))
+    }
+
+    /// Begins the ring anew behind a position, after which no other of its time comes, and has it
+    /// filled so far back.
+    fn open(&self, last: Position, reach: Duration) {
+        let opening = self.ring.open(last);
+        log::info!("following new messages behind {last}");
+        self.phase.send_replace(Phase::Filling);
+        self.past.send_replace(Some(Past { opening, last, reach }));
+    }
+
+    /// Gives the past up.
+    fn lose(&self, cause: &End) -> Course {
+        self.stats.losses.fetch_add(1, Ordering::Relaxed);
+        log::error!("messages may have been missed, all rooms will be told to resync: {cause}");
+        Course::Fresh(Duration::ZERO)
+    }
+
+    /// Serves a standalone MongoDB until it is one no more.
+    async fn serve_locally(&self) {
+        log::warn!(
+            "MongoDB is a standalone: messages are delivered within this process only, without \
+             recovery. To change that, restart mongod with --replSet rs0 and run rs.initiate()"
+        );
+        self.ring.close();
+        self.past.send_replace(None);
+        self.phase.send_replace(Phase::Local);
+        loop {
+            sleep(STANDALONE_CHECK).await;
+            let asked = timeout(ANSWER, Cluster::ask(&self.database)).await;
+            if let Ok(Ok(Cluster { has_change_streams: true, .. })) = asked {
+                log::info!("MongoDB is a replica set now");
+                return;
+            }
+        }
+    }
+
+    /// Counts and logs why the stream is opened again.
+    fn note(&self, end: &End) {
+        self.health().cause = Some(end.kind());
+        match end {
+            End::Failed(error) if Fate::of(error) == Fate::Standalone => return,
+            End::Panicked => {
+                self.stats.panics.fetch_add(1, Ordering::Relaxed);
+            }
+            End::Ended(_) => {
+                self.stats.losses.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        self.stats.restarts.fetch_add(1, Ordering::Relaxed);
+        log::warn!("the change stream of messages is opened again: {end}");
+    }
+
+    /// Counts documents that are no messages, and logs the first of them every minute.
+    fn skip(&self, poison: &[Poison]) {
+        let Some(Poison { position, cause }) = poison.first() else { return };
+        self.stats.poison.fetch_add(poison.len() as u64, Ordering::Relaxed);
+        let mut health = self.health();
+        if health.poison_logged.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
+            health.poison_logged = Some(Instant::now());
+            log::warn!("skipped a document in messages, inserted at {position}: {cause}");
+        }
+    }
+
+    async fn reach(&self, is_reached: impl Fn(Phase) -> bool) {
+        let mut phases = self.phase.subscribe();
+        // The sender lives in `self`, so this ends only when the phase is reached.
+        let _ = phases.wait_for(|phase| is_reached(*phase)).await;
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Health {
+    fn recovered(&mut self, moved: Instant) {
+        self.moved = moved;
+        self.cause = None;
+    }
+
+    fn hear_of(&mut self, time: Timestamp) {
+        self.cluster_time = self.cluster_time.max(Some(position_of(time)));
+    }
+}
+
+impl End {
+    fn standalone() -> Self {
+        Self::Failed(StreamError::Standalone)
+    }
+
+    /// What kind of problem it is, without what a library says of it.
+    fn kind(&self) -> String {
+        match self {
+            Self::Failed(StreamError::Database(error)) => Failure::of(error).to_string(),
+            Self::Failed(StreamError::Unreadable(_)) => {
+                "MongoDB answered what cannot be read".to_owned()
+            }
+            end => end.to_string(),
+        }
+    }
+
+    fn fate(&self) -> Fate {
+        match self {
+            Self::Failed(error) => Fate::of(error),
+            // A panic over one event would come back with it.
+            Self::Panicked => Fate::RetryBriefly,
+            Self::Closed | Self::Silent(_) | Self::StoodStill | Self::Ended(_) => Fate::Retry,
+        }
+    }
+}
+
+fn position_of(time: Timestamp) -> Position {
+    Position::first_of(time.time, time.increment)
+}
+
+/// A position before every insert at `time`.
+fn before(time: Timestamp) -> Option<Position> {
+    Some(Position::first_of(time.time, time.increment.checked_sub(1)?))
+}
+
+/// The earliest time at which something can follow what happened at `time`.
+fn next_of(time: Timestamp) -> Timestamp {
+    Timestamp { increment: time.increment.saturating_add(1), ..time }
+}
+
+fn back(time: Timestamp, reach: Duration) -> Timestamp {
+    let seconds = u32::try_from(reach.as_secs()).unwrap_or(u32::MAX);
+    if seconds == 0 {
+        return time;
+    }
+    Timestamp { time: time.time.saturating_sub(seconds), increment: 1 }
+}
+
+/// Pauses between attempts: doubling, bounded, and jittered so that the instances do not knock
+/// all at once.
+struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(Duration::from_millis(100))
+    }
+}
+
+impl Backoff {
+    const LONGEST: Duration = Duration::from_secs(5);
+
+    async fn pause(&mut self) {
+        // Without entropy there is no jitter, which is no reason not to pause.
+        let jitter = f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
+        sleep(self.0.mul_f64(0.5 + jitter / 2.0)).await;
+        self.0 = (self.0 * 2).min(Self::LONGEST);
+    }
+}

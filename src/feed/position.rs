@@ -1,0 +1,171 @@
+//! Where a message stands in the one order that all instances share.
+//!
+//! The order is MongoDB's: the change stream's. A position is the `clusterTime` of a message's
+//! insert and, because one transaction or one `insertMany` gives several inserts the same
+//! `clusterTime`, how many inserts of that time came before it. Each instance counts alike, so a
+//! position from one means the same at every other, also after all of them were restarted.
+//! Nothing here knows a clock or the database.
+
+use std::{fmt, str::FromStr};
+
+/// A place in the stream of messages, written `<seconds>.<increment>` and, from the second
+/// insert of that cluster time on, `<seconds>.<increment>.<n>`.
+///
+/// It also stands for all that came before it: "everything up to here".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    // The order of the fields is the order of the stream.
+    seconds: u32,
+    increment: u32,
+    nth: u32,
+}
+
+impl Position {
+    /// Before everything.
+    pub const ZERO: Self = Self::first_of(0, 0);
+
+    /// The first insert of a cluster time: `seconds` since 1970, `increment` within that second.
+    pub const fn first_of(seconds: u32, increment: u32) -> Self {
+        Self { seconds, increment, nth: 0 }
+    }
+
+    /// The next insert that shares this one's cluster time.
+    pub const fn next_of_same_time(self) -> Self {
+        Self { nth: self.nth.saturating_add(1), ..self }
+    }
+
+    /// The seconds of the cluster time, since 1970.
+    pub const fn seconds(self) -> u32 {
+        self.seconds
+    }
+
+    /// The cluster time: seconds and increment.
+    pub const fn time(self) -> (u32, u32) {
+        (self.seconds, self.increment)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seconds, increment, nth } = self;
+        match nth {
+            0 => write!(f, "{seconds}.{increment}"),
+            _ => write!(f, "{seconds}.{increment}.{nth}"),
+        }
+    }
+}
+
+/// A text that is no position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a position")]
+pub struct NotAPosition;
+
+/// Reads only what [`Display`](fmt::Display) writes: one text for one position, so that two
+/// texts can be compared and nothing is accepted that was never handed out.
+impl FromStr for Position {
+    type Err = NotAPosition;
+
+    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+        let mut parts = text.split('.');
+        let seconds = number(parts.next())?;
+        let increment = number(parts.next())?;
+        let nth = match parts.next() {
+            None => 0,
+            part => match number(part)? {
+                0 => return Err(NotAPosition),
+                nth => nth,
+            },
+        };
+        match parts.next() {
+            None => Ok(Self { seconds, increment, nth }),
+            Some(_) => Err(NotAPosition),
+        }
+    }
+}
+
+/// A decimal number without sign or leading zeros.
+pub(crate) fn number(part: Option<&str>) -> Result<u32, NotAPosition> {
+    let part = part.ok_or(NotAPosition)?;
+    let canonical =
+        part.bytes().all(|byte| byte.is_ascii_digit()) && (part == "0" || !part.starts_with('0'));
+    if !canonical {
+        return Err(NotAPosition);
+    }
+    part.parse().map_err(|_| NotAPosition)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_position_reads_back_from_its_text() {
+        for text in ["0.0", "1790000000.1", "1790000000.1.1", "4294967295.4294967295.4294967295"] {
+            assert_eq!(
+                text.parse::<Position>().map(|position| position.to_string()),
+                Ok(text.into())
+            );
+        }
+    }
+
+    #[test]
+    fn only_the_canonical_text_is_a_position() {
+        let others = [
+            "",
+            ".",
+            "1",
+            "1.",
+            ".1",
+            "1.2.",
+            "1.2.0",
+            "1.2.3.4",
+            "01.2",
+            "1.02",
+            "1.2.03",
+            "+1.2",
+            "-1.2",
+            "1. 2",
+            " 1.2",
+            "1.2 ",
+            "1,2",
+            "1.2.3.",
+            "4294967296.1",
+            "1.4294967296",
+            "٣.٤",
+            "1e3.1",
+            "0x1.1",
+            "1.2\n",
+            "1.2\0",
+        ];
+        for text in others {
+            assert_eq!(text.parse::<Position>(), Err(NotAPosition), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn inserts_of_one_cluster_time_follow_each_other() {
+        let first = Position::first_of(7, 3);
+        let second = first.next_of_same_time();
+        assert!(first < second && second < second.next_of_same_time());
+        assert!(second.next_of_same_time() < Position::first_of(7, 4));
+        assert_eq!(second.to_string(), "7.3.1");
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_order_agree(a in any::<[u32; 3]>(), b in any::<[u32; 3]>()) {
+            let position = |[seconds, increment, nth]: [u32; 3]| Position { seconds, increment, nth };
+            prop_assert_eq!(position(a).to_string().parse(), Ok(position(a)));
+            prop_assert_eq!(position(a).cmp(&position(b)), a.cmp(&b));
+        }
+
+        #[test]
+        fn what_parses_is_canonical(text in "[0-9.+ a]{0,16}") {
+            if let Ok(position) = text.parse::<Position>() {
+                prop_assert_eq!(position.to_string(), text);
+            }
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! One session's rooms: what it is in, what it was given, what comes next.
+//!
+//! A member is given the events of its rooms in stream order, each once. A room that is joined
+//! with a position is first replayed from the ring, one event at a time and only when the session
+//! asks for the next one, so that a backlog waits in the ring and not in memory of its own; the
+//! step that finds nothing more to replay seats the member in the same instant, without a gap or
+//! an overlap. Whatever cannot be given becomes a `resync`, never silence. Nothing here knows a
+//! wire, a request or a clock.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytestring::ByteString;
+use indexmap::IndexMap;
+
+use super::{
+    Hub, MemberId,
+    inbox::{Inbox, Mail, Outlet, TooSlow},
+    offset::{Entry, Offset},
+};
+use crate::{
+    feed::{
+        event::{Delivery, Event, Wire, encode_offset},
+        position::Position,
+        ring::{RoomEvent, Seq},
+    },
+    models::RoomId,
+};
+
+/// See the [module](self). Dropping it leaves all rooms.
+pub struct Member {
+    hub: Hub,
+    id: MemberId,
+    inbox: Rc<Inbox>,
+    // One room is found without hashing.
+    places: IndexMap<RoomId, Place>,
+    /// The rooms that are replayed, by the number of the event that each goes on with.
+    replays: BTreeSet<(Seq, RoomId)>,
+    /// Rooms that are owed a `resync` up to a position, which is told before anything else.
+    resyncs: VecDeque<(RoomId, Option<Position>)>,
+    /// No place in a room was ever ahead of this.
+    highest: Option<Position>,
+    /// How many rooms the client has joined, on earlier connections, too.
+    joins: u32,
+    /// One more is about to be.
+    announced: bool,
+    /// Up to here the client may have offsets of before it had joined so many. So those which
+    /// reach no further say how many it has.
+    known: Option<Position>,
+    /// Nothing is given any more.
+    muted: bool,
+}
+
+/// Being in a room.
+struct Place {
+    /// What [`Joined::recovered`] said.
+    recovered: bool,
+    /// Everything of this room up to here was given, or was not wanted.
+    through: Option<Position>,
+    /// A `resync` is still to be told; what was missed lies behind `through`.
+    owed: bool,
+    state: State,
+}
+
+enum State {
+    /// Live from the event with this number on.
+    Live(Seq),
+    /// Replayed, next the event with this number.
+    Replayed(Seq),
+}
+
+/// Where a member wants to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With what comes from now on.
+    Live,
+    /// With what came after a position that it was given, which must not be ahead of the
+    /// cluster. One that the ring no longer promises is answered by a `resync`.
+    After(Position),
+    /// Live since a moment ago: with what came after this position of this hub.
+    From(Position),
+    /// From now on, but it has missed something: a `resync` first.
+    Resync,
+}
+
+/// The answer to a join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Joined {
+    /// The member is given everything after this position; `None` on a standalone MongoDB.
+    pub position: Option<Position>,
+    /// Whether that is the position which it asked for.
+    pub recovered: bool,
+}
+
+impl Member {
+    /// A new member, in no room yet.
+    pub fn enter(hub: &Hub) -> Self {
+        let (id, inbox) = hub.enter();
+        Self {
+            hub: hub.clone(),
+            id,
+            inbox,
+            places: IndexMap::new(),
+            replays: BTreeSet::new(),
+            resyncs: VecDeque::new(),
+            highest: None,
+            joins: 0,
+            announced: false,
+            known: None,
+            muted: false,
+        }
+    }
+
+    /// Events go to the client by this way as long as nothing waits, without being asked for.
+    pub fn set_outlet(&mut self, outlet: impl Outlet + 'static) {
+        self.inbox.set_outlet(Box::new(outlet));
+    }
+
+    /// The client may have offsets up to here, of earlier connections in which it joined so many
+    /// rooms.
+    pub fn remember(&mut self, known: Option<Position>, joins: u32) {
+        self.inbox.rest(false);
+        self.known = self.known.max(known);
+        self.joins = self.joins.max(joins);
+    }
+
+    /// A room is about to be joined, from a position on. Until it [is](Self::join), or this is
+    /// [taken back](Self::retract), offsets say that it is not yet. What this answers tells them
+    /// apart.
+    pub fn announce(&mut self, from: Position) -> Entry {
+        self.inbox.rest(false);
+        self.announced = true;
+        self.known = self.known.max(self.inbox.base());
+        Entry { from, known: self.known, join: self.joins.saturating_add(1) }
+    }
+
+    /// No room is about to be joined.
+    pub fn retract(&mut self) {
+        self.announced = false;
+    }
+
+    /// Enters `room`. Being there already changes nothing, and the answer is that of the first
+    /// time with what was given since.
+    pub fn join(&mut self, room: RoomId, start: Start) -> Joined {
+        if let Some(place) = self.places.get(&room) {
+            return Joined { position: self.given(place), recovered: place.recovered };
+        }
+        self.inbox.rest(false);
+        self.joins = self.joins.saturating_add(1);
+        self.announced = false;
+        // The first room decides where the account of what was given begins.
+        self.inbox.set_base(self.inbox.base().or(self.hub.through()));
+        match start {
+            Start::After(since) if self.hub.ring().recovers(room, since) => {
+                self.take_up(room, since, true)
+            }
+            Start::From(since) if self.hub.ring().recovers(room, since) => {
+                self.take_up(room, since, false)
+            }
+            Start::Live => self.go_live(room),
+            Start::After(_) | Start::From(_) | Start::Resync => {
+                let joined = self.go_live(room);
+                let had = match start {
+                    Start::After(since) | Start::From(since) => since,
+                    _ => Position::ZERO,
+                };
+                self.owe_resync(room, Some(had), joined.position);
+                joined
+            }
+        }
+    }
+
+    /// Leaves `room`; nothing of it is given any more.
+    pub fn leave(&mut self, room: RoomId) {
+        match self.places.swap_remove(&room).map(|place| place.state) {
+            Some(State::Live(_)) => self.hub.unseat(room, self.id),
+            Some(State::Replayed(next)) => {
+                self.replays.remove(&(next, room));
+            }
+            None => {}
+        }
+        self.resyncs.retain(|&(owed, _)| owed != room);
+    }
+
+    /// Gives no more events. The member stays in its rooms, and can still join and leave some.
+    pub fn mute(&mut self) {
+        self.muted = true;
+        for (&room, place) in &self.places {
+            if let State::Live(_) = place.state {
+                self.hub.unseat(room, self.id);
+            }
+        }
+        self.replays.clear();
+        self.resyncs.clear();
+    }
+
+    /// The rooms that it is in.
+    pub fn rooms(&self) -> impl ExactSizeIterator<Item = RoomId> {
+        self.places.keys().copied()
+    }
+
+    /// Whether it is in `room`.
+    pub fn is_in(&self, room: RoomId) -> bool {
+        self.places.contains_key(&room)
+    }
+
+    /// The next event for this session: live ones first, because those are what its bounded
+    /// inbox holds; then what is replayed, of all such rooms in stream order.
+    pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Result<Rc<Delivery>, TooSlow>> {
+        self.inbox.rest(false);
+        loop {
+            if let Some((room, position)) = self.resyncs.pop_front() {
+                return Poll::Ready(Ok(self.resync(room, position)));
+            }
+            match self.inbox.poll_take(context)? {
+                Poll::Ready(mail) => {
+                    if let Some(delivery) = self.unpack(mail) {
+                        return Poll::Ready(Ok(delivery));
+                    }
+                }
+                Poll::Pending => match self.replays.pop_first() {
+                    Some((next, room)) => {
+                        if let Some(delivery) = self.replay(room, next) {
+                            return Poll::Ready(Ok(delivery));
+                        }
+                    }
+                    None => {
+                        self.inbox.rest(self.shares_frames());
+                        return Poll::Pending;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Whether there is more to give at once, as far as can be said without looking at it.
+    pub fn has_more(&self) -> bool {
+        !(self.inbox.is_empty() && self.replays.is_empty() && self.resyncs.is_empty())
+    }
+
+    /// Resolves when more waits for this session than may.
+    pub fn poll_too_slow(&self, context: &Context<'_>) -> Poll<TooSlow> {
+        self.inbox.poll_overflow(context)
+    }
+
+    /// The frame of an event that [`poll_next`](Self::poll_next) has just given, with the offset
+    /// of this session where the wire carries one. Shared by all members wherever it can be.
+    pub fn frame(&self, delivery: &Delivery, wire: Wire) -> ByteString {
+        if wire != Wire::SocketIoOffset {
+            return delivery.frame(wire);
+        }
+        match self.offset() {
+            Some(offset) if !is_position_of(&offset, delivery) => {
+                delivery.event().encode_with_offset(offset)
+            }
+            _ => delivery.frame(wire),
+        }
+    }
+
+    /// The frame of this session's offset alone, to be written behind everything that
+    /// [`poll_next`](Self::poll_next) has given, of which `last` was the last. Shared by all
+    /// members wherever it can be; `None` when there is no offset.
+    pub fn offset_frame(&self, last: &Delivery) -> Option<ByteString> {
+        let offset = self.offset()?;
+        if is_position_of(&offset, last) {
+            last.offset_frame()
+        } else {
+            Some(encode_offset(offset))
+        }
+    }
+
+    /// What this session has been given; `None` before it is in a room and on a standalone
+    /// MongoDB.
+    pub fn offset(&self) -> Option<Offset> {
+        let base = self.inbox.base()?;
+        let mut exceptions = Vec::new();
+        if !self.replays.is_empty() || !self.resyncs.is_empty() || self.highest > Some(base) {
+            let places = self.places.iter();
+            let given = places.filter_map(|(&room, place)| Some((self.given(place)?, room)));
+            exceptions.extend(given.filter(|&(given, _)| given != base));
+            exceptions.sort_unstable();
+        }
+        let joins = self.counts_joins(base).then_some(self.joins);
+        Some(Offset { base, exceptions, joins })
+    }
+
+    /// Whether offsets that reach to `base` say how many rooms were joined.
+    fn counts_joins(&self, base: Position) -> bool {
+        self.announced || self.known >= Some(base)
+    }
+
+    /// Whether the offset with the next live event is no more than that event's position.
+    fn shares_frames(&self) -> bool {
+        let Some(base) = self.inbox.base() else { return true };
+        self.replays.is_empty()
+            && self.resyncs.is_empty()
+            && self.highest <= Some(base)
+            && !self.counts_joins(base)
+    }
+
+    /// Goes on after `since`, of which the client knows when it is `recovered`.
+    fn take_up(&mut self, room: RoomId, since: Position, recovered: bool) -> Joined {
+        let first = self.hub.ring().first_after(room, since);
+        let through = Some(since);
+        let place = |state| Place { recovered, through, owed: false, state };
+        if first < self.hub.cursor() {
+            self.replays.insert((first, room));
+            self.places.insert(room, place(State::Replayed(first)));
+        } else {
+            // Nothing to replay; its own position is the floor, which may be ahead of this hub's.
+            self.places.insert(room, place(State::Live(0)));
+            self.take_seat(room, through, through);
+        }
+        Joined { position: Some(since), recovered }
+    }
+
+    fn go_live(&mut self, room: RoomId) -> Joined {
+        let live = self.hub.through();
+        let place = Place { recovered: false, through: live, owed: false, state: State::Live(0) };
+        self.places.insert(room, place);
+        self.take_seat(room, live, live);
+        Joined { position: live, recovered: false }
+    }
+
+    /// Makes a place live: everything up to `through` was given, what the hub dispatches after
+    /// `floor` will be.
+    fn take_seat(&mut self, room: RoomId, through: Option<Position>, floor: Option<Position>) {
+        if let Some(place) = self.places.get_mut(&room) {
+            place.state = State::Live(self.hub.cursor());
+            place.through = through;
+            self.highest = self.highest.max(through);
+            if !self.muted {
+                self.hub.seat(room, self.id, &self.inbox, floor);
+            }
+        }
+    }
+
+    /// What is in the mail for this member, if it is still in that room, and in it since before
+    /// the mail was sent.
+    fn unpack(&mut self, mail: Mail) -> Option<Rc<Delivery>> {
+        match mail {
+            Mail::Event(seq, delivery) => {
+                let place = self.places.get(&delivery.event().room())?;
+                let State::Live(from) = place.state else { return None };
+                if seq < from {
+                    return None;
+                }
+                self.inbox.set_base(delivery.event().position().or(self.inbox.base()));
+                Some(delivery)
+            }
+            Mail::Resync { before, position } => {
+                let missed = self
+                    .places
+                    .iter()
+                    .filter(|(_, place)| matches!(place.state, State::Live(from) if from < before));
+                let missed: Vec<_> =
+                    missed.map(|(&room, place)| (room, self.given(place))).collect();
+                for (room, given) in missed {
+                    self.owe_resync(room, given, position);
+                }
+                self.inbox.set_base(self.inbox.base().max(position));
+                None
+            }
+        }
+    }
+
+    /// One step of the replay of `room`: its next event, or, when there is nothing more that was
+    /// dispatched before, its seat.
+    fn replay(&mut self, room: RoomId, next: Seq) -> Option<Rc<Delivery>> {
+        let cursor = self.hub.cursor();
+        match self.hub.ring().event_of(room, next) {
+            Ok(Some(RoomEvent { event, seq, next })) if seq < cursor => {
+                let place = self.places.get_mut(&room)?;
+                place.through = event.position();
+                if next < cursor {
+                    place.state = State::Replayed(next);
+                    self.replays.insert((next, room));
+                } else {
+                    let through = event.position().max(self.hub.through());
+                    self.take_seat(room, through, event.position());
+                }
+                Some(Delivery::new(event))
+            }
+            Ok(_) => {
+                let through = self.hub.through();
+                self.take_seat(room, through, None);
+                None
+            }
+            Err(_overtaken) => {
+                let given = self.places.get(&room)?.through;
+                let live = self.hub.through();
+                self.take_seat(room, live, live);
+                self.owe_resync(room, given, live);
+                None
+            }
+        }
+    }
+
+    /// Up to where everything of a room was given.
+    fn given(&self, place: &Place) -> Option<Position> {
+        match place.state {
+            State::Live(_) if !place.owed => place.through.max(self.inbox.base()),
+            _ => place.through,
+        }
+    }
+
+    /// From now on `room`, of which everything up to `given` was given, owes a `resync` up to
+    /// `position`.
+    fn owe_resync(&mut self, room: RoomId, given: Option<Position>, position: Option<Position>) {
+        if let Some(place) = self.places.get_mut(&room) {
+            if !place.owed {
+                place.through = given;
+            }
+            place.owed = true;
+            self.resyncs.retain(|&(owed, _)| owed != room);
+            self.resyncs.push_back((room, position));
+        }
+    }
+
+    fn resync(&mut self, room: RoomId, position: Option<Position>) -> Rc<Delivery> {
+        if let Some(place) = self.places.get_mut(&room) {
+            place.owed = false;
+            place.through = place.through.max(position);
+            self.highest = self.highest.max(place.through);
+        }
+        Delivery::new(Arc::new(Event::resync(room, position)))
+    }
+}
+
+/// Whether an offset is no more than the position of this event.
+fn is_position_of(offset: &Offset, delivery: &Delivery) -> bool {
+    Some(offset.base) == delivery.event().position()
+        && offset.exceptions.is_empty()
+        && offset.joins.is_none()
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        for (&room, place) in &self.places {
+            if let State::Live(_) = place.state {
+                self.hub.unseat(room, self.id);
+            }
+        }
+    }
+}

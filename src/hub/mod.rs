@@ -1,0 +1,260 @@
+//! The rooms of one worker and who is in them.
+//!
+//! Each worker has a hub of its own, which only its thread touches. A dispatcher follows the ring
+//! by sequence number and puts each event into the inboxes of the local members of its room, so a
+//! message costs one wake-up of each worker, not one of each member across threads; a member that
+//! has nothing else to do does not even have to be woken ([`Outlet`](inbox::Outlet)). Joining
+//! is atomic with respect to the stream, because nothing is dispatched while a member is seated.
+//! The hub knows rooms, seats and inboxes; no socket, no wire, no database.
+
+pub mod inbox;
+pub mod member;
+pub mod offset;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, hash_map::Entry},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use indexmap::IndexMap;
+use tokio::time::Instant;
+
+use crate::{
+    feed::{
+        event::{Delivery, Event},
+        position::Position,
+        ring::{Ring, Seq},
+    },
+    models::RoomId,
+};
+
+use inbox::{Bounds, Inbox, Mail};
+
+/// Events that are handed out before the sessions of this worker get to run.
+const DISPATCH_AT_ONCE: usize = 64;
+
+/// How many deliveries (events times members) the hub itself makes in that time. The rest is left to
+/// the sessions, so that a large room holds nobody else up.
+const WRITTEN_AT_ONCE: usize = 256;
+
+/// How long no more is handed out for each client that was written to: five times what a write
+/// costs. So writing takes about a fifth of a worker's time before what follows is put into fewer,
+/// larger writes, which cost the server, the network and the clients less than many small ones.
+const SPACING: Duration = Duration::from_micros(40);
+
+/// The longest time that this makes an event wait, and how much of it is forgiven: a message now and
+/// then, and a few at once, are handed out without delay.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// See the [module](self). Clones are handles on the same hub.
+#[derive(Clone)]
+pub struct Hub {
+    ring: Arc<Ring>,
+    bounds: Bounds,
+    // Borrowed for one operation at a time, never across an await.
+    shard: Rc<RefCell<Shard>>,
+}
+
+struct Shard {
+    /// The number of the first event that is not yet dispatched.
+    cursor: Seq,
+    /// How far the events before it reach.
+    dispatched: Option<Position>,
+    /// No room without seats.
+    rooms: HashMap<RoomId, IndexMap<MemberId, Seat>>,
+    next_member: MemberId,
+}
+
+/// The number of a member of this hub.
+type MemberId = u64;
+
+/// What was handed out in one go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Round {
+    /// How many writes it takes, when a client is written everything at once.
+    pub writes: usize,
+    /// More events may be there already.
+    pub more: bool,
+}
+
+/// Spreads rounds in time: a rate of writes, of which some may come early (a generic cell rate
+/// algorithm, ITU-T I.371).
+struct Pace {
+    paid_until: Instant,
+}
+
+struct Seat {
+    inbox: Rc<Inbox>,
+    /// The member has had what is not after this.
+    floor: Option<Position>,
+}
+
+impl Hub {
+    /// A hub without members that follows `ring` from now on, once [`run`](Self::run) does.
+    pub fn new(ring: Arc<Ring>, bounds: Bounds) -> Self {
+        let tail = ring.tail();
+        let shard = Shard {
+            cursor: tail.seq,
+            dispatched: tail.through,
+            rooms: HashMap::new(),
+            next_member: 0,
+        };
+        Self { ring, bounds, shard: Rc::new(RefCell::new(shard)) }
+    }
+
+    /// Dispatches events until the ring is gone. To be spawned once, on the thread of this hub.
+    pub async fn run(self) {
+        let mut ends = self.ring.ends();
+        let mut pace = Pace { paid_until: Instant::now() };
+        loop {
+            let Round { writes, more } = self.dispatch(DISPATCH_AT_ONCE);
+            match pace.pause_after(writes, Instant::now()) {
+                // Whoever is behind must not be held up.
+                _ if more => tokio::task::yield_now().await,
+                Some(end) => tokio::time::sleep_until(end).await,
+                None if ends.changed().await.is_err() => return,
+                None => {}
+            }
+        }
+    }
+
+    /// The number and the inbox of a new member, in no room yet.
+    fn enter(&self) -> (MemberId, Rc<Inbox>) {
+        let mut shard = self.shard.borrow_mut();
+        let id = shard.next_member;
+        shard.next_member += 1;
+        (id, Inbox::new(self.bounds))
+    }
+
+    /// Up to where everything was handed out here; `None` before the feed has begun and on a
+    /// standalone MongoDB.
+    pub fn through(&self) -> Option<Position> {
+        let shard = self.shard.borrow();
+        self.ring.through_at(shard.cursor, shard.dispatched)
+    }
+
+    /// The ring that this hub follows.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// How many rooms have members here.
+    pub fn rooms(&self) -> usize {
+        self.shard.borrow().rooms.len()
+    }
+
+    /// Hands out up to `max` events, and no more at once than inboxes can hold.
+    fn dispatch(&self, max: usize) -> Round {
+        let mut shard = self.shard.borrow_mut();
+        match self.ring.after(shard.cursor, max) {
+            Ok(events) => {
+                let mut round = Round { writes: 0, more: events.len() == max };
+                let (mut bytes, mut at_once) = (0, WRITTEN_AT_ONCE);
+                for (index, event) in events.iter().enumerate() {
+                    bytes += event.len();
+                    let is_of_room = |other: &Arc<Event>| other.room() == event.room();
+                    let before = events.iter().take(index).any(is_of_room);
+                    let after = events.iter().skip(index + 1).any(is_of_room);
+                    // Several of one room are cheaper in one write, which their sessions make.
+                    let most = if before || after { 0 } else { at_once };
+                    at_once -= shard.dispatch(Arc::clone(event), most);
+                    if !before {
+                        round.writes += shard.seats(event.room());
+                    }
+                    // A burst of large events must not fill the inboxes of those who do read.
+                    if bytes >= self.bounds.bytes / 4 {
+                        round.more = true;
+                        break;
+                    }
+                }
+                round
+            }
+            Err(overtaken) => {
+                let tail = overtaken.tail;
+                shard.cursor = tail.seq;
+                shard.dispatched = tail.through;
+                shard.tell_all(|| Mail::Resync { before: tail.seq, position: tail.through });
+                Round { writes: 0, more: true }
+            }
+        }
+    }
+
+    /// The number of the first event that the members are still to be given.
+    fn cursor(&self) -> Seq {
+        self.shard.borrow().cursor
+    }
+
+    /// Gives `member` what is dispatched to `room` from now on and comes after `floor`.
+    fn seat(&self, room: RoomId, member: MemberId, inbox: &Rc<Inbox>, floor: Option<Position>) {
+        let seat = Seat { inbox: inbox.clone(), floor };
+        self.shard.borrow_mut().rooms.entry(room).or_default().insert(member, seat);
+    }
+
+    /// Takes `member` out of `room`, where it need not be.
+    fn unseat(&self, room: RoomId, member: MemberId) {
+        let mut shard = self.shard.borrow_mut();
+        if let Entry::Occupied(mut seats) = shard.rooms.entry(room) {
+            seats.get_mut().swap_remove(&member);
+            if seats.get().is_empty() {
+                seats.remove();
+            }
+        }
+    }
+}
+
+impl Pace {
+    /// Until when to wait after a round with so many writes.
+    fn pause_after(&mut self, writes: usize, now: Instant) -> Option<Instant> {
+        let writes = u32::try_from(writes).unwrap_or(u32::MAX);
+        let price = SPACING.saturating_mul(writes).min(LONGEST_PAUSE);
+        self.paid_until = (self.paid_until.max(now) + price).min(now + LONGEST_PAUSE * 2);
+        let end = self.paid_until.checked_sub(LONGEST_PAUSE)?;
+        (end > now).then_some(end)
+    }
+}
+
+impl Shard {
+    fn seats(&self, room: RoomId) -> usize {
+        self.rooms.get(&room).map_or(0, IndexMap::len)
+    }
+
+    /// Hands an event out, to at most so many members by the short way; to how many it was.
+    fn dispatch(&mut self, event: Arc<Event>, most: usize) -> usize {
+        let seq = self.cursor;
+        self.cursor += 1;
+        self.dispatched = event.position().or(self.dispatched);
+        let Entry::Occupied(mut seats) = self.rooms.entry(event.room()) else { return 0 };
+        let delivery = Delivery::new(event);
+        let position = delivery.event().position();
+        let mut written = 0;
+        seats.get_mut().retain(|_, seat| {
+            if position.is_some() && position <= seat.floor {
+                return true;
+            }
+            if written < most && seat.inbox.give(&delivery) {
+                written += 1;
+                return true;
+            }
+            seat.inbox.put(Mail::Event(seq, Rc::clone(&delivery)))
+        });
+        if seats.get().is_empty() {
+            seats.remove();
+        }
+        written
+    }
+
+    /// Puts the same mail into the inbox of everyone who is in a room, once.
+    fn tell_all(&mut self, mail: impl Fn() -> Mail) {
+        let seats = self.rooms.values().flatten();
+        let members: HashMap<_, _> = seats.map(|(id, seat)| (*id, seat.inbox.clone())).collect();
+        for inbox in members.values() {
+            inbox.put(mail());
+        }
+    }
+}

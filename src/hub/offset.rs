@@ -1,0 +1,253 @@
+//! What a client has been given, when one position does not tell it.
+//!
+//! A session that gets only live events has had everything up to the last of them. While a room
+//! is replayed, or was joined with a position ahead of this instance, it has had less or more of
+//! that room than of the others; then its offset names those rooms. A client keeps the text and
+//! sends it back; only this file knows its form.
+
+use std::{fmt, str::FromStr};
+
+use crate::feed::position::{NotAPosition, Position, number};
+use crate::models::RoomId;
+
+/// Everything up to `base`, but for the rooms in `exceptions`, of which everything up to their
+/// own position. Written `<base>[#<joins>][;<position>=<room>,<room>…]…`, so that mostly an offset
+/// is a position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offset {
+    /// Holds for every room without an exception.
+    pub base: Position,
+    /// Rooms that stand elsewhere; neighbours with equal positions are written as one group.
+    pub exceptions: Vec<(Position, RoomId)>,
+    /// How many times its client had joined a room, where `base` does not tell of which joins the
+    /// client knew.
+    pub joins: Option<u32>,
+}
+
+/// How a session came into a room, as its record says. Written `<from>[@<known>]#<join>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// It is given everything after this.
+    pub from: Position,
+    /// As far as this, offsets of before may reach that the client still has. A later one reaches
+    /// further, or counts the joins.
+    pub known: Option<Position>,
+    /// Which join of the client it was, counted from 1.
+    pub join: u32,
+}
+
+/// More rooms than this in a text are not ours.
+const MOST_EXCEPTIONS: usize = 10_000;
+
+impl Offset {
+    /// The position up to which the client has had everything of `room`.
+    pub fn of(&self, room: RoomId) -> Position {
+        let exception = self.exceptions.iter().find(|(_, named)| *named == room);
+        exception.map_or(self.base, |&(position, _)| position)
+    }
+
+    /// Up to where the client has had everything of `room`, which it entered so, perhaps after it
+    /// got this offset.
+    pub fn since(&self, room: RoomId, entry: Entry) -> Position {
+        let is_later = match self.joins {
+            Some(joins) => joins >= entry.join,
+            None => Some(self.base) > entry.known,
+        };
+        if is_later { self.of(room).max(entry.from) } else { entry.from }
+    }
+}
+
+impl From<Position> for Offset {
+    fn from(base: Position) -> Self {
+        Self { base, exceptions: Vec::new(), joins: None }
+    }
+}
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.base.fmt(f)?;
+        if let Some(joins) = self.joins {
+            write!(f, "#{joins}")?;
+        }
+        let mut group = None;
+        for &(position, room) in &self.exceptions {
+            if group == Some(position) {
+                write!(f, ",{room}")?;
+            } else {
+                write!(f, ";{position}={room}")?;
+                group = Some(position);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Offset {
+    type Err = NotAPosition;
+
+    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+        let mut groups = text.split(';');
+        let (base, joins) = counted(groups.next().ok_or(NotAPosition)?)?;
+        let base = base.parse()?;
+        let mut exceptions = Vec::new();
+        for group in groups {
+            let (position, rooms) = group.split_once('=').ok_or(NotAPosition)?;
+            let position = position.parse()?;
+            for room in rooms.split(',') {
+                if exceptions.len() == MOST_EXCEPTIONS {
+                    return Err(NotAPosition);
+                }
+                exceptions.push((position, room.parse().map_err(|_| NotAPosition)?));
+            }
+        }
+        Ok(Self { base, exceptions, joins })
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.from.fmt(f)?;
+        if let Some(known) = self.known {
+            write!(f, "@{known}")?;
+        }
+        write!(f, "#{}", self.join)
+    }
+}
+
+impl FromStr for Entry {
+    type Err = NotAPosition;
+
+    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+        let (positions, join) = counted(text)?;
+        let (from, known) = match positions.split_once('@') {
+            Some((from, known)) => (from, Some(known.parse()?)),
+            None => (positions, None),
+        };
+        Ok(Self { from: from.parse()?, known, join: join.ok_or(NotAPosition)? })
+    }
+}
+
+/// What stands before a count, and the count.
+fn counted(text: &str) -> Result<(&str, Option<u32>), NotAPosition> {
+    match text.split_once('#') {
+        Some((text, count)) => Ok((text, Some(number(Some(count))?))),
+        None => Ok((text, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(seconds: u32) -> Position {
+        Position::first_of(seconds, 1)
+    }
+
+    #[test]
+    fn an_offset_without_exceptions_is_a_position() {
+        assert_eq!(Offset::from(at(7)).to_string(), "7.1");
+        assert_eq!("7.1".parse(), Ok(Offset::from(at(7))));
+    }
+
+    #[test]
+    fn exceptions_read_back_in_groups() {
+        let [a, b, c] = [(); 3].map(|()| RoomId::new());
+        let offset = Offset {
+            base: at(9),
+            exceptions: vec![(at(3), a), (at(3), b), (at(12), c)],
+            joins: None,
+        };
+        let text = offset.to_string();
+        assert_eq!(text, format!("9.1;3.1={a},{b};12.1={c}"));
+        assert_eq!(text.parse(), Ok(offset.clone()));
+        let counted = Offset { joins: Some(5), ..offset.clone() };
+        assert_eq!(counted.to_string(), text.replacen("9.1", "9.1#5", 1));
+        assert_eq!(counted.to_string().parse(), Ok(counted));
+        assert_eq!([a, b, c, RoomId::new()].map(|room| offset.of(room)), [3, 3, 12, 9].map(at));
+    }
+
+    #[test]
+    fn an_offset_of_before_a_room_was_entered_says_nothing_of_it() {
+        let room = RoomId::new();
+        let read =
+            |text: &str| text.parse::<Entry>().inspect(|entry| assert_eq!(entry.to_string(), text));
+        let since = |entry: Entry, text: &str| text.parse::<Offset>().unwrap().since(room, entry);
+        let entry = Entry { from: at(4), known: Some(at(7)), join: 3 };
+        assert_eq!(read("4.1@7.1#3"), Ok(entry));
+        for before in ["7.1", "6.1", "7.1#2", "9.1#2", &format!("7.1#2;6.1={room}")] {
+            assert_eq!(since(entry, before), at(4), "{before}");
+        }
+        assert_eq!(since(entry, "8.1"), at(8));
+        assert_eq!(since(entry, "7.1#3"), at(7));
+        assert_eq!(since(entry, &format!("7.1#3;6.1={room}")), at(6));
+        assert_eq!(since(entry, &format!("7.1#3;3.1={room}")), at(4));
+        // The first room of a client that never had an offset.
+        let first = Entry { from: at(4), known: None, join: 1 };
+        assert_eq!(read("4.1#1"), Ok(first));
+        assert_eq!(since(first, "7.1"), at(7));
+        assert_eq!(since(first, "3.1"), at(4));
+        for text in ["", "4.1", "4.1@#1", "4.1@7.1", "@7.1#1", "4.1@7.1@8.1#1", "4.1#", "4.1#01"] {
+            assert_eq!(read(text), Err(NotAPosition), "{text:?}");
+        }
+    }
+
+    fn position() -> impl Strategy<Value = Position> {
+        any::<[u8; 3]>().prop_map(|[seconds, increment, nth]| {
+            let first = Position::first_of(seconds.into(), increment.into());
+            (0..nth % 3).fold(first, |position, _| position.next_of_same_time())
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(
+            base in position(),
+            exceptions in proptest::collection::vec((position(), any::<[u8; 12]>()), 0..6),
+            joins in any::<Option<u32>>(),
+            known in proptest::option::of(position()),
+            join in any::<u32>(),
+        ) {
+            let entry = Entry { from: base, known, join };
+            prop_assert_eq!(entry.to_string().parse(), Ok(entry));
+            let room = |bytes| RoomId(bson::oid::ObjectId::from_bytes(bytes));
+            let exceptions = exceptions.into_iter().map(|(at, bytes)| (at, room(bytes))).collect();
+            let offset = Offset { base, exceptions, joins };
+            prop_assert_eq!(offset.to_string().parse(), Ok(offset));
+        }
+
+        #[test]
+        fn what_reads_means_the_same_when_written(
+            text in "[0-9]{1,3}\\.[0-9]{1,2}(@[0-9]\\.[0-9])?(#[0-9]{0,2})?([;=,.#@]?[0-9a-f.]{0,24}){0,4}"
+        ) {
+            if let Ok(offset) = text.parse::<Offset>() {
+                prop_assert_eq!(offset.to_string().parse(), Ok(offset));
+            }
+            if let Ok(entry) = text.parse::<Entry>() {
+                prop_assert_eq!(entry.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn other_texts_are_no_offset() {
+        let room = RoomId::new();
+        let others = [
+            String::new(),
+            "7.1;".into(),
+            ";7.1".into(),
+            "7.1;3.1".into(),
+            "7.1;3.1=".into(),
+            "7.1#".into(),
+            "7.1#+1".into(),
+            "7.1#1#2".into(),
+            format!("7.1;3.1={room},"),
+            format!("7.1;={room}"),
+            format!("7.1;3.1=;{room}"),
+        ];
+        for text in others {
+            assert_eq!(text.parse::<Offset>(), Err(NotAPosition), "{text:?}");
+        }
+    }
+}

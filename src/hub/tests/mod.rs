@@ -1,0 +1,388 @@
+//! The hub with members, without a wire.
+
+mod model;
+
+use std::{
+    cell::Cell,
+    task::{Context, Poll, Waker},
+};
+
+use super::{
+    inbox::Outlet,
+    member::{Member, Start},
+    *,
+};
+use crate::{
+    feed::ring::{Batch, Limits},
+    models::{Message, UserId},
+};
+
+fn hub(events: usize, bytes: usize) -> Hub {
+    let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
+    let ring = Arc::new(Ring::new(limits));
+    ring.open(Position::ZERO);
+    Hub::new(ring, Bounds { events, bytes })
+}
+
+fn publish(hub: &Hub, room: RoomId, count: u32) {
+    let start = hub.ring.newest().map_or(0, |newest| newest.time().1);
+    let position = |increment| Some(Position::first_of(1, increment));
+    let events = (start + 1..=start + count).map(|n| Event::resync(room, position(n))).collect();
+    let newest = position(start + count);
+    hub.ring.publish(Batch { events, newest, through: None, second: 1 });
+    while hub.dispatch(10).more {}
+}
+
+/// How many events wait, and whether the member is still served.
+fn drain(member: &mut Member) -> (usize, bool) {
+    let context = Context::from_waker(Waker::noop());
+    for count in 0.. {
+        match member.poll_next(&context) {
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(_)) => return (count, false),
+            Poll::Pending => return (count, true),
+        }
+    }
+    unreachable!("the members of these tests have few events")
+}
+
+/// A client that hears at once, unless something waits for it.
+#[derive(Clone, Default)]
+struct Client {
+    heard: Rc<RefCell<Vec<Option<Position>>>>,
+    busy: Rc<Cell<bool>>,
+}
+
+impl Outlet for Client {
+    fn give(&self, delivery: &Delivery) -> bool {
+        if self.busy.get() {
+            return false;
+        }
+        self.heard.borrow_mut().push(delivery.event().position());
+        true
+    }
+}
+
+/// A member of `room` with a client, which waits for the next event.
+fn listen(hub: &Hub, room: RoomId) -> (Member, Client) {
+    let (mut member, client) = (Member::enter(hub), Client::default());
+    member.set_outlet(client.clone());
+    member.join(room, Start::Live);
+    assert_eq!(drain(&mut member), (0, true));
+    (member, client)
+}
+
+#[test]
+fn an_event_goes_to_the_client_at_once_when_nothing_waits() {
+    let hub = hub(10, usize::MAX);
+    let room = RoomId::new();
+    let (mut member, client) = listen(&hub, room);
+    publish(&hub, room, 1);
+    let first = Some(Position::first_of(1, 1));
+    assert_eq!(*client.heard.borrow(), [first]);
+    assert_eq!(member.offset().map(|offset| offset.base), first);
+
+    client.busy.set(true);
+    publish(&hub, room, 1);
+    client.busy.set(false);
+    publish(&hub, room, 1);
+    assert_eq!(client.heard.borrow().len(), 1, "the third waits behind the second");
+    assert_eq!(drain(&mut member), (2, true));
+    publish(&hub, room, 1);
+    assert_eq!(client.heard.borrow().len(), 2);
+    assert_eq!(drain(&mut member), (0, true));
+}
+
+#[test]
+fn several_events_of_a_room_wait_for_one_write() {
+    let hub = hub(10, usize::MAX);
+    let [busy, quiet] = [RoomId::new(), RoomId::new()];
+    let (mut member, client) = listen(&hub, busy);
+    let (_quiet, heard) = listen(&hub, quiet);
+    let position = |n| Some(Position::first_of(1, n));
+    let rooms = [(1, busy), (2, quiet), (3, busy)];
+    let events = rooms.map(|(n, room)| Event::resync(room, position(n))).into();
+    hub.ring.publish(Batch { events, newest: position(3), through: None, second: 1 });
+    while hub.dispatch(10).more {}
+    assert!(client.heard.borrow().is_empty());
+    assert_eq!(drain(&mut member), (2, true));
+    assert_eq!(*heard.heard.borrow(), [position(2)]);
+}
+
+#[test]
+fn a_round_counts_each_client_of_a_room_once() {
+    let hub = hub(10, usize::MAX);
+    let [full, single, empty] = [RoomId::new(), RoomId::new(), RoomId::new()];
+    let _listening = [full, full, full, single].map(|room| listen(&hub, room));
+    let position = |n| Some(Position::first_of(1, n));
+    let rooms = [(1, full), (2, single), (3, full), (4, empty), (5, full)];
+    let events = rooms.map(|(n, room)| Event::resync(room, position(n))).into();
+    hub.ring.publish(Batch { events, newest: position(5), through: None, second: 1 });
+    assert_eq!(hub.dispatch(5), Round { writes: 4, more: true });
+    assert_eq!(hub.dispatch(5), Round { writes: 0, more: false });
+}
+
+/// When rounds of so many writes take place of which one is due every `gap`.
+fn rounds(writes: usize, gap: Duration) -> Vec<Duration> {
+    let start = Instant::now();
+    let (mut pace, mut now) = (Pace { paid_until: start }, start);
+    let round = |number| {
+        now = now.max(start + gap * number);
+        let at = now;
+        now = pace.pause_after(writes, now).unwrap_or(now);
+        at - start
+    };
+    (0..100).map(round).collect()
+}
+
+#[test]
+fn only_a_stream_of_messages_to_many_is_spaced() {
+    let millis = Duration::from_millis;
+    // 500 clients on two workers at 50 a second; a burst to few; and what no pause can help.
+    for (writes, gap) in [(250, millis(20)), (5, Duration::ZERO), (100_000, millis(800))] {
+        let on_time: Vec<_> = (0..100).map(|number| gap * number).collect();
+        assert_eq!(rounds(writes, gap), on_time, "{writes} writes every {gap:?}");
+    }
+    let spaced = rounds(250, millis(2));
+    // 10 ms each, but for what is forgiven.
+    assert_eq!(spaced.get(..5), Some(&[0, 2, 4, 10, 20].map(millis)[..]));
+    assert_eq!(spaced.last(), Some(&millis(970)));
+    let longest = rounds(100_000, Duration::ZERO);
+    assert_eq!(longest.get(..4), Some(&[0, 0, 20, 40].map(millis)[..]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_messages_to_many_comes_in_few_rounds() {
+    let hub = hub(1_000, usize::MAX);
+    let room = RoomId::new();
+    let mut members: Vec<_> = (0..250).map(|_| listen(&hub, room)).collect();
+    let local = tokio::task::LocalSet::new();
+    local.spawn_local(hub.clone().run());
+    let publishing = async {
+        for n in 1..=100 {
+            let position = Some(Position::first_of(1, n));
+            let events = vec![Event::resync(room, position)];
+            hub.ring.publish(Batch { events, newest: position, through: None, second: 1 });
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(LONGEST_PAUSE).await;
+    };
+    local.run_until(publishing).await;
+    // What comes alone in its round goes to the client at once.
+    let (member, client) = &mut members[0];
+    let alone = client.heard.borrow().len();
+    assert!((1..10).contains(&alone), "{alone}");
+    assert_eq!(drain(member), (100 - alone, true));
+}
+
+#[test]
+fn nothing_goes_by_the_short_way_past_what_is_owed() {
+    let hub = hub(10, usize::MAX);
+    let [room, other] = [RoomId::new(), RoomId::new()];
+    let (mut member, client) = listen(&hub, room);
+    member.join(other, Start::Resync);
+    publish(&hub, room, 1);
+    assert!(client.heard.borrow().is_empty());
+    assert_eq!(drain(&mut member), (2, true));
+    member.announce(Position::ZERO);
+    publish(&hub, room, 1);
+    assert!(client.heard.borrow().is_empty(), "its offset must count the joins");
+    member.retract();
+    assert_eq!(drain(&mut member), (1, true));
+    publish(&hub, room, 1);
+    assert_eq!(client.heard.borrow().len(), 1);
+}
+
+#[test]
+fn who_has_overflowed_is_given_nothing_behind_what_it_lost() {
+    let hub = hub(2, usize::MAX);
+    let [room, other] = [RoomId::new(), RoomId::new()];
+    let (mut member, client) = listen(&hub, room);
+    member.join(other, Start::Live);
+    assert_eq!(drain(&mut member), (0, true));
+    client.busy.set(true);
+    publish(&hub, room, 3);
+    client.busy.set(false);
+    publish(&hub, other, 1);
+    assert!(client.heard.borrow().is_empty());
+    assert_eq!(drain(&mut member), (0, false));
+}
+
+#[test]
+fn an_event_of_before_the_last_one_has_an_offset_of_its_own() {
+    let hub = hub(10, usize::MAX);
+    let room = RoomId::new();
+    let (mut member, client) = listen(&hub, room);
+    let position = |n| Some(Position::first_of(1, n));
+    for n in [5, 3, 6] {
+        let events = vec![Event::resync(room, position(n))];
+        hub.ring.publish(Batch { events, newest: position(n), through: None, second: 1 });
+        while hub.dispatch(10).more {}
+    }
+    assert_eq!(*client.heard.borrow(), [position(5)]);
+    assert_eq!(drain(&mut member), (2, true));
+}
+
+#[test]
+fn a_panic_on_the_short_way_is_that_of_one_session() {
+    struct Faulty;
+    impl Outlet for Faulty {
+        fn give(&self, _: &Delivery) -> bool {
+            std::panic::resume_unwind(Box::new("fault"))
+        }
+    }
+
+    let hub = hub(10, usize::MAX);
+    let room = RoomId::new();
+    let (mut faulty, _) = listen(&hub, room);
+    faulty.set_outlet(Faulty);
+    let (_other, client) = listen(&hub, room);
+    publish(&hub, room, 1);
+    assert_eq!(client.heard.borrow().len(), 1);
+    let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drain(&mut faulty)));
+    assert_eq!(polled.unwrap_err().downcast_ref(), Some(&"fault"));
+}
+
+#[test]
+fn who_is_there_before_the_past_is_given_what_is_live_and_only_that() {
+    let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
+    let ring = Arc::new(Ring::new(limits));
+    let position = |second| Some(Position::first_of(second, 1));
+    let opening = ring.open(Position::first_of(30, 1));
+    let hub = Hub::new(ring, Bounds { events: 10, bytes: usize::MAX });
+    let room = RoomId::new();
+    let (_member, client) = listen(&hub, room);
+    let past = [11, 29].map(|second| Event::resync(room, position(second))).into();
+    assert!(hub.ring.fill(opening, Position::first_of(10, 1), past, 31));
+    let live = vec![Event::resync(room, position(31))];
+    hub.ring.publish(Batch { events: live, newest: position(31), through: None, second: 31 });
+    while hub.dispatch(10).more {}
+    assert_eq!(*client.heard.borrow(), [position(31)]);
+    // One who comes back is given both.
+    let mut back = Member::enter(&hub);
+    let joined = back.join(room, Start::After(Position::first_of(10, 1)));
+    assert!(joined.recovered);
+    assert_eq!(drain(&mut back), (3, true));
+}
+
+#[test]
+fn a_large_room_is_written_to_by_its_sessions_too() {
+    let hub = hub(10, usize::MAX);
+    let room = RoomId::new();
+    let members: Vec<_> = (0..WRITTEN_AT_ONCE + 3).map(|_| listen(&hub, room)).collect();
+    publish(&hub, room, 1);
+    let written = members.iter().filter(|(_, client)| client.heard.borrow().len() == 1);
+    assert_eq!(written.count(), WRITTEN_AT_ONCE);
+    let waiting = members.into_iter().map(|(mut member, _)| drain(&mut member).0);
+    assert_eq!(waiting.sum::<usize>(), 3);
+}
+
+#[test]
+fn a_full_inbox_ends_its_member_and_no_other() {
+    let hub = hub(10, usize::MAX);
+    let room = RoomId::new();
+    let [mut quick, mut slow] = [(); 2].map(|()| Member::enter(&hub));
+    quick.join(room, Start::Live);
+    slow.join(room, Start::Live);
+    for _ in 0..3 {
+        publish(&hub, room, 5);
+        assert_eq!(drain(&mut quick), (5, true));
+    }
+    assert_eq!(drain(&mut slow), (0, false));
+    assert_eq!(hub.shard.borrow().rooms[&room].len(), 1);
+}
+
+#[test]
+fn an_inbox_is_bounded_in_bytes_but_for_a_single_event() {
+    let hub = hub(usize::MAX, 100);
+    let room = RoomId::new();
+    let mut member = Member::enter(&hub);
+    member.join(room, Start::Live);
+    publish(&hub, room, 1);
+    assert_eq!(drain(&mut member), (1, true));
+    publish(&hub, room, 2);
+    assert_eq!(drain(&mut member), (0, false));
+}
+
+#[test]
+fn a_burst_is_handed_out_in_portions_that_inboxes_hold() {
+    let hub = hub(usize::MAX, 4_000);
+    let room = RoomId::new();
+    let mut member = Member::enter(&hub);
+    member.join(room, Start::Live);
+    let message = Message::new(room, UserId::new(), "x".repeat(800));
+    let event = |n| Event::message(&message, Some(Position::first_of(1, n)));
+    let (events, newest) = ((1..=10).map(event).collect(), Some(Position::first_of(1, 10)));
+    hub.ring.publish(Batch { events, newest, through: None, second: 1 });
+    let mut given = 0;
+    while hub.dispatch(10).more {
+        let (count, served) = drain(&mut member);
+        assert!(served && count > 0, "{given}");
+        given += count;
+    }
+    assert_eq!(given + drain(&mut member).0, 10);
+}
+
+#[test]
+fn rooms_that_nobody_is_in_cost_nothing() {
+    let hub = hub(10, usize::MAX);
+    let mut member = Member::enter(&hub);
+    for _ in 0..100 {
+        let room = RoomId::new();
+        member.join(room, Start::Live);
+        member.leave(room);
+        publish(&hub, RoomId::new(), 1);
+    }
+    assert_eq!(hub.rooms(), 0);
+    let rooms = [(); 5].map(|()| RoomId::new());
+    for room in rooms {
+        member.join(room, Start::Live);
+    }
+    assert_eq!(hub.rooms(), 5);
+    drop(member);
+    assert_eq!(hub.rooms(), 0);
+}
+
+#[test]
+fn who_leaves_is_given_nothing_more() {
+    let hub = hub(10, usize::MAX);
+    let room = RoomId::new();
+    let mut member = Member::enter(&hub);
+    member.join(room, Start::Live);
+    publish(&hub, room, 3);
+    member.leave(room);
+    assert_eq!(drain(&mut member), (0, true));
+    member.join(room, Start::Live);
+    publish(&hub, room, 1);
+    assert_eq!(drain(&mut member), (1, true));
+}
+
+#[test]
+fn a_backlog_waits_in_the_ring_and_not_in_the_inbox() {
+    let hub = hub(10, usize::MAX);
+    let room = RoomId::new();
+    publish(&hub, room, 1_000);
+    let mut member = Member::enter(&hub);
+    let joined = member.join(room, Start::After(Position::ZERO));
+    assert!(joined.recovered);
+    assert_eq!(drain(&mut member), (1_000, true));
+    publish(&hub, room, 1);
+    assert_eq!(drain(&mut member), (1, true));
+}
+
+#[test]
+fn without_positions_events_are_delivered_and_nothing_is_recovered() {
+    let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
+    let hub = Hub::new(Arc::new(Ring::new(limits)), Bounds { events: 10, bytes: usize::MAX });
+    let [room, other] = [(); 2].map(|()| RoomId::new());
+    let mut member = Member::enter(&hub);
+    let joined = member.join(room, Start::Live);
+    assert_eq!((joined.position, joined.recovered), (None, false));
+    let joined = member.join(other, Start::After(Position::first_of(1, 1)));
+    assert_eq!((joined.position, joined.recovered), (None, false));
+    assert_eq!(drain(&mut member), (1, true), "a resync of the other room");
+    let events = vec![Event::resync(room, None), Event::resync(other, None)];
+    hub.ring.publish(Batch { events, newest: None, through: None, second: 7 });
+    while hub.dispatch(10).more {}
+    assert_eq!(drain(&mut member), (2, true));
+}

@@ -1,0 +1,505 @@
+//! An Engine.IO server, protocol revision 4: sessions over HTTP long-polling and WebSocket.
+//!
+//! [`Server::handle`] is the one handler for every method below its path. A session begins with a
+//! handshake on either transport and may be upgraded from polling to WebSocket; to its
+//! application it is a [`Connection`], served by one task on the worker of the handshake. Nothing
+//! here knows what the messages mean. The protocol:
+//! <https://github.com/socketio/engine.io-protocol>.
+
+mod compression;
+pub mod packet;
+mod polling;
+mod registry;
+mod session;
+mod websocket;
+
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
+use actix_web::http::{Method, StatusCode};
+use actix_web::web::Payload;
+use actix_web::{HttpRequest, HttpResponse};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytestring::ByteString;
+use futures::FutureExt;
+use futures::future::{OptionFuture, join};
+use tokio::time::{Sleep, sleep};
+use url::form_urlencoded;
+
+pub use registry::Registry;
+pub use session::{CloseReason, Ended, Message};
+
+use crate::protocols::cors::{self, CorsOrigins};
+use crate::protocols::gate::Gate;
+use crate::protocols::panics::survive;
+use crate::protocols::websocket::Socket;
+use packet::Packet;
+use session::{Session, Side, Transport};
+
+/// The methods that a preflight is told.
+const METHODS: &str = "GET,POST";
+
+/// What can be set. [`Config::default`] is what the Node server uses.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Between a pong and the next ping.
+    pub ping_interval: Duration,
+    /// How long a pong may take.
+    pub ping_timeout: Duration,
+    /// How long an upgrade may take.
+    pub upgrade_timeout: Duration,
+    /// The largest body of a post and the largest frame, in bytes.
+    pub max_payload: usize,
+    /// How many packets may wait for a client.
+    pub max_queue: usize,
+    /// How many bytes they may have.
+    pub max_queue_bytes: usize,
+    /// How many messages may wait for the application.
+    pub incoming: usize,
+    /// How long the application may go on after the end of a session, to work off what was read
+    /// before.
+    pub grace: Duration,
+    /// Who may connect from a browser page.
+    pub origins: CorsOrigins,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ping_interval: Duration::from_secs(25),
+            ping_timeout: Duration::from_secs(20),
+            upgrade_timeout: Duration::from_secs(10),
+            max_payload: 1_000_000,
+            max_queue: 4_096,
+            max_queue_bytes: 4 << 20,
+            incoming: 32,
+            grace: Duration::from_secs(15),
+            origins: CorsOrigins::Any,
+        }
+    }
+}
+
+/// What runs on top.
+pub trait Application: 'static {
+    /// Whether a session may begin; refused before anything is kept of it.
+    ///
+    /// # Errors
+    /// The client is told so.
+    fn admit(&self, handshake: &Handshake) -> Result<(), Refusal>;
+
+    /// Is told of a client that the server refuses by itself.
+    fn note(&self, _: &Unwelcome<'_>) {}
+
+    /// Serves a connection until the application is done with it; dropping the [`Connection`]
+    /// ends it. After the end of a session it is dropped itself when it is not done within
+    /// [`Config::grace`]. Runs on the worker of the handshake.
+    fn serve(&self, connection: Connection) -> impl Future<Output = ()> + 'static;
+}
+
+/// Why a handshake is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// 403 and the protocol's "Forbidden".
+    Forbidden,
+    /// 503: too many connections, or the server is stopping. Clients try again.
+    Unavailable,
+    /// 429: this address makes too many handshakes.
+    TooMany {
+        /// After so many seconds it may try again.
+        seconds: u64,
+    },
+}
+
+/// A client that the server refuses by itself.
+#[derive(Debug, Clone, Copy)]
+pub enum Unwelcome<'a> {
+    /// It speaks another revision of the protocol.
+    Revision,
+    /// A page of this origin, which its browser keeps from reading the answer, or which is refused
+    /// where the browser does not.
+    Origin(&'a HeaderValue),
+}
+
+/// What the request of the handshake said, as far as applications ask for it.
+#[derive(Debug, Clone)]
+pub struct Handshake {
+    /// The query string, which may hold a token: not for the log.
+    pub query: Box<str>,
+    /// The header `Authorization`.
+    pub authorization: Option<HeaderValue>,
+    /// The lines of the header `X-Forwarded-For`.
+    pub forwarded_for: Box<[HeaderValue]>,
+    /// The address at the other end.
+    pub peer: Option<SocketAddr>,
+}
+
+/// An application's end of a session.
+#[derive(Debug)]
+pub struct Connection {
+    session: Arc<Session>,
+    /// What the handshake said.
+    pub handshake: Rc<Handshake>,
+}
+
+/// Sends to one session, from anywhere.
+#[derive(Debug, Clone)]
+pub struct Sender(Arc<Session>);
+
+impl Connection {
+    /// The next message; `None` when the session has ended and all that was read before its end
+    /// was given. Cancel-safe.
+    pub async fn recv(&mut self) -> Option<Message> {
+        self.session.receive().await
+    }
+
+    /// A handle that sends.
+    pub fn sender(&self) -> Sender {
+        Sender(Arc::clone(&self.session))
+    }
+}
+
+/// The application is done with it.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.session.end(CloseReason::Server, Some(Packet::Close));
+    }
+}
+
+impl Sender {
+    /// Queues packets without waiting, all together: nothing comes between them.
+    ///
+    /// # Errors
+    /// The session has ended; it does when its client is too slow.
+    pub fn send(&self, packets: impl IntoIterator<Item = Packet>) -> Result<(), Ended> {
+        self.0.send(packets)
+    }
+
+    /// Sends texts, each with its `4`, if they can be written at once, together and behind nothing
+    /// else; otherwise it sends none of them and is `false`. It costs no turn of the session's task.
+    pub fn send_now(&self, texts: impl IntoIterator<Item = ByteString>) -> bool {
+        self.0.send_now(texts)
+    }
+
+    /// Waits until the client has taken most of what was sent before.
+    pub async fn ready(&self) {
+        self.0.ready().await;
+    }
+
+    /// Ends the session by closing its transport: clients come back by themselves.
+    pub fn close(&self, reason: CloseReason) {
+        // A poll that ends in a close packet is a goodbye to some clients (python-engineio), after
+        // which they stay away; one that fails is not.
+        let goodbye = (reason == CloseReason::Parse).then_some(Packet::Close);
+        self.0.end(reason, goodbye);
+    }
+
+    /// Resolves when the session has ended. What was read before may still be there to be received.
+    pub async fn ended(&self) {
+        self.0.wait_for_end(Side::Application).await;
+    }
+
+    /// Why it ended, once it has.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.0.ended().map(|end| end.reason)
+    }
+}
+
+/// The server: one for each worker, over a registry that all share.
+pub struct Server<A> {
+    application: A,
+    config: Arc<Config>,
+    registry: Registry,
+}
+
+/// The parameters of a query that mean something here. Of several with one name the last counts,
+/// as in Node.
+#[derive(Debug, Default)]
+struct Parameters<'a> {
+    revision: Option<Cow<'a, str>>,
+    transport: Option<Cow<'a, str>>,
+    sid: Option<Cow<'a, str>>,
+}
+
+/// The errors that the protocol knows, in the words of the original.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    UnknownTransport,
+    UnknownSession,
+    BadMethod,
+    BadRequest,
+    Forbidden,
+    UnsupportedRevision,
+    Unavailable,
+    TooMany(u64),
+}
+
+impl<A: Application> Server<A> {
+    /// A server on this worker; sessions are found by every server of the same registry.
+    pub fn new(application: A, config: Config, registry: Registry) -> Self {
+        Self { application, config: Arc::new(config), registry }
+    }
+
+    /// Answers any request below the server's path.
+    pub async fn handle(&self, req: HttpRequest, payload: Payload) -> HttpResponse {
+        let origin = req.headers().get(header::ORIGIN);
+        let mut response = if req.method() == Method::OPTIONS {
+            self.note_foreign(&req);
+            cors::preflight(req.headers(), METHODS)
+        } else {
+            self.route(&req, payload).await.unwrap_or_else(Refused::respond)
+        };
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            cors::allow_origin(response.headers_mut(), &self.config.origins, origin);
+        }
+        response
+    }
+
+    /// The checks, in the order of the original.
+    async fn route(&self, req: &HttpRequest, payload: Payload) -> Result<HttpResponse, Refused> {
+        let parameters = Parameters::of(req.query_string());
+        let transport = match parameters.transport.as_deref() {
+            Some("polling") => Transport::Polling,
+            Some("websocket") => Transport::WebSocket,
+            _ => return Err(Refused::UnknownTransport),
+        };
+        let upgrade = is_upgrade(req.headers());
+        if let Some(sid) = parameters.sid.filter(|sid| !sid.is_empty()) {
+            return match (transport, upgrade) {
+                (Transport::WebSocket, true) => {
+                    let session = self.registry.find(&sid).ok_or(Refused::UnknownSession)?;
+                    self.check_origin(req)?;
+                    websocket::upgrade(session, &self.registry, req, payload)
+                }
+                (Transport::Polling, false) => {
+                    let session = self.registry.find_for_poll(&sid, req.method());
+                    let session = session.ok_or(Refused::UnknownSession)?;
+                    polling::handle(session, req, payload).await
+                }
+                _ => {
+                    self.registry.find(&sid).ok_or(Refused::UnknownSession)?;
+                    Err(Refused::BadRequest)
+                }
+            };
+        }
+        if req.method() != Method::GET {
+            return Err(Refused::BadMethod);
+        }
+        if (transport == Transport::WebSocket) != upgrade {
+            return Err(Refused::BadRequest);
+        }
+        self.check_origin(req)?;
+        self.note_foreign(req);
+        let handshake = Handshake::of(req);
+        match self.application.admit(&handshake) {
+            Ok(()) => {}
+            Err(Refusal::Forbidden) => return Err(Refused::Forbidden),
+            Err(Refusal::Unavailable) => return Err(Refused::Unavailable),
+            Err(Refusal::TooMany { seconds }) => return Err(Refused::TooMany(seconds)),
+        }
+        if parameters.revision.as_deref() != Some("4") {
+            self.application.note(&Unwelcome::Revision);
+            return Err(Refused::UnsupportedRevision);
+        }
+        match transport {
+            Transport::Polling => {
+                let session = self.begin(transport);
+                let open = session.open_packet(&["websocket"]);
+                actix_web::rt::spawn(self.serve(session, handshake));
+                Ok(polling::answer(open.to_string(), req).await)
+            }
+            Transport::WebSocket => {
+                let max = self.config.max_payload;
+                let (response, socket) =
+                    Socket::accept(req, payload, max).map_err(|_| Refused::BadRequest)?;
+                let session = self.begin(transport);
+                let open = session.open_packet(&[]);
+                let carried = websocket::serve(Arc::clone(&session), socket, Some(open));
+                let carried = websocket::guarded(&session, &self.registry, carried);
+                let served = self.serve(Arc::clone(&session), handshake);
+                actix_web::rt::spawn(join(served, carried));
+                Ok(response)
+            }
+        }
+    }
+
+    /// A new session, which is found from now on.
+    fn begin(&self, transport: Transport) -> Arc<Session> {
+        let session = Session::new(random_id(), Arc::clone(&self.config), transport);
+        self.registry.insert(&session);
+        session
+    }
+
+    /// Serves a session until the application is done with it and nobody asks for it any more.
+    fn serve(
+        &self,
+        session: Arc<Session>,
+        handshake: Handshake,
+    ) -> impl Future<Output = ()> + 'static {
+        let handshake = Rc::new(handshake);
+        let connection = Connection { session: Arc::clone(&session), handshake };
+        let serving = self.application.serve(connection);
+        let registry = self.registry.clone();
+        let (ended, counted) = (Arc::clone(&session), registry.clone());
+        let mut serving = Box::pin(survive(serving, move || {
+            counted.note_panic();
+            ended.end(CloseReason::Panic, Some(Packet::Close));
+        }));
+        async move {
+            let mut beating = pin!(session.beat());
+            let mut gate = Gate::default();
+            // Made when it is needed, so that a connection has no room for it while it lasts.
+            let mut grace: Option<Pin<Box<Sleep>>> = None;
+            loop {
+                // The heartbeat ends only with the session; the application may outlive that,
+                // to work off what was read before, and to put its things in order.
+                let beat = poll_fn(|context| match gate.pass(context) {
+                    Some(mut context) => beating.as_mut().poll(&mut context),
+                    None => Poll::Pending,
+                });
+                tokio::select! {
+                    biased;
+                    _ = &mut serving => break,
+                    () = beat, if grace.is_none() => {
+                        registry.retire(&session);
+                        grace = Some(Box::pin(sleep(session.config.grace)));
+                    }
+                    () = OptionFuture::from(grace.as_mut()).map(|_| ()), if grace.is_some() =>
+                    {
+                        log::warn!("An application did not end in time after its connection");
+                        break;
+                    }
+                }
+            }
+            drop(serving);
+            session.end(CloseReason::Server, Some(Packet::Close));
+            let left = session.abandon();
+            // After a parse error the remaining messages are not counted: they are discarded.
+            if session.ended().is_none_or(|end| end.reason != CloseReason::Parse) {
+                registry.note_unread(left);
+            }
+            registry.retire(&session);
+            registry.forget(&session).await;
+        }
+    }
+
+    /// A WebSocket is not bound by CORS, so its origin is checked here.
+    fn check_origin(&self, req: &HttpRequest) -> Result<(), Refused> {
+        match cors::foreign(req.headers(), &self.config.origins) {
+            Some(origin) if is_upgrade(req.headers()) => {
+                self.application.note(&Unwelcome::Origin(origin));
+                Err(Refused::Forbidden)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A browser keeps the answer from a foreign page, so its handshake ends here.
+    fn note_foreign(&self, req: &HttpRequest) {
+        if let Some(origin) = cors::foreign(req.headers(), &self.config.origins) {
+            self.application.note(&Unwelcome::Origin(origin));
+        }
+    }
+}
+
+impl Session {
+    fn open_packet(&self, upgrades: &[&str]) -> Packet {
+        /// Exactly these five keys, in this order.
+        #[derive(serde::Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Open<'a> {
+            sid: &'a str,
+            upgrades: &'a [&'a str],
+            ping_interval: u128,
+            ping_timeout: u128,
+            max_payload: usize,
+        }
+
+        let open = Open {
+            sid: &self.sid,
+            upgrades,
+            ping_interval: self.config.ping_interval.as_millis(),
+            ping_timeout: self.config.ping_timeout.as_millis(),
+            max_payload: self.config.max_payload,
+        };
+        Packet::Open(serde_json::to_string(&open).expect("five plain fields serialise").into())
+    }
+}
+
+impl<'a> Parameters<'a> {
+    fn of(query: &'a str) -> Self {
+        let mut parameters = Self::default();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "EIO" => parameters.revision = Some(value),
+                "transport" => parameters.transport = Some(value),
+                "sid" => parameters.sid = Some(value),
+                _ => {}
+            }
+        }
+        parameters
+    }
+}
+
+impl Handshake {
+    fn of(req: &HttpRequest) -> Self {
+        Self {
+            query: req.query_string().into(),
+            authorization: req.headers().get(header::AUTHORIZATION).cloned(),
+            forwarded_for: req.headers().get_all("X-Forwarded-For").cloned().collect(),
+            peer: req.peer_addr(),
+        }
+    }
+}
+
+impl Refused {
+    fn respond(self) -> HttpResponse {
+        let (code, message) = match self {
+            Self::UnknownTransport => (0, "Transport unknown"),
+            Self::UnknownSession => (1, "Session ID unknown"),
+            Self::BadMethod => (2, "Bad handshake method"),
+            Self::BadRequest => (3, "Bad request"),
+            Self::Forbidden => (4, "Forbidden"),
+            Self::UnsupportedRevision => (5, "Unsupported protocol version"),
+            Self::TooMany(seconds) => {
+                return HttpResponse::TooManyRequests()
+                    .insert_header((header::RETRY_AFTER, seconds))
+                    .finish();
+            }
+            Self::Unavailable => {
+                return HttpResponse::ServiceUnavailable()
+                    .insert_header((header::RETRY_AFTER, "1"))
+                    .finish();
+            }
+        };
+        let status = match self {
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        HttpResponse::build(status)
+            .content_type("application/json")
+            .body(format!("{{\"code\":{code},\"message\":\"{message}\"}}"))
+    }
+}
+
+fn is_upgrade(headers: &HeaderMap) -> bool {
+    let upgrade = headers.get(header::UPGRADE).and_then(|value| value.to_str().ok());
+    upgrade.is_some_and(|value| value.eq_ignore_ascii_case("websocket"))
+}
+
+/// 120 random bits in 20 characters of `[A-Za-z0-9_-]`: whoever has a session's id can use it.
+///
+/// # Panics
+/// When the system has no randomness left, and with it no secrets.
+pub fn random_id() -> String {
+    let mut random = [0; 15];
+    getrandom::fill(&mut random).expect("the system has randomness");
+    URL_SAFE_NO_PAD.encode(random)
+}

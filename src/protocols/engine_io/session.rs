@@ -1,0 +1,563 @@
+//! One Engine.IO session: its outgoing queue, its heartbeat and its end.
+//!
+//! The session outlives the requests that carry it. Polls and posts come on any worker, a
+//! WebSocket may take over; all of them meet here, under one lock that is never held across an
+//! await. There is one outgoing queue, so the order survives an upgrade, and it is bounded:
+//! overflow ends the session, since a packet that is dropped in silence is worse. A WebSocket that
+//! has nothing else to write is written to by whoever sends, without the queue. The incoming queue
+//! is bounded as well: a transport that has filled it reads no more until there is room, which
+//! slows the client down. Messages that were read before the end of the session stay in that queue:
+//! the application is given all of them before it is told of the end.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use tokio::time::Instant;
+
+use super::Config;
+use super::packet::Packet;
+use crate::protocols::websocket::{Line, WRITE_AT_ONCE};
+
+/// What an application exchanges with its client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// A text, without the packet's `4`.
+    Text(ByteString),
+    /// Bytes.
+    Binary(Bytes),
+}
+
+impl Message {
+    /// The message that a packet is; the others are the transport's.
+    pub(super) fn of(packet: Packet) -> Option<Self> {
+        match (packet.text(), packet) {
+            (Some(text), _) => Some(Self::Text(text)),
+            (None, Packet::Binary(bytes)) => Some(Self::Binary(bytes)),
+            _ => None,
+        }
+    }
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum CloseReason {
+    /// The client said so.
+    #[error("closed by the client")]
+    Client,
+    /// The application did.
+    #[error("closed by the server")]
+    Server,
+    /// The server stops.
+    #[error("the server stops")]
+    GoingAway,
+    /// The transport went away: a lost WebSocket, an aborted poll or post.
+    #[error("the transport was lost")]
+    Transport,
+    /// The client did not answer a ping in time.
+    #[error("ping timeout")]
+    PingTimeout,
+    /// What it sent is no packet, or one that it may not send.
+    #[error("parse error")]
+    Parse,
+    /// Two polls or two posts at once.
+    #[error("overlapping requests")]
+    Overlap,
+    /// A message that is longer than allowed.
+    #[error("a message is too long")]
+    TooLong,
+    /// It did not take what was queued for it.
+    #[error("too slow")]
+    TooSlow,
+    /// The application panicked.
+    #[error("internal error")]
+    Panic,
+}
+
+impl CloseReason {
+    /// A word for counters.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::GoingAway => "draining",
+            Self::Transport => "transport",
+            Self::PingTimeout => "ping_timeout",
+            Self::Parse => "parse_error",
+            Self::Overlap => "overlap",
+            Self::TooLong => "too_long",
+            Self::TooSlow => "too_slow",
+            Self::Panic => "panic",
+        }
+    }
+}
+
+/// How packets reach the client at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transport {
+    Polling,
+    WebSocket,
+}
+
+/// Shared by the application's task, the heartbeat and every request of the session.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// The session's secret name.
+    pub(super) sid: String,
+    pub(super) config: Arc<Config>,
+    state: Mutex<State>,
+}
+
+/// On whose behalf somebody waits: each change concerns one side, but for the end of the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// A poll, a post or a WebSocket.
+    Transport,
+    /// The application and the heartbeat.
+    Application,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) transport: Transport,
+    /// A WebSocket is being tried. Polls are answered soon meanwhile, if only by a noop.
+    pub(super) probing: bool,
+    pub(super) polling: bool,
+    pub(super) posting: bool,
+    queue: VecDeque<Packet>,
+    bytes: usize,
+    incoming: VecDeque<Message>,
+    /// How many transports may still bring messages: a WebSocket, or a post whose body arrives.
+    receivers: usize,
+    /// The application is gone, so that nobody takes messages any more.
+    abandoned: bool,
+    heartbeat: Heartbeat,
+    pub(super) end: Option<End>,
+    /// The WebSocket that carries the session, while nothing is queued; whoever sends may write to
+    /// it, if nothing waits there either.
+    line: Option<Line>,
+    transports: Waiting,
+    application: Waiting,
+}
+
+/// The tasks that wait for a change.
+#[derive(Debug, Default)]
+struct Waiting(Vec<Waker>);
+
+/// The end of a session, and what one poll is still told of it.
+#[derive(Debug, Clone)]
+pub(super) struct End {
+    pub(super) reason: CloseReason,
+    pub(super) last_word: Option<Packet>,
+    at: Instant,
+}
+
+/// An empty incoming queue with more room than this gives its memory back: most sessions are idle.
+const KEPT_INCOMING: usize = 4;
+
+/// How long a session that its client has closed is still found: a poll may be under way on
+/// another worker while the close arrives.
+const LATE_POLL: Duration = Duration::from_millis(100);
+/// How long one that the server has closed is: until the client polls again.
+const NEXT_POLL: Duration = Duration::from_secs(20);
+
+impl End {
+    /// Until when a poll that comes late is told the last word. After a mistake of the client's
+    /// there is none for it.
+    pub(super) fn told_until(&self) -> Instant {
+        let wait = match self.reason {
+            CloseReason::Client => LATE_POLL,
+            CloseReason::Server | CloseReason::GoingAway | CloseReason::Panic => NEXT_POLL,
+            _ => Duration::ZERO,
+        };
+        self.at + wait
+    }
+}
+
+/// Absolute times, so that delays of the timer do not add up.
+#[derive(Debug, Clone, Copy)]
+enum Heartbeat {
+    PingDue(Instant),
+    PongDue(Instant),
+}
+
+/// The queue has no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the session has ended")]
+pub struct Ended;
+
+impl Session {
+    pub(super) fn new(sid: String, config: Arc<Config>, transport: Transport) -> Arc<Self> {
+        let ping_due = Heartbeat::PingDue(Instant::now() + config.ping_interval);
+        Arc::new(Self {
+            sid,
+            config,
+            state: Mutex::new(State {
+                transport,
+                probing: false,
+                polling: false,
+                posting: false,
+                queue: VecDeque::new(),
+                bytes: 0,
+                incoming: VecDeque::new(),
+                receivers: 0,
+                abandoned: false,
+                heartbeat: ping_due,
+                end: None,
+                line: None,
+                transports: Waiting::default(),
+                application: Waiting::default(),
+            }),
+        })
+    }
+
+    /// The state, which is never left inconsistent, so that a panic elsewhere does not matter.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues packets, all together, so that nothing comes between a header and its attachments.
+    /// Beyond the bounds the session ends.
+    pub(super) fn send(&self, packets: impl IntoIterator<Item = Packet>) -> Result<(), Ended> {
+        let mut state = self.state();
+        if state.end.is_some() {
+            return Err(Ended);
+        }
+        let before = state.queue.len();
+        for packet in packets {
+            state.push(packet);
+        }
+        // One call alone always fits, however large: its reader has not been slow.
+        let full =
+            state.queue.len() > self.config.max_queue || state.bytes > self.config.max_queue_bytes;
+        if full && before > 0 {
+            drop(state);
+            self.end(CloseReason::TooSlow, None);
+            return Err(Ended);
+        }
+        state.give_to_transport();
+        Ok(())
+    }
+
+    /// Sends texts if they can be written at once, together and behind nothing else; otherwise it
+    /// sends none of them and is `false`.
+    pub(super) fn send_now(&self, texts: impl IntoIterator<Item = ByteString>) -> bool {
+        let mut state = self.state();
+        let Some(line) = &state.line else { return false };
+        let sent = line.send_now(texts);
+        if line.buffered() > 0 {
+            state.line = None;
+        }
+        sent
+    }
+
+    /// Lets everybody write to the WebSocket that carries the session, on which nothing waits,
+    /// until something does.
+    pub(super) fn lend(&self, line: &Option<Line>) {
+        let mut state = self.state();
+        if state.line.is_none() && state.queue.is_empty() && state.end.is_none() {
+            state.line.clone_from(line);
+        }
+    }
+
+    /// Waits until little is queued: until the client has taken what was sent before.
+    pub(super) async fn ready(&self) {
+        self.wait_for(Side::Application, |state| {
+            (state.holds_little(&self.config) || state.end.is_some()).then_some(())
+        })
+        .await;
+    }
+
+    /// The next message for the application; `None` when the session has ended and all that was
+    /// read from its client before was given.
+    pub(super) async fn receive(&self) -> Option<Message> {
+        self.wait_for(Side::Application, |state| {
+            let Some(message) = state.incoming.pop_front() else {
+                return (state.end.is_some() && state.receivers == 0).then_some(None);
+            };
+            if state.incoming.len() + 1 == self.config.incoming {
+                state.wake(Side::Transport);
+            }
+            if state.incoming.is_empty() && state.incoming.capacity() > KEPT_INCOMING {
+                state.incoming = VecDeque::new();
+            }
+            Some(Some(message))
+        })
+        .await
+    }
+
+    /// Hands a message, if it is one, to the application: also beyond the bound, for which the next
+    /// read waits ([`wait_for_room`](Self::wait_for_room)). After the application has gone nobody
+    /// takes it.
+    pub(super) fn deliver(&self, message: Option<Message>) {
+        let Some(message) = message else { return };
+        let mut state = self.state();
+        if !state.abandoned {
+            state.incoming.push_back(message);
+            state.wake(Side::Application);
+        }
+    }
+
+    /// Whether a transport may read more.
+    pub(super) fn has_room(&self) -> bool {
+        self.state().incoming.len() < self.config.incoming
+    }
+
+    /// Waits until a transport may read more, or the session has ended.
+    pub(super) async fn wait_for_room(&self) {
+        self.wait_for(Side::Transport, |state| {
+            let has_room = state.incoming.len() < self.config.incoming;
+            (has_room || state.end.is_some()).then_some(())
+        })
+        .await;
+    }
+
+    /// Says that a transport may bring messages. While the answer lives, the application is not
+    /// told that the session has ended.
+    pub(super) fn receiving(self: &Arc<Self>) -> Receiving {
+        self.state().receivers += 1;
+        Receiving(Arc::clone(self))
+    }
+
+    /// Whether a transport may still bring messages.
+    pub(super) fn is_receiving(&self) -> bool {
+        let state = self.state();
+        state.receivers > 0 && !state.abandoned
+    }
+
+    /// The application is gone. Gives how many messages nobody takes any more.
+    pub(super) fn abandon(&self) -> usize {
+        let mut state = self.state();
+        state.abandoned = true;
+        std::mem::take(&mut state.incoming).len()
+    }
+
+    /// Waits for the end of the session.
+    pub(super) async fn wait_for_end(&self, side: Side) {
+        self.wait_for(side, |state| state.end.is_some().then_some(())).await;
+    }
+
+    /// Waits until the state gives an answer. Nothing is missed between look and wait.
+    pub(super) async fn wait_for<T>(
+        &self,
+        side: Side,
+        mut look: impl FnMut(&mut State) -> Option<T>,
+    ) -> T {
+        poll_fn(|context| {
+            let mut state = self.state();
+            match look(&mut state) {
+                Some(found) => Poll::Ready(found),
+                None => {
+                    state.waiting(side).add(context.waker());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// Ends the session, unless it has ended. `last_word` is what a poll that is pending, or the
+    /// next one, is answered.
+    pub(super) fn end(&self, reason: CloseReason, last_word: Option<Packet>) {
+        let mut state = self.state();
+        if state.end.is_some() {
+            return;
+        }
+        state.end = Some(End { reason, last_word, at: Instant::now() });
+        state.queue = VecDeque::new();
+        state.bytes = 0;
+        state.line = None;
+        state.wake(Side::Transport);
+        state.wake(Side::Application);
+        drop(state);
+        log::debug!("An Engine.IO session ended: {reason}");
+    }
+
+    /// Why it ended, if it has. A deadline that has passed counts, whether or not the heartbeat
+    /// has come round to it: a request at exactly that time must find the session gone.
+    pub(super) fn ended(&self) -> Option<End> {
+        let overdue = self.state().overdue(Instant::now());
+        if overdue {
+            self.end(CloseReason::PingTimeout, None);
+        }
+        self.state().end.clone()
+    }
+
+    /// A packet that any transport brought, but for messages, which need to wait for room.
+    ///
+    /// # Errors
+    /// The client may not send it.
+    pub(super) fn control(&self, packet: &Packet) -> Result<(), CloseReason> {
+        match packet {
+            Packet::Pong(_) => {
+                let mut state = self.state();
+                if let Heartbeat::PongDue(_) = state.heartbeat {
+                    let due = Instant::now() + self.config.ping_interval;
+                    state.heartbeat = Heartbeat::PingDue(due);
+                    // The heartbeat sleeps towards the old deadline.
+                    state.wake(Side::Application);
+                }
+                Ok(())
+            }
+            // In this revision of the protocol only servers ping.
+            Packet::Ping(_) => Err(CloseReason::Parse),
+            Packet::Close => Err(CloseReason::Client),
+            Packet::Open(_) | Packet::Upgrade | Packet::Noop => Ok(()),
+            Packet::Text(_) | Packet::Latest(_) | Packet::Binary(_) => Ok(()),
+        }
+    }
+
+    /// Pings at each interval after the last pong and ends the session when one is late. Runs
+    /// also while an upgrade is tried, so that none that is abandoned is kept.
+    pub(super) async fn beat(&self) {
+        loop {
+            let deadline = self.state().heartbeat.deadline();
+            let moved = self.wait_for(Side::Application, |state| {
+                (state.end.is_some() || state.heartbeat.deadline() != deadline).then_some(())
+            });
+            tokio::select! {
+                biased;
+                () = moved => {}
+                () = tokio::time::sleep_until(deadline) => {}
+            }
+            let mut state = self.state();
+            if state.end.is_some() {
+                return;
+            }
+            if state.heartbeat.deadline() > Instant::now() {
+                // A pong came, maybe in this very moment.
+                continue;
+            }
+            match state.heartbeat {
+                Heartbeat::PingDue(due) => {
+                    state.heartbeat = Heartbeat::PongDue(due + self.config.ping_timeout);
+                    // Not through `send`: a ping must go out even when the queue is full.
+                    state.push(Packet::Ping(ByteString::new()));
+                    state.give_to_transport();
+                }
+                Heartbeat::PongDue(_) => {
+                    drop(state);
+                    self.end(CloseReason::PingTimeout, None);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A transport that may bring messages.
+#[derive(Debug)]
+pub(super) struct Receiving(Arc<Session>);
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.receivers -= 1;
+        if state.end.is_some() {
+            state.wake(Side::Application);
+        }
+    }
+}
+
+impl State {
+    fn push(&mut self, packet: Packet) {
+        self.bytes += packet.len();
+        self.queue.push_back(packet);
+    }
+
+    /// Sees to it that what is queued is sent: at once, if possible.
+    fn give_to_transport(&mut self) {
+        // What its own task has left there is that one's to write: it waits for the end of it.
+        if let Some(line) = self.line.take().filter(|line| line.buffered() == 0) {
+            while line.buffered() < WRITE_AT_ONCE
+                && let Some(packet) = self.queue.pop_front()
+            {
+                self.bytes -= packet.len();
+                // After a close the packets of a session are nobody's.
+                let _ = line.feed(packet.into());
+            }
+            line.write_now();
+            if self.queue.is_empty() {
+                self.queue = VecDeque::new();
+                if line.buffered() == 0 {
+                    self.line = Some(line);
+                }
+                return;
+            }
+        }
+        self.wake(Side::Transport);
+    }
+
+    /// Takes the first packet that is queued.
+    pub(super) fn take_packet(&mut self, config: &Config) -> Option<Packet> {
+        let held_little = self.holds_little(config);
+        let packet = self.queue.pop_front()?;
+        self.bytes -= packet.len();
+        if self.queue.is_empty() {
+            // Most sessions are idle, and the next one writes to the same memory.
+            self.queue = VecDeque::new();
+        }
+        if !held_little && self.holds_little(config) {
+            self.wake(Side::Application);
+        }
+        Some(packet)
+    }
+
+    /// Takes all that is queued, of [`Packet::Latest`] the last one; `None` when nothing is.
+    pub(super) fn take_queue(&mut self, config: &Config) -> Option<Vec<Packet>> {
+        let mut packets: Vec<_> = std::iter::from_fn(|| self.take_packet(config)).collect();
+        let is_latest = |packet: &Packet| matches!(packet, Packet::Latest(_));
+        let last = packets.iter().rposition(is_latest);
+        let mut index = 0..;
+        packets.retain(|packet| index.next() == last || !is_latest(packet));
+        (!packets.is_empty()).then_some(packets)
+    }
+
+    fn holds_little(&self, config: &Config) -> bool {
+        self.queue.len() <= config.max_queue / 4 && self.bytes <= config.max_queue_bytes / 4
+    }
+
+    fn waiting(&mut self, side: Side) -> &mut Waiting {
+        match side {
+            Side::Transport => &mut self.transports,
+            Side::Application => &mut self.application,
+        }
+    }
+
+    /// Lets whoever waits on this side look again. Under the lock, as waking runs nothing.
+    pub(super) fn wake(&mut self, side: Side) {
+        self.waiting(side).0.drain(..).for_each(Waker::wake);
+    }
+
+    fn overdue(&self, now: Instant) -> bool {
+        matches!(self.heartbeat, Heartbeat::PongDue(due) if due <= now + EARLY)
+            || matches!(self.heartbeat, Heartbeat::PingDue(due) if due + LATE <= now)
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, waker: &Waker) {
+        if !self.0.iter().any(|known| known.will_wake(waker)) {
+            self.0.push(waker.clone());
+        }
+    }
+}
+
+/// A request that comes as little as this before the deadline comes at it: timers of clients count
+/// whole milliseconds.
+const EARLY: Duration = Duration::from_millis(1);
+
+/// A ping so late that the heartbeat itself is gone. It is never reached by a living one.
+const LATE: Duration = Duration::from_secs(60);
+
+impl Heartbeat {
+    fn deadline(self) -> Instant {
+        match self {
+            Self::PingDue(at) | Self::PongDue(at) => at,
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! A WebSocket that owns its TCP connection: no task, no channel and no buffer while it is idle.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use actix_codec::Decoder;
+use actix_http::ws::{self, CloseCode, CloseReason, Codec, Item};
+use bytes::{Bytes, BytesMut};
+use bytestring::ByteString;
+use tokio::sync::oneshot;
+use tokio::time::{Sleep, sleep_until, timeout};
+
+use super::handover::Connection;
+use super::line::Line;
+use super::{Closed, Frame, Message, Turn, WRITE_DEADLINE};
+
+/// How much is read at once.
+const READ: usize = 16 * 1024;
+/// With so much unwritten, a ping is not answered: its sender does not read.
+const TOO_MUCH_FOR_PONGS: usize = 64 * 1024;
+/// How long after a close the client may take to close, too.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+thread_local! {
+    /// What every socket of a thread reads into: an idle one has no buffer of its own.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
+}
+
+pub(super) struct BareSocket {
+    state: State,
+    max_message: usize,
+}
+
+enum State {
+    /// The response is being written.
+    Upgrading(oneshot::Receiver<Connection>),
+    Open(Open),
+    Gone,
+}
+
+struct Open {
+    line: Line,
+    /// Set while the client keeps us waiting.
+    stalled: Option<Pin<Box<Sleep>>>,
+    codec: Codec,
+    read: BytesMut,
+    /// The frames of a message so far, and whether it is a text.
+    partial: Option<(BytesMut, bool)>,
+    /// The client has sent a close frame: what follows is discarded (RFC 6455, section 1.4).
+    closed: bool,
+    max_message: usize,
+}
+
+impl BareSocket {
+    pub(super) fn new(connection: oneshot::Receiver<Connection>, max_message: usize) -> Self {
+        Self { state: State::Upgrading(connection), max_message }
+    }
+
+    /// The connection, once it is there; `None` when it is gone.
+    async fn open(&mut self) -> Option<&mut Open> {
+        if let State::Upgrading(connection) = &mut self.state {
+            self.state = match connection.await {
+                Ok(connection) => State::Open(Open::new(connection, self.max_message)),
+                Err(_) => State::Gone,
+            };
+        }
+        match &mut self.state {
+            State::Open(open) => Some(open),
+            State::Upgrading(_) | State::Gone => None,
+        }
+    }
+
+    pub(super) async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
+        let open = self.open().await.ok_or(Closed::ByClient)?;
+        poll_fn(|context| open.poll_turn(context, receive)).await
+    }
+
+    pub(super) async fn feed(&mut self, frame: Frame) -> Result<(), Closed> {
+        self.opened().await?.feed(frame)
+    }
+
+    pub(super) async fn opened(&mut self) -> Result<&Line, Closed> {
+        self.open().await.map(|open| &open.line).ok_or(Closed::ByClient)
+    }
+
+    pub(super) fn line(&self) -> Option<&Line> {
+        match &self.state {
+            State::Open(open) => Some(&open.line),
+            State::Upgrading(_) | State::Gone => None,
+        }
+    }
+
+    pub(super) async fn close(mut self: Box<Self>, code: CloseCode, reason: &str) {
+        if let Some(open) = self.open().await {
+            open.close(CloseReason { code, description: Some(reason.to_owned()) }).await;
+        }
+    }
+}
+
+impl Open {
+    fn new(Connection { io, read, guard }: Connection, max_message: usize) -> Self {
+        let line = Line::new(io, guard);
+        // The buffer of the HTTP connection is larger than what is left in it.
+        let read = BytesMut::from(&*read);
+        let codec = Codec::new().max_size(max_message);
+        Self { line, stalled: None, codec, read, partial: None, closed: false, max_message }
+    }
+
+    fn poll_turn(
+        &mut self,
+        context: &mut Context<'_>,
+        receive: bool,
+    ) -> Poll<Result<Turn, Closed>> {
+        match self.poll_write(context) {
+            Poll::Ready(Ok(())) => return Poll::Ready(Ok(Turn::Written)),
+            Poll::Ready(Err(closed)) => {
+                // What the client sent before can still be read.
+                self.line.give_up();
+                self.stalled = None;
+                if closed != Closed::ByClient {
+                    return Poll::Ready(Err(closed));
+                }
+            }
+            Poll::Pending => {}
+        }
+        if !receive {
+            // Nobody waits for a write that will never take place.
+            let broken = self.line.is_broken();
+            return if broken { Poll::Ready(Ok(Turn::Written)) } else { Poll::Pending };
+        }
+        if self.closed {
+            return Poll::Ready(Err(Closed::ByClient));
+        }
+        loop {
+            while let Some(frame) = self.decode()? {
+                if let Some(message) = self.take(frame)? {
+                    return Poll::Ready(Ok(Turn::Received(message)));
+                }
+            }
+            ready!(self.line.io().poll_read_ready(context)).map_err(|_| Closed::ByClient)?;
+            self.try_read()?;
+        }
+    }
+
+    /// Ready when there was something to write and all is written.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        loop {
+            let written = self.line.poll_write(context)?;
+            let Some(deadline) = self.line.deadline() else {
+                self.stalled = None;
+                return written.map(Ok);
+            };
+            let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            if stalled.deadline() != deadline {
+                stalled.as_mut().reset(deadline);
+            }
+            ready!(stalled.as_mut().poll(context));
+            self.line.write_against_readiness()?;
+            if self.line.buffered() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn try_read(&mut self) -> Result<(), Closed> {
+        SCRATCH.with_borrow_mut(|scratch| match self.line.io().try_read(scratch) {
+            Ok(0) => Err(Closed::ByClient),
+            Ok(count) => {
+                self.read.extend_from_slice(scratch.get(..count).unwrap_or_default());
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(Closed::ByClient),
+        })
+    }
+
+    fn decode(&mut self) -> Result<Option<ws::Frame>, Closed> {
+        if self.read.is_empty() {
+            // What was parsed may still be held by a message; this must not hold it as well.
+            self.read = BytesMut::new();
+            return Ok(None);
+        }
+        self.codec.decode(&mut self.read).map_err(|error| Closed::against(&error))
+    }
+
+    /// Takes a frame; `None` when it is not the end of a message.
+    fn take(&mut self, frame: ws::Frame) -> Result<Option<Message>, Closed> {
+        match frame {
+            ws::Frame::Text(bytes) => text(bytes).map(Some),
+            ws::Frame::Binary(bytes) => Ok(Some(Message::Binary(bytes))),
+            ws::Frame::Continuation(item) => self.continue_with(item),
+            ws::Frame::Ping(data) => {
+                if self.line.buffered() < TOO_MUCH_FOR_PONGS
+                    && self.line.feed_message(ws::Message::Pong(data)).is_ok()
+                {
+                    self.line.write_now();
+                }
+                Ok(Some(Message::Alive))
+            }
+            ws::Frame::Pong(_) => Ok(Some(Message::Alive)),
+            ws::Frame::Close(reason) => {
+                self.closed = true;
+                if self.line.feed_message(ws::Message::Close(reason)).is_ok() {
+                    self.line.write_now();
+                }
+                Err(Closed::ByClient)
+            }
+        }
+    }
+
+    fn continue_with(&mut self, item: Item) -> Result<Option<Message>, Closed> {
+        let (part, last) = match item {
+            Item::FirstText(part) => {
+                self.partial = Some((BytesMut::new(), true));
+                (part, false)
+            }
+            Item::FirstBinary(part) => {
+                self.partial = Some((BytesMut::new(), false));
+                (part, false)
+            }
+            Item::Continue(part) => (part, false),
+            Item::Last(part) => (part, true),
+        };
+        // The codec lets no part come before the first.
+        let Some((message, is_text)) = &mut self.partial else { return Ok(None) };
+        if message.len() + part.len() > self.max_message {
+            return Err(Closed::TooLong);
+        }
+        message.extend_from_slice(&part);
+        if !last {
+            return Ok(None);
+        }
+        let (message, is_text) = (std::mem::take(message).freeze(), *is_text);
+        self.partial = None;
+        if is_text { text(message).map(Some) } else { Ok(Some(Message::Binary(message))) }
+    }
+
+    /// Closes and waits for the client to close, too, as a connection that is dropped with unread
+    /// bytes takes back what was written.
+    async fn close(&mut self, reason: CloseReason) {
+        if self.line.feed_message(ws::Message::Close(Some(reason))).is_err() {
+            return;
+        }
+        let writing = poll_fn(|context| self.poll_turn(context, false));
+        if !matches!(timeout(WRITE_DEADLINE, writing).await, Ok(Ok(_))) || self.line.is_broken() {
+            return;
+        }
+        if self.line.shut().is_err() {
+            return;
+        }
+        let goodbye = async {
+            loop {
+                self.read = BytesMut::new();
+                if self.line.io().readable().await.is_err() {
+                    return;
+                }
+                let read = SCRATCH.with_borrow_mut(|scratch| self.line.io().try_read(scratch));
+                match read {
+                    Ok(0) => return,
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+                    _ => {}
+                }
+            }
+        };
+        let _ = timeout(GOODBYE, goodbye).await;
+    }
+}
+
+fn text(bytes: Bytes) -> Result<Message, Closed> {
+    ByteString::try_from(bytes).map(Message::Text).map_err(|_| Closed::NotUtf8)
+}

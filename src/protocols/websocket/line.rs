@@ -1,0 +1,228 @@
+//! The end of a WebSocket that writes, which its task shares with whoever has something to send.
+
+use std::cell::Cell;
+use std::io;
+use std::net::Shutdown;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use actix_codec::Encoder;
+use actix_http::ws::{self, Codec};
+use bytes::{Buf, Bytes, BytesMut};
+use bytestring::ByteString;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::handover::Guard;
+use super::{Closed, Frame, WRITE_DEADLINE};
+
+/// No larger buffer is kept for the next socket.
+const KEPT: usize = 4 * 1024;
+
+thread_local! {
+    /// What the next socket writes from, which is in the processor's cache when one after another
+    /// writes the same event.
+    static SPARE: Cell<BytesMut> = Cell::default();
+}
+
+/// A handle to send by, without a turn of the task that owns the socket and from any thread, while
+/// nothing else waits to be written. What the system does not take at once is left to that task, and
+/// so is the news that the connection has broken.
+///
+/// The connection ends when the last of its handles is dropped.
+#[derive(Debug, Clone)]
+pub struct Line(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    io: TcpStream,
+    _guard: Guard,
+    outgoing: Mutex<Outgoing>,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    bytes: BytesMut,
+    /// When the client last took something of it, or it was last empty.
+    progress: Instant,
+    /// The task of the socket.
+    task: Option<Waker>,
+    /// A close was sent, behind which nothing may come (RFC 6455, section 5.5.1).
+    closing: bool,
+    /// Writing has failed, or the client did not read: what is sent from now on is dropped.
+    broken: bool,
+}
+
+impl Line {
+    pub(super) fn new(io: TcpStream, guard: Guard) -> Self {
+        let (bytes, progress) = (BytesMut::new(), Instant::now());
+        let outgoing = Outgoing { bytes, progress, task: None, closing: false, broken: false };
+        Self(Arc::new(Shared { io, _guard: guard, outgoing: Mutex::new(outgoing) }))
+    }
+
+    /// Sends text messages in one write, if nothing waits to be written. Otherwise it sends none of
+    /// them and is `false`.
+    pub fn send_now(&self, texts: impl IntoIterator<Item = ByteString>) -> bool {
+        let mut outgoing = self.outgoing();
+        if !outgoing.bytes.is_empty() || outgoing.broken {
+            return false;
+        }
+        let encode = |text| outgoing.encode(ws::Message::Text(text));
+        if texts.into_iter().try_for_each(encode).is_err() {
+            // What was encoded before is not sent either.
+            outgoing.bytes.clear();
+            return false;
+        }
+        self.write_or_leave(&mut outgoing);
+        true
+    }
+
+    /// Writes what was fed, as far as that can be done at once.
+    pub fn write_now(&self) {
+        self.write_or_leave(&mut self.outgoing());
+    }
+
+    /// How many bytes wait to be written.
+    pub fn buffered(&self) -> usize {
+        self.outgoing().bytes.len()
+    }
+
+    /// Whether writing has failed. The client may have sent something before that.
+    pub(super) fn is_broken(&self) -> bool {
+        self.outgoing().broken
+    }
+
+    /// Drops what waits to be written, and all that is sent from now on.
+    pub(super) fn give_up(&self) {
+        let mut outgoing = self.outgoing();
+        outgoing.broken = true;
+        outgoing.bytes = BytesMut::new();
+    }
+
+    pub(super) fn io(&self) -> &TcpStream {
+        &self.0.io
+    }
+
+    /// Adds a frame to what is written next.
+    ///
+    /// # Errors
+    /// A close was sent before. That the connection has broken is no error: the frame is dropped.
+    pub fn feed(&self, frame: Frame) -> Result<(), Closed> {
+        self.feed_message(match frame {
+            Frame::Text(text) => ws::Message::Text(text),
+            Frame::Binary(bytes) => ws::Message::Binary(bytes),
+            Frame::Ping => ws::Message::Ping(Bytes::new()),
+        })
+    }
+
+    /// As [`feed`](Self::feed), also for what only sockets themselves send.
+    pub(super) fn feed_message(&self, message: ws::Message) -> Result<(), Closed> {
+        self.outgoing().encode(message)
+    }
+
+    /// Writes, from the task of the socket: ready when there was something and all is written.
+    pub(super) fn poll_write(&self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        let mut outgoing = self.outgoing();
+        match &mut outgoing.task {
+            Some(task) => task.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        while !outgoing.bytes.is_empty() {
+            if self.try_write(&mut outgoing)? {
+                return Poll::Ready(Ok(()));
+            }
+            match self.0.io.poll_write_ready(context) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Closed::ByClient)),
+                Poll::Pending => break,
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Until when the client has to take something; `None` when nothing waits for it.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let outgoing = self.outgoing();
+        (!outgoing.bytes.is_empty()).then(|| outgoing.progress + WRITE_DEADLINE)
+    }
+
+    /// A last look at a client that seems not to read: the system calls a socket writable only
+    /// when a good part of its buffer is free, but takes bytes as soon as there is any room.
+    pub(super) fn write_against_readiness(&self) -> Result<(), Closed> {
+        let mut outgoing = self.outgoing();
+        if outgoing.bytes.is_empty() {
+            // Somebody else has written it meanwhile.
+            return Ok(());
+        }
+        match SockRef::from(&self.0.io).send(&outgoing.bytes) {
+            Ok(count) if count > 0 => {
+                outgoing.has_written(count);
+                Ok(())
+            }
+            _ => Err(Closed::NotRead),
+        }
+    }
+
+    /// Nothing more will be sent.
+    pub(super) fn shut(&self) -> io::Result<()> {
+        SockRef::from(&self.0.io).shutdown(Shutdown::Write)
+    }
+
+    fn write_or_leave(&self, outgoing: &mut Outgoing) {
+        if !matches!(self.try_write(outgoing), Ok(true))
+            && let Some(task) = &outgoing.task
+        {
+            task.wake_by_ref();
+        }
+    }
+
+    /// Writes what the system takes now; whether that was all.
+    fn try_write(&self, outgoing: &mut Outgoing) -> Result<bool, Closed> {
+        while !outgoing.bytes.is_empty() {
+            match self.0.io.try_write(&outgoing.bytes) {
+                Ok(0) => return Err(Closed::ByClient),
+                Ok(count) => outgoing.has_written(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(_) => return Err(Closed::ByClient),
+            }
+        }
+        Ok(true)
+    }
+
+    fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.0.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Outgoing {
+    fn encode(&mut self, message: ws::Message) -> Result<(), Closed> {
+        if self.closing {
+            return Err(Closed::ByClient);
+        }
+        if self.broken {
+            return Ok(());
+        }
+        self.closing = matches!(message, ws::Message::Close(_));
+        if self.bytes.is_empty() {
+            self.progress = Instant::now();
+            self.bytes = SPARE.take();
+        }
+        let encoded = Codec::new().encode(message, &mut self.bytes);
+        encoded.map_err(|error| Closed::against(&error))
+    }
+
+    fn has_written(&mut self, count: usize) {
+        if count < self.bytes.len() {
+            self.bytes.advance(count);
+            self.progress = Instant::now();
+            return;
+        }
+        let mut written = std::mem::take(&mut self.bytes);
+        written.clear();
+        // One that could hold more than this is let go, however much of it was used.
+        if !written.try_reclaim(KEPT + 1) {
+            SPARE.set(written);
+        }
+    }
+}

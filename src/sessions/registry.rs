@@ -1,0 +1,399 @@
+//! What the sessions of one worker share, and what all workers of the process know together.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use actix_web::web::Data;
+use bson::oid::ObjectId;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::auth::Tokens;
+use crate::chat::Chat;
+use crate::config::Config;
+use crate::feed::Feed;
+use crate::hub::Hub;
+use crate::hub::inbox::Bounds;
+use crate::limits::{Address, Limits};
+use crate::metrics::Metrics;
+use crate::models::{Store, UserId};
+use crate::refusals::{Refusals, Tally, limit_reached};
+use crate::server::Connections;
+use crate::server::capacity::Capacity;
+
+/// What may wait for one session: enough for a burst, little enough that thousands of clients
+/// that do not read are no danger.
+pub const INBOX: Bounds = Bounds { events: 1_024, bytes: 1 << 20 };
+
+/// How long after one another sessions are ended by a drain, as long as there is time: so many
+/// clients do not come back elsewhere in one instant.
+const DRAIN_PACE: Duration = Duration::from_millis(1);
+
+/// How often the records of other instances are looked through for sessions that moved there.
+const SWEEP: Duration = Duration::from_secs(10);
+/// How many records one query of a sweep names.
+const SWEEP_AT_ONCE: usize = 1_000;
+
+/// The parts that a session uses: one for each worker.
+pub struct Worker {
+    /// The database, over the connections of this worker.
+    pub store: Store,
+    /// Sends messages into it.
+    pub chat: Chat,
+    /// The rooms of this worker.
+    pub hub: Hub,
+    /// What fills them.
+    pub feed: Arc<Feed>,
+    /// Verifies tokens.
+    pub tokens: Data<Tokens>,
+    /// The configuration.
+    pub config: Data<Config>,
+    /// The limits.
+    pub limits: Data<Limits>,
+    /// Who is refused for what it is.
+    pub refusals: Data<Refusals>,
+    /// What is counted.
+    pub metrics: Data<Metrics>,
+    /// What all workers share.
+    pub process: Arc<Process>,
+}
+
+/// The process as sessions see it.
+#[derive(Debug)]
+pub struct Process {
+    /// Names this process in the records of sockets.
+    pub instance: ObjectId,
+    max_sessions: usize,
+    /// Of one address; 0 is no limit.
+    max_per_address: usize,
+    /// All connections, and with how many no socket is let in.
+    connections: Connections,
+    max_connections: usize,
+    sessions: AtomicUsize,
+    refused: Refused,
+    panics: AtomicU64,
+    addresses: Mutex<HashMap<Address, usize>>,
+    drain: CancellationToken,
+    /// Over how many milliseconds a drain is spread.
+    drain_spread: AtomicU64,
+    /// The sessions that a client may come back for, by their private ids.
+    returnable: Mutex<HashMap<String, Returnable>>,
+}
+
+/// How many sockets were refused, by what there was too much of.
+#[derive(Debug, Default)]
+struct Refused {
+    sockets: Tally,
+    of_address: Tally,
+}
+
+/// The connection here that a session belongs to.
+#[derive(Debug)]
+struct Returnable {
+    /// How often the session had changed hands.
+    generation: i64,
+    user: UserId,
+    end: CancellationToken,
+    /// Cancelled when all that was read from it is worked off.
+    ended: CancellationToken,
+}
+
+/// A session's place among those that the process allows. Dropping it makes room for another.
+#[derive(Debug)]
+pub struct Place {
+    process: Arc<Process>,
+    /// Cancelled when the session must end: another connection took it over, or a drain began.
+    pub end: CancellationToken,
+    /// The private id, and how often the session had changed hands.
+    returnable: Option<(String, i64)>,
+    /// Cancels `ended` of the connection that may be taken over.
+    _ended: Option<DropGuard>,
+    address: Option<Address>,
+}
+
+impl Process {
+    /// A process without sessions that allows what `capacity` says, and `max_per_address` of one
+    /// address, where 0 is no limit.
+    pub fn new(capacity: Capacity, max_per_address: usize) -> Self {
+        Self {
+            instance: ObjectId::new(),
+            max_sessions: capacity.sockets,
+            max_per_address,
+            connections: Connections::new(capacity.connections),
+            max_connections: capacity.for_sockets,
+            sessions: AtomicUsize::new(0),
+            refused: Refused::default(),
+            panics: AtomicU64::new(0),
+            addresses: Mutex::default(),
+            drain: CancellationToken::new(),
+            drain_spread: AtomicU64::new(0),
+            returnable: Mutex::default(),
+        }
+    }
+
+    /// A place for one more session; `None` when there are too many, or the process stops.
+    pub fn enter(self: &Arc<Self>, address: Address) -> Option<Place> {
+        if self.is_draining() {
+            return None;
+        }
+        let taken = self.sessions.fetch_add(1, Ordering::Relaxed);
+        // Made at once, so that it gives back what was taken also when that was too much.
+        let mut place = Place {
+            process: Arc::clone(self),
+            end: self.drain.child_token(),
+            returnable: None,
+            _ended: None,
+            address: None,
+        };
+        if self.max_per_address > 0 {
+            let mut addresses = self.addresses();
+            let count = addresses.entry(address).or_default();
+            if *count >= self.max_per_address {
+                drop(addresses);
+                let (most, what) = (self.max_per_address, "a socket was refused");
+                let setting = "MAX_CONNECTIONS_PER_ADDRESS";
+                self.refused.of_address.note(|| limit_reached(setting, most, what));
+                return None;
+            }
+            *count += 1;
+            place.address = Some(address);
+        }
+        if taken < self.max_sessions && self.connections.count() <= self.max_connections {
+            return Some(place);
+        }
+        self.refuse_socket();
+        None
+    }
+
+    /// Whether a connection may begin that will [enter](Self::enter) later, beside `waiting` that
+    /// may have done so or not.
+    pub fn has_room_beside(&self, waiting: usize) -> bool {
+        if self.is_draining() {
+            return false;
+        }
+        let taken = self.sessions().max(waiting);
+        let has_room =
+            taken < self.max_sessions && self.connections.count() <= self.max_connections;
+        if !has_room {
+            self.refuse_socket();
+        }
+        has_room
+    }
+
+    fn refuse_socket(&self) {
+        let (most, what) = (self.max_sessions, "a socket was refused");
+        self.refused.sockets.note(|| limit_reached("MAX_CONNECTIONS", most, what));
+    }
+
+    /// All connections of the server.
+    pub fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    /// How many sessions of the plain wire ended by a panic.
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
+    }
+
+    /// One did.
+    pub fn note_panic(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often what there was too much of was refused, by its name.
+    pub fn refused(&self) -> [(&'static str, u64); 4] {
+        [
+            ("sockets", self.refused.sockets.count()),
+            ("sockets_of_address", self.refused.of_address.count()),
+            ("connections", self.connections.refused()),
+            ("slow_request", self.connections.slow()),
+        ]
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, HashMap<Address, usize>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many sessions there are.
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Whether sessions are being ended, and no more are let in.
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
+    /// Ends all sessions within `most`, each at a moment of its own, and waits until they are
+    /// gone.
+    pub async fn drain(&self, most: Duration) {
+        let sessions = u32::try_from(self.sessions()).unwrap_or(u32::MAX);
+        let spread = DRAIN_PACE.saturating_mul(sessions).min(most / 2);
+        let millis = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
+        self.drain_spread.store(millis, Ordering::Relaxed);
+        self.drain.cancel();
+        let deadline = tokio::time::Instant::now() + most;
+        while self.sessions() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// How long a session may go on while the process drains.
+    pub fn time_left(&self) -> Duration {
+        let spread = self.drain_spread.load(Ordering::Relaxed);
+        let mut random = [0; 8];
+        // Without randomness all end at once, which is allowed.
+        let _ = getrandom::fill(&mut random);
+        Duration::from_millis(u64::from_ne_bytes(random) % spread.max(1))
+    }
+
+    /// Ends the connection of this process to which a session of `user` belongs, and waits until
+    /// all that was read from it is worked off. Answers whether that was done within `most`, and
+    /// `None` when there is no such connection here.
+    pub async fn end_and_wait(&self, pid: &str, user: UserId, most: Duration) -> Option<bool> {
+        let ended = {
+            let returnable = self.returnable();
+            let old = returnable.get(pid).filter(|old| old.user == user)?;
+            old.end.cancel();
+            old.ended.clone()
+        };
+        Some(tokio::time::timeout(most, ended.cancelled()).await.is_ok())
+    }
+
+    /// Ends the connection of this process from which a session was taken over, if it is here.
+    /// `generation` is how often the session has changed hands now.
+    pub fn take_over(&self, pid: &str, generation: i64) {
+        if let Entry::Occupied(old) = self.returnable().entry(pid.to_owned())
+            && old.get().generation < generation
+        {
+            old.remove().end.cancel();
+        }
+    }
+
+    /// Ends sessions that moved to other instances, for ever. To be spawned once.
+    pub async fn sweep(self: Arc<Self>, store: Store) {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            let pids: Vec<String> = self.returnable().keys().cloned().collect();
+            for pids in pids.chunks(SWEEP_AT_ONCE) {
+                match store.sockets.taken_over(pids, self.instance).await {
+                    Ok(taken) => taken.iter().for_each(|(pid, generation)| {
+                        self.take_over(pid, *generation);
+                    }),
+                    Err(error) => log::debug!("The records of sockets were not read: {error}"),
+                }
+            }
+        }
+    }
+
+    fn returnable(&self) -> MutexGuard<'_, HashMap<String, Returnable>> {
+        self.returnable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Makes the session one that `user` may come back for with this private id. Of two
+    /// connections that come for one session at the same time, the later owner stays.
+    pub fn make_returnable(&mut self, pid: &str, user: UserId, generation: i64) {
+        self.process.take_over(pid, generation);
+        match self.process.returnable().entry(pid.to_owned()) {
+            Entry::Occupied(_) => self.end.cancel(),
+            Entry::Vacant(free) => {
+                let ended = CancellationToken::new();
+                self._ended = Some(ended.clone().drop_guard());
+                free.insert(Returnable { generation, user, end: self.end.clone(), ended });
+                self.returnable = Some((pid.to_owned(), generation));
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.process.sessions.fetch_sub(1, Ordering::Relaxed);
+        if let Some(address) = self.address
+            && let Entry::Occupied(mut count) = self.process.addresses().entry(address)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        if let Some((pid, generation)) = self.returnable.take()
+            && let Entry::Occupied(own) = self.process.returnable().entry(pid)
+            && own.get().generation == generation
+        {
+            own.remove();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn process(max_sessions: usize, max_per_address: usize) -> Arc<Process> {
+        Arc::new(Process::new(Capacity::within(1 << 20, 0, max_sessions), max_per_address))
+    }
+
+    fn address(last: u8) -> Address {
+        Address::of(Ipv4Addr::new(10, 0, 0, last).into())
+    }
+
+    #[test]
+    fn places_are_bounded_and_given_back() {
+        let process = process(2, 0);
+        let places: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
+        assert_eq!(places.iter().filter(|place| place.is_some()).count(), 2);
+        assert_eq!(process.sessions(), 2);
+        drop(places);
+        assert_eq!(process.sessions(), 0);
+        assert!(process.enter(address(1)).is_some());
+    }
+
+    #[test]
+    fn an_address_has_its_share() {
+        let process = process(9, 2);
+        let places: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
+        assert_eq!(places.iter().filter(|place| place.is_some()).count(), 2);
+        assert!(process.enter(address(2)).is_some());
+        drop(places);
+        assert!(process.addresses().is_empty() && process.sessions() == 0);
+    }
+
+    #[test]
+    fn who_takes_over_ends_the_other_and_stays() {
+        let process = process(9, 0);
+        let mut old = process.enter(address(1)).unwrap();
+        old.make_returnable("pid", UserId::new(), 0);
+        process.take_over("pid", 1);
+        let mut new = process.enter(address(1)).unwrap();
+        new.make_returnable("pid", UserId::new(), 1);
+        assert!(old.end.is_cancelled() && !new.end.is_cancelled());
+        drop(old);
+        process.take_over("pid", 1);
+        assert!(!new.end.is_cancelled(), "it is the owner");
+        process.take_over("pid", 2);
+        assert!(new.end.is_cancelled());
+    }
+
+    #[test]
+    fn of_two_who_come_back_at_once_the_later_owner_stays() {
+        for order in [[1, 2], [2, 1]] {
+            let process = process(9, 0);
+            let places = order.map(|generation| {
+                let mut place = process.enter(address(1)).unwrap();
+                place.make_returnable("pid", UserId::new(), generation);
+                (generation, place)
+            });
+            for (generation, place) in places {
+                assert_eq!(place.end.is_cancelled(), generation == 1, "{order:?}");
+            }
+            assert!(process.returnable().is_empty());
+        }
+    }
+}

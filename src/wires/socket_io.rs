@@ -1,0 +1,421 @@
+//! The chat over Socket.IO: `io.on('connection')` of the original.
+//!
+//! Turns events into requests of a [session](crate::sessions) and its outputs into events and
+//! acks, lets clients in, and lets them come back ([recovery](crate::sessions::recovery)). What the requests
+//! mean is the session's.
+
+use std::rc::Rc;
+
+use actix_web::web::Data;
+use bytestring::ByteString;
+use futures::FutureExt;
+use futures::future::join;
+use tokio::time::timeout;
+
+use crate::auth::Claims;
+use crate::auth::credentials::{Absence, Credentials, TokenRefused};
+use crate::error::ApiError;
+use crate::feed::event::{Delivery, Wire};
+use crate::hub::inbox::Outlet;
+use crate::js::{Fields, Js};
+use crate::limits::Address;
+use crate::metrics::{Deliveries, OpenSocket, WireName};
+use crate::middleware::deadline::DEADLINE;
+use crate::protocols::engine_io::{
+    CloseReason, Handshake, Refusal, Registry, Sender, Unwelcome, random_id,
+};
+use crate::protocols::socket_io::packet::MAIN;
+use crate::protocols::socket_io::{Application, Encoded, Event, Socket, Visit};
+use crate::protocols::websocket::WRITE_AT_ONCE;
+use crate::sessions::recovery::{Journal, Return, TAKEOVER_GRACE};
+use crate::sessions::registry::Worker;
+use crate::sessions::{Answer, End, Output, Request, Session, Verb};
+
+/// The chat on one worker.
+#[derive(Clone)]
+pub struct ChatIo {
+    worker: Data<Worker>,
+    connections: Registry,
+}
+
+/// What a client sends to enter the namespace.
+struct Auth {
+    token: Option<String>,
+    /// The private id of the session that it comes back to.
+    pid: Option<String>,
+    offset: Option<String>,
+    /// How it wants to be told its offset.
+    offsets: Offsets,
+}
+
+/// How a client is told its offset, with which it can come back. socket.io-client keeps the last
+/// argument of any event, when that is a string.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Offsets {
+    /// Not at all: `recovery: false`.
+    None,
+    /// By an event of its own, `position`, behind all events that are written together. So a
+    /// message has one argument, as in the original. A cut between the two repeats those events.
+    Behind,
+    /// As the last argument of each event: `recovery: true`. Nothing is repeated.
+    Inside,
+}
+
+impl ChatIo {
+    /// The chat; `connections` are those of all workers, which are counted.
+    pub fn new(worker: Data<Worker>, connections: Registry) -> Self {
+        Self { worker, connections }
+    }
+}
+
+impl Application for ChatIo {
+    fn admit(&self, handshake: &Handshake) -> Result<(), Refusal> {
+        let address = address(&self.worker, handshake);
+        if let Err(reached) = self.worker.limits.connect.take(address) {
+            return Err(Refusal::TooMany { seconds: reached.seconds() });
+        }
+        let has_room = self.worker.process.has_room_beside(self.connections.len());
+        if has_room { Ok(()) } else { Err(Refusal::Unavailable) }
+    }
+
+    fn note(&self, unwelcome: &Unwelcome<'_>) {
+        match unwelcome {
+            Unwelcome::Revision => self.worker.refusals.note_protocol(),
+            Unwelcome::Origin(origin) => self.worker.refusals.note_origin(origin.as_bytes()),
+        }
+    }
+
+    fn has(&self, namespace: &str) -> bool {
+        namespace == MAIN
+    }
+
+    fn connect(&self, visit: Visit) -> impl Future<Output = ()> + 'static {
+        let worker = self.worker.clone();
+        async move {
+            // Boxed, as what happens once should not take memory for as long as the client stays.
+            let Some(mut client) = let_in(&worker, visit).boxed_local().await else { return };
+            let end = client.converse(&worker).await;
+            client.finish(end).boxed_local().await;
+        }
+    }
+}
+
+/// A client that was let in.
+struct Client {
+    socket: Socket,
+    session: Session<Option<u64>>,
+    journal: Option<Rc<Journal>>,
+    offsets: Offsets,
+    open: OpenSocket,
+}
+
+/// Lets a client in, or refuses it.
+async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
+    let auth = Auth::read(&visit.auth);
+    let claims = match claims(worker, &auth, &visit.handshake) {
+        Ok(claims) => Some(claims),
+        Err(refused) if worker.config.legacy_trust => {
+            worker.refusals.note_passed_over(&refused);
+            None
+        }
+        Err(refused) => {
+            worker.refusals.note_token(&refused);
+            let (text, code) = refused.error().sentence(worker.config.errors);
+            let reason = serde_json::Value::from(refused.to_string());
+            visit.refuse(&text, Some(&format!(r#"{{"code":"{code}","reason":{reason}}}"#)));
+            return None;
+        }
+    };
+    // From here on a client that cannot be served is not refused, which would be for good, but
+    // disconnected: it comes back by itself.
+    let Some(mut place) = worker.process.enter(address(worker, &visit.handshake)) else {
+        visit.close();
+        return None;
+    };
+    let enter = |visit: Visit, place| {
+        let session = Session::new(worker.clone(), place, claims);
+        let socket = visit.accept(&random_id(), None);
+        Some(Client::new(worker, socket, session, None, Offsets::None))
+    };
+    let Some(claims) = claims else { return enter(visit, place) };
+    // Before the feed has begun nothing is known of positions, and without them it could not come
+    // back later on.
+    if timeout(DEADLINE, worker.feed.started()).await.is_err() {
+        visit.close();
+        return None;
+    }
+    let Ok(recovers) = worker.recovers().await else {
+        visit.close();
+        return None;
+    };
+    if auth.offsets == Offsets::None || !recovers {
+        return enter(visit, place);
+    }
+    let Ok(returned) = come_back(worker, &auth, claims).await else {
+        visit.close();
+        return None;
+    };
+    if auth.pid.is_some() {
+        worker.metrics.recovery(returned.is_some());
+    }
+    let returned = match returned {
+        Some(returned) => returned,
+        None => worker.begin(auth.offset.as_deref(), claims).await,
+    };
+    let journal = Rc::new(returned.journal);
+    place.make_returnable(&journal.pid, claims.user, journal.owner.generation);
+    let mut session = Session::new(worker.clone(), place, Some(claims));
+    session.keep_journal(Rc::clone(&journal), returned.known, returned.joins);
+    let socket = visit.accept(&journal.sid, Some(&journal.pid));
+    session.enter(returned.rooms);
+    Some(Client::new(worker, socket, session, Some(journal), auth.offsets))
+}
+
+/// The session that a client comes back to, if there is one.
+async fn come_back(
+    worker: &Worker,
+    auth: &Auth,
+    claims: Claims,
+) -> Result<Option<Return>, ApiError> {
+    let Some(pid) = &auth.pid else { return Ok(None) };
+    let taking_over = worker.take_over(pid, auth.offset.as_deref(), claims);
+    let late = |_| ApiError::Unavailable("no answer within the deadline".to_owned());
+    let taken = timeout(DEADLINE, taking_over).await.map_err(late).and_then(|taken| taken);
+    if let Err(error) = &taken {
+        error.log(&"recovery");
+    }
+    taken
+}
+
+fn address(worker: &Worker, handshake: &Handshake) -> Address {
+    worker.limits.address(handshake.peer, handshake.forwarded_for.iter())
+}
+
+/// The token: of the CONNECT, else of the handshake's header, else of its query.
+fn claims(worker: &Worker, auth: &Auth, handshake: &Handshake) -> Result<Claims, TokenRefused> {
+    let credentials = Credentials {
+        auth: auth.token.as_deref(),
+        authorization: handshake.authorization.as_ref(),
+        query: &handshake.query,
+    };
+    credentials.claims(&worker.tokens, Absence::OfSocketIo)
+}
+
+impl Auth {
+    /// Reads leniently: what is not a string is not there, and other fields are not ours.
+    fn read(json: &str) -> Self {
+        let mut fields = Fields::from_json(json).unwrap_or_default();
+        let offsets = match fields.take("recovery") {
+            Js::Bool(false) => Offsets::None,
+            Js::Bool(true) => Offsets::Inside,
+            _ => Offsets::Behind,
+        };
+        let mut text = |name| match fields.take(name) {
+            Js::String(text) if !text.is_empty() => Some(text),
+            _ => None,
+        };
+        Self { token: text("token"), pid: text("pid"), offset: text("offset"), offsets }
+    }
+}
+
+impl Offsets {
+    /// How events are written.
+    fn wire(self) -> Wire {
+        match self {
+            Self::None | Self::Behind => Wire::SocketIo,
+            Self::Inside => Wire::SocketIoOffset,
+        }
+    }
+}
+
+impl Client {
+    fn new(
+        worker: &Worker,
+        socket: Socket,
+        session: Session<Option<u64>>,
+        journal: Option<Rc<Journal>>,
+        offsets: Offsets,
+    ) -> Self {
+        Self { socket, session, journal, offsets, open: worker.metrics.open(WireName::SocketIo) }
+    }
+
+    /// Serves it until its session is to be ended for a reason, or it has gone.
+    async fn converse(&mut self, worker: &Worker) -> Option<End> {
+        let Self { socket, session, offsets, open, .. } = self;
+        let offsets = *offsets;
+        let deliveries = open.deliveries();
+        session.set_outlet(Direct {
+            sender: socket.sender(),
+            offsets,
+            deliveries: deliveries.clone(),
+        });
+        loop {
+            let (sender, has_room) = (socket.sender(), session.has_room());
+            tokio::select! {
+                // What comes waits where it is bounded: in the inbox, or in the ring.
+                output = session.next_when(sender.ready()) => match output {
+                    Output::Event(delivery) => {
+                        // What else is there already goes with it, as much as is written at once.
+                        let (mut next, mut offset, mut bytes) = (Some(delivery), None, 0);
+                        let events = std::iter::from_fn(|| {
+                            let Some(event) = next.take() else { return offset.take() };
+                            let frame = session.frame(&event, offsets.wire());
+                            bytes += frame.len();
+                            deliveries.count();
+                            if bytes < WRITE_AT_ONCE {
+                                next = session.next_event();
+                            }
+                            if next.is_none() && offsets == Offsets::Behind {
+                                // Of what was given so far: nothing is taken after this.
+                                offset = session.offset_frame(&event).map(Encoded::Latest);
+                            }
+                            Some(Encoded::Event(frame))
+                        });
+                        socket.emit_encoded(events);
+                    }
+                    Output::Answer(answer) => reply(worker, socket, session, answer),
+                    Output::End(end) => return Some(end),
+                },
+                event = socket.recv(), if has_room => match event {
+                    Some(event) => request(worker, socket, session, event),
+                    None => return None,
+                },
+                // What it sent before is worked off without answers.
+                () = sender.ended() => return None,
+            }
+        }
+    }
+
+    /// Ends its connection, if it has not ended, and works off what was read from it before: the
+    /// Node server would have begun with that at once.
+    async fn finish(mut self, end: Option<End>) {
+        self.session.mute();
+        match end {
+            Some(end) => {
+                log::debug!("A Socket.IO session is ended: {end}");
+                self.open.closes_because(end.label());
+            }
+            None => {
+                if let Some(reason) = self.socket.close_reason() {
+                    self.open.closes_because(reason.label());
+                }
+            }
+        }
+        match end {
+            // What its client sent last may still be on its way, a disconnect packet among it.
+            Some(End::TakenOver) => {
+                let _ = timeout(TAKEOVER_GRACE, self.take_rest()).await;
+                self.close(End::TakenOver);
+            }
+            Some(end) => self.close(end),
+            None => {}
+        }
+        self.take_rest().await;
+        if let (true, Some(journal)) = (self.socket.has_left(), self.journal.take()) {
+            // Before the messages, since its client may be about to come back.
+            journal.end();
+            let removing = async { journal.remove().await };
+            let (wrote, ()) = join(self.session.finish_in_flight(), removing).await;
+            if wrote {
+                journal.remove().await;
+            }
+        }
+        self.session.work_off().await;
+    }
+
+    /// Takes all events that were read before the end of the connection, and works off what it can
+    /// meanwhile. The queue of requests may become longer than usual by what was in the memory of
+    /// the connection, which is bounded. Cancel-safe.
+    async fn take_rest(&mut self) {
+        loop {
+            tokio::select! {
+                biased;
+                event = self.socket.recv() => {
+                    let Some(Event { arguments, ack, .. }) = event else { return };
+                    if let Some(verb) = Verb::of(&arguments.name()) {
+                        let data = arguments.values.into_iter().nth(1).unwrap_or_default();
+                        self.session.request(Request::after_end(verb, data), ack);
+                    }
+                }
+                () = self.session.work() => {}
+            }
+        }
+    }
+
+    fn close(&self, end: End) {
+        self.socket.close(match end {
+            End::TooSlow => CloseReason::TooSlow,
+            End::Draining => CloseReason::GoingAway,
+            End::Expired | End::TakenOver => CloseReason::Server,
+        });
+    }
+}
+
+/// Events that are written while the session's task sleeps.
+struct Direct {
+    sender: Sender,
+    offsets: Offsets,
+    deliveries: Deliveries,
+}
+
+impl Outlet for Direct {
+    fn give(&self, delivery: &Delivery) -> bool {
+        // The offset of a session that takes the short way is the position of the event.
+        let offset = match self.offsets {
+            Offsets::Behind => delivery.offset_frame(),
+            Offsets::None | Offsets::Inside => None,
+        };
+        let event = delivery.frame(self.offsets.wire());
+        let given = self.sender.send_now(std::iter::once(event).chain(offset));
+        if given {
+            self.deliveries.count();
+        }
+        given
+    }
+}
+
+fn request(worker: &Worker, socket: &Socket, session: &mut Session<Option<u64>>, event: Event) {
+    let name = event.arguments.name();
+    match Verb::of(&name) {
+        Some(verb) => {
+            let data = event.arguments.values.into_iter().nth(1).unwrap_or_default();
+            session.request(Request::new(verb, data), event.ack);
+        }
+        // Whoever waits for an answer should not wait for ever; to others the original was silent.
+        None => {
+            if let Some(id) = event.ack {
+                let json = ApiError::UnknownEvent.to_json(worker.config.errors, None);
+                socket.ack(id, vec![json.into()], Vec::new());
+            }
+        }
+    }
+}
+
+fn reply(
+    worker: &Worker,
+    socket: &Socket,
+    session: &Session<Option<u64>>,
+    answer: Answer<Option<u64>>,
+) {
+    let Answer { to, verb, result } = answer;
+    if let Err(error) = &result {
+        error.log(&verb.name());
+    }
+    if session.is_anonymous() && verb != Verb::SendMessage && to.is_none() {
+        // The original said nothing, and its front ends expect nothing. Who asks for an answer
+        // waits for it, with `retries` before anything else is sent.
+        return;
+    }
+    let mode = worker.config.errors;
+    match (to, result) {
+        (Some(id), Ok(json)) => socket.ack(id, vec![json.into()], Vec::new()),
+        (Some(id), Err(error)) => {
+            socket.ack(id, vec![error.to_json(mode, None).into()], Vec::new());
+        }
+        (None, Ok(_)) => {}
+        (None, Err(error)) => {
+            let data = error.to_json(mode, Some(&format!("\"{}\"", verb.name())));
+            socket.emit("error", &[ByteString::from(data)], Vec::new());
+        }
+    }
+}

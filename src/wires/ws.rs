@@ -1,0 +1,402 @@
+//! `/ws`: the plain wire, JSON frames on a WebSocket.
+//!
+//! A client sends `{"event","data","id"?}`, is answered `{"ack":<id>,"data":…}` and is pushed
+//! `{"event","data","position"?}`. This file turns frames into requests and outputs into frames,
+//! and keeps the connection alive; what they mean is the [session](crate::sessions)'s.
+
+use std::future::pending;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderMap};
+use actix_web::web::{Data, Payload};
+use actix_web::{HttpRequest, HttpResponse};
+use bytestring::ByteString;
+use futures::future::join;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::auth::Claims;
+use crate::auth::credentials::{Absence, Credentials, TokenRefused, verify_event};
+use crate::error::ApiError;
+use crate::feed::event::{Delivery, Wire};
+use crate::hub::inbox::Outlet;
+use crate::metrics::{Deliveries, OpenSocket, WireName};
+use crate::protocols::cors;
+use crate::protocols::panics::survive;
+use crate::protocols::websocket::{
+    CloseCode, Closed, Frame, Line, Message, NotAccepted, Socket, Turn, WRITE_AT_ONCE,
+};
+use crate::sessions::registry::{Place, Worker};
+use crate::sessions::{Answer, End, Output, Request, Session, Verb};
+
+/// The longest frame, in bytes.
+const MAX_FRAME: usize = 128 * 1024;
+/// How long a client without a token may take to authenticate.
+const AUTHENTICATE: Duration = Duration::from_secs(10);
+/// Between two pings.
+const PING: Duration = Duration::from_secs(25);
+/// A client that was silent for so long is gone.
+const IDLE: Duration = Duration::from_secs(45);
+
+/// With so much unwritten, the client's frames wait until it reads their answers.
+const MAX_UNWRITTEN: usize = 512 * 1024;
+/// How long a client whose token has expired may take to hear so: it does not keep the connection
+/// by not reading.
+const EXPIRED_GOODBYE: Duration = Duration::from_millis(500);
+
+/// No token, an invalid one, or one that expired.
+const TOKEN_REFUSED: CloseCode = CloseCode::Other(4401);
+
+/// Serves one WebSocket.
+pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -> HttpResponse {
+    if let Some(origin) = cors::foreign(req.headers(), &worker.config.cors) {
+        worker.refusals.note_origin(origin.as_bytes());
+        return HttpResponse::Forbidden().finish();
+    }
+    let limits = &worker.limits;
+    let address = limits.address_of(&req);
+    if let Err(reached) = limits.connect.take(address) {
+        return HttpResponse::TooManyRequests()
+            .insert_header((header::RETRY_AFTER, reached.seconds()))
+            .finish();
+    }
+    let token = token(&worker, req.headers(), req.query_string());
+    let (answer, socket) = match Socket::accept(&req, payload, MAX_FRAME) {
+        Ok(accepted) => accepted,
+        Err(NotAccepted::Protocols) => return HttpResponse::BadRequest().finish(),
+        Err(NotAccepted::NoUpgrade) => {
+            return HttpResponse::build(StatusCode::UPGRADE_REQUIRED)
+                .insert_header((header::UPGRADE, "websocket"))
+                .finish();
+        }
+    };
+    let Some(place) = worker.process.enter(address) else {
+        return HttpResponse::ServiceUnavailable()
+            .insert_header((header::RETRY_AFTER, "1"))
+            .finish();
+    };
+    let process = Arc::clone(&worker.process);
+    let note = move || process.note_panic();
+    actix_web::rt::spawn(survive(serve(worker, place, socket, token), note));
+    answer
+}
+
+/// The token of the upgrade: of the header, else of the query.
+fn token(worker: &Worker, headers: &HeaderMap, query: &str) -> Result<Claims, TokenRefused> {
+    let authorization = headers.get(header::AUTHORIZATION);
+    Credentials { auth: None, authorization, query }.claims(&worker.tokens, Absence::OfPlain)
+}
+
+async fn serve(
+    worker: Data<Worker>,
+    place: Place,
+    mut socket: Socket,
+    token: Result<Claims, TokenRefused>,
+) {
+    let claims = match token {
+        Ok(claims) => Some(claims),
+        Err(refused) if worker.config.legacy_trust => {
+            worker.refusals.note_passed_over(&refused);
+            None
+        }
+        Err(absent @ TokenRefused::Missing(_)) => {
+            let first = tokio::select! {
+                first = timeout(AUTHENTICATE, first_frame(&worker, &mut socket)) => Some(first),
+                () = place.end.cancelled() => None,
+            };
+            match first.map(|first| first.unwrap_or(Err(absent))) {
+                Some(Ok(claims)) => Some(claims),
+                None => {
+                    drop(place);
+                    return socket.close(CloseCode::Away, &End::Draining.to_string()).await;
+                }
+                Some(Err(refused)) => return refuse(&worker, socket, &refused).await,
+            }
+        }
+        // Browsers cannot see an HTTP status, so the upgrade is accepted and then closed.
+        Err(refused) => return refuse(&worker, socket, &refused).await,
+    };
+    let mut session = Session::new(worker.clone(), place, claims);
+    let mut open = worker.metrics.open(WireName::Plain);
+    let closing = converse(&worker, &mut session, &mut socket, &mut open).await;
+    // Boxed, so that a connection has no room for this while it lasts.
+    Box::pin(finish(session, socket, open, closing)).await;
+}
+
+/// Closes the connection, and works off what was read from it before. Neither waits for the other.
+async fn finish(
+    mut session: Session<Option<Box<RawValue>>>,
+    mut socket: Socket,
+    open: OpenSocket,
+    closing: Closing,
+) {
+    drop(open);
+    let is_mistake = matches!(
+        closing,
+        Closing::With(
+            CloseCode::Protocol | CloseCode::Invalid | CloseCode::Size | CloseCode::Unsupported,
+            _
+        )
+    );
+    // What follows a mistake of the client is not for the application.
+    if !is_mistake {
+        for message in socket.take_arrived() {
+            if let Message::Text(text) = message {
+                // Nobody is there to be told what is wrong with it.
+                let _ = request(&mut session, &text);
+            }
+        }
+    }
+    session.mute();
+    let (code, reason) = match closing {
+        Closing::Gone => return session.work_off().await,
+        Closing::With(code, reason) => (code, reason),
+    };
+    let closed = async {
+        let closing = socket.close(code, &reason);
+        if code == TOKEN_REFUSED {
+            let _ = timeout(EXPIRED_GOODBYE, closing).await;
+        } else {
+            closing.await;
+        }
+    };
+    let finished = async move { session.work_off().await };
+    join(closed, finished).await;
+}
+
+/// The token that a client sends before anything else; its answer is written here.
+async fn first_frame(worker: &Worker, socket: &mut Socket) -> Result<Claims, TokenRefused> {
+    #[derive(Deserialize)]
+    struct Token {
+        token: String,
+    }
+
+    let other = TokenRefused::Missing(Absence::FirstFrame);
+    loop {
+        let text = match socket.recv().await {
+            Ok(Message::Text(text)) => text,
+            Ok(Message::Alive) => continue,
+            Ok(Message::Binary(_)) | Err(_) => return Err(other),
+        };
+        let Ok(frame) = serde_json::from_str::<ClientFrame<'_>>(&text) else { return Err(other) };
+        if frame.event != Verb::Authenticate.name() {
+            return Err(other);
+        }
+        let token = frame.data.map(|data| serde_json::from_str::<Token>(data.get()));
+        let Some(Ok(Token { token })) = token else { return Err(other) };
+        let claims = verify_event(&worker.tokens, &token)?;
+        if let Some(id) = frame.id {
+            let answer = format!(r#"{{"ack":{id},"data":{{"expires":{}}}}}"#, claims.expires);
+            let _ = socket.send(Frame::Text(answer.into())).await;
+        }
+        return Ok(claims);
+    }
+}
+
+async fn refuse(worker: &Worker, socket: Socket, refused: &TokenRefused) {
+    worker.refusals.note_token(refused);
+    let (text, _) = refused.error().sentence(worker.config.errors);
+    socket.close(TOKEN_REFUSED, &format!("{text} ({refused})")).await;
+}
+
+/// How a connection ends.
+enum Closing {
+    With(CloseCode, String),
+    /// There is nobody to tell.
+    Gone,
+}
+
+impl From<Closed> for Closing {
+    fn from(closed: Closed) -> Self {
+        closed.code().map_or(Self::Gone, |code| Self::With(code, closed.to_string()))
+    }
+}
+
+async fn converse(
+    worker: &Worker,
+    session: &mut Session<Option<Box<RawValue>>>,
+    socket: &mut Socket,
+    open: &mut OpenSocket,
+) -> Closing {
+    match try_converse(worker, session, socket, open).await {
+        Ok(never) => match never {},
+        Err(closing) => closing,
+    }
+}
+
+async fn try_converse(
+    worker: &Worker,
+    session: &mut Session<Option<Box<RawValue>>>,
+    socket: &mut Socket,
+    open: &mut OpenSocket,
+) -> Result<std::convert::Infallible, Closing> {
+    let deliveries = open.deliveries();
+    if let Some(line) = socket.opened().await? {
+        session.set_outlet(Direct { line, deliveries: deliveries.clone() });
+    }
+    let mut heard = Instant::now();
+    let mut ping_due = heard + PING;
+    let mut timer = pin!(sleep_until(ping_due));
+    loop {
+        let unwritten = socket.buffered();
+        let hears = session.has_room() && unwritten < MAX_UNWRITTEN;
+        let ready = async {
+            if unwritten >= WRITE_AT_ONCE {
+                // What the client has not read is written first; it waits in its inbox, which is
+                // bounded, or in the ring.
+                pending().await
+            }
+        };
+        tokio::select! {
+            output = session.next_when(ready) => {
+                let mut next = Some(output);
+                while let Some(output) = next {
+                    let frame = match output {
+                        Output::Event(delivery) => {
+                            deliveries.count();
+                            Some(session.frame(&delivery, Wire::Plain))
+                        }
+                        Output::Answer(answer) => answer_frame(worker, answer),
+                        Output::End(end) => {
+                            open.closes_because(end.label());
+                            return Err(closing(end));
+                        }
+                    };
+                    if let Some(frame) = frame {
+                        socket.feed(Frame::Text(frame)).await?;
+                    }
+                    // What else is there already goes with it.
+                    let more = socket.buffered() < WRITE_AT_ONCE;
+                    next = if more { session.next_event().map(Output::Event) } else { None };
+                }
+                socket.write_now()?;
+            }
+            turn = socket.turn(hears), if hears || !socket.is_broken() => {
+                let Turn::Received(message) = turn? else { continue };
+                heard = Instant::now();
+                match message {
+                    Message::Text(text) => {
+                        if let Err((error, id)) = request(session, &text) {
+                            let frame = match id {
+                                Some(id) => ack_frame(&id, &error.to_json(worker.config.errors, None)),
+                                None => error_frame(worker, &error, "null"),
+                            };
+                            socket.feed(Frame::Text(frame)).await?;
+                        }
+                    }
+                    Message::Alive => {}
+                    Message::Binary(_) => {
+                        let reason = "only text is understood".to_owned();
+                        return Err(Closing::With(CloseCode::Unsupported, reason));
+                    }
+                }
+            }
+            () = timer.as_mut() => {
+                let now = Instant::now();
+                if now >= heard + IDLE {
+                    open.closes_because("idle");
+                    let reason = "nothing heard from the client".to_owned();
+                    return Err(Closing::With(CloseCode::Policy, reason));
+                }
+                if now >= ping_due {
+                    socket.feed(Frame::Ping).await?;
+                    ping_due = now + PING;
+                }
+                timer.as_mut().reset(ping_due.min(heard + IDLE));
+            }
+        }
+    }
+}
+
+/// Events that are written while the session's task sleeps.
+struct Direct {
+    line: Line,
+    deliveries: Deliveries,
+}
+
+impl Outlet for Direct {
+    fn give(&self, delivery: &Delivery) -> bool {
+        let given = self.line.send_now([delivery.frame(Wire::Plain)]);
+        if given {
+            self.deliveries.count();
+        }
+        given
+    }
+}
+
+/// What a client sends.
+#[derive(Deserialize)]
+struct ClientFrame<'a> {
+    event: String,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+    #[serde(default)]
+    id: Option<Box<RawValue>>,
+}
+
+/// The longest `id`, which is sent back as it came.
+const MAX_ID: usize = 256;
+
+/// Hands a request in.
+///
+/// # Errors
+/// It is none; with the `id` that waits for the answer, if there is one.
+fn request(
+    session: &mut Session<Option<Box<RawValue>>>,
+    text: &ByteString,
+) -> Result<(), (ApiError, Option<Box<RawValue>>)> {
+    let frame: ClientFrame<'_> = serde_json::from_str(text)
+        .map_err(|_| (ApiError::MalformedBody("not {\"event\":…,\"data\":…,\"id\":…}"), None))?;
+    if frame.id.as_ref().is_some_and(|id| id.get().len() > MAX_ID) {
+        let problem = "must have at most 256 bytes";
+        return Err((ApiError::InvalidField { field: "id", problem }, None));
+    }
+    let Some(verb) = Verb::of(&frame.event) else {
+        return Err((ApiError::UnknownEvent, frame.id));
+    };
+    let data = frame.data.map(|data| text.slice_ref(data.get())).unwrap_or_default();
+    session.request(Request::new(verb, data), frame.id);
+    Ok(())
+}
+
+/// The frame of an answer; who gave no `id` is told of errors only.
+fn answer_frame(worker: &Worker, answer: Answer<Option<Box<RawValue>>>) -> Option<ByteString> {
+    let Answer { to, verb, result } = answer;
+    let json = match (&to, result) {
+        (_, Ok(json)) => json,
+        (None, Err(error)) => {
+            error.log(&verb.name());
+            return Some(error_frame(worker, &error, &format!("\"{}\"", verb.name())));
+        }
+        (Some(_), Err(error)) => {
+            error.log(&verb.name());
+            error.to_json(worker.config.errors, None)
+        }
+    };
+    to.map(|id| ack_frame(&id, &json))
+}
+
+/// The answer to a request that has an `id`.
+fn ack_frame(id: &RawValue, json: &str) -> ByteString {
+    format!(r#"{{"ack":{id},"data":{json}}}"#).into()
+}
+
+/// The push for a request that asked for no answer, or that could not be read.
+fn error_frame(worker: &Worker, error: &ApiError, event: &str) -> ByteString {
+    let data = error.to_json(worker.config.errors, Some(event));
+    format!(r#"{{"event":"error","data":{data}}}"#).into()
+}
+
+fn closing(end: End) -> Closing {
+    let code = match end {
+        End::Expired => TOKEN_REFUSED,
+        End::TooSlow => CloseCode::Again,
+        End::Draining => CloseCode::Away,
+        End::TakenOver => CloseCode::Policy,
+    };
+    Closing::With(code, end.to_string())
+}
