@@ -11,7 +11,7 @@ use crate::http::{Answer, Connection, request};
 use crate::process::Process;
 use crate::report::Curve;
 use crate::rest::Load;
-use crate::rows::{Group, wires};
+use crate::rows::Group;
 use crate::seed::{Bulk, Seed};
 use crate::servers::{Contender, Server};
 use crate::wire::Wire;
@@ -112,8 +112,8 @@ impl Place<'_> {
         let user = self.seed.user()?.clone();
         let room = self.seed.rooms.get(2).ok_or("no rooms")?.clone();
         let numbers = [100, 500, 2_000, 6_000, 18_000];
-        for &wire in wires(self.contender) {
-            let line = if wires(self.contender).len() > 1 { wire.name() } else { "" };
+        for &wire in self.contender.wires() {
+            let line = if self.contender.wires().len() > 1 { wire.name() } else { "" };
             for &number in numbers.iter().take(self.bench.options.pick(5, 3)) {
                 self.restart().await?;
                 let rooms = std::slice::from_ref(&room);
@@ -133,7 +133,7 @@ impl Place<'_> {
             Curve::new("More rooms, a subscriber in each", "rooms", "µs of CPU per message");
         let user = self.seed.user()?.clone();
         let bulk = Bulk::connect(&self.bench.uri(self.contender)?).await?;
-        let wire = wires(self.contender).first().copied().unwrap_or(Wire::SocketIo);
+        let wire = self.contender.wires().first().copied().unwrap_or(Wire::SocketIo);
         for number in [1, 10, 100, 1_000, 10_000].into_iter().take(self.bench.options.pick(5, 3)) {
             self.restart().await?;
             let rooms = bulk.add_rooms(number).await?;

@@ -16,7 +16,7 @@ use crate::Result;
 use crate::histogram::Histogram;
 use crate::http::{self, Connection};
 use crate::process::Process;
-use crate::seed::Bulk;
+use crate::seed::{Bulk, User};
 use crate::websocket::{Socket, push_text};
 use crate::wire::{Event, PONG, Wire, number};
 
@@ -47,15 +47,6 @@ pub enum Via {
     Rest,
     /// Straight into the database, in batches.
     Bulk(Arc<Bulk>),
-}
-
-/// Who sends: every publisher is the same user.
-#[derive(Debug, Clone)]
-pub struct User {
-    /// The user's id.
-    pub id: String,
-    /// The user's token.
-    pub token: String,
 }
 
 /// What to send.

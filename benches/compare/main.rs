@@ -20,6 +20,7 @@ mod floor;
 mod histogram;
 mod http;
 mod options;
+mod output;
 mod plot;
 mod process;
 mod report;
@@ -120,7 +121,7 @@ impl Bench {
         println!("{}", bench.results.table());
         if bench.options.is_complete() {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
-            bench.results.write(&folder, &bench.options).await?;
+            output::write(&bench.results, &folder, &bench.options).await?;
             bench.say("written: benches/RESULTS.md and benches/results.svg");
         }
         if let Some(mongod) = bench.mongod {

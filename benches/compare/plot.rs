@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::report::{Curve, Results, grouped};
+use crate::report::{Curve, Results, grouped, short};
 
 const WIDTH: f64 = 960.0;
 const MARGIN: f64 = 24.0;
@@ -173,17 +173,6 @@ impl Scale {
         let ticks = (0..).map(|number| self.low + f64::from(number) * step);
         ticks.take_while(|tick| *tick <= self.high).collect()
     }
-}
-
-/// A number in as many digits as say something.
-pub fn short(value: f64) -> String {
-    let digits = match value.abs() {
-        0.0 => 0,
-        0.0..1.0 => 2,
-        1.0..20.0 => 1,
-        _ => 0,
-    };
-    grouped(value, digits)
 }
 
 fn text(out: &mut String, x: f64, y: f64, attributes: &str, content: &str) {

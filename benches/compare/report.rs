@@ -2,14 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
 
-use crate::options::Options;
-use crate::plot;
-use crate::process::machine;
 use crate::servers::Contender;
 use crate::wire::Wire;
-use crate::{Result, rows};
 
 /// Everything that was measured.
 #[derive(Default)]
@@ -140,7 +135,7 @@ impl Results {
             return;
         }
         let both = [PLAIN, SOCKET_IO];
-        let wires = if rows::wires(contender).len() == 1 { &both[..] } else { &[wire] };
+        let wires = if contender.wires().len() == 1 { &both[..] } else { &[wire] };
         for wire in wires {
             self.set(&format!("{name} {what} {}", wire.name()), contender, value);
         }
@@ -220,32 +215,6 @@ impl Results {
         }
         out
     }
-
-    /// Writes `RESULTS.md` and `results.svg`.
-    pub async fn write(&self, folder: &Path, options: &Options) -> Result<()> {
-        let now = bson::DateTime::now().try_to_rfc3339_string()?;
-        let (date, _) = now.split_once('T').ok_or("no date")?;
-        let node = tokio::process::Command::new("node").arg("--version").output().await?;
-        let node = String::from_utf8_lossy(&node.stdout).trim().to_owned();
-        let machine = machine();
-        let mut out = format!(
-            "# Results of `cargo bench --bench compare`\n\n{date}; {machine}; Node {node}. Server, \
-             MongoDB and load share the machine{}. Each figure of the table was taken for {:.0} s \
-             after {:.0} s of warming up, REST over 32 connections. CPU is that of the server process.\n\n\
-             ![The results as a plot](results.svg)\n\n{}\n",
-            self.others.as_deref().unwrap_or_default(),
-            options.measure().as_secs_f64(),
-            options.warm_up().as_secs_f64(),
-            self.table()
-        );
-        for curve in &self.curves {
-            let _ = write!(out, "\n## {}\n\n{}", curve.title, curve.table());
-        }
-        std::fs::write(folder.join("RESULTS.md"), out)?;
-        let subtitle = format!("{date}; {machine}; Node {node}");
-        std::fs::write(folder.join("results.svg"), plot::svg(self, &subtitle))?;
-        Ok(())
-    }
 }
 
 impl Curve {
@@ -266,7 +235,7 @@ impl Curve {
         out.push_str("|\n");
         for (x, row) in points {
             let cells: Vec<_> =
-                row.iter().map(|cell| cell.map_or_else(String::new, plot::short)).collect();
+                row.iter().map(|cell| cell.map_or_else(String::new, short)).collect();
             let _ = writeln!(out, "| {} | {} |", grouped(x as f64, 0), cells.join(" | "));
         }
         let _ = writeln!(out, "\nIn the cells: {}.", self.y);
@@ -330,4 +299,15 @@ pub fn grouped(value: f64, digits: usize) -> String {
         out.push_str(fraction);
     }
     out
+}
+
+/// A number in as many digits as say something.
+pub fn short(value: f64) -> String {
+    let digits = match value.abs() {
+        0.0 => 0,
+        0.0..1.0 => 2,
+        1.0..20.0 => 1,
+        _ => 0,
+    };
+    grouped(value, digits)
 }

@@ -106,15 +106,6 @@ impl Group {
     }
 }
 
-/// The wires that a contender speaks.
-pub fn wires(contender: Contender) -> &'static [Wire] {
-    match contender {
-        Contender::Ours => &[Wire::Plain, Wire::SocketIo],
-        Contender::Node => &[Wire::SocketIo],
-        Contender::Floor => &[Wire::Plain],
-    }
-}
-
 /// Measures the rows that are wanted of a contender, of the groups that are chosen; each group with
 /// a fresh process.
 pub async fn measure(
@@ -326,7 +317,7 @@ impl Place<'_> {
     ) -> Result<()> {
         let user = self.seed.user()?.clone();
         let rooms = self.seed.rooms.get(2..3).ok_or("no rooms")?.to_vec();
-        for &wire in wires(self.contender) {
+        for &wire in self.contender.wires() {
             let addr = self.server.addr;
             let audience = Audience::gather(addr, wire, &user, &rooms, SUBSCRIBERS).await?;
             let plan = self.plan(pace, publishers);
@@ -366,7 +357,7 @@ impl Place<'_> {
     async fn sockets(&mut self) -> Result<()> {
         let user = self.seed.user()?.clone();
         let number = self.bench.options.pick(10_000, 2_000);
-        for &wire in wires(self.contender) {
+        for &wire in self.contender.wires() {
             // Of its own, so that nothing is left from the other wire.
             let server = self.bench.start(self.contender, Some(&user.token)).await?;
             // The first few pay for what all share.

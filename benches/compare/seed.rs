@@ -11,7 +11,6 @@ use mongodb::{Client, Collection};
 use serde_json::Value;
 
 use crate::Result;
-use crate::fanout::User;
 use crate::http::{Connection, request};
 
 /// How many users there are.
@@ -38,6 +37,15 @@ pub struct Seed {
     pub users: Vec<User>,
     /// Rooms, the first with [`MESSAGES`] messages by all users.
     pub rooms: Vec<String>,
+}
+
+/// A user who is logged in.
+#[derive(Debug, Clone)]
+pub struct User {
+    /// The user's id.
+    pub id: String,
+    /// The user's token.
+    pub token: String,
 }
 
 impl Seed {

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use crate::Result;
 use crate::http::{Connection, request};
 use crate::process::{Process, free_port};
+use crate::wire::Wire;
 
 /// The secret of all servers, so that a token is valid everywhere.
 const SECRET: &str = "0f4c1a77c2b9a5d1e6830b52d94e7f1a6c35d8be20497fa1";
@@ -43,6 +44,15 @@ impl Contender {
             Self::Ours => "ours",
             Self::Node => "Node",
             Self::Floor => "floor",
+        }
+    }
+
+    /// The wires that it speaks.
+    pub fn wires(self) -> &'static [Wire] {
+        match self {
+            Self::Ours => &[Wire::Plain, Wire::SocketIo],
+            Self::Node => &[Wire::SocketIo],
+            Self::Floor => &[Wire::Plain],
         }
     }
 }
