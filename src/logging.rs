@@ -192,7 +192,7 @@ mod tests {
             "off",
             "info,mongodb=debug",
             "realtime_chat_backend",
-            "realtime_chat_backend::realtime=trace, warn",
+            "realtime_chat_backend::sessions=trace, warn",
             "hyper=off",
             "debug/ann",
         ] {

@@ -5,13 +5,12 @@ use std::sync::{Arc, LazyLock};
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, ContentEncoding};
-use actix_web::web::Path;
+use actix_web::web::{Data, Path};
 use utoipa_swagger_ui::Config;
 
 use super::json;
 use crate::error::ApiError;
-use crate::openapi;
-use crate::openapi::refusals;
+use crate::openapi::{Document, refusals};
 
 /// The page; its scripts and styles are files of Swagger UI below `/docs/`.
 const PAGE: &str = include_str!("../openapi/page.html");
@@ -26,8 +25,8 @@ const POLICY: &str = "default-src 'self'; img-src 'self' data:; style-src 'self'
     tag = "Documentation",
     responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value)),
 )]
-pub async fn openapi() -> HttpResponse {
-    json(StatusCode::OK, openapi::document())
+pub async fn openapi(document: Data<&'static Document>) -> HttpResponse {
+    json(StatusCode::OK, document.json())
 }
 
 /// Shows the document as an interactive page.
@@ -60,14 +59,17 @@ const SHOWN: &str = "openapi.json";
     params(("file" = String, Path, example = "swagger-ui.css")),
     responses((status = 200, description = "The file", content_type = "*/*"), refusals::Missing),
 )]
-pub async fn file(name: Path<String>) -> Result<HttpResponse, ApiError> {
+pub async fn file(
+    name: Path<String>,
+    document: Data<&'static Document>,
+) -> Result<HttpResponse, ApiError> {
     static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
         let config = Config::from(format!("/docs/{SHOWN}")).use_base_layout().validator_url("none");
         Arc::new(config.try_it_out_enabled(true).persist_authorization(true))
     });
 
     if *name == SHOWN {
-        return Ok(json(StatusCode::OK, openapi::with_new_names()));
+        return Ok(json(StatusCode::OK, document.with_new_names()));
     }
     let file = utoipa_swagger_ui::serve(&name, CONFIG.clone())
         .map_err(|error| ApiError::Internal(error.to_string()))?

@@ -1,4 +1,4 @@
-//! The OpenAPI document of `GET /openapi.json`, collected from the handlers.
+//! The OpenAPI document of `GET /openapi.json`, which [`routes`](crate::routes) collects from the handlers.
 //!
 //! A handler's attribute says what it is asked and what it answers when all is well. Its refusals
 //! come from the table in [`crate::error`], so that the document cannot know another status or
@@ -12,72 +12,45 @@ pub mod schemas;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
+use utoipa::Modify;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr, ResponseBuilder};
-use utoipa::{Modify, OpenApi as _};
-
-use crate::controllers::{auth, chat, demo, docs, health, metrics};
 
 /// The user and the room of the examples.
 const EXAMPLE_NAMES: [&str; 2] = ["ann", "general"];
 
-/// The document, from the code.
-#[derive(utoipa::OpenApi)]
-#[openapi(
-    info(title = "realtime-chat-backend", description = include_str!("about.md")),
-    servers((url = "/", description = "This server")),
-    tags(
-        (name = "Users", description = "Registration and login"),
-        (name = "Chat", description = "Rooms and messages; every route asks for a token"),
-        (name = "Operation", description = "For orchestrators and load balancers"),
-        (name = "Documentation", description = "This document"),
-    ),
-    paths(
-        auth::register,
-        auth::login,
-        chat::create_room,
-        chat::get_all_rooms,
-        chat::get_messages,
-        chat::send_message,
-        health::healthz,
-        health::readyz,
-        metrics::metrics,
-        demo::demo,
-        docs::openapi,
-        docs::page,
-        docs::file,
-    ),
-    components(schemas(refusals::Refusal)),
-    modifiers(&BearerToken, &EntityTags, &HeadRoutes),
-)]
-struct Document;
+/// The document as JSON, made when it is first asked for.
+pub struct Document(LazyLock<Bytes>);
 
-/// The document as JSON. It does not change while the process runs.
-pub fn document() -> Bytes {
-    static JSON: LazyLock<Bytes> = LazyLock::new(|| {
-        let json = Document::openapi().to_json();
-        json.expect("a document of texts and maps serialises").into()
-    });
-    JSON.clone()
-}
-
-/// The document with other names in its examples than before, so that whoever tries them on the
-/// page finds them free, however often, and whoever is registered already.
-pub fn with_new_names() -> Bytes {
-    // Without randomness they are the names of a fresh database.
-    let suffix = getrandom::u32().unwrap_or_default();
-    let mut text = String::from_utf8_lossy(&document()).into_owned();
-    for name in EXAMPLE_NAMES {
-        text = text.replace(&format!("\"{name}\""), &format!("\"{name}-{suffix:08x}\""));
+impl Document {
+    /// What `make` makes.
+    pub const fn new(make: fn() -> Bytes) -> Self {
+        Self(LazyLock::new(make))
     }
-    text.into()
+
+    /// The document. It does not change while the process runs.
+    pub fn json(&self) -> Bytes {
+        self.0.clone()
+    }
+
+    /// The document with other names in its examples than before, so that whoever tries them on the
+    /// page finds them free, however often, and whoever is registered already.
+    pub fn with_new_names(&self) -> Bytes {
+        // Without randomness they are the names of a fresh database.
+        let suffix = getrandom::u32().unwrap_or_default();
+        let mut text = String::from_utf8_lossy(&self.0).into_owned();
+        for name in EXAMPLE_NAMES {
+            text = text.replace(&format!("\"{name}\""), &format!("\"{name}-{suffix:08x}\""));
+        }
+        text.into()
+    }
 }
 
 /// Names the scheme that the guarded routes refer to.
-struct BearerToken;
+pub struct BearerToken;
 
 impl Modify for BearerToken {
     fn modify(&self, document: &mut OpenApi) {
@@ -94,7 +67,7 @@ impl Modify for BearerToken {
 }
 
 /// Every JSON answer to GET has a tag, and the request that knows it is answered 304.
-struct EntityTags;
+pub struct EntityTags;
 
 impl Modify for EntityTags {
     fn modify(&self, document: &mut OpenApi) {
@@ -121,7 +94,7 @@ impl Modify for EntityTags {
 }
 
 /// Express answers HEAD wherever it answers GET, and so do we: the same without its body.
-struct HeadRoutes;
+pub struct HeadRoutes;
 
 impl Modify for HeadRoutes {
     fn modify(&self, document: &mut OpenApi) {

@@ -1,5 +1,7 @@
 //! The whole route table.
 
+mod document;
+
 use actix_web::dev::HttpServiceFactory;
 use actix_web::guard::{Any, Get, Head};
 use actix_web::middleware::from_fn;
@@ -18,9 +20,12 @@ use crate::protocols::socket_io::client::Bundles;
 use crate::wires::socket_io::ChatIo;
 use crate::wires::ws;
 
+use document::DOCUMENT;
+
 /// Every path that this server answers.
 pub fn configure(cfg: &mut ServiceConfig) {
-    cfg.service(resource("/ws").to(ws::connect))
+    cfg.app_data(Data::new(&DOCUMENT))
+        .service(resource("/ws").to(ws::connect))
         .service(resource("/socket.io/{tail}*").to(socket_io))
         .service(rest());
 }
