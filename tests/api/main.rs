@@ -14,6 +14,7 @@ mod documents;
 mod golden;
 mod helpers;
 mod idempotency;
+mod layers;
 mod limits;
 mod log;
 mod malformed;
