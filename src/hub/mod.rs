@@ -10,6 +10,7 @@
 pub mod inbox;
 pub mod member;
 pub mod offset;
+mod pace;
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,6 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     rc::Rc,
     sync::Arc,
-    time::Duration,
 };
 
 use indexmap::IndexMap;
@@ -35,6 +35,7 @@ use crate::{
 };
 
 use inbox::{Bounds, Inbox, Mail};
+use pace::Pace;
 
 /// Events that are handed out before the sessions of this worker get to run.
 const DISPATCH_AT_ONCE: usize = 64;
@@ -42,15 +43,6 @@ const DISPATCH_AT_ONCE: usize = 64;
 /// How many deliveries (events times members) the hub itself makes in that time. The rest is left to
 /// the sessions, so that a large room holds nobody else up.
 const WRITTEN_AT_ONCE: usize = 256;
-
-/// How long no more is handed out for each client that was written to: five times what a write
-/// costs. So writing takes about a fifth of a worker's time before what follows is put into fewer,
-/// larger writes, which cost the server, the network and the clients less than many small ones.
-const SPACING: Duration = Duration::from_micros(40);
-
-/// The longest time that this makes an event wait, and how much of it is forgiven: a message now and
-/// then, and a few at once, are handed out without delay.
-const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// See the [module](self). Clones are handles on the same hub.
 #[derive(Clone)]
@@ -83,12 +75,6 @@ struct Round {
     pub more: bool,
 }
 
-/// Spreads rounds in time: a rate of writes, of which some may come early (a generic cell rate
-/// algorithm, ITU-T I.371).
-struct Pace {
-    paid_until: Instant,
-}
-
 struct Seat {
     inbox: Rc<Inbox>,
     /// The member has had what is not after this.
@@ -111,7 +97,7 @@ impl Hub {
     /// Dispatches events until the ring is gone. To be spawned once, on the thread of this hub.
     pub async fn run(self) {
         let mut ends = self.ring.ends();
-        let mut pace = Pace { paid_until: Instant::now() };
+        let mut pace = Pace::new(Instant::now());
         loop {
             let Round { writes, more } = self.dispatch(DISPATCH_AT_ONCE);
             match pace.pause_after(writes, Instant::now()) {
@@ -205,17 +191,6 @@ impl Hub {
                 seats.remove();
             }
         }
-    }
-}
-
-impl Pace {
-    /// Until when to wait after a round with so many writes.
-    fn pause_after(&mut self, writes: usize, now: Instant) -> Option<Instant> {
-        let writes = u32::try_from(writes).unwrap_or(u32::MAX);
-        let price = SPACING.saturating_mul(writes).min(LONGEST_PAUSE);
-        self.paid_until = (self.paid_until.max(now) + price).min(now + LONGEST_PAUSE * 2);
-        let end = self.paid_until.checked_sub(LONGEST_PAUSE)?;
-        (end > now).then_some(end)
     }
 }
 

@@ -5,11 +5,13 @@ mod model;
 use std::{
     cell::Cell,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use super::{
     inbox::Outlet,
     member::{Member, Start},
+    pace::LONGEST_PAUSE,
     *,
 };
 use crate::{
@@ -120,35 +122,6 @@ fn a_round_counts_each_client_of_a_room_once() {
     hub.ring.publish(Batch { events, newest: position(5), through: None, second: 1 });
     assert_eq!(hub.dispatch(5), Round { writes: 4, more: true });
     assert_eq!(hub.dispatch(5), Round { writes: 0, more: false });
-}
-
-/// When rounds of so many writes take place of which one is due every `gap`.
-fn rounds(writes: usize, gap: Duration) -> Vec<Duration> {
-    let start = Instant::now();
-    let (mut pace, mut now) = (Pace { paid_until: start }, start);
-    let round = |number| {
-        now = now.max(start + gap * number);
-        let at = now;
-        now = pace.pause_after(writes, now).unwrap_or(now);
-        at - start
-    };
-    (0..100).map(round).collect()
-}
-
-#[test]
-fn only_a_stream_of_messages_to_many_is_spaced() {
-    let millis = Duration::from_millis;
-    // 500 clients on two workers at 50 a second; a burst to few; and what no pause can help.
-    for (writes, gap) in [(250, millis(20)), (5, Duration::ZERO), (100_000, millis(800))] {
-        let on_time: Vec<_> = (0..100).map(|number| gap * number).collect();
-        assert_eq!(rounds(writes, gap), on_time, "{writes} writes every {gap:?}");
-    }
-    let spaced = rounds(250, millis(2));
-    // 10 ms each, but for what is forgiven.
-    assert_eq!(spaced.get(..5), Some(&[0, 2, 4, 10, 20].map(millis)[..]));
-    assert_eq!(spaced.last(), Some(&millis(970)));
-    let longest = rounds(100_000, Duration::ZERO);
-    assert_eq!(longest.get(..4), Some(&[0, 0, 20, 40].map(millis)[..]));
 }
 
 #[tokio::test(start_paused = true)]

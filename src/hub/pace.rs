@@ -1,0 +1,70 @@
+//! How the rounds of a hub are spread in time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long no more is handed out for each client that was written to: five times what a write
+/// costs. So writing takes about a fifth of a worker's time before what follows is put into fewer,
+/// larger writes, which cost the server, the network and the clients less than many small ones.
+const SPACING: Duration = Duration::from_micros(40);
+
+/// The longest time that this makes an event wait, and how much of it is forgiven: a message now and
+/// then, and a few at once, are handed out without delay.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Spreads rounds in time: a rate of writes, of which some may come early (a generic cell rate
+/// algorithm, ITU-T I.371).
+pub(super) struct Pace {
+    paid_until: Instant,
+}
+
+impl Pace {
+    /// One that has had no round yet.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { paid_until: now }
+    }
+
+    /// Until when to wait after a round with so many writes.
+    pub(super) fn pause_after(&mut self, writes: usize, now: Instant) -> Option<Instant> {
+        let writes = u32::try_from(writes).unwrap_or(u32::MAX);
+        let price = SPACING.saturating_mul(writes).min(LONGEST_PAUSE);
+        self.paid_until = (self.paid_until.max(now) + price).min(now + LONGEST_PAUSE * 2);
+        let end = self.paid_until.checked_sub(LONGEST_PAUSE)?;
+        (end > now).then_some(end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When rounds of so many writes take place of which one is due every `gap`.
+    fn rounds(writes: usize, gap: Duration) -> Vec<Duration> {
+        let start = Instant::now();
+        let (mut pace, mut now) = (Pace::new(start), start);
+        let round = |number| {
+            now = now.max(start + gap * number);
+            let at = now;
+            now = pace.pause_after(writes, now).unwrap_or(now);
+            at - start
+        };
+        (0..100).map(round).collect()
+    }
+
+    #[test]
+    fn only_a_stream_of_messages_to_many_is_spaced() {
+        let millis = Duration::from_millis;
+        // 500 clients on two workers at 50 a second; a burst to few; and what no pause can help.
+        for (writes, gap) in [(250, millis(20)), (5, Duration::ZERO), (100_000, millis(800))] {
+            let on_time: Vec<_> = (0..100).map(|number| gap * number).collect();
+            assert_eq!(rounds(writes, gap), on_time, "{writes} writes every {gap:?}");
+        }
+        let spaced = rounds(250, millis(2));
+        // 10 ms each, but for what is forgiven.
+        assert_eq!(spaced.get(..5), Some(&[0, 2, 4, 10, 20].map(millis)[..]));
+        assert_eq!(spaced.last(), Some(&millis(970)));
+        let longest = rounds(100_000, Duration::ZERO);
+        assert_eq!(longest.get(..4), Some(&[0, 0, 20, 40].map(millis)[..]));
+    }
+}
