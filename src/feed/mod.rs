@@ -12,14 +12,14 @@
 //!
 //! On a standalone MongoDB there is no stream; then whoever stores a message publishes it here.
 
+mod backoff;
 pub mod event;
+mod past;
 pub mod position;
 pub mod ring;
 pub mod stream;
 
 use std::{
-    collections::VecDeque,
-    future::pending,
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -38,23 +38,16 @@ use tokio::{
 
 use crate::models::{Failure, Message};
 
+use backoff::Backoff;
 use event::Event;
+use past::Past;
 use position::Position;
-use ring::{Batch, Limits, Opening, Ring, footprint};
+use ring::{Batch, Limits, Ring};
 use stream::{ChangeStream, Cluster, Fate, Poison, Reading, Reply, StreamError};
 
 /// How long the stream may be silent, and how long it may stand still while the cluster moves on.
 /// A reply comes each second, and an idle cluster writes a no-op every ten.
 const PATIENCE: Duration = Duration::from_secs(15);
-
-/// How long the stream of the past may search an oplog that others have filled.
-const PAST_PATIENCE: Duration = Duration::from_secs(120);
-
-/// After so many empty replies there is no more of the past, whatever the resume token seems to say.
-const SILENT_REPLIES: u32 = 1_000;
-
-/// How many past events are filled in at once, while nobody can read the ring.
-const FILLED_AT_ONCE: usize = 1_000;
 
 /// How long a question to the cluster may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -134,15 +127,6 @@ enum Course {
     Fresh(Duration),
     /// Where it was.
     At(Timestamp),
-}
-
-/// What came before the ring was opened.
-#[derive(Debug, Clone, Copy)]
-struct Past {
-    opening: Opening,
-    /// Up to and with this position.
-    last: Position,
-    reach: Duration,
 }
 
 /// Why the stream has to be opened again.
@@ -225,123 +209,6 @@ impl Feed {
                 Fate::Retry | Fate::RetryBriefly => {}
             }
             backoff.pause().await;
-        }
-    }
-
-    /// Fills in what came before the ring was opened, each time that it is.
-    async fn fill_for_ever(&self) {
-        let mut openings = self.past.subscribe();
-        loop {
-            let past = *openings.borrow_and_update();
-            let filling = async {
-                if let Some(past) = past {
-                    self.fill(past).await;
-                }
-                pending().await
-            };
-            tokio::select! {
-                biased;
-                // The sender lives in `self`.
-                _ = openings.changed() => {}
-                never = filling => match never {},
-            }
-        }
-    }
-
-    async fn fill(&self, mut past: Past) {
-        let mut backoff = Backoff::default();
-        let mut tries = 0;
-        while !past.reach.is_zero() {
-            let filled = AssertUnwindSafe(self.try_fill(past)).catch_unwind().await;
-            let Err(end) = filled.unwrap_or(Err(End::Panicked)) else { break };
-            tries += 1;
-            match end.fate() {
-                // The oplog does not reach back so far: less is better than nothing.
-                Fate::Lost => {
-                    past.reach = Duration::from_secs(past.reach.as_secs() / 2);
-                    tries = 0;
-                    continue;
-                }
-                Fate::RetryBriefly if tries >= TRIES_IN_PLACE => {
-                    log::error!("what came before the start cannot be recovered: {end}");
-                    break;
-                }
-                _ => log::warn!("what came before the start is read again: {end}"),
-            }
-            backoff.pause().await;
-        }
-        self.phase.send_if_modified(|phase| {
-            let is_filling = *phase == Phase::Filling;
-            if is_filling {
-                *phase = Phase::Live;
-            }
-            is_filling
-        });
-    }
-
-    async fn try_fill(&self, Past { opening, last, reach }: Past) -> Result<(), End> {
-        let (time, increment) = last.time();
-        let until = Timestamp { time, increment };
-        let count = |events: &[Event], poison: &[Poison]| self.count(events, poison);
-        let (from, events) = self.read(back(until, reach), until, count).await?;
-        // The newest first, so that what is there never has a gap.
-        let mut rest = Vec::from(events);
-        loop {
-            let chunk = rest.split_off(rest.len().saturating_sub(FILLED_AT_ONCE));
-            let front = rest.last().and_then(Event::position).unwrap_or(from);
-            let goes_on = self.ring.fill(opening, front, chunk, time);
-            if rest.is_empty() || !goes_on {
-                log::info!("messages from {front} on can be recovered");
-                return Ok(());
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// Reads what happened from one time to another, both included, as far as the ring has room
-    /// for it; and after which position that is all that there was.
-    async fn read(
-        &self,
-        mut at: Timestamp,
-        until: Timestamp,
-        count: impl Fn(&[Event], &[Poison]),
-    ) -> Result<(Position, VecDeque<Event>), End> {
-        let is_past = |position: Position| position.time() <= (until.time, until.increment);
-        let (mut from, mut events, mut bytes) = (position_of(at), VecDeque::new(), 0);
-        loop {
-            let opening = ChangeStream::open(&self.database, at, Reading::Past);
-            let mut stream = timeout(PAST_PATIENCE, opening).await??;
-            let mut silent = 0;
-            let ended = loop {
-                let reply = timeout(PAST_PATIENCE, stream.next(None)).await?;
-                let mut reply = reply.ok_or(End::Closed)??;
-                let has_more = reply.newest.is_some() || reply.ended.is_some();
-                reply.events.retain(|event| event.position().is_some_and(is_past));
-                reply.poison.retain(|poison| is_past(poison.position));
-                count(&reply.events, &reply.poison);
-                bytes += reply.events.iter().map(footprint).sum::<usize>();
-                events.extend(reply.events);
-                while bytes > self.limits.bytes
-                    && let Some(oldest) = events.pop_front()
-                {
-                    bytes -= footprint(&oldest);
-                    from = oldest.position().unwrap_or(from);
-                }
-                if let Some(ended) = reply.ended {
-                    break ended;
-                }
-                silent = if has_more { 0 } else { silent + 1 };
-                // One that is empty comes when there is nothing more.
-                let is_done = reply.progress > until || (!has_more && reply.progress == until);
-                if is_done || silent == SILENT_REPLIES {
-                    return Ok((from, events));
-                }
-            };
-            if ended > until {
-                return Ok((from, events));
-            }
-            // What is in a new collection of that name comes later, by at least one increment.
-            (events, bytes, from, at) = (VecDeque::new(), 0, position_of(ended), next_of(ended));
         }
     }
 
@@ -477,13 +344,6 @@ impl Feed {
         self.skip(poison);
     }
 
-    /// The position of the last insert at a time, which several may share, or that of the time
-    /// itself.
-    async fn last_at(&self, time: Timestamp) -> Result<Position, End> {
-        let (from, events) = self.read(time, time, |_, _| {}).await?;
-        Ok(events.back().and_then(Event::position).unwrap_or(from))
-    }
-
     /// Begins the ring anew behind a position, after which no other of its time comes, and has it
     /// filled so far back.
     fn open(&self, last: Position, reach: Duration) {
@@ -607,33 +467,4 @@ fn before(time: Timestamp) -> Option<Position> {
 /// The earliest time at which something can follow what happened at `time`.
 fn next_of(time: Timestamp) -> Timestamp {
     Timestamp { increment: time.increment.saturating_add(1), ..time }
-}
-
-fn back(time: Timestamp, reach: Duration) -> Timestamp {
-    let seconds = u32::try_from(reach.as_secs()).unwrap_or(u32::MAX);
-    if seconds == 0 {
-        return time;
-    }
-    Timestamp { time: time.time.saturating_sub(seconds), increment: 1 }
-}
-
-/// Pauses between attempts: doubling, bounded, and jittered so that the instances do not knock
-/// all at once.
-struct Backoff(Duration);
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self(Duration::from_millis(100))
-    }
-}
-
-impl Backoff {
-    const LONGEST: Duration = Duration::from_secs(5);
-
-    async fn pause(&mut self) {
-        // Without entropy there is no jitter, which is no reason not to pause.
-        let jitter = f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
-        sleep(self.0.mul_f64(0.5 + jitter / 2.0)).await;
-        self.0 = (self.0 * 2).min(Self::LONGEST);
-    }
 }

@@ -1,0 +1,153 @@
+//! What a ring holds, and how what exceeds its limits is evicted.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{Limits, Overtaken, Seq, Tail};
+use crate::{
+    feed::{event::Event, position::Position},
+    models::RoomId,
+};
+
+/// What followers may lag behind, whatever the limits say: a worker must get to see an event
+/// before it is gone, also where nothing is kept for recovery.
+const FOLLOWERS: Limits = Limits { window: Duration::from_secs(10), bytes: 1 << 20 };
+
+/// Of how many rooms the newest evicted event is known. With more, the oldest promises of all rooms
+/// are taken back together.
+pub(super) const MAX_EVICTED: usize = 20_000;
+
+/// What an event costs beside its text: its place in the ring, in the index, and itself.
+pub(super) const OVERHEAD: usize = 192;
+
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub(super) entries: VecDeque<Entry>,
+    /// The number of the first entry.
+    pub(super) first: Seq,
+    /// The sum of the entries' footprints.
+    pub(super) bytes: usize,
+    /// The first entry within the limits. Those before it wait for followers only.
+    pub(super) promised: Seq,
+    /// The sum of the footprints from `promised` on.
+    pub(super) promised_bytes: usize,
+    /// The numbers of each room's entries, in order; no room without entries.
+    pub(super) rooms: HashMap<RoomId, VecDeque<Seq>>,
+    /// The newest event of a room that is not promised any more.
+    pub(super) evicted: HashMap<RoomId, Position>,
+    /// Of rooms that are not in `evicted`, everything after this is still here. `None`: nothing
+    /// is promised.
+    pub(super) floor: Option<Position>,
+    /// The number of the first event since the ring was opened.
+    pub(super) began: Seq,
+    /// Nothing is gone of what came after `floor`.
+    pub(super) whole: bool,
+    /// See [`Tail::through`].
+    pub(super) through: Option<Position>,
+    /// The position of the newest insert that was seen, delivered or not.
+    pub(super) newest: Option<Position>,
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) event: Arc<Event>,
+    /// When it happened, in seconds of the cluster time.
+    pub(super) second: u32,
+}
+
+impl Kept {
+    pub(super) fn end(&self) -> Seq {
+        self.first + self.entries.len() as Seq
+    }
+
+    pub(super) fn tail(&self) -> Tail {
+        Tail { seq: self.end(), through: self.through }
+    }
+
+    /// The index of the entry `seq`, or one behind the last when it has not happened yet.
+    pub(super) fn index(&self, seq: Seq) -> Result<usize, Overtaken> {
+        let behind = seq.checked_sub(self.first).ok_or(Overtaken { tail: self.tail() })?;
+        Ok(usize::try_from(behind).unwrap_or(usize::MAX))
+    }
+
+    pub(super) fn entry(&self, seq: Seq) -> Option<&Entry> {
+        self.entries.get(self.index(seq).ok()?)
+    }
+
+    pub(super) fn push(&mut self, event: Event, second: u32) {
+        let seq = self.end();
+        self.rooms.entry(event.room()).or_default().push_back(seq);
+        let entry = Entry { event: Arc::new(event), second };
+        self.bytes += entry.footprint();
+        self.promised_bytes += entry.footprint();
+        self.entries.push_back(entry);
+    }
+
+    pub(super) fn push_front(&mut self, event: Event, second: u32) {
+        self.first -= 1;
+        self.promised = self.first;
+        self.rooms.entry(event.room()).or_default().push_front(self.first);
+        let entry = Entry { event: Arc::new(event), second };
+        self.bytes += entry.footprint();
+        self.promised_bytes += entry.footprint();
+        self.entries.push_front(entry);
+    }
+
+    /// Takes back the promise for what exceeds the limits, then drops what no follower should
+    /// need any more.
+    pub(super) fn evict(&mut self, limits: Limits, now: u32) {
+        while let Some(entry) = self.entry(self.promised)
+            && (self.promised_bytes > limits.bytes || entry.is_older(limits.window, now))
+        {
+            let (footprint, event) = (entry.footprint(), Arc::clone(&entry.event));
+            self.promised_bytes -= footprint;
+            self.promised += 1;
+            self.whole = false;
+            let Some(position) = event.position() else { continue };
+            self.evicted.insert(event.room(), position);
+            if self.evicted.len() > MAX_EVICTED {
+                self.evicted = HashMap::new();
+                self.floor = Some(position);
+            }
+        }
+        let bytes = limits.bytes.max(FOLLOWERS.bytes);
+        let window = limits.window.max(FOLLOWERS.window);
+        while self.first < self.promised
+            && let Some(oldest) = self.entries.front()
+            && (self.bytes > bytes || oldest.is_older(window, now))
+        {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        let Some(entry) = self.entries.pop_front() else { return };
+        self.bytes -= entry.footprint();
+        self.first += 1;
+        let room = entry.event.room();
+        if let Some(numbers) = self.rooms.get_mut(&room) {
+            numbers.pop_front();
+            if numbers.is_empty() {
+                self.rooms.remove(&room);
+            }
+        }
+    }
+}
+
+/// What an event takes of the bytes of a ring.
+pub(crate) fn footprint(event: &Event) -> usize {
+    OVERHEAD + event.len()
+}
+
+impl Entry {
+    fn footprint(&self) -> usize {
+        footprint(&self.event)
+    }
+
+    fn is_older(&self, age: Duration, now: u32) -> bool {
+        u64::from(now.saturating_sub(self.second)) > age.as_secs()
+    }
+}
