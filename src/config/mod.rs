@@ -10,15 +10,17 @@ mod hints;
 pub mod original;
 mod units;
 pub mod uri;
+mod vars;
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::ops::RangeInclusive;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::protocols::cors::{BadOrigin, CorsOrigins, OriginList};
+use crate::protocols::cors::{BadOrigin, CorsOrigins};
+
+use vars::Vars;
 
 /// The name of every variable that [`Config::from_vars`] reads, in the order of `.env.example`.
 /// `RUST_LOG` belongs to env_logger.
@@ -322,191 +324,15 @@ impl Config {
 
 const PER_MINUTE: &str = "a whole number per minute, 0 for no limit";
 const UP_TO_AN_HOUR: &str = "a duration of at most 1h, such as 10 (seconds), 10s or 1m";
-/// The most that `RECOVERY_BYTES` may be.
-const MAX_RECOVERY_BYTES: usize = 16 << 30;
-
 /// How many processors this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The variables, with the conversions that more than one of them needs.
-struct Vars<'a>(&'a dyn Fn(&str) -> Option<String>);
-
-impl Vars<'_> {
-    fn get(&self, name: &str) -> Option<String> {
-        (self.0)(name)
-    }
-
-    fn optional<T: std::str::FromStr>(
-        &self,
-        name: &'static str,
-        allowed: &'static str,
-    ) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        match value.trim().parse() {
-            Ok(parsed) => Ok(Some(parsed)),
-            Err(_) => Err(ConfigError::Invalid { name, value, allowed }),
-        }
-    }
-
-    fn parse<T: std::str::FromStr>(
-        &self,
-        name: &'static str,
-        default: T,
-        allowed: &'static str,
-    ) -> Result<T, ConfigError> {
-        Ok(self.optional(name, allowed)?.unwrap_or(default))
-    }
-
-    fn in_range(
-        &self,
-        name: &'static str,
-        range: RangeInclusive<usize>,
-        allowed: &'static str,
-    ) -> Result<Option<usize>, ConfigError> {
-        match self.optional::<usize>(name, allowed)? {
-            Some(value) if !range.contains(&value) => {
-                Err(ConfigError::Invalid { name, value: value.to_string(), allowed })
-            }
-            value => Ok(value),
-        }
-    }
-
-    /// A duration, of which the default and the most are in seconds.
-    fn duration(
-        &self,
-        name: &'static str,
-        default: u64,
-        most: u64,
-        allowed: &'static str,
-    ) -> Result<Duration, ConfigError> {
-        let Some(value) = self.get(name) else { return Ok(Duration::from_secs(default)) };
-        units::duration(&value)
-            .filter(|duration| *duration <= Duration::from_secs(most))
-            .ok_or(ConfigError::Invalid { name, value, allowed })
-    }
-
-    fn bytes(&self, name: &'static str, default: usize) -> Result<usize, ConfigError> {
-        let Some(value) = self.get(name) else { return Ok(default) };
-        let allowed = "a size of at most 16GiB, such as 67108864 or 64MiB";
-        units::bytes(&value)
-            .filter(|bytes| *bytes <= MAX_RECOVERY_BYTES)
-            .ok_or(ConfigError::Invalid { name, value, allowed })
-    }
-
-    /// An address. Shells and conda export the name of the machine in a variable of this name, for
-    /// another purpose: then it is as if nothing was said.
-    fn host(&self, notices: &mut Vec<String>) -> Result<Option<IpAddr>, ConfigError> {
-        let Some(value) = self.get("HOST") else { return Ok(None) };
-        let host = value.trim();
-        if let Ok(address) = host.parse() {
-            return Ok(Some(address));
-        }
-        if host.eq_ignore_ascii_case("localhost") {
-            return Ok(Some(Ipv4Addr::LOCALHOST.into()));
-        }
-        let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        let is_name = host.chars().all(is_of_a_name) && host.contains(|c: char| c.is_alphabetic());
-        if !is_name {
-            let allowed = "an IP address, such as 127.0.0.1 or ::, or localhost";
-            return Err(ConfigError::Invalid { name: "HOST", value, allowed });
-        }
-        notices.push(format!(
-            "HOST={host} is a name and no address, so the server listens on all addresses. Set \
-             HOST to an IP address to listen on one"
-        ));
-        Ok(None)
-    }
-
-    fn choice<T: Copy>(
-        &self,
-        name: &'static str,
-        choices: &[(&str, T)],
-        allowed: &'static str,
-    ) -> Result<T, ConfigError> {
-        let value = self.get(name);
-        let wanted = value.as_deref().map(str::trim);
-        match choices.iter().find(|(text, _)| wanted.is_none_or(|wanted| wanted == *text)) {
-            Some((_, choice)) => Ok(*choice),
-            None => Err(ConfigError::Invalid { name, value: value.unwrap_or_default(), allowed }),
-        }
-    }
-
-    fn flag(&self, name: &'static str, default: bool) -> Result<bool, ConfigError> {
-        match self.get(name).as_deref().map(str::trim) {
-            None => Ok(default),
-            Some("true" | "1") => Ok(true),
-            Some("false" | "0") => Ok(false),
-            Some(value) => Err(ConfigError::Invalid {
-                name,
-                value: value.to_owned(),
-                allowed: "true or false",
-            }),
-        }
-    }
-
-    /// A URI wins; a secret alone means the original's `.env`, so its database; nothing at all
-    /// leaves the choice to the start.
-    fn mongo(&self, secret_is_set: bool) -> Result<Mongo, ConfigError> {
-        for name in ["MONGO_URI", "MONGODB_URI"] {
-            let Some(uri) = self.get(name) else { continue };
-            let uri = uri.trim();
-            if uri == "embedded" {
-                return Ok(Mongo::Embedded);
-            }
-            if !uri.starts_with("mongodb://") && !uri.starts_with("mongodb+srv://") {
-                return Err(ConfigError::Invalid {
-                    name,
-                    // A connection string may hold a password: only what it begins with is shown.
-                    value: uri.chars().take_while(char::is_ascii_alphanumeric).take(16).collect(),
-                    allowed: "mongodb://…, mongodb+srv://… or embedded",
-                });
-            }
-            return Ok(Mongo::Uri { uri: uri.into() });
-        }
-        Ok(if secret_is_set { Mongo::original() } else { Mongo::Unset })
-    }
-
-    fn cors(&self) -> Result<CorsOrigins, ConfigError> {
-        let mut origins = self.cors_origins()?;
-        let name = "CORS_CREDENTIALS";
-        if self.flag(name, false)? {
-            let refused = |allowed| {
-                let value = self.get(name).unwrap_or_default();
-                Err(ConfigError::Invalid { name, value, allowed })
-            };
-            match &mut origins {
-                CorsOrigins::Any => {
-                    return refused(
-                        "it needs a list in CORS_ORIGINS, since browsers send no cookies where \
-                         all origins are allowed",
-                    );
-                }
-                CorsOrigins::List(list) if list.has_null() => {
-                    return refused(
-                        "not with null in CORS_ORIGINS, which any page can be in a sandbox",
-                    );
-                }
-                CorsOrigins::List(list) => list.credentials = true,
-            }
-        }
-        Ok(origins)
-    }
-
-    fn cors_origins(&self) -> Result<CorsOrigins, ConfigError> {
-        let Some(value) = self.get("CORS_ORIGINS") else { return Ok(CorsOrigins::Any) };
-        if value.trim() == "*" {
-            return Ok(CorsOrigins::Any);
-        }
-        OriginList::parse(&value)
-            .map(CorsOrigins::List)
-            .map_err(|bad| ConfigError::Origin { value, bad })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn config(vars: &[(&str, &str)]) -> Result<Config, ConfigError> {
