@@ -7,6 +7,8 @@
 //! <https://github.com/socketio/engine.io-protocol>.
 
 mod compression;
+mod end;
+mod heartbeat;
 pub mod packet;
 mod polling;
 mod registry;
@@ -34,8 +36,9 @@ use futures::future::{OptionFuture, join};
 use tokio::time::{Sleep, sleep};
 use url::form_urlencoded;
 
+pub use end::CloseReason;
 pub use registry::Registry;
-pub use session::{CloseReason, Ended, Message};
+pub use session::{Ended, Message};
 
 use crate::protocols::cors::{self, CorsOrigins};
 use crate::protocols::gate::Gate;

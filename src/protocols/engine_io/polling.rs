@@ -12,8 +12,9 @@ use bytestring::ByteString;
 use futures::StreamExt;
 use tokio::time::{sleep, timeout};
 
+use super::end::CloseReason;
 use super::packet::{Packet, join_payload, parse_payload};
-use super::session::{CloseReason, Message, Session, Side, Transport};
+use super::session::{Message, Session, Side, Transport};
 use super::{Refused, compression};
 
 /// How long a poll waits while an upgrade is tried: the client waits for its end.

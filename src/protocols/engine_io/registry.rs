@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use actix_web::http::Method;
 use tokio::time::Instant;
 
-use super::session::{CloseReason, Session};
+use super::end::CloseReason;
+use super::session::Session;
 
 /// Shared by all workers; clones are the same registry.
 #[derive(Debug, Clone, Default)]

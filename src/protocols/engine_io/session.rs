@@ -1,4 +1,4 @@
-//! One Engine.IO session: its outgoing queue, its heartbeat and its end.
+//! One Engine.IO session: its queues, and the requests that carry it.
 //!
 //! The session outlives the requests that carry it. Polls and posts come on any worker, a
 //! WebSocket may take over; all of them meet here, under one lock that is never held across an
@@ -13,13 +13,14 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
-use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
 use tokio::time::Instant;
 
 use super::Config;
+use super::end::{CloseReason, End};
+use super::heartbeat::Heartbeat;
 use super::packet::Packet;
 use crate::protocols::websocket::{Line, WRITE_AT_ONCE};
 
@@ -39,59 +40,6 @@ impl Message {
             (Some(text), _) => Some(Self::Text(text)),
             (None, Packet::Binary(bytes)) => Some(Self::Binary(bytes)),
             _ => None,
-        }
-    }
-}
-
-/// Why a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum CloseReason {
-    /// The client said so.
-    #[error("closed by the client")]
-    Client,
-    /// The application did.
-    #[error("closed by the server")]
-    Server,
-    /// The server stops.
-    #[error("the server stops")]
-    GoingAway,
-    /// The transport went away: a lost WebSocket, an aborted poll or post.
-    #[error("the transport was lost")]
-    Transport,
-    /// The client did not answer a ping in time.
-    #[error("ping timeout")]
-    PingTimeout,
-    /// What it sent is no packet, or one that it may not send.
-    #[error("parse error")]
-    Parse,
-    /// Two polls or two posts at once.
-    #[error("overlapping requests")]
-    Overlap,
-    /// A message that is longer than allowed.
-    #[error("a message is too long")]
-    TooLong,
-    /// It did not take what was queued for it.
-    #[error("too slow")]
-    TooSlow,
-    /// The application panicked.
-    #[error("internal error")]
-    Panic,
-}
-
-impl CloseReason {
-    /// A word for counters.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Server => "server",
-            Self::GoingAway => "draining",
-            Self::Transport => "transport",
-            Self::PingTimeout => "ping_timeout",
-            Self::Parse => "parse_error",
-            Self::Overlap => "overlap",
-            Self::TooLong => "too_long",
-            Self::TooSlow => "too_slow",
-            Self::Panic => "panic",
         }
     }
 }
@@ -135,7 +83,7 @@ pub(super) struct State {
     receivers: usize,
     /// The application is gone, so that nobody takes messages any more.
     abandoned: bool,
-    heartbeat: Heartbeat,
+    pub(super) heartbeat: Heartbeat,
     pub(super) end: Option<End>,
     /// The WebSocket that carries the session, while nothing is queued; whoever sends may write to
     /// it, if nothing waits there either.
@@ -148,42 +96,8 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 struct Waiting(Vec<Waker>);
 
-/// The end of a session, and what one poll is still told of it.
-#[derive(Debug, Clone)]
-pub(super) struct End {
-    pub(super) reason: CloseReason,
-    pub(super) last_word: Option<Packet>,
-    at: Instant,
-}
-
 /// An empty incoming queue with more room than this gives its memory back: most sessions are idle.
 const KEPT_INCOMING: usize = 4;
-
-/// How long a session that its client has closed is still found: a poll may be under way on
-/// another worker while the close arrives.
-const LATE_POLL: Duration = Duration::from_millis(100);
-/// How long one that the server has closed is: until the client polls again.
-const NEXT_POLL: Duration = Duration::from_secs(20);
-
-impl End {
-    /// Until when a poll that comes late is told the last word. After a mistake of the client's
-    /// there is none for it.
-    pub(super) fn told_until(&self) -> Instant {
-        let wait = match self.reason {
-            CloseReason::Client => LATE_POLL,
-            CloseReason::Server | CloseReason::GoingAway | CloseReason::Panic => NEXT_POLL,
-            _ => Duration::ZERO,
-        };
-        self.at + wait
-    }
-}
-
-/// Absolute times, so that delays of the timer do not add up.
-#[derive(Debug, Clone, Copy)]
-enum Heartbeat {
-    PingDue(Instant),
-    PongDue(Instant),
-}
 
 /// The queue has no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -380,7 +294,7 @@ impl Session {
     /// Why it ended, if it has. A deadline that has passed counts, whether or not the heartbeat
     /// has come round to it: a request at exactly that time must find the session gone.
     pub(super) fn ended(&self) -> Option<End> {
-        let overdue = self.state().overdue(Instant::now());
+        let overdue = self.state().heartbeat.is_overdue(Instant::now());
         if overdue {
             self.end(CloseReason::PingTimeout, None);
         }
@@ -410,43 +324,6 @@ impl Session {
             Packet::Text(_) | Packet::Latest(_) | Packet::Binary(_) => Ok(()),
         }
     }
-
-    /// Pings at each interval after the last pong and ends the session when one is late. Runs
-    /// also while an upgrade is tried, so that none that is abandoned is kept.
-    pub(super) async fn beat(&self) {
-        loop {
-            let deadline = self.state().heartbeat.deadline();
-            let moved = self.wait_for(Side::Application, |state| {
-                (state.end.is_some() || state.heartbeat.deadline() != deadline).then_some(())
-            });
-            tokio::select! {
-                biased;
-                () = moved => {}
-                () = tokio::time::sleep_until(deadline) => {}
-            }
-            let mut state = self.state();
-            if state.end.is_some() {
-                return;
-            }
-            if state.heartbeat.deadline() > Instant::now() {
-                // A pong came, maybe in this very moment.
-                continue;
-            }
-            match state.heartbeat {
-                Heartbeat::PingDue(due) => {
-                    state.heartbeat = Heartbeat::PongDue(due + self.config.ping_timeout);
-                    // Not through `send`: a ping must go out even when the queue is full.
-                    state.push(Packet::Ping(ByteString::new()));
-                    state.give_to_transport();
-                }
-                Heartbeat::PongDue(_) => {
-                    drop(state);
-                    self.end(CloseReason::PingTimeout, None);
-                    return;
-                }
-            }
-        }
-    }
 }
 
 /// A transport that may bring messages.
@@ -464,13 +341,13 @@ impl Drop for Receiving {
 }
 
 impl State {
-    fn push(&mut self, packet: Packet) {
+    pub(super) fn push(&mut self, packet: Packet) {
         self.bytes += packet.len();
         self.queue.push_back(packet);
     }
 
     /// Sees to it that what is queued is sent: at once, if possible.
-    fn give_to_transport(&mut self) {
+    pub(super) fn give_to_transport(&mut self) {
         // What its own task has left there is that one's to write: it waits for the end of it.
         if let Some(line) = self.line.take().filter(|line| line.buffered() == 0) {
             while line.buffered() < WRITE_AT_ONCE
@@ -532,32 +409,12 @@ impl State {
     pub(super) fn wake(&mut self, side: Side) {
         self.waiting(side).0.drain(..).for_each(Waker::wake);
     }
-
-    fn overdue(&self, now: Instant) -> bool {
-        matches!(self.heartbeat, Heartbeat::PongDue(due) if due <= now + EARLY)
-            || matches!(self.heartbeat, Heartbeat::PingDue(due) if due + LATE <= now)
-    }
 }
 
 impl Waiting {
     fn add(&mut self, waker: &Waker) {
         if !self.0.iter().any(|known| known.will_wake(waker)) {
             self.0.push(waker.clone());
-        }
-    }
-}
-
-/// A request that comes as little as this before the deadline comes at it: timers of clients count
-/// whole milliseconds.
-const EARLY: Duration = Duration::from_millis(1);
-
-/// A ping so late that the heartbeat itself is gone. It is never reached by a living one.
-const LATE: Duration = Duration::from_secs(60);
-
-impl Heartbeat {
-    fn deadline(self) -> Instant {
-        match self {
-            Self::PingDue(at) | Self::PongDue(at) => at,
         }
     }
 }

@@ -11,9 +11,10 @@ use futures::FutureExt;
 use tokio::time::timeout;
 
 use super::Refused;
+use super::end::CloseReason;
 use super::packet::Packet;
 use super::registry::Registry;
-use super::session::{CloseReason, Message, Session, Side, Transport};
+use super::session::{Message, Session, Side, Transport};
 use crate::protocols::panics::survive;
 use crate::protocols::websocket::{self, CloseCode, Frame, Socket, Turn, WRITE_AT_ONCE};
 
