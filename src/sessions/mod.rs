@@ -10,9 +10,10 @@
 
 pub mod recovery;
 pub mod registry;
+mod requests;
 
 use std::collections::VecDeque;
-use std::future::{pending, poll_fn};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -20,47 +21,24 @@ use std::time::{Duration, SystemTime};
 
 use actix_web::web::Data;
 use bytestring::ByteString;
-use futures::future::{FutureExt, LocalBoxFuture};
-use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::auth::Claims;
-use crate::auth::credentials::{TokenRefused, verify_event};
-use crate::casts::required_id;
-use crate::chat::Draft;
 use crate::error::ApiError;
-use crate::feed::Phase;
 use crate::feed::event::{Delivery, Wire};
 use crate::feed::position::Position;
 use crate::hub::inbox::Outlet;
 use crate::hub::member::{Member, Start};
-use crate::hub::offset::{Entry, Offset};
-use crate::js::{Fields, Js};
 use crate::limits::SessionWindow;
-use crate::middleware::body::MAX_BODY;
-use crate::middleware::deadline::DEADLINE;
-use crate::models::{IdempotencyKey, RoomId, UserId};
+use crate::models::{RoomId, UserId};
 use crate::protocols::gate::Gate;
 
 use recovery::Journal;
 use registry::{Place, Worker};
+use requests::{Done, InFlight};
 
-/// How many requests may wait; a wire reads no more then.
-const MAX_WAITING: usize = 64;
-
-/// How long a request may take whose connection has ended. A little less than what Engine.IO gives
-/// to its application then.
-const AFTER_END: Duration = Duration::from_secs(14);
-
-/// From how many bytes on no more messages are stored together.
-const SENT_AT_ONCE: usize = 1 << 20;
-
-/// How much later than the first a message that is stored together with it may have come.
-const SENT_WITHIN: Duration = Duration::from_millis(500);
-
-/// How long a join waits for the ring to be filled. Within the deadline of a request, which would
-/// answer with an error instead.
-const FILL: Duration = Duration::from_secs(4);
+pub use requests::{Request, Verb};
 
 /// See the [module](self). `T` is how the wire knows whom to answer.
 pub struct Session<T> {
@@ -79,28 +57,6 @@ pub struct Session<T> {
     ending: Option<(Pin<Box<Sleep>>, End)>,
     // Given back at the very end.
     _place: Place,
-}
-
-/// What a client may ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
-    /// Be given the messages of a room.
-    JoinRoom,
-    /// No longer.
-    LeaveRoom,
-    /// Store a message.
-    SendMessage,
-    /// Go on with a newer token.
-    Authenticate,
-}
-
-/// A request as it came.
-#[derive(Debug)]
-pub struct Request {
-    verb: Verb,
-    /// JSON.
-    data: ByteString,
-    deadline: Instant,
 }
 
 /// What a wire is to write, or to do.
@@ -140,41 +96,6 @@ pub enum End {
     Draining,
 }
 
-/// Requests that the database is asked for, together.
-struct InFlight<T> {
-    askers: Vec<T>,
-    verb: Verb,
-    /// Of each, in their order.
-    future: Work,
-}
-
-/// A request that the database has answered, about to take effect.
-enum Done {
-    Join { room: RoomId, start: Start, since: Option<Position> },
-    Leave(RoomId),
-    Sent(Vec<u8>),
-    Extended(Claims),
-}
-
-impl Verb {
-    /// The event's name on every wire.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::JoinRoom => "joinRoom",
-            Self::LeaveRoom => "leaveRoom",
-            Self::SendMessage => "sendMessage",
-            Self::Authenticate => "authenticate",
-        }
-    }
-
-    /// The verb of an event's name.
-    pub fn of(name: &str) -> Option<Self> {
-        [Self::JoinRoom, Self::LeaveRoom, Self::SendMessage, Self::Authenticate]
-            .into_iter()
-            .find(|verb| verb.name() == name)
-    }
-}
-
 impl End {
     /// A word for counters.
     pub const fn label(self) -> &'static str {
@@ -184,19 +105,6 @@ impl End {
             Self::TakenOver => "taken_over",
             Self::Draining => "draining",
         }
-    }
-}
-
-impl Request {
-    /// A request that came just now; `data` is JSON, or empty when there was none.
-    pub fn new(verb: Verb, data: ByteString) -> Self {
-        Self { verb, data, deadline: Instant::now() + DEADLINE }
-    }
-
-    /// A request that was read from a connection which has ended since: nobody waits for its
-    /// answer.
-    pub fn after_end(verb: Verb, data: ByteString) -> Self {
-        Self { verb, data, deadline: Instant::now() + AFTER_END }
     }
 }
 
@@ -247,17 +155,6 @@ impl<T> Session<T> {
         self.user.is_none()
     }
 
-    /// Whether one more request can be handed in.
-    pub fn has_room(&self) -> bool {
-        self.waiting.len() < MAX_WAITING
-    }
-
-    /// Hands a request in, which is answered in its turn. Not to be called without
-    /// [room](Self::has_room).
-    pub fn request(&mut self, request: Request, to: T) {
-        self.waiting.push_back((request, to));
-    }
-
     /// What the wire is to do next, as soon as it is `ready` for more; that the session is over
     /// does not wait for that. Cancel-safe.
     pub async fn next_when(&mut self, ready: impl Future<Output = ()>) -> Output<T> {
@@ -287,61 +184,6 @@ impl<T> Session<T> {
         }
     }
 
-    /// Gives no more events, as the connection has ended. The requests that wait have more time
-    /// now.
-    pub fn mute(&mut self) {
-        self.member.mute();
-        self.done.clear();
-        let deadline = Instant::now() + AFTER_END;
-        self.waiting.iter_mut().for_each(|(request, _)| request.deadline = deadline);
-    }
-
-    /// Works off all requests that were handed in before the connection ended; nobody is answered.
-    /// Messages are stored; the record says which rooms were joined and left, for a client that may
-    /// come back. Ends within the deadline of the last request.
-    pub async fn work_off(&mut self) {
-        while self.in_flight.is_some() || !self.waiting.is_empty() {
-            self.work().await;
-        }
-    }
-
-    /// Works off the request that is in flight, if there is one. Says whether it may have written
-    /// to the record of the session.
-    pub async fn finish_in_flight(&mut self) -> bool {
-        let verb = self.in_flight.as_ref().map(|in_flight| in_flight.verb);
-        if verb.is_some() {
-            self.work().await;
-        }
-        verb.is_some_and(|verb| verb != Verb::SendMessage)
-    }
-
-    /// Works off the next request, and messages that are stored together with it. Waits for ever
-    /// when there is none. Cancel-safe.
-    pub async fn work(&mut self) {
-        if self.in_flight.is_none() {
-            match self.waiting.pop_front() {
-                Some((request, to)) => self.begin(request, to),
-                None => pending().await,
-            }
-        }
-        let Some(in_flight) = &mut self.in_flight else { return };
-        let results = (&mut in_flight.future).await;
-        let Some(InFlight { verb, .. }) = self.in_flight.take() else { return };
-        for result in results {
-            match result {
-                Ok(done) => drop(self.take_effect(done)),
-                Err(error) => {
-                    error.log(&verb.name());
-                    self.worker.limits.note(&error);
-                    let is_ours = matches!(error, ApiError::Unavailable(_) | ApiError::Internal(_));
-                    if verb == Verb::SendMessage && is_ours {
-                        self.worker.metrics.unprocessed(1);
-                    }
-                }
-            }
-        }
-    }
-
     /// The frame of an event that was just given.
     pub fn frame(&self, delivery: &Delivery, wire: Wire) -> ByteString {
         self.member.frame(delivery, wire)
@@ -367,35 +209,6 @@ impl<T> Session<T> {
         }
     }
 
-    /// The next answer to a request, if there is one; begins what waits.
-    fn poll_answer(&mut self, context: &mut Context<'_>) -> Option<Answer<T>> {
-        if self.done.is_empty() {
-            if self.in_flight.is_none() {
-                let (request, to) = self.waiting.pop_front()?;
-                self.begin(request, to);
-                if self.waiting.is_empty() {
-                    // Most sessions ask for little.
-                    self.waiting = VecDeque::new();
-                }
-            }
-            let Poll::Ready(results) = self.in_flight.as_mut()?.future.as_mut().poll(context)
-            else {
-                return None;
-            };
-            let InFlight { askers, verb, .. } = self.in_flight.take()?;
-            self.done =
-                askers.into_iter().zip(results).map(|(to, done)| (to, verb, done)).collect();
-        }
-        let (to, verb, result) = self.done.pop_front()?;
-        if self.done.is_empty() {
-            self.done = VecDeque::new();
-        }
-        let result = result.map(|done| self.take_effect(done));
-        result.as_ref().err().into_iter().for_each(|error| self.worker.limits.note(error));
-        self.member.retract();
-        Some(Answer { to, verb, result })
-    }
-
     /// Resolves when the session is over, whatever else it has to say.
     fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<End> {
         if let Some(end) = self.poll_end(context) {
@@ -419,211 +232,6 @@ impl<T> Session<T> {
         let (sleep, end) = self.ending.as_mut()?;
         sleep.as_mut().poll(&mut context).is_ready().then_some(*end)
     }
-
-    /// Starts a request, and with a message the messages that follow it. What needs no database
-    /// takes effect at the next poll all the same, so that there is one order.
-    fn begin(&mut self, Request { verb, data, deadline }: Request, to: T) {
-        let mut askers = vec![to];
-        let work = match (self.allow(), verb) {
-            (Err(error), _) => refused(error),
-            (Ok(()), Verb::JoinRoom) => self.join(&data),
-            (Ok(()), Verb::LeaveRoom) => self.leave(&data),
-            (Ok(()), Verb::SendMessage) => self.send(&data, deadline, &mut askers),
-            (Ok(()), Verb::Authenticate) => self.authenticate(&data),
-        };
-        let count = askers.len();
-        let work = async move {
-            let late = |_| Err(ApiError::Unavailable("no answer within the deadline".to_owned()));
-            let results = timeout_at(deadline, work).await;
-            results.unwrap_or_else(|_| (0..count).map(late).collect())
-        };
-        self.in_flight = Some(InFlight { askers, verb, future: work.boxed_local() });
-    }
-
-    fn allow(&mut self) -> Result<(), ApiError> {
-        Ok(self.worker.limits.events.take(&mut self.window)?)
-    }
-
-    fn take_effect(&mut self, done: Done) -> String {
-        match done {
-            Done::Join { room, start, since } => {
-                let joined = self.member.join(room, start);
-                if let Start::After(_) | Start::Resync = start {
-                    self.worker.metrics.recovery(joined.recovered);
-                }
-                let position = since.filter(|_| joined.recovered).or(joined.position);
-                let position = position.map_or("null".into(), |at| format!("\"{at}\""));
-                let recovered = joined.recovered;
-                format!(r#"{{"room":"{room}","position":{position},"recovered":{recovered}}}"#)
-            }
-            Done::Leave(room) => format!(r#"{{"room":"{room}"}}"#),
-            Done::Sent(json) => String::from_utf8(json).expect("views write UTF-8"),
-            Done::Extended(claims) => {
-                self.user = Some(claims.user);
-                self.ending = self.worker.ending(Some(claims));
-                self.end_gate.open();
-                format!(r#"{{"expires":{}}}"#, claims.expires)
-            }
-        }
-    }
-
-    fn join(&mut self, data: &str) -> Work {
-        let (room, since) = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
-            Some(Ok(mut fields)) => (fields.take("room"), fields.take("since")),
-            _ => (value(data), Js::Undefined),
-        };
-        let room = match required_id("room", &room) {
-            Ok(room) => room,
-            Err(error) => return refused(error),
-        };
-        if self.member.is_in(room) {
-            let done = Done::Join { room, start: Start::Live, since: None };
-            return answered(Ok(done));
-        }
-        if self.member.rooms().len() >= self.worker.config.max_rooms_per_session {
-            return refused(ApiError::TooManyRooms);
-        }
-        let (worker, journal) = (self.worker.clone(), self.journal.clone());
-        // Now, since an event of another room may be given while the record is written; from which
-        // position it is will be known then.
-        let announced = journal.is_some().then(|| self.member.announce(Position::ZERO));
-        let work = async move {
-            worker.feed.started().await;
-            if !worker.store.rooms.exists(room).await? {
-                return Err(ApiError::RoomNotFound);
-            }
-            let since = match since {
-                Js::Undefined | Js::Null => None,
-                Js::String(text) => Some(text.parse().ok().map(|offset: Offset| offset.of(room))),
-                _ => Some(None),
-            };
-            let mut start = match since {
-                None => Start::Live,
-                Some(None) => Start::Resync,
-                Some(Some(since)) => worker.start_after(room, since).await?,
-            };
-            let live = worker.hub.through();
-            if let (Some(journal), Some(entry), Some(live)) = (journal, announced, live) {
-                let from = match start {
-                    Start::After(since) => since,
-                    // Until it was told, it has to be told again.
-                    Start::Resync => Position::ZERO,
-                    Start::Live | Start::From(_) => live,
-                };
-                journal.join(room, Entry { from, ..entry }).await?;
-                if start == Start::Live {
-                    // The record says from where; in the meantime there may have been messages.
-                    start = Start::From(live);
-                }
-            }
-            Ok(Done::Join { room, start, since: since.flatten() })
-        };
-        alone(work)
-    }
-
-    fn leave(&mut self, data: &str) -> Work {
-        let room = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
-            Some(Ok(mut fields)) => fields.take("room"),
-            _ => value(data),
-        };
-        let room = match required_id("room", &room) {
-            Ok(room) => room,
-            Err(error) => return refused(error),
-        };
-        let was_in = self.member.is_in(room);
-        self.member.leave(room);
-        let journal = self.journal.clone().filter(|_| was_in);
-        let work = async move {
-            if let Some(journal) = journal {
-                journal.leave(room).await?;
-            }
-            Ok(Done::Leave(room))
-        };
-        alone(work)
-    }
-
-    /// Sends a message and takes those along that wait behind it, but not for an answer that is due
-    /// much later, and none that has an idempotency key: that is several questions to the database.
-    fn send(&mut self, data: &str, deadline: Instant, askers: &mut Vec<T>) -> Work {
-        let (worker, user) = (self.worker.clone(), self.user);
-        let first = match self.draft(data) {
-            Ok((draft, None)) => draft,
-            Ok((draft, Some(key))) => {
-                return alone(async move {
-                    let sent = worker.chat.send(draft, user, Some(&key)).await?;
-                    Ok(Done::Sent(sent.to_json()))
-                });
-            }
-            Err(error) => return refused(error),
-        };
-        let (mut drafts, mut bytes, mut refusal) = (vec![first], data.len(), None);
-        while bytes < SENT_AT_ONCE
-            && refusal.is_none()
-            && let Some((request, _)) = self.waiting.front()
-            && request.verb == Verb::SendMessage
-            && request.deadline <= deadline + SENT_WITHIN
-        {
-            let draft = self.draft(&request.data);
-            if matches!(draft, Ok((_, Some(_)))) {
-                break;
-            }
-            bytes += request.data.len();
-            let allowed = self.allow();
-            askers.extend(self.waiting.pop_front().map(|(_, to)| to));
-            match allowed.and(draft) {
-                Ok((draft, _)) => drafts.push(draft),
-                Err(error) => refusal = Some(error),
-            }
-        }
-        async move {
-            let sent = worker.chat.send_all(drafts, user).await;
-            let results = sent.into_iter().chain(refusal.map(Err));
-            results.map(|sent| Ok(Done::Sent(sent?.to_json()))).collect()
-        }
-        .boxed_local()
-    }
-
-    fn draft(&self, data: &str) -> Result<(Draft, Option<IdempotencyKey>), ApiError> {
-        // Anything but an object has no fields: the room is missing then.
-        let mut fields = Fields::from_json(data).unwrap_or_default();
-        let key = match fields.take("clientId") {
-            Js::Undefined | Js::Null => None,
-            id => {
-                let problem = "must be a string of 1 to 255 bytes";
-                let invalid = ApiError::InvalidField { field: "clientId", problem };
-                let key = id.to_text().ok().and_then(|id| IdempotencyKey::new(&id));
-                Some(key.ok_or(invalid)?)
-            }
-        };
-        let draft = Draft::take(&mut fields).or_from(self.user);
-        if draft.body_length() > MAX_BODY {
-            return Err(ApiError::BodyTooLarge);
-        }
-        Ok((draft, key))
-    }
-
-    fn authenticate(&mut self, data: &str) -> Work {
-        let token = Fields::from_json(data).unwrap_or_default().take("token");
-        let Js::String(token) = token else { return refused(ApiError::TokenMissing) };
-        let claims = match verify_event(&self.worker.tokens, &token) {
-            Ok(claims) if self.user.is_none_or(|user| user == claims.user) => claims,
-            Ok(_) => return refused(ApiError::TokenInvalid("of another user")),
-            Err(error) => {
-                if let TokenRefused::Invalid(..) = error {
-                    self.worker.refusals.note_token(&error);
-                }
-                return refused(error.error());
-            }
-        };
-        let journal = self.journal.clone();
-        let work = async move {
-            if let Some(journal) = journal {
-                journal.extend(claims).await?;
-            }
-            Ok(Done::Extended(claims))
-        };
-        alone(work)
-    }
 }
 
 impl Worker {
@@ -633,66 +241,10 @@ impl Worker {
         let claims = claims.filter(|_| !self.config.legacy_trust)?;
         Some((Box::pin(sleep_until(expiry(claims))), End::Expired))
     }
-
-    /// Where a client begins in a room that has had everything up to `since`.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn start_after(&self, room: RoomId, since: Position) -> Result<Start, ApiError> {
-        if timeout(FILL, self.feed.filled()).await.is_err() || self.feed.phase() == Phase::Local {
-            return Ok(Start::Resync);
-        }
-        let ahead = self.hub.through().is_none_or(|through| since > through);
-        if ahead && !self.feed.cluster_reached(since).await {
-            return Ok(Start::Resync);
-        }
-        let ring = self.hub.ring();
-        if let Some(beginning) = ring.beginning(room)
-            && since < beginning
-            && !self.store.messages.any_since(room, since.seconds()).await?
-        {
-            // Older than anything that this process remembers, but nothing was missed.
-            return Ok(Start::After(beginning));
-        }
-        Ok(Start::After(since))
-    }
-}
-
-/// What was not worked off is counted: its future was dropped, by a panic or for want of time.
-impl<T> Drop for Session<T> {
-    fn drop(&mut self) {
-        let is_message = |verb: Verb| verb == Verb::SendMessage;
-        let waiting = self.waiting.iter().filter(|(request, _)| is_message(request.verb)).count();
-        let in_flight = self.in_flight.as_ref().filter(|in_flight| is_message(in_flight.verb));
-        let lost = waiting + in_flight.map_or(0, |in_flight| in_flight.askers.len());
-        if lost > 0 {
-            self.worker.metrics.unprocessed(lost);
-        }
-    }
 }
 
 /// When a token expires, on the clock of timers.
 fn expiry(claims: Claims) -> Instant {
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(claims.expires);
     Instant::now() + at.duration_since(SystemTime::now()).unwrap_or_default()
-}
-
-/// The work of one request.
-type Work = LocalBoxFuture<'static, Vec<Result<Done, ApiError>>>;
-
-fn alone(work: impl Future<Output = Result<Done, ApiError>> + 'static) -> Work {
-    work.map(|result| vec![result]).boxed_local()
-}
-
-fn answered(result: Result<Done, ApiError>) -> Work {
-    alone(futures::future::ready(result))
-}
-
-fn refused(error: ApiError) -> Work {
-    answered(Err(error))
-}
-
-/// A JSON value; what is none counts as missing.
-fn value(json: &str) -> Js {
-    serde_json::from_str(json).unwrap_or_default()
 }

@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::registry::Worker;
 use crate::auth::Claims;
 use crate::error::ApiError;
+use crate::feed::Phase;
 use crate::feed::position::Position;
 use crate::hub::member::Start;
 use crate::hub::offset::{Entry, Offset};
@@ -29,6 +30,10 @@ pub const TAKEOVER_GRACE: Duration = Duration::from_millis(300);
 /// How long a client that comes back waits at most until what it sent on its last connection is
 /// worked off. After that its session begins anew, which is always safe.
 const TAKEOVER_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a join waits for the ring to be filled. Within the deadline of a request, which would
+/// answer with an error instead.
+const FILL: Duration = Duration::from_secs(4);
 
 /// Keeps the record of one session while it lasts.
 #[derive(Debug)]
@@ -266,6 +271,29 @@ impl Worker {
             journal.remove().await;
             Ok(None)
         }
+    }
+
+    /// Where a client begins in a room that has had everything up to `since`.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn start_after(&self, room: RoomId, since: Position) -> Result<Start, ApiError> {
+        if timeout(FILL, self.feed.filled()).await.is_err() || self.feed.phase() == Phase::Local {
+            return Ok(Start::Resync);
+        }
+        let ahead = self.hub.through().is_none_or(|through| since > through);
+        if ahead && !self.feed.cluster_reached(since).await {
+            return Ok(Start::Resync);
+        }
+        let ring = self.hub.ring();
+        if let Some(beginning) = ring.beginning(room)
+            && since < beginning
+            && !self.store.messages.any_since(room, since.seconds()).await?
+        {
+            // Older than anything that this process remembers, but nothing was missed.
+            return Ok(Start::After(beginning));
+        }
+        Ok(Start::After(since))
     }
 }
 
