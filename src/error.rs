@@ -48,6 +48,18 @@ pub enum ApiError {
     /// The room of a message does not exist.
     #[error("the room does not exist")]
     RoomNotFound,
+    /// The message to change does not exist, or its room is not the user's to see.
+    #[error("the message does not exist")]
+    MessageNotFound,
+    /// A change of a message that another user has sent.
+    #[error("the message was sent by another user")]
+    NotTheSender,
+    /// An edit of a message that was deleted.
+    #[error("the message was deleted")]
+    MessageDeleted,
+    /// An edit that names a version which the message no longer has.
+    #[error("the message has another version")]
+    EditConflict,
     /// No `Authorization` header.
     #[error("the request has no token")]
     TokenMissing,
@@ -60,8 +72,8 @@ pub enum ApiError {
     /// A message in another user's name.
     #[error("the sender is not the authenticated user")]
     SenderMismatch,
-    /// An idempotency key that this user used for another message.
-    #[error("the idempotency key was used for another message")]
+    /// An idempotency key that this user used for another request.
+    #[error("the idempotency key was used for another request")]
     IdempotencyConflict,
     /// An `Idempotency-Key` that is empty, too long or not text.
     #[error("the idempotency key is not 1 to 255 characters of visible ASCII")]
@@ -71,7 +83,7 @@ pub enum ApiError {
     NotFound,
     /// A route at this path, but not for this method; the methods that it has.
     #[error("no such method on this route, only {0}")]
-    MethodNotAllowed(&'static str),
+    MethodNotAllowed(String),
     /// A path parameter whose percent-encoding is broken.
     #[error("the path is not valid percent-encoded UTF-8")]
     MalformedPath,
@@ -154,6 +166,22 @@ impl ApiError {
             Self::PasswordType(..) => row(500, "", 400, "invalid_field", "Invalid field"),
             Self::RoomNotFound => {
                 row(400, "Room not found", 404, "room_not_found", "Room not found")
+            }
+            Self::MessageNotFound => {
+                let text = "Message not found";
+                row(404, text, 404, "message_not_found", text)
+            }
+            Self::NotTheSender => {
+                let text = "Only its sender may change a message";
+                row(403, text, 403, "not_the_sender", text)
+            }
+            Self::MessageDeleted => {
+                let text = "The message was deleted";
+                row(410, text, 410, "message_deleted", text)
+            }
+            Self::EditConflict => {
+                let text = "The message has changed: its __v is another one";
+                row(409, text, 409, "edit_conflict", text)
             }
             Self::TokenMissing => {
                 let text = "Access denied. No token provided.";
@@ -297,7 +325,9 @@ impl ApiError {
             }
             Self::InvalidField { field, problem } => format!("{field}: {problem}"),
             Self::UnknownEvent => {
-                "event: must be joinRoom, leaveRoom, sendMessage or authenticate".to_owned()
+                "event: must be joinRoom, leaveRoom, sendMessage, editMessage, deleteMessage or \
+                 authenticate"
+                    .to_owned()
             }
             Self::TokenMissing => "token: is required".to_owned(),
             Self::TokenInvalid(reason) => format!("token: is not valid: {reason}"),
@@ -375,7 +405,7 @@ impl ApiError {
             }
             ErrorMode::Precise => {
                 if let Self::MethodNotAllowed(methods) = self {
-                    answer.insert_header((header::ALLOW, *methods));
+                    answer.insert_header((header::ALLOW, methods.as_str()));
                 }
                 answer.content_type(views::CONTENT_TYPE).json(Precise { error: &text, code })
             }

@@ -1,5 +1,6 @@
 //! What the chat does, for REST and sockets alike: a file for each thing that it does.
 
+mod edit;
 mod send;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use crate::feed::Feed;
 use crate::limits::Limits;
 use crate::models::Store;
 
+pub use edit::{Changed, Edit};
 pub use send::{Draft, Sent};
 
 /// The chat of one worker. Clones use the same store.

@@ -8,6 +8,7 @@ use futures::future::join_all;
 use super::Chat;
 use crate::casts::{required_id, required_text};
 use crate::error::ApiError;
+use crate::feed::event::Event;
 use crate::js::{Fields, Js};
 use crate::models::message::{SendError, Stored};
 use crate::models::{IdempotencyKey, Message, RoomId, Rooms, StoreError, UserId};
@@ -142,7 +143,7 @@ impl Chat {
     fn sent(&self, stored: Stored<'static>, echo: Option<String>) -> Sent {
         let Stored { message, replayed } = stored;
         if !replayed {
-            self.feed.publish_local(&message);
+            self.feed.publish_local(|| Some(Event::message(&message, None)));
         }
         Sent { message, echo: echo.filter(|_| !replayed), replayed }
     }

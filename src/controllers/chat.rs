@@ -9,14 +9,14 @@ use actix_web::{HttpRequest, HttpResponse};
 use super::json;
 use super::list::{self, History, RoomList};
 use crate::casts::required_text;
-use crate::chat::{Chat, Draft};
+use crate::chat::{Chat, Draft, Edit};
 use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
-use crate::js::Fields;
+use crate::js::{Fields, Js};
 use crate::limits::Limits;
 use crate::middleware::auth::CurrentUser;
 use crate::middleware::express::insert_exposed;
-use crate::models::message::Page;
+use crate::models::message::{Deleted, Page};
 use crate::models::{IdempotencyKey, RoomId, Store, StoreError};
 use crate::openapi::{refusals, schemas};
 use crate::views;
@@ -109,10 +109,14 @@ pub async fn get_messages(
         problem: "must be an id of 24 hexadecimal digits",
     })?;
     let names = store.users.clone();
-    match page(req.query_string(), config.errors)? {
-        None => list::respond(History::new(store.messages.in_room(room).await?, names)).await,
+    let (page, deleted) = page(req.query_string(), config.errors)?;
+    match page {
+        None => {
+            let history = store.messages.in_room(room, deleted).await?;
+            list::respond(History::new(history, names)).await
+        }
         Some(page) => {
-            let messages = store.messages.page(room, page).await?;
+            let messages = store.messages.page(room, page, deleted).await?;
             let mut body = vec![b'['];
             list::write_history(&mut body, messages.iter().map(AsRef::as_ref), &names).await?;
             list::close(&mut body);
@@ -161,6 +165,81 @@ pub async fn send_message(
     Ok(answer)
 }
 
+/// Changes the content of a message.
+///
+/// # Errors
+/// Those of [`Chat::edit`], and an idempotency key that is none.
+#[utoipa::path(
+    patch,
+    path = "/api/chat/message/{message}",
+    tag = "Chat",
+    summary = "Changes the content of a message.",
+    description = "Everyone in its room receives it as `messageEdited`. Only its sender may. The \
+                   message keeps its place in the history and gets `editedAt`, its `__v` is one \
+                   more. With `__v` the edit is refused when the message has another one. With an \
+                   `Idempotency-Key` a retry changes nothing more.",
+    security(("token" = [])),
+    params(
+        ("message" = inline(schemas::IdParameter), Path, description = "The message"),
+        schemas::Retry,
+    ),
+    request_body = schemas::Edit,
+    responses(
+        (
+            status = 200, description = "The message is changed", body = schemas::EditedMessage,
+            headers((
+                "Idempotency-Replayed" = String,
+                description = "`true` when the key was used before"
+            )),
+        ),
+        refusals::EditMessage,
+    ),
+)]
+pub async fn edit_message(
+    path: Path<String>,
+    mut body: Fields,
+    req: HttpRequest,
+    user: CurrentUser,
+    chat: Data<Chat>,
+) -> Result<HttpResponse, ApiError> {
+    let key = idempotency_key(&req)?;
+    let edit = Edit::take(&mut body).of_message(&path);
+    let edited = chat.edit(edit, Some(user.0), key.as_ref()).await?;
+    let mut answer = json(StatusCode::OK, edited.to_json());
+    if edited.replayed {
+        insert_exposed(&mut answer, REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(answer)
+}
+
+/// Deletes a message.
+///
+/// # Errors
+/// Those of [`Chat::delete`].
+#[utoipa::path(
+    delete,
+    path = "/api/chat/message/{message}",
+    tag = "Chat",
+    summary = "Deletes a message.",
+    description = "Everyone in its room receives `messageDeleted`. Only its sender may. Its text is \
+                   gone for good; histories leave it out unless they are asked for with \
+                   `deleted=true`. A second deletion answers as the first.",
+    security(("token" = [])),
+    params(("message" = inline(schemas::IdParameter), Path, description = "The message")),
+    responses(
+        (status = 200, description = "The message is deleted", body = schemas::DeletedMessage),
+        refusals::DeleteMessage,
+    ),
+)]
+pub async fn delete_message(
+    path: Path<String>,
+    user: CurrentUser,
+    chat: Data<Chat>,
+) -> Result<HttpResponse, ApiError> {
+    let deleted = chat.delete(&Js::String(path.into_inner()), Some(user.0)).await?;
+    Ok(json(StatusCode::OK, deleted.to_json()))
+}
+
 /// Says that the key was used before, as other services with idempotency keys do.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
@@ -174,11 +253,13 @@ fn idempotency_key(req: &HttpRequest) -> Result<Option<IdempotencyKey>, ApiError
 const DEFAULT_LIMIT: u16 = 50;
 const MAX_LIMIT: u16 = 1000;
 
-/// The page that a query asks for; `None` is the whole list, as the original always answers.
-fn page(query: &str, mode: ErrorMode) -> Result<Option<Page>, ApiError> {
+/// The page that a query asks for, and whether deleted messages are shown; `None` is the whole
+/// list, as the original always answers.
+fn page(query: &str, mode: ErrorMode) -> Result<(Option<Page>, Deleted), ApiError> {
     let parameters = Query::<Vec<(String, String)>>::from_query(query);
     let parameters = parameters.map(Query::into_inner).unwrap_or_default();
     let (mut limit, mut before, mut after) = (None, None, None);
+    let mut deleted = Deleted::Hidden;
     for (name, value) in &parameters {
         let invalid = match name.as_str() {
             "limit" => {
@@ -193,6 +274,11 @@ fn page(query: &str, mode: ErrorMode) -> Result<Option<Page>, ApiError> {
                 after = value.parse().ok();
                 after.is_none().then_some(("after", "must be the id of a message"))
             }
+            "deleted" => {
+                let shown = value.parse();
+                deleted = if shown == Ok(true) { Deleted::Shown } else { Deleted::Hidden };
+                shown.is_err().then_some(("deleted", "must be true or false"))
+            }
             _ => None,
         };
         if let (Some((field, problem)), ErrorMode::Precise) = (invalid, mode) {
@@ -200,9 +286,10 @@ fn page(query: &str, mode: ErrorMode) -> Result<Option<Page>, ApiError> {
         }
     }
     if limit.is_none() && before.is_none() && after.is_none() {
-        return Ok(None);
+        return Ok((None, deleted));
     }
-    Ok(Some(Page { limit: limit.unwrap_or(DEFAULT_LIMIT), before, after }))
+    let page = Page { limit: limit.unwrap_or(DEFAULT_LIMIT), before, after };
+    Ok((Some(page), deleted))
 }
 
 #[cfg(test)]
@@ -212,7 +299,7 @@ mod tests {
     #[test]
     fn a_page_is_asked_for_by_any_valid_parameter() {
         let id = "0123456789abcdef01234567";
-        let original = |query: &str| page(query, ErrorMode::Original).unwrap();
+        let original = |query: &str| page(query, ErrorMode::Original).unwrap().0;
         assert_eq!(original(""), None);
         assert_eq!(original("limit=0&room=zz"), None);
         assert_eq!(original("before=x"), None);
@@ -220,9 +307,16 @@ mod tests {
         let both = original(&format!("before={id}&after={id}&limit=x")).unwrap();
         assert_eq!(both.limit, 50);
         assert!(both.before.is_some() && both.after.is_some());
-        for query in ["limit=0", "limit=1001", "limit=", "before=x", "after=1"] {
+        let deleted = |query: &str| page(query, ErrorMode::Original).unwrap().1;
+        assert_eq!(deleted("deleted=true"), Deleted::Shown);
+        for query in ["", "deleted=false", "deleted=1", "deleted=", "Deleted=true"] {
+            assert_eq!(deleted(query), Deleted::Hidden, "{query}");
+        }
+        for query in
+            ["limit=0", "limit=1001", "limit=", "before=x", "after=1", "deleted=", "deleted=1"]
+        {
             assert!(page(query, ErrorMode::Precise).is_err(), "{query}");
         }
-        assert_eq!(page("other=1", ErrorMode::Precise).unwrap(), None);
+        assert_eq!(page("other=1", ErrorMode::Precise).unwrap(), (None, Deleted::Hidden));
     }
 }

@@ -14,6 +14,7 @@ use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 use super::json;
 use crate::error::ApiError;
 use crate::middleware::deadline::DEADLINE;
+use crate::models::revision::is_tombstone;
 use crate::models::{Message, Room, StoreError, UserId, Users};
 use crate::mongoose::Hydrated;
 use crate::views;
@@ -134,6 +135,7 @@ pub(super) async fn write_history<'a>(
     let mut broken = Broken::default();
     let messages = Vec::from_iter(documents.map(|document| match Message::ordinary(document) {
         Some(message) => Item::Ordinary(message),
+        None if is_tombstone(document) => Item::Deleted(document),
         None => {
             let message = Hydrated::message(document);
             broken.count(&message);
@@ -149,6 +151,9 @@ pub(super) async fn write_history<'a>(
                 views::message_in_history(out, message, name(message.sender));
             }
             Item::Odd(message) => views::document(out, message, name),
+            Item::Deleted(document) => views::deleted_message(out, document, |out, sender| {
+                views::push_sender(out, sender, name(sender));
+            }),
         }
         out.push(b',');
     }
@@ -159,6 +164,7 @@ pub(super) async fn write_history<'a>(
 enum Item<'a> {
     Ordinary(Message<'a>),
     Odd(Hydrated),
+    Deleted(&'a RawDocument),
 }
 
 impl Item<'_> {
@@ -166,6 +172,7 @@ impl Item<'_> {
         match self {
             Self::Ordinary(message) => Some(message.sender),
             Self::Odd(message) => message.id("sender").map(UserId),
+            Self::Deleted(document) => Hydrated::message(document).id("sender").map(UserId),
         }
     }
 }

@@ -1,17 +1,27 @@
-//! What sessions are told: a message arrived, or messages of a room may have been missed.
+//! What sessions are told: a message was stored, edited or deleted, or events of a room may have been
+//! missed.
 //!
 //! An [`Event`] is shared by all workers and kept by the ring, so it holds its text once. The
 //! frames of the wires are made from it by each worker, once for all members there
 //! ([`Delivery`]), and are gone when the last of them is written: what waits for a client that
 //! may come back is one text, not one for each wire.
 
-use std::{cell::OnceCell, fmt::Write, rc::Rc, sync::Arc};
+use std::{
+    cell::OnceCell,
+    fmt::Write,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
+use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, oid::ObjectId};
 use bytestring::ByteString;
 
 use super::position::Position;
 use crate::{
-    models::{Message, RoomId, message::Malformed},
+    models::{Message, RoomId, message::Malformed, revision::is_tombstone},
     mongoose::Hydrated,
     views,
 };
@@ -19,18 +29,47 @@ use crate::{
 /// One event of one room.
 #[derive(Debug)]
 pub struct Event {
+    kind: Kind,
     room: RoomId,
+    /// The message that it is about; `None` for a `resync`.
+    message: Option<MessageKey>,
     /// `None` on a standalone MongoDB, which has no order to speak of.
     position: Option<Position>,
-    body: Body,
+    /// The JSON of what clients are told; empty for a `resync`, which is written when it is sent.
+    data: Box<str>,
+    /// It carries the text of a message that was deleted since, and is not given any more.
+    withdrawn: AtomicBool,
 }
 
-#[derive(Debug)]
-enum Body {
-    /// `receiveMessage`: the message as JSON.
-    Message(Box<str>),
-    /// `resync`: messages may have been missed, fetch the history.
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `receiveMessage`: a message was stored; the data is the message.
+    Message,
+    /// `messageEdited`: a message was replaced; the data is the message as it is now.
+    Edited,
+    /// `messageDeleted`: the data is `{room, message, deletedAt}`.
+    Deleted,
+    /// `resync`: messages may have been missed, fetch the history; the data is `{room, position}`.
     Resync,
+}
+
+/// The `_id` of a message, whatever its type.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum MessageKey {
+    /// What this program and the original make.
+    Id(ObjectId),
+    /// What another program has made: the bytes of a document that holds this value alone.
+    Other(Box<[u8]>),
+}
+
+/// A document that is gone from the collection, by another program. It does not say its room.
+#[derive(Debug)]
+pub struct Removal {
+    key: MessageKey,
+    /// The `_id` of the message as JSON.
+    id: Box<str>,
+    position: Position,
 }
 
 /// How a frame is written. The texts are complete: a WebSocket sends them as they are.
@@ -45,30 +84,158 @@ pub enum Wire {
     SocketIoOffset,
 }
 
+impl Kind {
+    /// The event's name on every wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Message => "receiveMessage",
+            Self::Edited => "messageEdited",
+            Self::Deleted => "messageDeleted",
+            Self::Resync => "resync",
+        }
+    }
+}
+
+impl MessageKey {
+    fn of(id: RawBsonRef<'_>) -> Self {
+        match id {
+            RawBsonRef::ObjectId(id) => Self::Id(id),
+            other => {
+                let mut document = RawDocumentBuf::new();
+                document.append(bson::cstr!(""), other);
+                Self::Other(document.as_bytes().into())
+            }
+        }
+    }
+
+    fn of_document(document: &RawDocument) -> Option<Self> {
+        document.get("_id").ok().flatten().map(Self::of)
+    }
+}
+
+impl Removal {
+    /// The removal of the document with this key (`{_id}`), where it stands in the stream. `None`
+    /// for an `_id` that no client was ever told.
+    pub fn new(key: &RawDocument, position: Position) -> Option<Self> {
+        let id = text(|json| views::message_id(json, key));
+        if &*id == "null" {
+            return None;
+        }
+        Some(Self { key: MessageKey::of_document(key)?, id, position })
+    }
+
+    /// The message that is gone.
+    pub fn key(&self) -> &MessageKey {
+        &self.key
+    }
+
+    /// Where it stands in the stream.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The event for the members of the room in which the message was.
+    pub fn in_room(self, room: RoomId) -> Event {
+        let at = DateTime::from_millis(i64::from(self.position.seconds()) * 1000);
+        let data = text(|json| views::deletion(json, room, &self.id, at));
+        Event::new(Kind::Deleted, room, Some(self.key), Some(self.position), data)
+    }
+}
+
 impl Event {
+    fn new(
+        kind: Kind,
+        room: RoomId,
+        message: Option<MessageKey>,
+        position: Option<Position>,
+        data: Box<str>,
+    ) -> Self {
+        Self { kind, room, message, position, data, withdrawn: AtomicBool::new(false) }
+    }
+
     /// A message that was stored.
     pub fn message(message: &Message<'_>, position: Option<Position>) -> Self {
         let mut json = Vec::with_capacity(message.content.len() + 256);
         views::message(&mut json, message);
         let json = String::from_utf8(json).expect("views write UTF-8");
-        Self { room: message.room, position, body: Body::Message(json.into_boxed_str()) }
+        let key = MessageKey::Id(message.id.0);
+        Self::new(Kind::Message, message.room, Some(key), position, json.into())
     }
 
-    /// A document of another program that is no ordinary message. It has the casts and fields of the
-    /// history.
+    /// The event of a document that was inserted: `receiveMessage`. What is no ordinary message has
+    /// the casts and fields of the history. `None` for what is left of a deleted message, which
+    /// somebody has put back.
     ///
     /// # Errors
     /// Its room cannot be known.
-    pub fn odd_message(document: &Hydrated, position: Option<Position>) -> Result<Self, Malformed> {
+    pub fn inserted(
+        document: &RawDocument,
+        position: Option<Position>,
+    ) -> Result<Option<Self>, Malformed> {
+        if let Some(message) = Message::ordinary(document) {
+            return Ok(Some(Self::message(&message, position)));
+        }
+        if is_tombstone(document) {
+            return Ok(None);
+        }
+        Self::live(Kind::Message, document, position).map(Some)
+    }
+
+    /// The event of a document that was replaced or changed: `messageEdited`, or `messageDeleted`
+    /// when a deletion has replaced it.
+    ///
+    /// # Errors
+    /// Its room cannot be known.
+    pub fn changed(document: &RawDocument, position: Option<Position>) -> Result<Self, Malformed> {
+        if !is_tombstone(document) {
+            return Self::live(Kind::Edited, document, position);
+        }
+        let room = Hydrated::message(document).id("room").ok_or(Malformed("room"))?;
+        let at = document.get_datetime("deletedAt").map_err(|_| Malformed("deletedAt"))?;
+        let id = text(|json| views::message_id(json, document));
+        let data = text(|json| views::deletion(json, RoomId(room), &id, at));
+        let key = MessageKey::of_document(document);
+        Ok(Self::new(Kind::Deleted, RoomId(room), key, position, data))
+    }
+
+    fn live(
+        kind: Kind,
+        document: &RawDocument,
+        position: Option<Position>,
+    ) -> Result<Self, Malformed> {
         let mut json = Vec::new();
-        let room = views::live_document(&mut json, document).ok_or(Malformed("room"))?;
+        let message = Hydrated::message(document);
+        let room = views::live_document(&mut json, &message).ok_or(Malformed("room"))?;
         let json = String::from_utf8(json).expect("views write UTF-8");
-        Ok(Self { room, position, body: Body::Message(json.into_boxed_str()) })
+        let key = MessageKey::of_document(document);
+        Ok(Self::new(kind, room, key, position, json.into()))
     }
 
     /// Messages of `room` up to `position` may have been missed.
     pub fn resync(room: RoomId, position: Option<Position>) -> Self {
-        Self { room, position, body: Body::Resync }
+        Self::new(Kind::Resync, room, None, position, Box::default())
+    }
+
+    /// What happened.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The message that this is about; `None` for a `resync`.
+    pub fn key(&self) -> Option<&MessageKey> {
+        self.message.as_ref()
+    }
+
+    /// From now on this is not given to anyone: the message was deleted, and this has its text.
+    pub fn withdraw(&self) {
+        if matches!(self.kind, Kind::Message | Kind::Edited) {
+            self.withdrawn.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it must not be given to anyone.
+    pub fn is_withdrawn(&self) -> bool {
+        self.withdrawn.load(Ordering::Relaxed)
     }
 
     /// The room whose members are told.
@@ -83,15 +250,12 @@ impl Event {
 
     /// Whether this tells the members to fetch the history.
     pub fn is_resync(&self) -> bool {
-        matches!(self.body, Body::Resync)
+        self.kind == Kind::Resync
     }
 
     /// The length of the text that this event keeps, in bytes.
     pub fn len(&self) -> usize {
-        match &self.body {
-            Body::Message(json) => json.len(),
-            Body::Resync => 0,
-        }
+        self.data.len()
     }
 
     /// Whether this event keeps no text.
@@ -115,19 +279,13 @@ impl Event {
 
     fn encode_plain(&self) -> ByteString {
         let mut text = String::with_capacity(self.len() + 112);
-        let written = match (&self.body, self.position) {
-            (Body::Message(json), Some(position)) => write!(
-                text,
-                r#"{{"event":"receiveMessage","data":{json},"position":"{position}"}}"#
-            ),
-            (Body::Message(json), None) => {
-                write!(text, r#"{{"event":"receiveMessage","data":{json}}}"#)
-            }
-            (Body::Resync, _) => {
-                text.push_str(r#"{"event":"resync","data":"#);
-                self.write_resync(&mut text).and_then(|()| text.write_char('}'))
-            }
-        };
+        let position = self.position.filter(|_| !self.is_resync());
+        let written = write!(text, r#"{{"event":"{}","data":"#, self.kind.name())
+            .and_then(|()| self.write_data(&mut text))
+            .and_then(|()| match position {
+                Some(position) => write!(text, r#","position":"{position}"}}"#),
+                None => text.write_char('}'),
+            });
         written.expect(STRINGS_GROW);
         text.into()
     }
@@ -137,27 +295,31 @@ impl Event {
         write_offset: impl FnOnce(&mut String) -> std::fmt::Result,
     ) -> ByteString {
         let mut text = String::with_capacity(self.len() + 112);
-        let written = match &self.body {
-            Body::Message(json) => write!(text, r#"42["receiveMessage",{json}"#),
-            Body::Resync => {
-                text.push_str(r#"42["resync","#);
-                self.write_resync(&mut text)
-            }
-        };
-        written
+        let written = write!(text, r#"42["{}","#, self.kind.name())
+            .and_then(|()| self.write_data(&mut text))
             .and_then(|()| write_offset(&mut text))
-            .and_then(|()| text.write_char(']'))
-            .expect(STRINGS_GROW);
+            .and_then(|()| text.write_char(']'));
+        written.expect(STRINGS_GROW);
         text.into()
     }
 
-    fn write_resync(&self, text: &mut String) -> std::fmt::Result {
+    fn write_data(&self, text: &mut String) -> std::fmt::Result {
+        if !self.is_resync() {
+            return text.write_str(&self.data);
+        }
         write!(text, r#"{{"room":"{}","position":"#, self.room)?;
         match self.position {
             Some(position) => write!(text, r#""{position}"}}"#),
             None => text.write_str("null}"),
         }
     }
+}
+
+/// What is written as JSON into a buffer, as a text.
+fn text(write: impl FnOnce(&mut Vec<u8>)) -> Box<str> {
+    let mut json = Vec::new();
+    write(&mut json);
+    String::from_utf8(json).expect("views write UTF-8").into()
 }
 
 const STRINGS_GROW: &str = "writing to a string cannot fail";
@@ -209,6 +371,8 @@ impl Delivery {
 
 #[cfg(test)]
 mod tests {
+    use bson::rawdoc;
+
     use super::*;
     use crate::models::UserId;
 
@@ -261,6 +425,61 @@ mod tests {
             local.encode(Wire::Plain),
             format!(r#"{{"event":"resync","data":{{"room":"{room}","position":null}}}}"#)
         );
+    }
+
+    fn changed(document: &RawDocument) -> Event {
+        Event::changed(document, Some(Position::first_of(5, 2))).unwrap()
+    }
+
+    #[test]
+    fn a_changed_message_is_told_with_its_name() {
+        let (id, at) = (ObjectId::new(), DateTime::from_millis(0));
+        let edited = rawdoc! { "_id": id, "room": id, "content": "x", "__v": 1, "editedAt": at };
+        let date = "1970-01-01T00:00:00.000Z";
+        assert_eq!(
+            changed(&edited).encode(Wire::Plain),
+            format!(
+                r#"{{"event":"messageEdited","data":{{"room":"{id}","content":"x","_id":"{id}","__v":1,"editedAt":"{date}"}},"position":"5.2"}}"#
+            )
+        );
+        let deleted =
+            rawdoc! { "_id": id, "room": id, "content": "", "deletedAt": at, "deletedBy": id };
+        let data = format!(r#"{{"room":"{id}","message":"{id}","deletedAt":"{date}"}}"#);
+        assert_eq!(
+            changed(&deleted).encode(Wire::SocketIoOffset),
+            format!(r#"42["messageDeleted",{data},"5.2"]"#)
+        );
+        assert!(Event::inserted(&deleted, None).unwrap().is_none());
+        // Another program has removed it: the time of the stream is all that is known.
+        let removal = Removal::new(&rawdoc! { "_id": id }, Position::first_of(0, 2)).unwrap();
+        assert_eq!(
+            removal.in_room(RoomId(id)).encode(Wire::SocketIo),
+            format!(r#"42["messageDeleted",{data}]"#)
+        );
+    }
+
+    #[test]
+    fn a_message_is_known_by_its_id_of_any_type() {
+        let keys = [
+            rawdoc! { "_id": ObjectId::new() },
+            rawdoc! { "_id": 1 },
+            rawdoc! { "_id": 1.0 },
+            rawdoc! { "_id": "1" },
+        ];
+        let keys: Vec<_> = keys.iter().map(|key| MessageKey::of_document(key).unwrap()).collect();
+        for (index, key) in keys.iter().enumerate() {
+            assert_eq!(keys.iter().position(|other| other == key), Some(index));
+        }
+        assert!(Removal::new(&rawdoc! { "_id": "1" }, Position::ZERO).is_none());
+    }
+
+    #[test]
+    fn only_what_has_a_text_is_withdrawn() {
+        let (message, _) = hello(None);
+        let resync = Event::resync(RoomId::new(), None);
+        message.withdraw();
+        resync.withdraw();
+        assert!(message.is_withdrawn() && !resync.is_withdrawn());
     }
 
     #[test]

@@ -20,10 +20,11 @@ pub mod ring;
 pub mod stream;
 
 use std::{
+    collections::HashMap,
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -36,14 +37,14 @@ use tokio::{
     time::{error::Elapsed, sleep, timeout},
 };
 
-use crate::models::{Failure, Message};
+use crate::models::{Failure, RoomId, failure::describe};
 
 use backoff::Backoff;
-use event::Event;
+use event::{Event, MessageKey};
 use past::Past;
 use position::Position;
 use ring::{Batch, Limits, Ring};
-use stream::{ChangeStream, Cluster, Fate, Poison, Reading, Reply, StreamError};
+use stream::{Change, ChangeStream, Cluster, Fate, Poison, Reading, Reply, Scope, StreamError};
 
 /// How long the stream may be silent, and how long it may stand still while the cluster moves on.
 /// A reply comes each second, and an idle cluster writes a no-op every ten.
@@ -69,6 +70,8 @@ pub struct Feed {
     past: watch::Sender<Option<Past>>,
     // A standard lock: nothing awaits while it is held.
     health: Mutex<Health>,
+    /// Only the stream of `messages` may be opened.
+    is_narrow: AtomicBool,
     stats: Stats,
 }
 
@@ -162,6 +165,7 @@ impl Feed {
                 cluster_time: None,
                 poison_logged: None,
             }),
+            is_narrow: AtomicBool::new(false),
             stats: Stats::default(),
         }
     }
@@ -262,17 +266,45 @@ impl Feed {
         reached(Some(position_of(cluster.latest)))
     }
 
-    /// Delivers a message that was just stored, on a standalone MongoDB; elsewhere the stream
-    /// does. To be called in the order of the acknowledgements, by whoever stores one.
-    pub fn publish_local(&self, message: &Message<'_>) {
+    /// Delivers what was just stored, on a standalone MongoDB; elsewhere the stream does, and the
+    /// event is not made. To be called in the order of the acknowledgements, by whoever stores
+    /// something.
+    pub fn publish_local(&self, event: impl FnOnce() -> Option<Event>) {
         if self.phase() != Phase::Local {
             return;
         }
+        let Some(event) = event() else { return };
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let second = since_1970.map_or(0, |age| u32::try_from(age.as_secs()).unwrap_or(u32::MAX));
-        let events = vec![Event::message(message, None)];
-        self.ring.publish(Batch { events, newest: None, through: None, second });
+        self.ring.publish(Batch { events: vec![event], newest: None, through: None, second });
         self.stats.events.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Opens the change stream of the database, or that of `messages` where no more is granted.
+    async fn open_stream(
+        &self,
+        at: Timestamp,
+        reading: Reading,
+    ) -> Result<ChangeStream, StreamError> {
+        let opened = ChangeStream::open(&self.database, Scope::Database, at, reading).await;
+        match opened {
+            Err(StreamError::Database(error)) if Failure::of(&error) == Failure::Privilege => {
+                if !self.is_narrow.swap(true, Ordering::Relaxed) {
+                    log::warn!(
+                        "The user of MONGO_URI may not open a change stream on the whole database, \
+                         so only that of messages is followed. Grant changeStream and find on the \
+                         database, without a collection ({})",
+                        describe(&error)
+                    );
+                }
+                ChangeStream::open(&self.database, Scope::Messages, at, reading).await
+            }
+            Ok(stream) => {
+                self.is_narrow.store(false, Ordering::Relaxed);
+                Ok(stream)
+            }
+            failed => failed,
+        }
     }
 
     /// Opens the stream and publishes what it brings, until it cannot go on.
@@ -295,7 +327,7 @@ impl Feed {
                 (next_of(cluster.committed), Some((last, reach)))
             }
         };
-        let opening = ChangeStream::open(&self.database, from, Reading::Live);
+        let opening = self.open_stream(from, Reading::Live);
         let mut stream = timeout(PATIENCE, opening).await??;
         if let Some((last, reach)) = fresh {
             self.open(last, reach);
@@ -326,7 +358,12 @@ impl Feed {
 
     /// Publishes a reply; returns when the collection ended, if it did.
     fn publish(&self, reply: Reply) -> Option<Timestamp> {
-        let Reply { events, newest, progress, cluster_time, ended, poison } = reply;
+        let Reply { changes, newest, progress, cluster_time, ended, poison } = reply;
+        let room_of = |message: &MessageKey| self.ring.room_of(message);
+        let Read { events, unknown } = events_of(changes, &mut HashMap::new(), room_of);
+        if self.phase() == Phase::Filling {
+            unknown.into_iter().for_each(|message| self.ring.note_removed(message));
+        }
         self.count(&events, &poison);
         let lag = cluster_time.time.saturating_sub(progress.time);
         self.stats.lag.store(u64::from(lag), Ordering::Relaxed);
@@ -393,7 +430,7 @@ impl Feed {
             _ => {}
         }
         self.stats.restarts.fetch_add(1, Ordering::Relaxed);
-        log::warn!("the change stream of messages is opened again: {end}");
+        log::warn!("the change stream is opened again: {end}");
     }
 
     /// Counts documents that are no messages, and logs the first of them every minute.
@@ -403,7 +440,7 @@ impl Feed {
         let mut health = self.health();
         if health.poison_logged.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
             health.poison_logged = Some(Instant::now());
-            log::warn!("skipped a document in messages, inserted at {position}: {cause}");
+            log::warn!("skipped a document in messages, stored at {position}: {cause}");
         }
     }
 
@@ -453,6 +490,42 @@ impl End {
             Self::Closed | Self::Silent(_) | Self::StoodStill | Self::Ended(_) => Fate::Retry,
         }
     }
+}
+
+/// What was read from a reply.
+struct Read {
+    events: Vec<Event>,
+    /// Messages that were removed and of which nothing is known.
+    unknown: Vec<MessageKey>,
+}
+
+/// The events of changes. The room of a message that was removed is that of an event before, or
+/// the one that `room_of` knows; without it there is nobody to tell. `rooms` is kept from reply to
+/// reply.
+fn events_of(
+    changes: Vec<Change>,
+    rooms: &mut HashMap<MessageKey, RoomId>,
+    room_of: impl Fn(&MessageKey) -> Option<RoomId>,
+) -> Read {
+    let mut read = Read { events: Vec::with_capacity(changes.len()), unknown: Vec::new() };
+    for change in changes {
+        match change {
+            Change::Event(event) => {
+                if let Some(key) = event.key() {
+                    rooms.insert(key.clone(), event.room());
+                }
+                read.events.push(event);
+            }
+            Change::Removal(removal) => {
+                let room = rooms.get(removal.key()).copied().or_else(|| room_of(removal.key()));
+                match room {
+                    Some(room) => read.events.push(removal.in_room(room)),
+                    None => read.unknown.push(removal.key().clone()),
+                }
+            }
+        }
+    }
+    read
 }
 
 fn position_of(time: Timestamp) -> Position {

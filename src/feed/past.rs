@@ -1,6 +1,11 @@
 //! The past: what was stored before the ring was opened is read by a stream of its own.
 
-use std::{collections::VecDeque, future::pending, panic::AssertUnwindSafe, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    future::pending,
+    panic::AssertUnwindSafe,
+    time::Duration,
+};
 
 use bson::Timestamp;
 use futures::FutureExt;
@@ -11,11 +16,11 @@ use super::{
     End, Feed, Phase,
     backoff::Backoff,
     event::Event,
-    next_of,
+    events_of, next_of,
     position::Position,
     position_of,
     ring::{Opening, footprint},
-    stream::{ChangeStream, Fate, Poison, Reading},
+    stream::{Fate, Poison, Reading},
 };
 
 /// How long the stream of the past may search an oplog that others have filled.
@@ -83,6 +88,7 @@ impl Feed {
             let is_filling = *phase == Phase::Filling;
             if is_filling {
                 *phase = Phase::Live;
+                self.ring.filled();
             }
             is_filling
         });
@@ -117,23 +123,29 @@ impl Feed {
     ) -> Result<(Position, VecDeque<Event>), End> {
         let is_past = |position: Position| position.time() <= (until.time, until.increment);
         let (mut from, mut events, mut bytes) = (position_of(at), VecDeque::new(), 0);
+        // The rooms of the messages that were seen, for those that are removed later.
+        let mut rooms = HashMap::new();
         loop {
-            let opening = ChangeStream::open(&self.database, at, Reading::Past);
+            let opening = self.open_stream(at, Reading::Past);
             let mut stream = timeout(PAST_PATIENCE, opening).await??;
             let mut silent = 0;
             let ended = loop {
                 let reply = timeout(PAST_PATIENCE, stream.next(None)).await?;
                 let mut reply = reply.ok_or(End::Closed)??;
                 let has_more = reply.newest.is_some() || reply.ended.is_some();
-                reply.events.retain(|event| event.position().is_some_and(is_past));
+                reply.changes.retain(|change| change.position().is_some_and(is_past));
                 reply.poison.retain(|poison| is_past(poison.position));
-                count(&reply.events, &reply.poison);
-                bytes += reply.events.iter().map(footprint).sum::<usize>();
-                events.extend(reply.events);
+                let read = events_of(reply.changes, &mut rooms, |_| None);
+                count(&read.events, &reply.poison);
+                bytes += read.events.iter().map(footprint).sum::<usize>();
+                events.extend(read.events);
                 while bytes > self.limits.bytes
                     && let Some(oldest) = events.pop_front()
                 {
                     bytes -= footprint(&oldest);
+                    if let Some(key) = oldest.key() {
+                        rooms.remove(key);
+                    }
                     from = oldest.position().unwrap_or(from);
                 }
                 if let Some(ended) = reply.ended {
@@ -151,6 +163,7 @@ impl Feed {
             }
             // What is in a new collection of that name comes later, by at least one increment.
             (events, bytes, from, at) = (VecDeque::new(), 0, position_of(ended), next_of(ended));
+            rooms.clear();
         }
     }
 

@@ -1,4 +1,4 @@
-//! MongoDB's change stream on `messages`, one reply of the server at a time.
+//! MongoDB's change stream, one reply of the server at a time.
 //!
 //! This is the one file that knows what the server says: the pipeline, the events, the resume
 //! token, and which errors mean what. It reads whole replies instead of the driver's
@@ -10,18 +10,20 @@
 
 use std::time::Duration;
 
-use bson::{Document, RawDocument, RawDocumentBuf, Timestamp, doc};
+use bson::{Document, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, doc};
 use futures::StreamExt;
 use mongodb::{
-    Collection, Database,
+    Database,
     error::ErrorKind,
     options::{ReadConcern, ReadPreference, SelectionCriteria},
     raw_batch_cursor::RawBatchCursor,
 };
 
-use super::{event::Event, position::Position};
-use crate::models::{Failure, Message, RoomId, failure::describe, message::Malformed};
-use crate::mongoose::Hydrated;
+use super::{
+    event::{Event, Removal},
+    position::Position,
+};
+use crate::models::{Failure, RoomId, failure::describe, message::Malformed};
 
 /// A larger document is not delivered but becomes a `resync` of its room. The server cuts it, so
 /// that it costs neither side more than its room.
@@ -41,16 +43,16 @@ pub(super) struct ChangeStream {
     cursor: RawBatchCursor,
     /// Where it was opened.
     from: Timestamp,
-    /// The position of the last insert that it brought.
+    /// The position of the last change that it brought.
     last: Option<Position>,
 }
 
 /// What the server answered.
 #[derive(Debug)]
 pub(super) struct Reply {
-    /// Events that were not published before, in stream order.
-    pub events: Vec<Event>,
-    /// The position of the last insert, published before or not.
+    /// Changes that were not published before, in stream order.
+    pub changes: Vec<Change>,
+    /// The position of the last change, published before or not.
     pub newest: Option<Position>,
     /// The stream has brought everything before this time, and may bring more of it.
     pub progress: Timestamp,
@@ -58,8 +60,26 @@ pub(super) struct Reply {
     pub cluster_time: Timestamp,
     /// The collection was dropped, renamed or replaced at this time; the stream ends here.
     pub ended: Option<Timestamp>,
-    /// Inserts that no event could be made of.
+    /// Changes that no event could be made of.
     pub poison: Vec<Poison>,
+}
+
+/// A change of a collection.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// What the members of a room are told.
+    Event(Event),
+    /// A document is gone, whose room is not known here.
+    Removal(Removal),
+}
+
+/// Which stream is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// That of the whole database, of which only our collections pass.
+    Database,
+    /// That of `messages`, for a user who may not read the other one.
+    Messages,
 }
 
 /// Why there is no reply.
@@ -82,7 +102,7 @@ pub(super) enum StreamError {
 /// A document in `messages` that is no message.
 #[derive(Debug)]
 pub(super) struct Poison {
-    /// Where it was inserted.
+    /// Where it was inserted or changed.
     pub position: Position,
     /// What is wrong with it.
     pub cause: Malformed,
@@ -126,12 +146,17 @@ impl ChangeStream {
     /// Opens the stream at the first event of the cluster time `from`, which may lie ahead.
     pub async fn open(
         database: &Database,
+        scope: Scope,
         from: Timestamp,
         reading: Reading,
     ) -> Result<Self, StreamError> {
-        let messages: Collection<RawDocumentBuf> = database.collection("messages");
-        let cursor = messages
-            .aggregate(pipeline(from))
+        let stages = pipeline(scope, from);
+        let messages = database.collection::<RawDocumentBuf>(MESSAGES);
+        let aggregate = match scope {
+            Scope::Database => database.aggregate(stages),
+            Scope::Messages => messages.aggregate(stages),
+        };
+        let cursor = aggregate
             .read_concern(ReadConcern::majority())
             .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
             .batch_size(reading.batch_size())
@@ -166,18 +191,33 @@ impl ChangeStream {
     }
 }
 
-/// The stages: inserts, and what ends a stream on a collection; of each only what is read here.
-fn pipeline(from: Timestamp) -> Vec<Document> {
+/// The collection whose documents are messages.
+const MESSAGES: &str = "messages";
+
+/// The stages: changes of documents, and what ends a collection; of each only what is read here.
+fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
     let is_large = doc! { "$gt": [{ "$bsonSize": "$fullDocument" }, LARGEST_DOCUMENT] };
     let room_is_id = doc! { "$eq": [{ "$type": "$fullDocument.room" }, "objectId"] };
-    // What ends the stream must pass: a stream that never sees its own end would stand still.
-    let operations = ["insert", "drop", "rename", "dropDatabase", "invalidate"];
+    let documents = doc! { "$in": ["insert", "update", "replace", "delete"] };
+    // What ends the collection must pass: a stream that never sees its own end would stand still.
+    let mut ends = vec!["dropDatabase", "invalidate"];
+    let mut passes = vec![
+        doc! { "ns.coll": MESSAGES, "operationType": documents },
+        doc! { "ns.coll": MESSAGES, "operationType": { "$in": ["drop", "rename"] } },
+    ];
+    match scope {
+        Scope::Database => passes.push(doc! { "to.coll": MESSAGES, "operationType": "rename" }),
+        Scope::Messages => ends.extend(["drop", "rename"]),
+    }
+    passes.push(doc! { "operationType": { "$in": ends } });
     vec![
-        doc! { "$changeStream": { "startAtOperationTime": from } },
-        doc! { "$match": { "operationType": { "$in": operations.as_slice() } } },
+        // A change by another program says only what it has set; then the document is looked up.
+        doc! { "$changeStream": { "startAtOperationTime": from, "fullDocument": "updateLookup" } },
+        doc! { "$match": { "$or": passes } },
         doc! { "$project": {
             "operationType": 1,
             "clusterTime": 1,
+            "documentKey": 1,
             "fullDocument": { "$cond": [&is_large, "$$REMOVE", "$fullDocument"] },
             "large": { "$cond": [
                 &is_large,
@@ -189,7 +229,7 @@ fn pipeline(from: Timestamp) -> Vec<Document> {
 }
 
 /// Reads a reply of `aggregate` or `getMore`. `from` is the progress before it, `last` the
-/// position of the last insert that this stream has brought.
+/// position of the last change that this stream has brought.
 fn read_reply(
     reply: &RawDocument,
     from: Timestamp,
@@ -199,7 +239,7 @@ fn read_reply(
     let cursor = reply.get_document("cursor").map_err(unreadable)?;
     let events = cursor.get_array("nextBatch").or_else(|_| cursor.get_array("firstBatch"));
     let mut read = Reply {
-        events: Vec::new(),
+        changes: Vec::new(),
         newest: None,
         progress: from,
         cluster_time: from,
@@ -213,13 +253,13 @@ fn read_reply(
         let time = event.get_timestamp("clusterTime").map_err(unreadable)?;
         read.progress = read.progress.max(time);
         match event.get_str("operationType").map_err(unreadable)? {
-            "insert" => {
-                // Every insert counts, also one that is not delivered: all instances agree on it.
+            operation @ ("insert" | "update" | "replace" | "delete") => {
+                // Every change counts, also one that is not delivered: all instances agree on it.
                 let position = position_after(last, time);
                 last = Some(position);
                 read.newest = last;
                 if last > published {
-                    read.insert(event, position);
+                    read.take(operation, event, position);
                 }
             }
             _ => read.ended = read.ended.max(Some(time)),
@@ -231,27 +271,53 @@ fn read_reply(
 }
 
 impl Reply {
-    fn insert(&mut self, event: &RawDocument, position: Position) {
-        match read_insert(event, position) {
-            Ok(event) => self.events.push(event),
+    fn take(&mut self, operation: &str, event: &RawDocument, position: Position) {
+        match read_change(operation, event, position) {
+            Ok(Some(change)) => self.changes.push(change),
+            Ok(None) => {}
             Err(cause) => self.poison.push(Poison { position, cause }),
         }
     }
 }
 
-fn read_insert(event: &RawDocument, position: Position) -> Result<Event, Malformed> {
-    if let Ok(large) = event.get_document("large") {
-        let room = large.get_object_id("room").map_err(|_| Malformed("room"))?;
-        return Ok(Event::resync(RoomId(room), Some(position)));
-    }
-    let document = event.get_document("fullDocument").map_err(|_| Malformed("fullDocument"))?;
-    match Message::ordinary(document) {
-        Some(message) => Ok(Event::message(&message, Some(position))),
-        None => Event::odd_message(&Hydrated::message(document), Some(position)),
+impl Change {
+    /// Where it stands in the stream.
+    pub fn position(&self) -> Option<Position> {
+        match self {
+            Self::Event(event) => event.position(),
+            Self::Removal(removal) => Some(removal.position()),
+        }
     }
 }
 
-/// The position of an insert at `time` that comes after one at `last`.
+/// What a change of a document means; `None` if it means nothing to anyone.
+fn read_change(
+    operation: &str,
+    event: &RawDocument,
+    position: Position,
+) -> Result<Option<Change>, Malformed> {
+    if operation == "delete" {
+        let key = event.get_document("documentKey").map_err(|_| Malformed("documentKey"))?;
+        return Ok(Removal::new(key, position).map(Change::Removal));
+    }
+    if let Ok(large) = event.get_document("large") {
+        let room = large.get_object_id("room").map_err(|_| Malformed("room"))?;
+        return Ok(Some(Change::Event(Event::resync(RoomId(room), Some(position)))));
+    }
+    let document = match event.get("fullDocument") {
+        Ok(Some(RawBsonRef::Document(document))) => document,
+        // It was removed before it could be looked up; its removal comes, too.
+        _ if operation == "update" => return Ok(None),
+        _ => return Err(Malformed("fullDocument")),
+    };
+    let event = match operation {
+        "insert" => Event::inserted(document, Some(position))?,
+        _ => Some(Event::changed(document, Some(position))?),
+    };
+    Ok(event.map(Change::Event))
+}
+
+/// The position of a change at `time` that comes after one at `last`.
 fn position_after(last: Option<Position>, time: Timestamp) -> Position {
     let first = Position::first_of(time.time, time.increment);
     match last {
@@ -365,7 +431,7 @@ mod tests {
     }
 
     fn texts(reply: &Reply) -> Vec<String> {
-        reply.events.iter().map(|event| event.position().unwrap().to_string()).collect()
+        reply.changes.iter().map(|change| change.position().unwrap().to_string()).collect()
     }
 
     #[test]
@@ -397,7 +463,8 @@ mod tests {
         let events = vec![poison, large, large_poison, insert(shared)];
         let reply = read_reply(&reply(events, "8200"), shared, None, None).unwrap();
         assert_eq!(texts(&reply), ["7.2.1", "7.2.3"]);
-        assert!(reply.events[0].is_resync() && reply.events[0].room() == RoomId(room));
+        let Change::Event(first) = &reply.changes[0] else { panic!("{:?}", reply.changes) };
+        assert!(first.is_resync() && first.room() == RoomId(room));
         assert_eq!(reply.poison.len(), 2);
     }
 

@@ -350,7 +350,7 @@ impl Member {
                     return None;
                 }
                 self.inbox.set_base(delivery.event().position().or(self.inbox.base()));
-                Some(delivery)
+                Some(delivery).filter(|delivery| !delivery.event().is_withdrawn())
             }
             Mail::Resync { before, position } => {
                 let missed = self
@@ -383,7 +383,7 @@ impl Member {
                     let through = event.position().max(self.hub.through());
                     self.take_seat(room, through, event.position());
                 }
-                Some(Delivery::new(event))
+                Some(event).filter(|event| !event.is_withdrawn()).map(Delivery::new)
             }
             Ok(_) => {
                 let through = self.hub.through();

@@ -204,6 +204,9 @@ impl Shard {
         let seq = self.cursor;
         self.cursor += 1;
         self.dispatched = event.position().or(self.dispatched);
+        if event.is_withdrawn() {
+            return 0;
+        }
         let Entry::Occupied(mut seats) = self.rooms.entry(event.room()) else { return 0 };
         let delivery = Delivery::new(event);
         let position = delivery.event().position();

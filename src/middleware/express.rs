@@ -11,10 +11,10 @@ use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::http::{ConnectionType, Method, Version};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
-use actix_web::{Error, HttpResponse};
+use actix_web::{Error, HttpMessage, HttpResponse};
 
 use super::{body, entity_tag, path};
-use crate::config::Config;
+use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
 use crate::limits::Limits;
 use crate::protocols::cors;
@@ -71,7 +71,21 @@ async fn prepare(req: &mut ServiceRequest) -> Result<(), ApiError> {
     path::normalize(req)
 }
 
-/// Turns an [`ApiError`], wherever it arose, into the answer of the configured mode.
+/// Makes the refusals of a route precise in both modes, for `from_fn`: the original did not have
+/// the route, so there is no answer of its to keep to.
+///
+/// # Errors
+/// Those of the route.
+pub async fn precise<B: MessageBody>(
+    req: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<B>, Error> {
+    req.extensions_mut().insert(ErrorMode::Precise);
+    next.call(req).await
+}
+
+/// Turns an [`ApiError`], wherever it arose, into the answer of the configured mode, or of the
+/// route's own.
 fn render<B: MessageBody + 'static>(
     config: &Config,
     res: ServiceResponse<B>,
@@ -81,7 +95,8 @@ fn render<B: MessageBody + 'static>(
         if let Some(limits) = res.request().app_data::<Data<Limits>>() {
             limits.note(error);
         }
-        Some(error.respond(config.errors, &Requested(res.request())))
+        let chosen = res.request().extensions().get::<ErrorMode>().copied();
+        Some(error.respond(chosen.unwrap_or(config.errors), &Requested(res.request())))
     }) else {
         return res.map_into_boxed_body();
     };

@@ -11,8 +11,8 @@ use crate::error::ApiError;
 
 /// Where Express's routers are mounted.
 const MOUNTS: [&str; 2] = ["/api/auth", "/api/chat"];
-/// The one route with a parameter, below `/api/chat`.
-const WITH_PARAMETER: &str = "/messages/";
+/// The routes with a parameter, below `/api/chat`.
+const WITH_PARAMETER: [&str; 2] = ["/messages/", "/message/"];
 
 /// Rewrites the path that the router sees.
 ///
@@ -37,15 +37,17 @@ fn canonical(path: &str) -> Result<Option<String>, ApiError> {
     };
     // Express's mount point may take one slash with it when another follows.
     let rest = if rest.starts_with("//") { rest.get(1..).unwrap_or(rest) } else { rest };
-    let canonical = match strip_prefix_any_case(rest, WITH_PARAMETER) {
-        Some(parameter) if mount == "/api/chat" => {
+    let parameter =
+        WITH_PARAMETER.iter().find_map(|route| Some((route, strip_prefix_any_case(rest, route)?)));
+    let canonical = match parameter {
+        Some((route, parameter)) if mount == "/api/chat" => {
             let parameter = parameter.strip_suffix('/').unwrap_or(parameter);
             if parameter.contains('/') || parameter.is_empty() {
                 NOWHERE.to_owned()
             } else if !is_percent_encoded_utf8(parameter) {
                 return Err(ApiError::MalformedPath);
             } else {
-                format!("{mount}{WITH_PARAMETER}{parameter}")
+                format!("{mount}{route}{parameter}")
             }
         }
         _ => format!("{mount}{}", literal(rest)),

@@ -2,13 +2,15 @@
 //!
 //! The key is written first and holds the whole message, its id included. Whoever comes with the
 //! same key, on any instance and after any failure in between, stores that same message; its `_id`
-//! makes sure that there is one. The message documents themselves stay as the original's.
+//! makes sure that there is one. An edit under a key is prepared in the same way; the version of
+//! the prepared document tells whether it was stored. The message documents themselves hold nothing
+//! of this.
 
-use bson::{DateTime, RawDocument, RawDocumentBuf, doc, rawdoc};
+use bson::{DateTime, Document, RawDocument, RawDocumentBuf, doc, rawdoc};
 
 use super::message::Malformed;
 use super::own::{self, KEYS, Own};
-use super::{Message, StoreError, UserId};
+use super::{Message, MessageId, StoreError, UserId};
 
 /// How often a key is claimed that expires whenever it is looked for.
 const CLAIMS: u32 = 3;
@@ -27,28 +29,83 @@ impl IdempotencyKey {
     }
 }
 
-/// The [own] collection of [`KEYS`]: `{_id: {user, key}, message, createdAt, app}`, gone
-/// after a day.
+/// What a key was used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// To send a message.
+    Send,
+    /// To edit one.
+    Edit,
+}
+
+/// What a request is about to store.
+#[derive(Debug, Clone)]
+pub(super) struct Prepared {
+    pub action: Action,
+    /// The whole document of the message.
+    pub document: RawDocumentBuf,
+    /// The message was deleted since, and its text is gone from the record too.
+    pub forgotten: bool,
+}
+
+/// The [own] collection of [`KEYS`]: `{_id: {user, key}, message, edit?, forgotten?, createdAt,
+/// app}`, gone after a day. `edit` is true when the key was used to edit the message, `forgotten`
+/// when the message was deleted since.
 #[derive(Clone)]
 pub struct Idempotency {
     pub(super) keys: Own<RawDocumentBuf>,
 }
 
+impl Prepared {
+    /// A document that is about to be stored.
+    pub fn new(action: Action, document: RawDocumentBuf) -> Self {
+        Self { action, document, forgotten: false }
+    }
+
+    /// The message.
+    ///
+    /// # Errors
+    /// [`StoreError::Malformed`] when the record holds none.
+    pub fn message(&self) -> Result<Message<'static>, StoreError> {
+        let message = Message::from_document(&self.document);
+        message.map(Message::into_owned).map_err(|Malformed(_)| malformed())
+    }
+
+    /// Whether this was prepared by a request to edit the same message to the same content.
+    pub fn is_edit_like(&self, edit: &RawDocument) -> bool {
+        let same = |field| {
+            let (one, other) = (self.document.get(field), edit.get(field));
+            matches!((one, other), (Ok(Some(one)), Ok(Some(other))) if one == other)
+        };
+        self.action == Action::Edit && same("_id") && (self.forgotten || same("content"))
+    }
+
+    fn of(record: &RawDocument) -> Result<Self, StoreError> {
+        let is = |field| record.get_bool(field).unwrap_or(false);
+        let document = record.get_document("message").map_err(|_| malformed())?.to_owned();
+        let action = if is("edit") { Action::Edit } else { Action::Send };
+        Ok(Self { action, document, forgotten: is("forgotten") })
+    }
+}
+
 impl Idempotency {
-    /// Claims a key for a message. Gives `None` when the key is new, else the message that the
-    /// first attempt prepared.
+    /// Claims a key for a request. Gives `None` when the key is new, else what the first attempt
+    /// prepared.
     pub(super) async fn claim(
         &self,
         user: UserId,
         key: &IdempotencyKey,
-        message: &Message<'_>,
-    ) -> Result<Option<Message<'static>>, StoreError> {
+        prepared: &Prepared,
+    ) -> Result<Option<Prepared>, StoreError> {
         let keys = self.keys.get().await?;
         let mut record = rawdoc! {
             "_id": { "user": user.0, "key": key.0.as_str() },
-            "message": message.to_document(),
-            "createdAt": DateTime::now(),
+            "message": prepared.document.clone(),
         };
+        if prepared.action == Action::Edit {
+            record.append(bson::cstr!("edit"), true);
+        }
+        record.append(bson::cstr!("createdAt"), DateTime::now());
         own::mark(&mut record);
         for _ in 0..CLAIMS {
             match keys.insert_one(&record).await {
@@ -58,20 +115,59 @@ impl Idempotency {
                     error => return Err(error),
                 },
             }
-            let used = doc! { "_id": { "user": user.0, "key": &key.0 } };
-            if let Some(record) = keys.find_one(used).await? {
-                return Ok(Some(prepared(&record)?));
+            if let Some(first) = self.find(user, key).await? {
+                return Ok(Some(first));
             }
             // It expired in this moment: the same as a key that was never used.
         }
         let cause = "a key is there and is not there".to_owned();
         Err(StoreError::Unavailable(mongodb::error::Error::custom(cause)))
     }
+
+    /// What was prepared under a key.
+    pub(super) async fn find(
+        &self,
+        user: UserId,
+        key: &IdempotencyKey,
+    ) -> Result<Option<Prepared>, StoreError> {
+        let record = doc! { "_id": { "user": user.0, "key": &key.0 } };
+        let record = self.keys.get().await?.find_one(record).await?;
+        record.map(|record| Prepared::of(&record)).transpose()
+    }
+
+    /// Prepares something in the place of what was prepared before. False when that is no longer
+    /// there.
+    pub(super) async fn prepare_anew(
+        &self,
+        user: UserId,
+        key: &IdempotencyKey,
+        before: &RawDocument,
+        prepared: &Prepared,
+    ) -> Result<bool, StoreError> {
+        let keys = self.keys.get().await?;
+        let document = |document| Document::try_from(document).map_err(|_| malformed());
+        let record = doc! {
+            "_id": { "user": user.0, "key": &key.0 },
+            "message": document(before)?,
+        };
+        let message = document(&prepared.document)?;
+        let updated = keys.update_one(record, doc! { "$set": { "message": message } }).await?;
+        Ok(updated.matched_count > 0)
+    }
+
+    /// Removes the text of a deleted message from every record.
+    pub(super) async fn forget(&self, message: MessageId) -> Result<(), StoreError> {
+        let keys = match self.keys.get().await {
+            // Nothing was ever written there.
+            Err(StoreError::Off(_)) => return Ok(()),
+            keys => keys?,
+        };
+        let forgotten = doc! { "$set": { "message.content": "", "forgotten": true } };
+        keys.update_many(doc! { "message._id": message.0 }, forgotten).await?;
+        Ok(())
+    }
 }
 
-fn prepared(record: &RawDocument) -> Result<Message<'static>, StoreError> {
-    let malformed = || StoreError::Malformed(KEYS.collection, "message");
-    let message = record.get_document("message").map_err(|_| malformed())?;
-    let message = Message::from_document(message);
-    message.map(Message::into_owned).map_err(|Malformed(_)| malformed())
+fn malformed() -> StoreError {
+    StoreError::Malformed(KEYS.collection, "message")
 }

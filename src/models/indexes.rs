@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use bson::{Bson, Document};
+use bson::{Bson, Document, doc};
 use mongodb::error::{Error, ErrorKind};
 use mongodb::options::IndexOptions;
 use mongodb::{Collection, Database, IndexModel};
@@ -36,23 +36,45 @@ pub struct Wanted {
     pub fields: &'static [&'static str],
     /// Whether it is unique.
     pub is_unique: bool,
+    /// When it is partial: the field that must be at least 1 for a document to be in it.
+    pub at_least_one: Option<&'static str>,
 }
 
 /// `users.username_1`, unique: Mongoose's.
-pub static USERNAME: Wanted =
-    Wanted { collection: "users", name: "username_1", fields: &["username"], is_unique: true };
+pub static USERNAME: Wanted = Wanted {
+    collection: "users",
+    name: "username_1",
+    fields: &["username"],
+    is_unique: true,
+    at_least_one: None,
+};
 /// `rooms.name_1`, unique: Mongoose's.
-pub static ROOM_NAME: Wanted =
-    Wanted { collection: "rooms", name: "name_1", fields: &["name"], is_unique: true };
+pub static ROOM_NAME: Wanted = Wanted {
+    collection: "rooms",
+    name: "name_1",
+    fields: &["name"],
+    is_unique: true,
+    at_least_one: None,
+};
 /// `messages.room_1__id_1`: ours, so that the history of a room is read in its order.
 pub static BY_ROOM: Wanted = Wanted {
     collection: "messages",
     name: "room_1__id_1",
     fields: &["room", "_id"],
     is_unique: false,
+    at_least_one: None,
+};
+/// `messages.room_1_updatedAt_1`: ours, of messages that were edited or deleted only. It tells
+/// whether a client that was away for long has missed a change.
+pub static CHANGES: Wanted = Wanted {
+    collection: "messages",
+    name: "room_1_updatedAt_1",
+    fields: &["room", "updatedAt"],
+    is_unique: false,
+    at_least_one: Some("__v"),
 };
 /// All of them.
-pub static WANTED: [&Wanted; 3] = [&USERNAME, &ROOM_NAME, &BY_ROOM];
+pub static WANTED: [&Wanted; 4] = [&USERNAME, &ROOM_NAME, &BY_ROOM, &CHANGES];
 
 /// Which index holds a value unique; shared by all workers. That of the wanted name, and the one
 /// that was found in its place, if there is one.
@@ -140,7 +162,7 @@ impl Wanted {
     fn is_done_by(&self, index: &IndexModel) -> bool {
         let Some(options) = &index.options else { return false };
         self.has_fields_of(index)
-            && options.partial_filter_expression.is_none()
+            && self.is_covered_by(options.partial_filter_expression.as_ref())
             && if self.is_unique {
                 options.unique == Some(true)
             } else {
@@ -150,11 +172,24 @@ impl Wanted {
             }
     }
 
+    /// Whether an index with this filter has all documents that this one has.
+    fn is_covered_by(&self, filter: Option<&Document>) -> bool {
+        filter.is_none() || filter == self.filter().as_ref()
+    }
+
+    fn filter(&self) -> Option<Document> {
+        self.at_least_one.map(|field| doc! { field: { "$gte": 1 } })
+    }
+
     fn model(&self) -> IndexModel {
         let keys: Document =
             self.fields.iter().map(|field| ((*field).to_owned(), Bson::from(1))).collect();
         let unique = self.is_unique.then_some(true);
-        let options = IndexOptions::builder().name(self.name.to_owned()).unique(unique).build();
+        let options = IndexOptions::builder()
+            .name(self.name.to_owned())
+            .unique(unique)
+            .partial_filter_expression(self.filter())
+            .build();
         IndexModel::builder().keys(keys).options(options).build()
     }
 }
@@ -291,8 +326,6 @@ pub(super) fn has_code(error: &Error, codes: &[i32]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use bson::doc;
-
     use super::*;
 
     fn index(keys: Document, options: Document) -> IndexModel {
@@ -333,5 +366,15 @@ mod tests {
         assert_eq!(presence(&BY_ROOM, &[history]), there("history"));
         let swapped = index(doc! { "_id": 1, "room": 1 }, doc! { "name": "_id_1_room_1" });
         assert_eq!(presence(&BY_ROOM, &[swapped]), Presence::Missing);
+
+        let changes = doc! { "room": 1, "updatedAt": 1 };
+        let partial = |filter: Document| doc! { "name": "x", "partialFilterExpression": filter };
+        for (options, expected) in [
+            (doc! { "name": "x" }, there("x")),
+            (partial(doc! { "__v": { "$gte": 1 } }), there("x")),
+            (partial(doc! { "__v": { "$gte": 2 } }), other("x")),
+        ] {
+            assert_eq!(presence(&CHANGES, &[index(changes.clone(), options)]), expected);
+        }
     }
 }

@@ -3,14 +3,16 @@
 use std::borrow::Cow;
 
 use bson::oid::ObjectId;
-use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
+use bson::{DateTime, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
 use mongodb::Collection;
 use mongodb::error::ErrorKind;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::batcher::Batcher;
 use super::failure::{DUPLICATE_KEY, Failure, RefusingIndex};
+use super::idempotency::{Action, Prepared};
 use super::ordinary::Fields;
+use super::revision::{Turns, not_deleted};
 use super::{Idempotency, IdempotencyKey, MessageId, RoomId, StoreError, UserId};
 
 /// A message as the collection `messages` holds it.
@@ -134,8 +136,9 @@ const CLOCK_SLACK: u32 = 10;
 /// The collection `messages`.
 #[derive(Clone)]
 pub struct Messages {
-    collection: Collection<RawDocumentBuf>,
-    idempotency: Idempotency,
+    pub(super) collection: Collection<RawDocumentBuf>,
+    pub(super) idempotency: Idempotency,
+    pub(super) turns: Turns,
     inserts: Batcher<RawDocumentBuf, Result<(), StoreError>>,
 }
 
@@ -151,8 +154,8 @@ pub struct Stored<'a> {
 /// Why a message was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// The key was used by this user for another message.
-    #[error("the idempotency key was used for another message")]
+    /// The key was used by this user for another request.
+    #[error("the idempotency key was used for another request")]
     Conflict,
     /// The database failed. Whether the message is stored is unknown.
     #[error(transparent)]
@@ -170,11 +173,35 @@ pub struct Page {
     pub after: Option<MessageId>,
 }
 
+/// Whether a history shows what is left of deleted messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deleted {
+    /// It leaves them out.
+    Hidden,
+    /// It shows them, without a text.
+    Shown,
+}
+
+impl Deleted {
+    /// A filter for the messages of a room.
+    fn in_room(self, room: RoomId) -> Document {
+        let mut filter = doc! { "room": room.0 };
+        if self == Self::Hidden {
+            filter.extend(not_deleted());
+        }
+        filter
+    }
+}
+
 impl Messages {
-    pub(super) fn new(collection: Collection<RawDocumentBuf>, idempotency: Idempotency) -> Self {
+    pub(super) fn new(
+        collection: Collection<RawDocumentBuf>,
+        idempotency: Idempotency,
+        turns: Turns,
+    ) -> Self {
         let written = collection.clone();
         let inserts = Batcher::new(move |documents| insert_all(written.clone(), documents));
-        Self { collection, idempotency, inserts }
+        Self { collection, idempotency, turns, inserts }
     }
 
     /// Stores a message: the one way for REST and sockets alike.
@@ -196,17 +223,33 @@ impl Messages {
     /// Stores a message under a key: a retry by the same user stores nothing new.
     ///
     /// # Errors
-    /// The key belongs to another message, or the database failed.
+    /// The key belongs to another request, or the database failed.
     pub async fn insert_once<'a>(
         &self,
         message: Message<'a>,
         user: UserId,
         key: &IdempotencyKey,
     ) -> Result<Stored<'a>, SendError> {
-        let (message, replayed) = match self.idempotency.claim(user, key, &message).await? {
+        let prepared = Prepared::new(Action::Send, message.to_document());
+        let (message, replayed) = match self.idempotency.claim(user, key, &prepared).await? {
             None => (message, false),
-            Some(first) if first.says_the_same_as(&message) => (first, true),
-            Some(_) => return Err(SendError::Conflict),
+            Some(first) if first.action != Action::Send => return Err(SendError::Conflict),
+            Some(first) => {
+                let said = first.message()?;
+                let is_same = if first.forgotten {
+                    (said.room, said.sender) == (message.room, message.sender)
+                } else {
+                    said.says_the_same_as(&message)
+                };
+                if !is_same {
+                    return Err(SendError::Conflict);
+                }
+                if first.forgotten {
+                    // It was stored, and deleted since: it must not come back.
+                    return Ok(Stored { message: said, replayed: true });
+                }
+                (said, true)
+            }
         };
         match self.insert(&message).await {
             Ok(()) => {}
@@ -215,6 +258,49 @@ impl Messages {
             Err(error) => return Err(error.into()),
         }
         Ok(Stored { message, replayed })
+    }
+
+    /// Looks for what a key has prepared for an edit of this message to this content.
+    ///
+    /// # Errors
+    /// The key was used for another request, or the database failed.
+    pub async fn prepared_edit(
+        &self,
+        edit: &RawDocument,
+        user: UserId,
+        key: &IdempotencyKey,
+    ) -> Result<Option<RawDocumentBuf>, SendError> {
+        match self.idempotency.find(user, key).await? {
+            Some(first) if !first.is_edit_like(edit) => Err(SendError::Conflict),
+            first => Ok(first.map(|first| first.document)),
+        }
+    }
+
+    /// Prepares an edit under a key, in the place of what was prepared before. False when somebody
+    /// else was faster: then nothing was written.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn prepare_edit(
+        &self,
+        edit: &RawDocument,
+        before: Option<RawDocumentBuf>,
+        user: UserId,
+        key: &IdempotencyKey,
+    ) -> Result<bool, StoreError> {
+        let prepared = Prepared::new(Action::Edit, edit.to_owned());
+        match before {
+            None => Ok(self.idempotency.claim(user, key, &prepared).await?.is_none()),
+            Some(before) => self.idempotency.prepare_anew(user, key, &before, &prepared).await,
+        }
+    }
+
+    /// Removes the text of a deleted message from the records of idempotency keys.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn forget(&self, message: MessageId) -> Result<(), StoreError> {
+        self.idempotency.forget(message).await
     }
 
     /// Whether the document with the `_id` of a message is that message. Its content may have been
@@ -232,29 +318,53 @@ impl Messages {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn in_room(&self, room: RoomId) -> Result<RawBatchCursor, StoreError> {
-        let history = self.collection.find(doc! { "room": room.0 });
+    pub async fn in_room(
+        &self,
+        room: RoomId,
+        deleted: Deleted,
+    ) -> Result<RawBatchCursor, StoreError> {
+        let history = self.collection.find(deleted.in_room(room));
         Ok(history.sort(doc! { "_id": 1 }).batch_size(BATCH).batch().await?)
     }
 
-    /// Whether a room may have got a message at or after a time, in seconds since 1970. Ids are
-    /// made by the clocks of those who send, so messages of the last moments before count too.
+    /// Whether a room may have got a message, an edit or a deletion at or after a time, in seconds
+    /// since 1970. Ids and dates are made by the clocks of those who send, so those of the last
+    /// moments before count too. What another program has changed without a higher `__v`, or
+    /// removed, is not seen.
     ///
     /// # Errors
     /// The database failed.
     pub async fn any_since(&self, room: RoomId, seconds: u32) -> Result<bool, StoreError> {
-        let [a, b, c, d] = seconds.saturating_sub(CLOCK_SLACK).to_be_bytes();
-        let since = ObjectId::from_bytes([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]);
-        let found = self.collection.find_one(doc! { "room": room.0, "_id": { "$gte": since } });
-        Ok(found.projection(doc! { "_id": 1 }).await?.is_some())
+        let since = seconds.saturating_sub(CLOCK_SLACK);
+        let [a, b, c, d] = since.to_be_bytes();
+        let first_id = ObjectId::from_bytes([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let sent = doc! { "room": room.0, "_id": { "$gte": first_id } };
+        if self.any(sent).await? {
+            return Ok(true);
+        }
+        let since = DateTime::from_millis(i64::from(since) * 1000);
+        // As the index of changes has it, whose filter this must imply.
+        let changed = doc! { "room": room.0, "updatedAt": { "$gte": since }, "__v": { "$gte": 1 } };
+        self.any(changed).await
     }
 
-    /// One page of the history of a room, in `_id` order.
+    async fn any(&self, filter: Document) -> Result<bool, StoreError> {
+        let found = self.collection.find_one(filter).projection(doc! { "_id": 1 });
+        Ok(found.await?.is_some())
+    }
+
+    /// One page of the history of a room, in `_id` order. Deleted messages that are hidden do not
+    /// count.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn page(&self, room: RoomId, page: Page) -> Result<Vec<RawDocumentBuf>, StoreError> {
-        let mut filter = doc! { "room": room.0 };
+    pub async fn page(
+        &self,
+        room: RoomId,
+        page: Page,
+        deleted: Deleted,
+    ) -> Result<Vec<RawDocumentBuf>, StoreError> {
+        let mut filter = deleted.in_room(room);
         // A comparison of expressions has one order for ids of all types, that of the index. The
         // usual one passes over those that are no `ObjectId`.
         let mut bounds = Vec::new();

@@ -11,6 +11,7 @@ pub mod message;
 mod ordinary;
 pub mod own;
 pub mod readiness;
+pub mod revision;
 pub mod room;
 pub mod socket;
 pub mod survey;
@@ -30,6 +31,7 @@ pub use indexes::{UniqueIndex, Upkeep};
 pub use message::{Message, Messages};
 use own::Own;
 pub use readiness::{Privileges, Unready};
+pub use revision::Revision;
 pub use room::{Room, Rooms};
 pub use socket::{Owner, SocketRecord, Sockets};
 pub use user::{Credentials, Users};
@@ -94,6 +96,7 @@ pub struct Shared {
     rooms: room::Seen,
     username_index: UniqueIndex,
     room_name_index: UniqueIndex,
+    turns: revision::Turns,
     keys: own::State,
     sockets: own::State,
     ready: Arc<Mutex<Option<Instant>>>,
@@ -106,6 +109,7 @@ impl Default for Shared {
             rooms: room::seen(),
             username_index: UniqueIndex::new(&indexes::USERNAME),
             room_name_index: UniqueIndex::new(&indexes::ROOM_NAME),
+            turns: revision::Turns::default(),
             keys: own::State::new(&own::KEYS),
             sockets: own::State::new(&own::SOCKETS),
             ready: Arc::default(),
@@ -147,6 +151,7 @@ impl Store {
             messages: Messages::new(
                 database.collection("messages"),
                 Idempotency { keys: Own::new(&database, &shared.keys) },
+                shared.turns.clone(),
             ),
             sockets: Sockets { records: Own::new(&database, &shared.sockets) },
             own: [shared.keys.clone(), shared.sockets.clone()],

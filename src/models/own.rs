@@ -50,6 +50,8 @@ pub struct Purpose {
     dated_by: &'static str,
     /// After what time a document is removed.
     age: Duration,
+    /// A field by which documents are looked for, too.
+    looked_up_by: Option<&'static str>,
 }
 
 /// The records of sockets whose clients may come back.
@@ -58,6 +60,7 @@ pub static SOCKETS: Purpose = Purpose {
     feature: "Connection state recovery",
     dated_by: "expires",
     age: Duration::ZERO,
+    looked_up_by: None,
 };
 
 /// The idempotency keys of messages, each with the message that was prepared for it.
@@ -66,6 +69,7 @@ pub static KEYS: Purpose = Purpose {
     feature: "Idempotency-Key",
     dated_by: "createdAt",
     age: Duration::from_secs(24 * 3600),
+    looked_up_by: Some("message._id"),
 };
 
 /// All of them.
@@ -91,10 +95,10 @@ impl Purpose {
         Ok(self.examine(database).await?.0)
     }
 
-    /// What the collection holds, and whether its old documents are removed already.
-    async fn examine(&self, database: &Database) -> Result<(Holding, bool), StoreError> {
+    /// What the collection holds, and which of its indexes are missing.
+    async fn examine(&self, database: &Database) -> Result<(Holding, Vec<IndexModel>), StoreError> {
         let collection = database.collection::<Document>(self.collection);
-        let others = |found| Ok((Holding::Others(found), false));
+        let others = |found| Ok((Holding::Others(found), Vec::new()));
         let marker = collection.find_one(doc! { "_id": MARK }).await?;
         let is_marked = match &marker {
             Some(marker) if marker.get_str(FIELD).is_ok_and(|app| app == MARK) => true,
@@ -112,16 +116,16 @@ impl Purpose {
                 return others(held(foreign.get("_id").unwrap_or(&Bson::Null)));
             }
         }
-        let mut has_expiry = false;
+        let mut missing = self.indexes();
         for index in list(&collection).await? {
             let Some(options) = index.options else { continue };
             let name = options.name.unwrap_or_default();
             if options.unique == Some(true) && name != ID_INDEX {
                 return others(format!("has the unique index {name}"));
             }
-            has_expiry |= name == self.expiry_name();
+            missing.retain(|wanted| name_of(wanted) != name);
         }
-        Ok((if is_marked { Holding::Ours } else { Holding::Free }, has_expiry))
+        Ok((if is_marked { Holding::Ours } else { Holding::Free }, missing))
     }
 
     /// The type of what has the collection's name, if anything has.
@@ -141,7 +145,7 @@ impl Purpose {
 
     /// Claims the collection if it is free, and has its old documents removed.
     async fn claim(&self, database: &Database) -> Result<Holding, StoreError> {
-        let (holding, has_expiry) = self.examine(database).await?;
+        let (holding, missing) = self.examine(database).await?;
         let collection = database.collection::<Document>(self.collection);
         match holding {
             Holding::Others(_) => return Ok(holding),
@@ -169,8 +173,8 @@ impl Purpose {
             }
         }
         // An operator may have given it another age.
-        if !has_expiry {
-            match collection.create_index(self.expiry()).await {
+        for index in missing {
+            match collection.create_index(index).await {
                 Err(error) if has_code(&error, &INDEX_CONFLICTS) => {}
                 result => drop(result?),
             }
@@ -178,18 +182,24 @@ impl Purpose {
         Ok(Holding::Ours)
     }
 
-    fn expiry_name(&self) -> String {
-        format!("{}_1", self.dated_by)
-    }
-
-    fn expiry(&self) -> IndexModel {
-        let options = IndexOptions::builder()
-            .name(self.expiry_name())
+    /// The indexes that the collection should have.
+    fn indexes(&self) -> Vec<IndexModel> {
+        let expiry = IndexOptions::builder()
+            .name(format!("{}_1", self.dated_by))
             .expire_after(self.age)
             .partial_filter_expression(doc! { FIELD: MARK })
             .build();
-        IndexModel::builder().keys(doc! { self.dated_by: 1 }).options(options).build()
+        let expiry = IndexModel::builder().keys(doc! { self.dated_by: 1 }).options(expiry).build();
+        let looked_up_by = self.looked_up_by.map(|field| {
+            let options = IndexOptions::builder().name(format!("{field}_1")).build();
+            IndexModel::builder().keys(doc! { field: 1 }).options(options).build()
+        });
+        [Some(expiry), looked_up_by].into_iter().flatten().collect()
     }
+}
+
+fn name_of(index: &IndexModel) -> &str {
+    index.options.as_ref().and_then(|options| options.name.as_deref()).unwrap_or_default()
 }
 
 fn held(id: &Bson) -> String {

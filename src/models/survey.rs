@@ -25,8 +25,10 @@ const COLLECTIONS: [(&str, Option<&str>); 3] =
 const NEEDED: [(&str, &[&str]); 3] = [
     ("users", &["find", "insert", "update", "createIndex"]),
     ("rooms", &["find", "insert", "createIndex"]),
-    ("messages", &["find", "insert", "createIndex", "changeStream"]),
+    ("messages", &["find", "insert", "update", "createIndex", "changeStream"]),
 ];
+/// What the change stream of the whole database needs. Without it, that of `messages` is followed.
+const NEEDED_OF_DATABASE: [&str; 2] = ["find", "changeStream"];
 /// The same for each collection of our own.
 const NEEDED_OF_OWN: &[&str] = &["find", "insert", "update", "remove", "createIndex"];
 
@@ -312,14 +314,24 @@ async fn privileges(database: &Database) -> Result<Vec<Finding>, StoreError> {
         .filter(|(collection, action)| !privileges.allow(action, collection))
         .map(|(collection, action)| format!("{action} on {collection}"))
         .collect();
-    Ok(vec![if missing.is_empty() {
+    let mut findings = Vec::new();
+    if !NEEDED_OF_DATABASE.iter().all(|action| privileges.allow(action, "")) {
+        findings.push(Note(
+            "the user of MONGO_URI may not open a change stream on the database, so that of \
+             messages would be followed alone. It needs find and changeStream on the database, \
+             without a collection"
+                .to_owned(),
+        ));
+    }
+    findings.push(if missing.is_empty() {
         Good("the user of MONGO_URI has the privileges that are needed".to_owned())
     } else {
         Problem(format!(
             "the user of MONGO_URI lacks: {}. The role readWrite has them",
             missing.join(", ")
         ))
-    }])
+    });
+    Ok(findings)
 }
 
 /// Users by the kind of their password's hash.

@@ -18,14 +18,14 @@ use crate::models::RefusingIndex;
 
 /// Declares the refusals of operations, each a sum of lists.
 macro_rules! refusals {
-    ($($(#[$doc:meta])* $name:ident = $($errors:expr),+;)+) => {
+    ($($(#[$doc:meta])* $name:ident($modes:expr) = $($errors:expr),+;)+) => {
         $(
             $(#[$doc])*
             pub struct $name;
 
             impl IntoResponses for $name {
                 fn responses() -> BTreeMap<String, RefOr<Response>> {
-                    responses([$(Vec::from($errors)),+].into_iter().flatten())
+                    responses($modes, [$(Vec::from($errors)),+].into_iter().flatten())
                 }
             }
         )+
@@ -37,9 +37,14 @@ macro_rules! refusals {
     };
 }
 
+/// The routes of the original answer in the mode of `ERRORS`.
+const BOTH: &[ErrorMode] = &[ErrorMode::Original, ErrorMode::Precise];
+/// All other routes are precise in both.
+const PRECISE: &[ErrorMode] = &[ErrorMode::Precise];
+
 refusals! {
     /// `POST /api/auth/register`.
-    Register = body(), database(), insertion(), [
+    Register(BOTH) = body(), database(), insertion(), [
         ApiError::UsernameTaken,
         field("username", "is required"),
         field("username", "must not be empty"),
@@ -49,7 +54,7 @@ refusals! {
         ApiError::RateLimited { seconds: 60 },
     ];
     /// `POST /api/auth/login`.
-    Login = body(), database(), [
+    Login(BOTH) = body(), database(), [
         ApiError::UserNotFound,
         ApiError::InvalidCredentials,
         ApiError::PasswordType("number", "string"),
@@ -57,7 +62,7 @@ refusals! {
         ApiError::RateLimited { seconds: 60 },
     ];
     /// `POST /api/chat/room`.
-    CreateRoom = body(), token(), database(), insertion(), [
+    CreateRoom(BOTH) = body(), token(), database(), insertion(), [
         ApiError::RoomExists,
         field("name", "is required"),
         field("name", "must not be empty"),
@@ -65,20 +70,21 @@ refusals! {
         ApiError::RateLimited { seconds: 60 },
     ];
     /// `GET /metrics`.
-    Metrics = [ApiError::TokenMissing, ApiError::TokenInvalid("not METRICS_TOKEN")];
+    Metrics(BOTH) = [ApiError::TokenMissing, ApiError::TokenInvalid("not METRICS_TOKEN")];
     /// `GET /api/chat/rooms`.
-    GetAllRooms = token(), database();
+    GetAllRooms(BOTH) = token(), database();
     /// `GET /api/chat/messages/{room}`.
-    GetMessages = token(), database(), [
+    GetMessages(BOTH) = token(), database(), [
         field("room", "must be an id of 24 hexadecimal digits"),
         field("limit", "must be a whole number from 1 to 1000"),
         field("before", "must be the id of a message"),
         field("after", "must be the id of a message"),
+        field("deleted", "must be true or false"),
         ApiError::MalformedPath,
         ApiError::NotFound,
     ];
     /// `POST /api/chat/message`.
-    SendMessage = body(), token(), database(), insertion(), [
+    SendMessage(BOTH) = body(), token(), database(), insertion(), [
         ApiError::RoomNotFound,
         field("room", "must be an id of 24 hexadecimal digits"),
         field("sender", "is required"),
@@ -92,8 +98,35 @@ refusals! {
         ApiError::NoIdempotency(String::new()),
         ApiError::RateLimited { seconds: 60 },
     ];
+    /// `PATCH /api/chat/message/{message}`.
+    EditMessage(PRECISE) = body(), token(), change(), insertion(), [
+        ApiError::MessageDeleted,
+        ApiError::EditConflict,
+        field("content", "is required"),
+        field("content", "must not be empty"),
+        field("content", "must be a string"),
+        field("__v", "must be a whole number from 0 on"),
+        ApiError::IdempotencyKey,
+        ApiError::IdempotencyConflict,
+        ApiError::NoIdempotency(String::new()),
+    ];
+    /// `DELETE /api/chat/message/{message}`.
+    DeleteMessage(PRECISE) = body(), token(), change(), insertion();
     /// A file that is not there.
-    Missing = [ApiError::NotFound];
+    Missing(BOTH) = [ApiError::NotFound];
+}
+
+/// What a change of a message can be refused for.
+fn change() -> Vec<ApiError> {
+    let mut errors = vec![
+        ApiError::MessageNotFound,
+        ApiError::NotTheSender,
+        field("message", "must be an id of 24 hexadecimal digits"),
+        ApiError::MalformedPath,
+        ApiError::RateLimited { seconds: 60 },
+    ];
+    errors.extend(database());
+    errors
 }
 
 /// What a body can be refused for, before the route is looked for.
@@ -143,7 +176,9 @@ impl PartialSchema for Refusal {
             .property(
                 "code",
                 text()
-                    .description(Some("For programs; only with `ERRORS=precise`."))
+                    .description(Some(
+                        "For programs; on routes of the original only with `ERRORS=precise`.",
+                    ))
                     .enum_values(Some(codes)),
             );
         RefOr::T(schema.into())
@@ -162,10 +197,13 @@ struct Shown {
 }
 
 /// Sorts errors into one response for each status that one of them has in one of the modes.
-fn responses(errors: impl Iterator<Item = ApiError>) -> BTreeMap<String, RefOr<Response>> {
+fn responses(
+    modes: &[ErrorMode],
+    errors: impl Iterator<Item = ApiError>,
+) -> BTreeMap<String, RefOr<Response>> {
     let mut statuses: BTreeMap<u16, Vec<Shown>> = BTreeMap::new();
     for error in errors {
-        for mode in [ErrorMode::Original, ErrorMode::Precise] {
+        for &mode in modes {
             let (sentence, code) = error.sentence(mode);
             let is_page = mode == ErrorMode::Original && error.is_page();
             let shown =

@@ -172,6 +172,9 @@ pub struct Page {
     /// Only messages behind this one.
     #[param(value_type = IdParameter, inline, required = false)]
     pub after: IdParameter,
+    /// Whether what is left of deleted messages is shown.
+    #[param(required = false)]
+    pub deleted: bool,
 }
 
 /// What makes a request one that can be repeated.
@@ -235,6 +238,87 @@ pub struct Message {
     pub version: i32,
 }
 
+/// The new content of a message.
+#[derive(ToSchema)]
+#[schema(example = json!({ "content": "hello, all" }))]
+pub struct Edit {
+    /// What the message says from now on.
+    #[schema(value_type = Text)]
+    pub content: Text,
+    /// The version that is to be changed; another one is refused.
+    #[schema(rename = "__v", required = false, minimum = 0, example = 0)]
+    pub version: i32,
+}
+
+/// A message that was edited.
+#[derive(ToSchema)]
+pub struct EditedMessage {
+    /// As `messageEdited` carries it, too: a message with `editedAt`.
+    pub message: Edited,
+}
+
+/// A message with the time of its last edit.
+#[derive(ToSchema)]
+pub struct Edited {
+    /// Where it was said.
+    #[schema(value_type = ObjectId)]
+    pub room: ObjectId,
+    /// Who said it.
+    #[schema(value_type = ObjectId)]
+    pub sender: ObjectId,
+    /// What it says now.
+    #[schema(example = "hello, all")]
+    pub content: String,
+    /// Its own id.
+    #[schema(value_type = ObjectId, rename = "_id")]
+    pub id: ObjectId,
+    /// When it was stored.
+    #[schema(value_type = Date, rename = "createdAt", required = false)]
+    pub created_at: Date,
+    /// When it was last changed.
+    #[schema(value_type = Date, rename = "updatedAt")]
+    pub updated_at: Date,
+    /// Mongoose's version, one more than before.
+    #[schema(rename = "__v", example = 1)]
+    pub version: i32,
+    /// When it was last edited.
+    #[schema(value_type = Date, rename = "editedAt")]
+    pub edited_at: Date,
+}
+
+/// A message that was deleted.
+#[derive(ToSchema)]
+pub struct DeletedMessage {
+    /// What is left of it.
+    pub message: Deleted,
+}
+
+/// What is left of a deleted message.
+#[derive(ToSchema)]
+pub struct Deleted {
+    /// Its own id.
+    #[schema(value_type = ObjectId, rename = "_id")]
+    pub id: ObjectId,
+    /// Where it was said.
+    #[schema(value_type = ObjectId)]
+    pub room: ObjectId,
+    /// Who said it.
+    #[schema(value_type = ObjectId)]
+    pub sender: ObjectId,
+    /// Empty.
+    #[schema(example = "")]
+    pub content: String,
+    /// When it was stored.
+    #[schema(value_type = Date, rename = "createdAt", required = false)]
+    pub created_at: Date,
+    /// When it was deleted.
+    #[schema(value_type = Date, rename = "updatedAt")]
+    pub updated_at: Date,
+    /// When it was deleted.
+    #[schema(value_type = Date, rename = "deletedAt")]
+    pub deleted_at: Date,
+}
+
 /// A message of a history. Those that other programs wrote may lack dates and `__v`.
 #[derive(ToSchema)]
 pub struct HistoryMessage {
@@ -259,6 +343,12 @@ pub struct HistoryMessage {
     /// Mongoose's version.
     #[schema(rename = "__v", required = false, example = 0)]
     pub version: i32,
+    /// When it was last edited, if it was.
+    #[schema(value_type = Date, rename = "editedAt", required = false)]
+    pub edited_at: Date,
+    /// When it was deleted, with `deleted=true`. Then there is no `__v`.
+    #[schema(value_type = Date, rename = "deletedAt", required = false)]
+    pub deleted_at: Date,
 }
 
 /// A user by name.

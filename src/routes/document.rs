@@ -29,6 +29,8 @@ pub(super) static DOCUMENT: Document = Document::new(|| {
         chat::get_all_rooms,
         chat::get_messages,
         chat::send_message,
+        chat::edit_message,
+        chat::delete_message,
         health::healthz,
         health::readyz,
         metrics::metrics,

@@ -2,17 +2,22 @@
 
 mod document;
 
+use std::future::ready;
+
 use actix_web::dev::HttpServiceFactory;
 use actix_web::guard::{Any, Get, Head};
 use actix_web::middleware::from_fn;
-use actix_web::web::{self, Data, Payload, ServiceConfig, post, resource, route, scope};
-use actix_web::{HttpRequest, HttpResponse, Resource, Route};
+use actix_web::web::{
+    self, Data, Payload, ServiceConfig, delete, patch, post, resource, route, scope,
+};
+use actix_web::{HttpRequest, HttpResponse, Resource, Route, Scope};
+use indexmap::IndexMap;
 
 use crate::controllers::{auth, chat, demo, docs, health, metrics, not_found};
 use crate::error::ApiError;
 use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
-use crate::middleware::express::express;
+use crate::middleware::express::{express, precise};
 use crate::middleware::measure::measure;
 use crate::protocols::engine_io::Server;
 use crate::protocols::socket_io::SocketIo;
@@ -40,10 +45,7 @@ pub fn configure_waiting(cfg: &mut ServiceConfig) {
         ("GET, HEAD", "/healthz", get().to(health::healthz)),
         ("GET, HEAD", "/readyz", get().to(health::unresolved)),
     ];
-    cfg.service(
-        rows.into_iter()
-            .fold(scope, |scope, (methods, path, route)| scope.service(only(methods, path, route))),
-    );
+    cfg.service(resources(rows.into()).into_iter().fold(scope, Scope::service));
 }
 
 /// Every method and every path below, as in the original, where Socket.IO came before Express.
@@ -63,10 +65,11 @@ async fn socket_io(
 fn rest() -> impl HttpServiceFactory {
     let scope =
         scope("").wrap(from_fn(express)).wrap(from_fn(measure)).default_service(web::to(not_found));
-    table()
-        .into_iter()
-        .fold(scope, |scope, (methods, path, route)| scope.service(only(methods, path, route)))
+    resources(table()).into_iter().fold(scope, Scope::service)
 }
+
+/// The path of one message.
+const MESSAGE: &str = "/api/chat/message/{message}";
 
 /// A row of the table: the methods that the route serves, its path, and what serves it.
 pub type Row = (&'static str, &'static str, Route);
@@ -80,6 +83,8 @@ pub fn table() -> Vec<Row> {
         ("GET, HEAD", "/api/chat/rooms", guarded(get().to(chat::get_all_rooms))),
         ("GET, HEAD", "/api/chat/messages/{room}", guarded(get().to(chat::get_messages))),
         ("POST", "/api/chat/message", guarded(post().to(chat::send_message))),
+        ("PATCH", MESSAGE, precisely(guarded(patch().to(chat::edit_message)))),
+        ("DELETE", MESSAGE, precisely(guarded(delete().to(chat::delete_message)))),
         ("GET, HEAD", "/healthz", get().to(health::healthz)),
         ("GET, HEAD", "/readyz", get().to(health::readyz)),
         ("GET, HEAD", "/metrics", get().to(metrics::metrics)),
@@ -90,12 +95,22 @@ pub fn table() -> Vec<Row> {
     ]
 }
 
-/// A path with one route. Other methods are an unknown route to Express; `methods` is what
-/// `ERRORS=precise` names in `Allow`.
-fn only(methods: &'static str, path: &str, route: Route) -> Resource {
-    resource(path).route(route).default_service(web::to(move || async move {
-        Err::<String, _>(ApiError::MethodNotAllowed(methods))
-    }))
+/// The resources of these rows, one for each path. Other methods are an unknown route to Express;
+/// those that the path has are what `ERRORS=precise` names in `Allow`.
+fn resources(rows: Vec<Row>) -> Vec<Resource> {
+    let mut paths: IndexMap<&str, (Vec<&str>, Vec<Route>)> = IndexMap::new();
+    for (methods, path, route) in rows {
+        let (all, routes) = paths.entry(path).or_default();
+        all.push(methods);
+        routes.push(route);
+    }
+    let resource_of = |(path, (methods, routes)): (_, (Vec<_>, Vec<_>))| {
+        let methods = methods.join(", ");
+        let refuse = move || ready(Err::<String, _>(ApiError::MethodNotAllowed(methods.clone())));
+        let with_route = |resource: Resource, route| resource.route(route);
+        routes.into_iter().fold(resource(path), with_route).default_service(web::to(refuse))
+    };
+    paths.into_iter().map(resource_of).collect()
 }
 
 /// A GET route, which Express also serves to HEAD.
@@ -111,4 +126,9 @@ fn open(route: Route) -> Route {
 /// A route behind the guard.
 fn guarded(route: Route) -> Route {
     route.wrap(from_fn(deadline)).wrap(from_fn(require_auth))
+}
+
+/// A route that the original did not have.
+fn precisely(route: Route) -> Route {
+    route.wrap(from_fn(precise))
 }

@@ -13,7 +13,8 @@ use super::{Answer, Session};
 use crate::auth::Claims;
 use crate::auth::credentials::{TokenRefused, verify_event};
 use crate::casts::required_id;
-use crate::chat::Draft;
+use crate::chat::{Draft, Edit};
+use crate::config::ErrorMode;
 use crate::error::ApiError;
 use crate::feed::position::Position;
 use crate::hub::member::Start;
@@ -45,6 +46,10 @@ pub enum Verb {
     LeaveRoom,
     /// Store a message.
     SendMessage,
+    /// Change the content of a message.
+    EditMessage,
+    /// Delete a message.
+    DeleteMessage,
     /// Go on with a newer token.
     Authenticate,
 }
@@ -75,21 +80,45 @@ pub(super) enum Done {
 }
 
 impl Verb {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::JoinRoom,
+        Self::LeaveRoom,
+        Self::SendMessage,
+        Self::EditMessage,
+        Self::DeleteMessage,
+        Self::Authenticate,
+    ];
+
     /// The event's name on every wire.
     pub const fn name(self) -> &'static str {
         match self {
             Self::JoinRoom => "joinRoom",
             Self::LeaveRoom => "leaveRoom",
             Self::SendMessage => "sendMessage",
+            Self::EditMessage => "editMessage",
+            Self::DeleteMessage => "deleteMessage",
             Self::Authenticate => "authenticate",
         }
     }
 
     /// The verb of an event's name.
     pub fn of(name: &str) -> Option<Self> {
-        [Self::JoinRoom, Self::LeaveRoom, Self::SendMessage, Self::Authenticate]
-            .into_iter()
-            .find(|verb| verb.name() == name)
+        Self::ALL.into_iter().find(|verb| verb.name() == name)
+    }
+
+    /// In which mode its refusals are written, given that of `ERRORS`: the events that the original
+    /// did not have are always precise.
+    pub const fn errors(self, configured: ErrorMode) -> ErrorMode {
+        match self {
+            Self::EditMessage | Self::DeleteMessage => ErrorMode::Precise,
+            _ => configured,
+        }
+    }
+
+    /// Whether it stores something that must not be lost when its connection ends.
+    const fn stores(self) -> bool {
+        matches!(self, Self::SendMessage | Self::EditMessage | Self::DeleteMessage)
     }
 }
 
@@ -143,7 +172,7 @@ impl<T> Session<T> {
         if verb.is_some() {
             self.work().await;
         }
-        verb.is_some_and(|verb| verb != Verb::SendMessage)
+        verb.is_some_and(|verb| !verb.stores())
     }
 
     /// Works off the next request, and messages that are stored together with it. Waits for ever
@@ -165,7 +194,7 @@ impl<T> Session<T> {
                     error.log(&verb.name());
                     self.worker.limits.note(&error);
                     let is_ours = matches!(error, ApiError::Unavailable(_) | ApiError::Internal(_));
-                    if verb == Verb::SendMessage && is_ours {
+                    if verb.stores() && is_ours {
                         self.worker.metrics.unprocessed(1);
                     }
                 }
@@ -211,6 +240,8 @@ impl<T> Session<T> {
             (Ok(()), Verb::JoinRoom) => self.join(&data),
             (Ok(()), Verb::LeaveRoom) => self.leave(&data),
             (Ok(()), Verb::SendMessage) => self.send(&data, deadline, &mut askers),
+            (Ok(()), Verb::EditMessage) => self.edit(&data),
+            (Ok(()), Verb::DeleteMessage) => self.delete(&data),
             (Ok(()), Verb::Authenticate) => self.authenticate(&data),
         };
         let count = askers.len();
@@ -365,18 +396,39 @@ impl<T> Session<T> {
         .boxed_local()
     }
 
+    fn edit(&self, data: &str) -> Work {
+        let (worker, user) = (self.worker.clone(), self.user);
+        let mut fields = Fields::from_json(data).unwrap_or_default();
+        let key = match client_id(&mut fields) {
+            Ok(key) => key,
+            Err(error) => return refused(error),
+        };
+        let edit = Edit::take(&mut fields);
+        if edit.body_length() > MAX_BODY {
+            return refused(ApiError::BodyTooLarge);
+        }
+        alone(async move {
+            let edited = worker.chat.edit(edit, user, key.as_ref()).await?;
+            Ok(Done::Sent(edited.to_json()))
+        })
+    }
+
+    fn delete(&self, data: &str) -> Work {
+        let (worker, user) = (self.worker.clone(), self.user);
+        let message = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
+            Some(Ok(mut fields)) => fields.take("message"),
+            _ => value(data),
+        };
+        alone(async move {
+            let deleted = worker.chat.delete(&message, user).await?;
+            Ok(Done::Sent(deleted.to_json()))
+        })
+    }
+
     fn draft(&self, data: &str) -> Result<(Draft, Option<IdempotencyKey>), ApiError> {
         // Anything but an object has no fields: the room is missing then.
         let mut fields = Fields::from_json(data).unwrap_or_default();
-        let key = match fields.take("clientId") {
-            Js::Undefined | Js::Null => None,
-            id => {
-                let problem = "must be a string of 1 to 255 bytes";
-                let invalid = ApiError::InvalidField { field: "clientId", problem };
-                let key = id.to_text().ok().and_then(|id| IdempotencyKey::new(&id));
-                Some(key.ok_or(invalid)?)
-            }
-        };
+        let key = client_id(&mut fields)?;
         let draft = Draft::take(&mut fields).or_from(self.user);
         if draft.body_length() > MAX_BODY {
             return Err(ApiError::BodyTooLarge);
@@ -411,9 +463,8 @@ impl<T> Session<T> {
 /// What was not worked off is counted: its future was dropped, by a panic or for want of time.
 impl<T> Drop for Session<T> {
     fn drop(&mut self) {
-        let is_message = |verb: Verb| verb == Verb::SendMessage;
-        let waiting = self.waiting.iter().filter(|(request, _)| is_message(request.verb)).count();
-        let in_flight = self.in_flight.as_ref().filter(|in_flight| is_message(in_flight.verb));
+        let waiting = self.waiting.iter().filter(|(request, _)| request.verb.stores()).count();
+        let in_flight = self.in_flight.as_ref().filter(|in_flight| in_flight.verb.stores());
         let lost = waiting + in_flight.map_or(0, |in_flight| in_flight.askers.len());
         if lost > 0 {
             self.worker.metrics.unprocessed(lost);
@@ -434,6 +485,18 @@ fn answered(result: Result<Done, ApiError>) -> Work {
 
 fn refused(error: ApiError) -> Work {
     answered(Err(error))
+}
+
+/// The idempotency key of a request, if it has one.
+fn client_id(fields: &mut Fields) -> Result<Option<IdempotencyKey>, ApiError> {
+    let id = fields.take("clientId");
+    if id.is_nullish() {
+        return Ok(None);
+    }
+    let problem = "must be a string of 1 to 255 bytes";
+    let invalid = ApiError::InvalidField { field: "clientId", problem };
+    let key = id.to_text().ok().and_then(|id| IdempotencyKey::new(&id));
+    key.map(Some).ok_or(invalid)
 }
 
 /// A JSON value; what is none counts as missing.

@@ -2,8 +2,9 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use bson::RawDocument;
 
-use super::{push_date, push_display, push_id, push_sender, push_string};
+use super::{push_date, push_display, push_quoted_id, push_sender, push_string};
 use crate::models::user::Username;
 use crate::models::{RoomId, UserId};
 use crate::mongoose::value::{Object, Value};
@@ -33,9 +34,19 @@ pub fn live_document(out: &mut Vec<u8>, document: &Hydrated) -> Option<RoomId> {
     fields.sort_by_key(|(name, _)| rank(name));
     push_object(out, fields.into_iter(), |out, shown| match shown {
         Shown::Value(value) => push_value(out, value),
-        Shown::Reference(id) => push_quoted_id(out, UserId(*id)),
+        Shown::Reference(id) => push_quoted_id(out, *id),
     });
     Some(room)
+}
+
+/// Appends the `_id` of a message, as a history shows it.
+pub fn message_id(out: &mut Vec<u8>, document: &RawDocument) {
+    let message = Hydrated::message(document);
+    match message.fields().find(|(name, _)| *name == "_id") {
+        Some((_, Shown::Value(value))) => push_value(out, value),
+        Some((_, Shown::Reference(id))) => push_quoted_id(out, *id),
+        None => out.extend_from_slice(b"null"),
+    }
 }
 
 /// Appends a value as `JSON.stringify` writes it; `undefined` as in an array.
@@ -49,7 +60,7 @@ fn push_value(out: &mut Vec<u8>, value: &Value) {
         Value::Number(_) => out.extend_from_slice(b"null"),
         Value::Text(text) => push_string(out, text),
         Value::Date(Some(millis)) => push_date(out, bson::DateTime::from_millis(*millis)),
-        Value::ObjectId(id) => push_quoted_id(out, UserId(*id)),
+        Value::ObjectId(id) => push_quoted_id(out, *id),
         Value::Uuid(_) => push_string(out, &value.print().unwrap_or_default()),
         Value::Decimal(value) => {
             out.extend_from_slice(b"{\"$numberDecimal\":\"");
@@ -110,10 +121,4 @@ fn push_object<'a, T: 'a>(
         push(out, value);
     }
     out.push(b'}');
-}
-
-fn push_quoted_id(out: &mut Vec<u8>, id: UserId) {
-    out.push(b'"');
-    push_id(out, id.0);
-    out.push(b'"');
 }

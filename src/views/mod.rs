@@ -5,13 +5,15 @@
 
 mod document;
 
-use bson::DateTime;
 use bson::oid::ObjectId;
+use bson::{DateTime, RawDocument};
 
-pub use document::{document, live_document};
+pub use document::{document, live_document, message_id};
 
+use crate::models::revision::is_tombstone;
 use crate::models::user::Username;
-use crate::models::{Message, Room, UserId};
+use crate::models::{Message, Room, RoomId, UserId};
+use crate::mongoose::Hydrated;
 use crate::mongoose::date::{self, Civil};
 
 /// The media type of every JSON answer, byte for byte as Express writes it.
@@ -76,7 +78,71 @@ pub fn message_in_history(out: &mut Vec<u8>, message: &Message<'_>, sender: Opti
     out.push(b'}');
 }
 
-fn push_sender(out: &mut Vec<u8>, id: UserId, name: Option<&Username>) {
+/// Appends a message after a change, the sender a plain id: what is left of a deleted one, or the
+/// edited one as `receiveMessage` has it, with `editedAt`.
+pub fn changed_message(out: &mut Vec<u8>, document: &RawDocument) {
+    if is_tombstone(document) {
+        deleted_message(out, document, |out, sender| push_quoted_id(out, sender.0));
+    } else {
+        live_document(out, &Hydrated::message(document));
+    }
+}
+
+/// Appends `{_id,room,sender,content:"",createdAt,updatedAt,deletedAt}`: what is left of a deleted
+/// message. `push_sender` appends its sender, `null` where the document has none.
+pub fn deleted_message(
+    out: &mut Vec<u8>,
+    document: &RawDocument,
+    push_sender: impl FnOnce(&mut Vec<u8>, UserId),
+) {
+    let message = Hydrated::message(document);
+    let date = |field| document.get_datetime(field).ok();
+    out.extend_from_slice(b"{\"_id\":");
+    push_id_or_null(out, message.id("_id"));
+    out.extend_from_slice(b",\"room\":");
+    push_id_or_null(out, message.id("room"));
+    out.extend_from_slice(b",\"sender\":");
+    match message.id("sender") {
+        Some(sender) => push_sender(out, UserId(sender)),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(b",\"content\":\"\"");
+    push_stamps(out, date("createdAt"), date("updatedAt"), None);
+    if let Some(at) = date("deletedAt") {
+        out.extend_from_slice(b",\"deletedAt\":");
+        push_date(out, at);
+    }
+    out.push(b'}');
+}
+
+/// Appends `{room,message,deletedAt}`: what `messageDeleted` says. `id` is the JSON of the message's
+/// id.
+pub fn deletion(out: &mut Vec<u8>, room: RoomId, id: &str, at: DateTime) {
+    out.extend_from_slice(b"{\"room\":");
+    push_quoted_id(out, room.0);
+    out.extend_from_slice(b",\"message\":");
+    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(b",\"deletedAt\":");
+    push_date(out, at);
+    out.push(b'}');
+}
+
+fn push_id_or_null(out: &mut Vec<u8>, id: Option<ObjectId>) {
+    match id {
+        Some(id) => push_quoted_id(out, id),
+        None => out.extend_from_slice(b"null"),
+    }
+}
+
+/// Appends an id as a JSON string.
+pub(crate) fn push_quoted_id(out: &mut Vec<u8>, id: ObjectId) {
+    out.push(b'"');
+    push_id(out, id);
+    out.push(b'"');
+}
+
+/// Appends the sender of a message of a history: `{_id,username}`, `null` when that user is gone.
+pub(crate) fn push_sender(out: &mut Vec<u8>, id: UserId, name: Option<&Username>) {
     let Some(name) = name else { return out.extend_from_slice(b"null") };
     out.extend_from_slice(b"{\"_id\":\"");
     push_id(out, id.0);

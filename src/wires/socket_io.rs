@@ -406,7 +406,7 @@ fn reply(
         // waits for it, with `retries` before anything else is sent.
         return;
     }
-    let mode = worker.config.errors;
+    let mode = verb.errors(worker.config.errors);
     match (to, result) {
         (Some(id), Ok(json)) => socket.ack(id, vec![json.into()], Vec::new()),
         (Some(id), Err(error)) => {

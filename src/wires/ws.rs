@@ -366,15 +366,17 @@ fn request(
 /// The frame of an answer; who gave no `id` is told of errors only.
 fn answer_frame(worker: &Worker, answer: Answer<Option<Box<RawValue>>>) -> Option<ByteString> {
     let Answer { to, verb, result } = answer;
+    let mode = verb.errors(worker.config.errors);
     let json = match (&to, result) {
         (_, Ok(json)) => json,
         (None, Err(error)) => {
             error.log(&verb.name());
-            return Some(error_frame(worker, &error, &format!("\"{}\"", verb.name())));
+            let data = error.to_json(mode, Some(&format!("\"{}\"", verb.name())));
+            return Some(pushed_error(&data));
         }
         (Some(_), Err(error)) => {
             error.log(&verb.name());
-            error.to_json(worker.config.errors, None)
+            error.to_json(mode, None)
         }
     };
     to.map(|id| ack_frame(&id, &json))
@@ -385,9 +387,13 @@ fn ack_frame(id: &RawValue, json: &str) -> ByteString {
     format!(r#"{{"ack":{id},"data":{json}}}"#).into()
 }
 
-/// The push for a request that asked for no answer, or that could not be read.
+/// The push for a request that could not be read.
 fn error_frame(worker: &Worker, error: &ApiError, event: &str) -> ByteString {
-    let data = error.to_json(worker.config.errors, Some(event));
+    pushed_error(&error.to_json(worker.config.errors, Some(event)))
+}
+
+/// The push of an error to a client that has asked for no answer.
+fn pushed_error(data: &str) -> ByteString {
     format!(r#"{{"event":"error","data":{data}}}"#).into()
 }
 

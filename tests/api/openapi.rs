@@ -84,6 +84,7 @@ async fn the_document_is_whole() {
     let expected = [
         "/api/auth/login",
         "/api/chat/message",
+        "/api/chat/message/{message}",
         "/api/chat/messages/{room}",
         "/api/chat/room",
         "/api/chat/rooms",

@@ -16,13 +16,17 @@ mod state;
 mod tests;
 
 use std::{
+    collections::HashSet,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
 use tokio::sync::watch;
 
-use super::{event::Event, position::Position};
+use super::{
+    event::{Event, MessageKey},
+    position::Position,
+};
 use crate::models::RoomId;
 
 use state::Kept;
@@ -43,6 +47,10 @@ pub struct Limits {
 
 /// How many events of before it was opened a ring takes.
 const MAX_FILLED: Seq = 1 << 32;
+
+/// Of how many messages that were removed before their events were filled in a ring knows. With
+/// more, nothing more is filled in.
+const MAX_REMOVED: usize = 100_000;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -136,7 +144,8 @@ impl Ring {
         let mut kept = self.write();
         let filled = kept.began.saturating_sub(kept.first) + events.len() as Seq;
         let is_there = events.last().and_then(Event::position) > kept.floor;
-        if kept.began != opening.0 || !kept.whole || is_there || filled > MAX_FILLED {
+        let forgot = kept.removed.len() > MAX_REMOVED;
+        if kept.began != opening.0 || !kept.whole || is_there || filled > MAX_FILLED || forgot {
             return false;
         }
         for event in events.into_iter().rev() {
@@ -170,6 +179,27 @@ impl Ring {
         if kept.end() != was {
             self.end.send_replace(kept.end());
         }
+    }
+
+    /// The room of a message of which an event is here.
+    pub fn room_of(&self, message: &MessageKey) -> Option<RoomId> {
+        let kept = self.read();
+        let seq = kept.messages.get(message)?.last()?;
+        Some(kept.entry(*seq)?.event.room())
+    }
+
+    /// Nothing is known of this message but that it was removed: what is filled in later must not
+    /// have its text. To be called until the ring is [filled](Self::filled).
+    pub fn note_removed(&self, message: MessageKey) {
+        let removed = &mut self.write().removed;
+        if removed.len() <= MAX_REMOVED {
+            removed.insert(message);
+        }
+    }
+
+    /// Nothing more will be filled in.
+    pub fn filled(&self) {
+        self.write().removed = HashSet::new();
     }
 
     /// Where the ring ends.

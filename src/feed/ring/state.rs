@@ -1,14 +1,19 @@
 //! What a ring holds, and how what exceeds its limits is evicted.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
+use smallvec::SmallVec;
+
 use super::{Limits, Overtaken, Seq, Tail};
 use crate::{
-    feed::{event::Event, position::Position},
+    feed::{
+        event::{Event, Kind, MessageKey},
+        position::Position,
+    },
     models::RoomId,
 };
 
@@ -20,8 +25,8 @@ const FOLLOWERS: Limits = Limits { window: Duration::from_secs(10), bytes: 1 << 
 /// are taken back together.
 pub(super) const MAX_EVICTED: usize = 20_000;
 
-/// What an event costs beside its text: its place in the ring, in the index, and itself.
-pub(super) const OVERHEAD: usize = 192;
+/// What an event costs beside its text: its place in the ring, in both indexes, and itself.
+pub(super) const OVERHEAD: usize = 320;
 
 #[derive(Debug, Default)]
 pub(super) struct Kept {
@@ -36,6 +41,11 @@ pub(super) struct Kept {
     pub(super) promised_bytes: usize,
     /// The numbers of each room's entries, in order; no room without entries.
     pub(super) rooms: HashMap<RoomId, VecDeque<Seq>>,
+    /// The numbers of each message's entries, in order; no message without entries.
+    pub(super) messages: HashMap<MessageKey, SmallVec<[Seq; 1]>>,
+    /// Messages of which nothing was here when another program removed them. Their text may still
+    /// be filled in.
+    pub(super) removed: HashSet<MessageKey>,
     /// The newest event of a room that is not promised any more.
     pub(super) evicted: HashMap<RoomId, Position>,
     /// Of rooms that are not in `evicted`, everything after this is still here. `None`: nothing
@@ -80,6 +90,12 @@ impl Kept {
     pub(super) fn push(&mut self, event: Event, second: u32) {
         let seq = self.end();
         self.rooms.entry(event.room()).or_default().push_back(seq);
+        if let Some(key) = event.key() {
+            if event.kind() == Kind::Deleted {
+                self.of_message(key).for_each(Event::withdraw);
+            }
+            self.messages.entry(key.clone()).or_default().push(seq);
+        }
         let entry = Entry { event: Arc::new(event), second };
         self.bytes += entry.footprint();
         self.promised_bytes += entry.footprint();
@@ -87,13 +103,32 @@ impl Kept {
     }
 
     pub(super) fn push_front(&mut self, event: Event, second: u32) {
+        if let Some(key) = event.key()
+            && (self.removed.contains(key) || self.was_deleted(key))
+        {
+            event.withdraw();
+        }
         self.first -= 1;
         self.promised = self.first;
         self.rooms.entry(event.room()).or_default().push_front(self.first);
+        if let Some(key) = event.key() {
+            self.messages.entry(key.clone()).or_default().insert(0, self.first);
+        }
         let entry = Entry { event: Arc::new(event), second };
         self.bytes += entry.footprint();
         self.promised_bytes += entry.footprint();
         self.entries.push_front(entry);
+    }
+
+    /// The events of a message, in order.
+    fn of_message(&self, key: &MessageKey) -> impl Iterator<Item = &Event> {
+        let numbers = self.messages.get(key).into_iter().flatten();
+        numbers.filter_map(|&seq| Some(&*self.entry(seq)?.event))
+    }
+
+    /// Whether a deletion of the message is here.
+    fn was_deleted(&self, key: &MessageKey) -> bool {
+        self.of_message(key).any(|event| event.kind() == Kind::Deleted)
     }
 
     /// Takes back the promise for what exceeds the limits, then drops what no follower should
@@ -127,6 +162,14 @@ impl Kept {
         let Some(entry) = self.entries.pop_front() else { return };
         self.bytes -= entry.footprint();
         self.first += 1;
+        if let Some(key) = entry.event.key()
+            && let Some(numbers) = self.messages.get_mut(key)
+        {
+            numbers.remove(0);
+            if numbers.is_empty() {
+                self.messages.remove(key);
+            }
+        }
         let room = entry.event.room();
         if let Some(numbers) = self.rooms.get_mut(&room) {
             numbers.pop_front();

@@ -1,5 +1,6 @@
 //! Rooms, positions and sessions over `/ws`.
 
+mod changes;
 mod conversation;
 mod endings;
 mod failover;

@@ -47,6 +47,9 @@ async fn a_restore_is_heard_unless_the_servers_are_stopped_until_the_window_is_o
 
     // Into a live room: an insert is a message, whoever makes it.
     messages.delete_many(doc! {}).await.unwrap();
+    for _ in &dump {
+        assert_eq!(socket.next().await["event"], "messageDeleted");
+    }
     messages.insert_many(&dump).await.unwrap();
     assert_eq!(socket.message().await.0, "one");
     let (content, position) = socket.message().await;

@@ -1,0 +1,206 @@
+//! Editing and deleting a message, for REST and sockets alike.
+//!
+//! Both read the stored message, check what the user may do, and replace the document if nobody has
+//! written to it in the meantime; otherwise they begin again. Changes of one message that arrive at
+//! this process at the same time are made one after another, so that they do not fail each other.
+//! Nobody is told here: the feed tells everybody.
+
+use bson::{DateTime, RawDocument, RawDocumentBuf};
+
+use super::Chat;
+use crate::casts::{required_id, required_text};
+use crate::error::ApiError;
+use crate::feed::event::Event;
+use crate::js::{Fields, Js};
+use crate::models::{IdempotencyKey, MessageId, Revision, UserId};
+use crate::views;
+
+/// How often a change is tried again when others write to the same message.
+const ATTEMPTS: usize = 200;
+
+/// An edit that a client asks for, as it came.
+#[derive(Debug)]
+pub struct Edit {
+    message: Js,
+    content: Js,
+    version: Js,
+}
+
+/// A message after a change.
+#[derive(Debug)]
+pub struct Changed {
+    document: RawDocumentBuf,
+    /// Whether an idempotency key was used before, so that this is what the first request stored.
+    pub replayed: bool,
+}
+
+impl Edit {
+    /// Takes `message`, `content` and `__v` out of a request.
+    pub fn take(fields: &mut Fields) -> Self {
+        Self {
+            message: fields.take("message"),
+            content: fields.take("content"),
+            version: fields.take("__v"),
+        }
+    }
+
+    /// The same for the message that the path names.
+    pub fn of_message(mut self, message: &str) -> Self {
+        self.message = Js::String(message.to_owned());
+        self
+    }
+
+    /// The length of the body in which REST would take it, in bytes, however it was escaped.
+    pub fn body_length(&self) -> usize {
+        const AROUND_CONTENT: usize = r#"{"content":}"#.len();
+        let mut json = Vec::new();
+        if let Ok(text) = self.content.to_text() {
+            views::push_string(&mut json, &text);
+        }
+        AROUND_CONTENT + json.len()
+    }
+}
+
+impl Chat {
+    /// Edits a message of `user`; `None` is an anonymous socket of `LEGACY_TRUST`, which may not.
+    ///
+    /// # Errors
+    /// There is no such message, it was deleted, somebody else has sent it, it has another version
+    /// than the request says, a field cannot be cast, the idempotency key belongs to another
+    /// request, or the user sends too much.
+    pub async fn edit(
+        &self,
+        edit: Edit,
+        user: Option<UserId>,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Changed, ApiError> {
+        let user = user.ok_or(ApiError::TokenMissing)?;
+        let id: MessageId = required_id("message", &edit.message)?;
+        let content = required_text("content", &edit.content)?;
+        let expected = version(&edit.version)?;
+        self.limits.send.take(user)?;
+        let messages = &self.store.messages;
+        let _turn = messages.turn(id).await;
+        for _ in 0..ATTEMPTS {
+            let stored = self.changeable(id, user).await?;
+            if stored.is_deleted() {
+                return Err(ApiError::MessageDeleted);
+            }
+            let mut edited = stored.edited(&content, DateTime::now());
+            let first = match key {
+                Some(key) => messages.prepared_edit(&edited, user, key).await?,
+                None => None,
+            };
+            if let Some(first) = &first
+                && is_stored(first, &stored)
+            {
+                return Ok(Changed { document: first.clone(), replayed: true });
+            }
+            if expected.is_some_and(|expected| expected != stored.version) {
+                return Err(ApiError::EditConflict);
+            }
+            match (key, first) {
+                // Whoever retries stores the very same document, so that it is stored once.
+                (Some(_), Some(first)) if follows(&first, &stored) => edited = first,
+                (Some(key), first) => {
+                    if !messages.prepare_edit(&edited, first, user, key).await? {
+                        // A retry of the same request was faster.
+                        continue;
+                    }
+                }
+                (None, _) => {}
+            }
+            if messages.replace(&stored, &edited).await? {
+                self.feed.publish_local(|| Event::changed(&edited, None).ok());
+                return Ok(Changed { document: edited, replayed: false });
+            }
+        }
+        Err(contended())
+    }
+
+    /// Deletes a message of `user`: its text is gone, and what is left says when and by whom it was
+    /// deleted. A second deletion changes nothing and answers as the first.
+    ///
+    /// # Errors
+    /// There is no such message, somebody else has sent it, the id cannot be cast, or the user
+    /// sends too much.
+    pub async fn delete(&self, message: &Js, user: Option<UserId>) -> Result<Changed, ApiError> {
+        let user = user.ok_or(ApiError::TokenMissing)?;
+        let id: MessageId = required_id("message", message)?;
+        self.limits.send.take(user)?;
+        let messages = &self.store.messages;
+        let _turn = messages.turn(id).await;
+        for _ in 0..ATTEMPTS {
+            let stored = self.changeable(id, user).await?;
+            let document = if stored.is_deleted() {
+                stored.document().to_owned()
+            } else {
+                let tombstone = stored.tombstone(user, DateTime::now());
+                if !messages.replace(&stored, &tombstone).await? {
+                    continue;
+                }
+                self.feed.publish_local(|| Event::changed(&tombstone, None).ok());
+                tombstone
+            };
+            // Also after the message was found deleted: the first request may have failed here.
+            messages.forget(id).await?;
+            return Ok(Changed { document, replayed: false });
+        }
+        Err(contended())
+    }
+
+    /// The message, if this user may change it.
+    async fn changeable(&self, id: MessageId, user: UserId) -> Result<Revision, ApiError> {
+        let stored = self.store.messages.revision(id).await?.ok_or(ApiError::MessageNotFound)?;
+        if stored.sender != Some(user) {
+            return Err(ApiError::NotTheSender);
+        }
+        Ok(stored)
+    }
+}
+
+impl Changed {
+    /// `{"message":{…}}`: the body of REST's answer and the ack on sockets.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = br#"{"message":"#.to_vec();
+        views::changed_message(&mut json, &self.document);
+        json.push(b'}');
+        json
+    }
+}
+
+/// Whether a document that was prepared for a message was stored: it is there, or a later version
+/// is. A later version may also have been stored in its place; that is as if this edit had been
+/// stored a moment before.
+fn is_stored(prepared: &RawDocument, stored: &Revision) -> bool {
+    version_of(prepared) < stored.version || stored.document() == prepared
+}
+
+/// Whether a document was prepared for the message as it is stored now.
+fn follows(prepared: &RawDocument, stored: &Revision) -> bool {
+    version_of(prepared) == stored.version.saturating_add(1)
+}
+
+fn version_of(document: &RawDocument) -> i32 {
+    Revision::of(document).map_or(0, |revision| revision.version)
+}
+
+/// The version that a request says, if it says one.
+fn version(value: &Js) -> Result<Option<i32>, ApiError> {
+    match value {
+        Js::Undefined | Js::Null => Ok(None),
+        Js::Number(number)
+            if number.fract() == 0.0 && (0.0..=f64::from(i32::MAX)).contains(number) =>
+        {
+            Ok(Some(*number as i32))
+        }
+        _ => Err(ApiError::InvalidField {
+            field: "__v",
+            problem: "must be a whole number from 0 on",
+        }),
+    }
+}
+
+fn contended() -> ApiError {
+    ApiError::Unavailable("others change the same message all the time".to_owned())
+}
