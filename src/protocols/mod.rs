@@ -5,8 +5,8 @@
 
 pub mod cors;
 pub mod engine_io;
-pub mod gate;
 pub mod headers;
 pub mod panics;
 pub mod socket_io;
+pub mod wake_flag;
 pub mod websocket;

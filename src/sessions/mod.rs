@@ -32,7 +32,7 @@ use crate::hub::inbox::Outlet;
 use crate::hub::member::{Member, Start};
 use crate::limits::SessionWindow;
 use crate::models::{RoomId, UserId};
-use crate::protocols::gate::Gate;
+use crate::protocols::wake_flag::WakeFlag;
 
 use recovery::Journal;
 use registry::{Place, Worker};
@@ -51,8 +51,8 @@ pub struct Session<T> {
     done: VecDeque<(T, Verb, Result<Done, ApiError>)>,
     waiting: VecDeque<(Request, T)>,
     window: SessionWindow,
-    /// Before what ends this session, which is one thing among many that it waits for.
-    end_gate: Gate,
+    /// Set when what ends this session is to be polled.
+    end_flag: WakeFlag,
     told_to_end: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ending: Option<(Pin<Box<Sleep>>, End)>,
     // Given back at the very end.
@@ -123,7 +123,7 @@ impl<T> Session<T> {
             done: VecDeque::new(),
             waiting: VecDeque::new(),
             window: SessionWindow::default(),
-            end_gate: Gate::default(),
+            end_flag: WakeFlag::default(),
             told_to_end: Some(Box::pin(place.end.clone().cancelled_owned())),
             ending,
             _place: place,
@@ -218,7 +218,7 @@ impl<T> Session<T> {
     }
 
     fn poll_end(&mut self, context: &Context<'_>) -> Option<End> {
-        let mut context = self.end_gate.pass(context)?;
+        let mut context = self.end_flag.take(context)?;
         if let Some(told) = &mut self.told_to_end
             && told.as_mut().poll(&mut context).is_ready()
         {

@@ -274,7 +274,7 @@ impl<T> Session<T> {
             Done::Extended(claims) => {
                 self.user = Some(claims.user);
                 self.ending = self.worker.ending(Some(claims));
-                self.end_gate.open();
+                self.end_flag.set();
                 format!(r#"{{"expires":{}}}"#, claims.expires)
             }
         }

@@ -41,8 +41,8 @@ pub use registry::Registry;
 pub use session::{Ended, Message};
 
 use crate::protocols::cors::{self, CorsOrigins};
-use crate::protocols::gate::Gate;
 use crate::protocols::panics::survive;
+use crate::protocols::wake_flag::WakeFlag;
 use crate::protocols::websocket::Socket;
 use packet::Packet;
 use session::{Session, Side, Transport};
@@ -357,13 +357,13 @@ impl<A: Application> Server<A> {
         }));
         async move {
             let mut beating = pin!(session.beat());
-            let mut gate = Gate::default();
+            let mut flag = WakeFlag::default();
             // Made when it is needed, so that a connection has no room for it while it lasts.
             let mut grace: Option<Pin<Box<Sleep>>> = None;
             loop {
                 // The heartbeat ends only with the session; the application may outlive that,
                 // to work off what was read before, and to put its things in order.
-                let beat = poll_fn(|context| match gate.pass(context) {
+                let beat = poll_fn(|context| match flag.take(context) {
                     Some(mut context) => beating.as_mut().poll(&mut context),
                     None => Poll::Pending,
                 });
