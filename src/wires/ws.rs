@@ -28,7 +28,7 @@ use crate::metrics::{Deliveries, OpenSocket, WireName};
 use crate::protocols::cors;
 use crate::protocols::panics::survive;
 use crate::protocols::websocket::{
-    CloseCode, Closed, Frame, Line, Message, NotAccepted, Socket, Turn, WRITE_AT_ONCE,
+    CloseCode, Closed, Frame, Message, NotAccepted, Socket, Turn, WRITE_AT_ONCE, WriteHandle,
 };
 use crate::sessions::registry::{Place, Worker};
 use crate::sessions::{Answer, End, Output, Request, Session, Verb};
@@ -235,8 +235,8 @@ async fn try_converse(
     open: &mut OpenSocket,
 ) -> Result<std::convert::Infallible, Closing> {
     let deliveries = open.deliveries();
-    if let Some(line) = socket.opened().await? {
-        session.set_outlet(Direct { line, deliveries: deliveries.clone() });
+    if let Some(writer) = socket.opened().await? {
+        session.set_outlet(Direct { writer, deliveries: deliveries.clone() });
     }
     let mut heard = Instant::now();
     let mut ping_due = heard + PING;
@@ -314,13 +314,13 @@ async fn try_converse(
 
 /// Events that are written while the session's task sleeps.
 struct Direct {
-    line: Line,
+    writer: WriteHandle,
     deliveries: Deliveries,
 }
 
 impl Outlet for Direct {
     fn give(&self, delivery: &Delivery) -> bool {
-        let given = self.line.send_now([delivery.frame(Wire::Plain)]);
+        let given = self.writer.send_now([delivery.frame(Wire::Plain)]);
         if given {
             self.deliveries.count();
         }

@@ -22,7 +22,7 @@ use super::Config;
 use super::end::{CloseReason, End};
 use super::heartbeat::Heartbeat;
 use super::packet::Packet;
-use crate::protocols::websocket::{Line, WRITE_AT_ONCE};
+use crate::protocols::websocket::{WRITE_AT_ONCE, WriteHandle};
 
 /// What an application exchanges with its client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub(super) struct State {
     pub(super) end: Option<End>,
     /// The WebSocket that carries the session, while nothing is queued; whoever sends may write to
     /// it, if nothing waits there either.
-    line: Option<Line>,
+    writer: Option<WriteHandle>,
     transports: Waiting,
     application: Waiting,
 }
@@ -122,7 +122,7 @@ impl Session {
                 abandoned: false,
                 heartbeat: ping_due,
                 end: None,
-                line: None,
+                writer: None,
                 transports: Waiting::default(),
                 application: Waiting::default(),
             }),
@@ -161,20 +161,20 @@ impl Session {
     /// sends none of them and is `false`.
     pub(super) fn send_now(&self, texts: impl IntoIterator<Item = ByteString>) -> bool {
         let mut state = self.state();
-        let Some(line) = &state.line else { return false };
-        let sent = line.send_now(texts);
-        if line.buffered() > 0 {
-            state.line = None;
+        let Some(writer) = &state.writer else { return false };
+        let sent = writer.send_now(texts);
+        if writer.buffered() > 0 {
+            state.writer = None;
         }
         sent
     }
 
     /// Lets everybody write to the WebSocket that carries the session, on which nothing waits,
     /// until something does.
-    pub(super) fn lend(&self, line: &Option<Line>) {
+    pub(super) fn share_writer(&self, writer: &Option<WriteHandle>) {
         let mut state = self.state();
-        if state.line.is_none() && state.queue.is_empty() && state.end.is_none() {
-            state.line.clone_from(line);
+        if state.writer.is_none() && state.queue.is_empty() && state.end.is_none() {
+            state.writer.clone_from(writer);
         }
     }
 
@@ -284,7 +284,7 @@ impl Session {
         state.end = Some(End { reason, last_word, at: Instant::now() });
         state.queue = VecDeque::new();
         state.bytes = 0;
-        state.line = None;
+        state.writer = None;
         state.wake(Side::Transport);
         state.wake(Side::Application);
         drop(state);
@@ -349,19 +349,19 @@ impl State {
     /// Sees to it that what is queued is sent: at once, if possible.
     pub(super) fn give_to_transport(&mut self) {
         // What its own task has left there is that one's to write: it waits for the end of it.
-        if let Some(line) = self.line.take().filter(|line| line.buffered() == 0) {
-            while line.buffered() < WRITE_AT_ONCE
+        if let Some(writer) = self.writer.take().filter(|writer| writer.buffered() == 0) {
+            while writer.buffered() < WRITE_AT_ONCE
                 && let Some(packet) = self.queue.pop_front()
             {
                 self.bytes -= packet.len();
                 // After a close the packets of a session are nobody's.
-                let _ = line.feed(packet.into());
+                let _ = writer.feed(packet.into());
             }
-            line.write_now();
+            writer.write_now();
             if self.queue.is_empty() {
                 self.queue = VecDeque::new();
-                if line.buffered() == 0 {
-                    self.line = Some(line);
+                if writer.buffered() == 0 {
+                    self.writer = Some(writer);
                 }
                 return;
             }

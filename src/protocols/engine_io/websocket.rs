@@ -148,12 +148,12 @@ async fn carry(
     if let Some(open) = open {
         socket.feed(open.into()).await.map_err(|closed| lost(&closed))?;
     }
-    let line = socket.opened().await.map_err(|closed| lost(&closed))?;
+    let writer = socket.opened().await.map_err(|closed| lost(&closed))?;
     loop {
         let unwritten = socket.buffered();
         let has_room = unwritten < WRITE_AT_ONCE;
         if unwritten == 0 {
-            session.lend(&line);
+            session.share_writer(&writer);
         }
         let receives = session.has_room();
         let packet = session.wait_for(Side::Transport, |state| match state.end {

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep_until, timeout};
 
 use super::handover::Connection;
-use super::line::Line;
+use super::write_handle::WriteHandle;
 use super::{Closed, Frame, Message, Turn, WRITE_DEADLINE};
 
 /// How much is read at once.
@@ -43,7 +43,7 @@ enum State {
 }
 
 struct Open {
-    line: Line,
+    writer: WriteHandle,
     /// Set while the client keeps us waiting.
     stalled: Option<Pin<Box<Sleep>>>,
     codec: Codec,
@@ -83,13 +83,13 @@ impl BareSocket {
         self.opened().await?.feed(frame)
     }
 
-    pub(super) async fn opened(&mut self) -> Result<&Line, Closed> {
-        self.open().await.map(|open| &open.line).ok_or(Closed::ByClient)
+    pub(super) async fn opened(&mut self) -> Result<&WriteHandle, Closed> {
+        self.open().await.map(|open| &open.writer).ok_or(Closed::ByClient)
     }
 
-    pub(super) fn line(&self) -> Option<&Line> {
+    pub(super) fn writer(&self) -> Option<&WriteHandle> {
         match &self.state {
-            State::Open(open) => Some(&open.line),
+            State::Open(open) => Some(&open.writer),
             State::Upgrading(_) | State::Gone => None,
         }
     }
@@ -103,11 +103,11 @@ impl BareSocket {
 
 impl Open {
     fn new(Connection { io, read, guard }: Connection, max_message: usize) -> Self {
-        let line = Line::new(io, guard);
+        let writer = WriteHandle::new(io, guard);
         // The buffer of the HTTP connection is larger than what is left in it.
         let read = BytesMut::from(&*read);
         let codec = Codec::new().max_size(max_message);
-        Self { line, stalled: None, codec, read, partial: None, closed: false, max_message }
+        Self { writer, stalled: None, codec, read, partial: None, closed: false, max_message }
     }
 
     fn poll_turn(
@@ -119,7 +119,7 @@ impl Open {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(Turn::Written)),
             Poll::Ready(Err(closed)) => {
                 // What the client sent before can still be read.
-                self.line.give_up();
+                self.writer.give_up();
                 self.stalled = None;
                 if closed != Closed::ByClient {
                     return Poll::Ready(Err(closed));
@@ -129,7 +129,7 @@ impl Open {
         }
         if !receive {
             // Nobody waits for a write that will never take place.
-            let broken = self.line.is_broken();
+            let broken = self.writer.is_broken();
             return if broken { Poll::Ready(Ok(Turn::Written)) } else { Poll::Pending };
         }
         if self.closed {
@@ -141,7 +141,7 @@ impl Open {
                     return Poll::Ready(Ok(Turn::Received(message)));
                 }
             }
-            ready!(self.line.io().poll_read_ready(context)).map_err(|_| Closed::ByClient)?;
+            ready!(self.writer.io().poll_read_ready(context)).map_err(|_| Closed::ByClient)?;
             self.try_read()?;
         }
     }
@@ -149,8 +149,8 @@ impl Open {
     /// Ready when there was something to write and all is written.
     fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         loop {
-            let written = self.line.poll_write(context)?;
-            let Some(deadline) = self.line.deadline() else {
+            let written = self.writer.poll_write(context)?;
+            let Some(deadline) = self.writer.deadline() else {
                 self.stalled = None;
                 return written.map(Ok);
             };
@@ -159,15 +159,15 @@ impl Open {
                 stalled.as_mut().reset(deadline);
             }
             ready!(stalled.as_mut().poll(context));
-            self.line.write_against_readiness()?;
-            if self.line.buffered() == 0 {
+            self.writer.write_against_readiness()?;
+            if self.writer.buffered() == 0 {
                 return Poll::Ready(Ok(()));
             }
         }
     }
 
     fn try_read(&mut self) -> Result<(), Closed> {
-        SCRATCH.with_borrow_mut(|scratch| match self.line.io().try_read(scratch) {
+        SCRATCH.with_borrow_mut(|scratch| match self.writer.io().try_read(scratch) {
             Ok(0) => Err(Closed::ByClient),
             Ok(count) => {
                 self.read.extend_from_slice(scratch.get(..count).unwrap_or_default());
@@ -194,18 +194,18 @@ impl Open {
             ws::Frame::Binary(bytes) => Ok(Some(Message::Binary(bytes))),
             ws::Frame::Continuation(item) => self.continue_with(item),
             ws::Frame::Ping(data) => {
-                if self.line.buffered() < TOO_MUCH_FOR_PONGS
-                    && self.line.feed_message(ws::Message::Pong(data)).is_ok()
+                if self.writer.buffered() < TOO_MUCH_FOR_PONGS
+                    && self.writer.feed_message(ws::Message::Pong(data)).is_ok()
                 {
-                    self.line.write_now();
+                    self.writer.write_now();
                 }
                 Ok(Some(Message::Alive))
             }
             ws::Frame::Pong(_) => Ok(Some(Message::Alive)),
             ws::Frame::Close(reason) => {
                 self.closed = true;
-                if self.line.feed_message(ws::Message::Close(reason)).is_ok() {
-                    self.line.write_now();
+                if self.writer.feed_message(ws::Message::Close(reason)).is_ok() {
+                    self.writer.write_now();
                 }
                 Err(Closed::ByClient)
             }
@@ -242,23 +242,23 @@ impl Open {
     /// Closes and waits for the client to close, too, as a connection that is dropped with unread
     /// bytes takes back what was written.
     async fn close(&mut self, reason: CloseReason) {
-        if self.line.feed_message(ws::Message::Close(Some(reason))).is_err() {
+        if self.writer.feed_message(ws::Message::Close(Some(reason))).is_err() {
             return;
         }
         let writing = poll_fn(|context| self.poll_turn(context, false));
-        if !matches!(timeout(WRITE_DEADLINE, writing).await, Ok(Ok(_))) || self.line.is_broken() {
+        if !matches!(timeout(WRITE_DEADLINE, writing).await, Ok(Ok(_))) || self.writer.is_broken() {
             return;
         }
-        if self.line.shut().is_err() {
+        if self.writer.shut().is_err() {
             return;
         }
         let goodbye = async {
             loop {
                 self.read = BytesMut::new();
-                if self.line.io().readable().await.is_err() {
+                if self.writer.io().readable().await.is_err() {
                     return;
                 }
-                let read = SCRATCH.with_borrow_mut(|scratch| self.line.io().try_read(scratch));
+                let read = SCRATCH.with_borrow_mut(|scratch| self.writer.io().try_read(scratch));
                 match read {
                     Ok(0) => return,
                     Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,

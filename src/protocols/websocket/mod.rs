@@ -9,9 +9,9 @@
 
 mod bare;
 mod handover;
-mod line;
 mod managed;
 mod subprotocol;
+mod write_handle;
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use futures::FutureExt;
 
 pub use actix_http::ws::CloseCode;
 pub use handover::{Connection, Guard, Handover};
-pub use line::Line;
+pub use write_handle::WriteHandle;
 
 use bare::BareSocket;
 use managed::ManagedSocket;
@@ -41,7 +41,7 @@ const MAX_ARRIVED_BYTES: usize = 1 << 20;
 /// How long the client may take to make room for more of what is sent.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A server's end of a WebSocket. Dropping it, and the [`Line`]s to it, ends the connection without a
+/// A server's end of a WebSocket. Dropping it, and the [`WriteHandle`]s to it, ends the connection without a
 /// closing handshake.
 pub struct Socket(Carrier);
 
@@ -247,7 +247,7 @@ impl Socket {
     /// before; what is fed is dropped.
     pub fn is_broken(&self) -> bool {
         match &self.0 {
-            Carrier::Bare(socket) => socket.line().is_some_and(Line::is_broken),
+            Carrier::Bare(socket) => socket.writer().is_some_and(WriteHandle::is_broken),
             Carrier::Managed(socket) => socket.is_broken(),
         }
     }
@@ -275,7 +275,7 @@ impl Socket {
         match &mut self.0 {
             Carrier::Bare(socket) => {
                 // That the connection has broken is told by the next turn.
-                socket.line().into_iter().for_each(Line::write_now);
+                socket.writer().into_iter().for_each(WriteHandle::write_now);
                 Ok(())
             }
             Carrier::Managed(socket) if socket.buffered() == 0 => Ok(()),
@@ -286,7 +286,7 @@ impl Socket {
     /// How many bytes were fed and are not written.
     pub fn buffered(&self) -> usize {
         match &self.0 {
-            Carrier::Bare(socket) => socket.line().map_or(0, Line::buffered),
+            Carrier::Bare(socket) => socket.writer().map_or(0, WriteHandle::buffered),
             Carrier::Managed(socket) => socket.buffered(),
         }
     }
@@ -296,9 +296,9 @@ impl Socket {
     ///
     /// # Errors
     /// The client has gone meanwhile.
-    pub async fn opened(&mut self) -> Result<Option<Line>, Closed> {
+    pub async fn opened(&mut self) -> Result<Option<WriteHandle>, Closed> {
         match &mut self.0 {
-            Carrier::Bare(socket) => socket.opened().await.map(|line| Some(line.clone())),
+            Carrier::Bare(socket) => socket.opened().await.map(|writer| Some(writer.clone())),
             Carrier::Managed(_) => Ok(None),
         }
     }

@@ -1,4 +1,5 @@
-//! The end of a WebSocket that writes, which its task shares with whoever has something to send.
+//! A handle that writes to a WebSocket. The task of the socket has one, and so has every part that
+//! sends to the socket without that task.
 
 use std::cell::Cell;
 use std::io;
@@ -26,13 +27,13 @@ thread_local! {
     static SPARE: Cell<BytesMut> = Cell::default();
 }
 
-/// A handle to send by, without a turn of the task that owns the socket and from any thread, while
-/// nothing else waits to be written. What the system does not take at once is left to that task, and
-/// so is the news that the connection has broken.
+/// Writes to a socket from any thread without waking the task that owns it, while nothing else waits to
+/// be written. That task writes what the system does not take at once, and finds out that the
+/// connection is broken.
 ///
 /// The connection ends when the last of its handles is dropped.
 #[derive(Debug, Clone)]
-pub struct Line(Arc<Shared>);
+pub struct WriteHandle(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -54,7 +55,7 @@ struct Outgoing {
     broken: bool,
 }
 
-impl Line {
+impl WriteHandle {
     pub(super) fn new(io: TcpStream, guard: Guard) -> Self {
         let (bytes, progress) = (BytesMut::new(), Instant::now());
         let outgoing = Outgoing { bytes, progress, task: None, closing: false, broken: false };
