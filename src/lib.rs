@@ -30,7 +30,7 @@
 //! to the [feed] of every instance, which encodes it once and appends it to the
 //! [ring](feed::ring). The [hub] of each worker follows the ring and puts it
 //! into the inboxes of the local [members](hub::member) of its room; each session writes it
-//! to its own wire, at its own pace. Where nothing waits, the hub writes it itself. So everybody
+//! to its own wire, at its own pace. Where nothing waits, the hub writes it directly. So everybody
 //! gets every message once, in one order.
 //!
 //! # What holds everywhere

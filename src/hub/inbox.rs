@@ -5,9 +5,9 @@
 //! it can resume from the last position that it was given. One thread owns both ends, so there
 //! is no lock and no channel.
 //!
-//! When nothing waits, an event need not: it goes past the inbox, through an [`Outlet`], to the
-//! client, and the session finds its base moved on. That spares a turn of the session's task for
-//! each delivery.
+//! When nothing waits in the inbox, the hub writes an event to the client itself, by a
+//! [`DirectWriter`], and moves the session's base on. The session's task is not woken for such a
+//! delivery.
 
 use std::{
     any::Any,
@@ -44,19 +44,19 @@ pub(super) enum Mail {
     Resync { before: Seq, position: Option<Position> },
 }
 
-/// The short way to a session's client.
-pub trait Outlet {
-    /// Gives it an event at once, in the frames that all members share, of which either all are
-    /// given or none; `false` when something else waits for the client, behind which the event
-    /// belongs. Never waits.
-    fn give(&self, delivery: &Delivery) -> bool;
+/// Writes events to a session's client directly, without the inbox and the session's task.
+pub trait DirectWriter {
+    /// Writes an event at once, in the frames that all members share: all of its frames or none. The
+    /// answer is `false` when something else waits to be written to the client before the event. Never
+    /// waits.
+    fn write(&self, delivery: &Delivery) -> bool;
 }
 
 /// See the [module](self).
 pub(super) struct Inbox {
     bounds: Bounds,
     state: RefCell<State>,
-    outlet: RefCell<Option<Box<dyn Outlet>>>,
+    direct_writer: RefCell<Option<Box<dyn DirectWriter>>>,
     /// The session waits for nothing but the next event.
     at_rest: Cell<bool>,
     /// The last live position that was given.
@@ -69,7 +69,7 @@ struct State {
     bytes: usize,
     reader: Option<Waker>,
     overflowed: bool,
-    /// What happened on the short way.
+    /// A panic of the direct writer.
     panic: Option<Box<dyn Any + Send>>,
 }
 
@@ -84,15 +84,15 @@ impl Inbox {
         Rc::new(Self {
             bounds,
             state: RefCell::default(),
-            outlet: RefCell::default(),
+            direct_writer: RefCell::default(),
             at_rest: Cell::default(),
             base: Cell::default(),
         })
     }
 
-    /// From now on there is a short way.
-    pub(super) fn set_outlet(&self, outlet: Box<dyn Outlet>) {
-        self.outlet.replace(Some(outlet));
+    /// From now on events may be written directly.
+    pub(super) fn set_direct_writer(&self, direct_writer: Box<dyn DirectWriter>) {
+        self.direct_writer.replace(Some(direct_writer));
     }
 
     /// Says whether the session waits for nothing but the next event, in the shared frame.
@@ -110,22 +110,22 @@ impl Inbox {
         self.base.set(base);
     }
 
-    /// Gives an event to the client at once, if that is possible now. A panic on the way is the
-    /// session's: it goes on in its task.
-    pub(super) fn give(&self, delivery: &Delivery) -> bool {
+    /// Writes an event to the client directly, if that is possible now. The session's task continues a
+    /// panic of the writer.
+    pub(super) fn write_directly(&self, delivery: &Delivery) -> bool {
         let (base, position) = (self.base.get(), delivery.event().position());
         // After the past was lost, positions may go back: such an offset is not shared.
         if !self.at_rest.get() || (base.is_some() && position <= base) {
             return false;
         }
-        let outlet = self.outlet.borrow();
-        let Some(outlet) = outlet.as_ref() else { return false };
-        match catch_unwind(AssertUnwindSafe(|| outlet.give(delivery))) {
-            Ok(given) => {
-                if given {
+        let direct_writer = self.direct_writer.borrow();
+        let Some(direct_writer) = direct_writer.as_ref() else { return false };
+        match catch_unwind(AssertUnwindSafe(|| direct_writer.write(delivery))) {
+            Ok(written) => {
+                if written {
                     self.base.set(position.or(base));
                 }
-                given
+                written
             }
             Err(panic) => {
                 self.state.borrow_mut().panic = Some(panic);

@@ -19,7 +19,7 @@ use indexmap::IndexMap;
 
 use super::{
     Hub, MemberId,
-    inbox::{Inbox, Mail, Outlet, TooSlow},
+    inbox::{DirectWriter, Inbox, Mail, TooSlow},
     offset::{Entry, Offset},
 };
 use crate::{
@@ -116,8 +116,8 @@ impl Member {
     }
 
     /// Events go to the client by this way as long as nothing waits, without being asked for.
-    pub fn set_outlet(&mut self, outlet: impl Outlet + 'static) {
-        self.inbox.set_outlet(Box::new(outlet));
+    pub fn set_direct_writer(&mut self, direct_writer: impl DirectWriter + 'static) {
+        self.inbox.set_direct_writer(Box::new(direct_writer));
     }
 
     /// The client may have offsets up to here, of earlier connections in which it joined so many

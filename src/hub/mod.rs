@@ -3,7 +3,7 @@
 //! Each worker has a hub of its own, which only its thread touches. A dispatcher follows the ring
 //! by sequence number and puts each event into the inboxes of the local members of its room, so a
 //! message costs one wake-up of each worker, not one of each member across threads; a member that
-//! has nothing else to do does not even have to be woken ([`Outlet`](inbox::Outlet)). Joining
+//! has nothing else to do does not even have to be woken ([`DirectWriter`](inbox::DirectWriter)). Joining
 //! is atomic with respect to the stream, because nothing is dispatched while a member is seated.
 //! The hub knows rooms, seats and inboxes; no socket, no wire, no database.
 
@@ -199,7 +199,7 @@ impl Shard {
         self.rooms.get(&room).map_or(0, IndexMap::len)
     }
 
-    /// Hands an event out, to at most so many members by the short way; to how many it was.
+    /// Hands an event out, to at most so many members by a direct write; to how many it was.
     fn dispatch(&mut self, event: Arc<Event>, most: usize) -> usize {
         let seq = self.cursor;
         self.cursor += 1;
@@ -215,7 +215,7 @@ impl Shard {
             if position.is_some() && position <= seat.floor {
                 return true;
             }
-            if written < most && seat.inbox.give(&delivery) {
+            if written < most && seat.inbox.write_directly(&delivery) {
                 written += 1;
                 return true;
             }

@@ -1,7 +1,7 @@
 //! One client's conversation, whatever its wire: join, leave, send, authenticate, receive.
 //!
 //! A wire hands requests in ([`Session::request`]) and writes what comes out
-//! ([`Session::next`]), but for events that went by the short way ([`Session::set_outlet`]).
+//! ([`Session::next`]), but for events that were written directly ([`Session::set_direct_writer`]).
 //! Requests are done one at a time, in the order in which they came, but for messages that follow
 //! one another, which are stored together; meanwhile events go on being given. A request that is
 //! not done within the deadline since it came is answered as such. Each request asks the database
@@ -28,7 +28,7 @@ use crate::auth::Claims;
 use crate::error::ApiError;
 use crate::feed::event::{Delivery, Wire};
 use crate::feed::position::Position;
-use crate::hub::inbox::Outlet;
+use crate::hub::inbox::DirectWriter;
 use crate::hub::member::{Member, Start};
 use crate::limits::SessionWindow;
 use crate::models::{RoomId, UserId};
@@ -138,8 +138,8 @@ impl<T> Session<T> {
     }
 
     /// Gives events to the client by this way, too: at once, when nothing else waits for it.
-    pub fn set_outlet(&mut self, outlet: impl Outlet + 'static) {
-        self.member.set_outlet(outlet);
+    pub fn set_direct_writer(&mut self, direct_writer: impl DirectWriter + 'static) {
+        self.member.set_direct_writer(direct_writer);
     }
 
     /// Enters rooms that an earlier connection of this client was in; what was missed there is

@@ -16,7 +16,7 @@ use crate::auth::Claims;
 use crate::auth::credentials::{Absence, Credentials, TokenRefused};
 use crate::error::ApiError;
 use crate::feed::event::{Delivery, Wire};
-use crate::hub::inbox::Outlet;
+use crate::hub::inbox::DirectWriter;
 use crate::js::{Fields, Js};
 use crate::limits::Address;
 use crate::metrics::{Deliveries, OpenSocket, WireName};
@@ -244,7 +244,7 @@ impl Client {
         let Self { socket, session, offsets, open, .. } = self;
         let offsets = *offsets;
         let deliveries = open.deliveries();
-        session.set_outlet(Direct {
+        session.set_direct_writer(EventWriter {
             sender: socket.sender(),
             offsets,
             deliveries: deliveries.clone(),
@@ -352,25 +352,25 @@ impl Client {
 }
 
 /// Events that are written while the session's task sleeps.
-struct Direct {
+struct EventWriter {
     sender: Sender,
     offsets: Offsets,
     deliveries: Deliveries,
 }
 
-impl Outlet for Direct {
-    fn give(&self, delivery: &Delivery) -> bool {
-        // The offset of a session that takes the short way is the position of the event.
+impl DirectWriter for EventWriter {
+    fn write(&self, delivery: &Delivery) -> bool {
+        // The offset of a session that is written to directly is the position of the event.
         let offset = match self.offsets {
             Offsets::Behind => delivery.offset_frame(),
             Offsets::None | Offsets::Inside => None,
         };
         let event = delivery.frame(self.offsets.wire());
-        let given = self.sender.send_now(std::iter::once(event).chain(offset));
-        if given {
+        let written = self.sender.send_now(std::iter::once(event).chain(offset));
+        if written {
             self.deliveries.count();
         }
-        given
+        written
     }
 }
 

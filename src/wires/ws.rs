@@ -23,7 +23,7 @@ use crate::auth::Claims;
 use crate::auth::credentials::{Absence, Credentials, TokenRefused, verify_event};
 use crate::error::ApiError;
 use crate::feed::event::{Delivery, Wire};
-use crate::hub::inbox::Outlet;
+use crate::hub::inbox::DirectWriter;
 use crate::metrics::{Deliveries, OpenSocket, WireName};
 use crate::protocols::cors;
 use crate::protocols::panics::survive;
@@ -236,7 +236,7 @@ async fn try_converse(
 ) -> Result<std::convert::Infallible, Closing> {
     let deliveries = open.deliveries();
     if let Some(writer) = socket.opened().await? {
-        session.set_outlet(Direct { writer, deliveries: deliveries.clone() });
+        session.set_direct_writer(EventWriter { writer, deliveries: deliveries.clone() });
     }
     let mut heard = Instant::now();
     let mut ping_due = heard + PING;
@@ -313,18 +313,18 @@ async fn try_converse(
 }
 
 /// Events that are written while the session's task sleeps.
-struct Direct {
+struct EventWriter {
     writer: WriteHandle,
     deliveries: Deliveries,
 }
 
-impl Outlet for Direct {
-    fn give(&self, delivery: &Delivery) -> bool {
-        let given = self.writer.send_now([delivery.frame(Wire::Plain)]);
-        if given {
+impl DirectWriter for EventWriter {
+    fn write(&self, delivery: &Delivery) -> bool {
+        let written = self.writer.send_now([delivery.frame(Wire::Plain)]);
+        if written {
             self.deliveries.count();
         }
-        given
+        written
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    inbox::Outlet,
+    inbox::DirectWriter,
     member::{Member, Start},
     pace::LONGEST_PAUSE,
     *,
@@ -55,8 +55,8 @@ struct Client {
     busy: Rc<Cell<bool>>,
 }
 
-impl Outlet for Client {
-    fn give(&self, delivery: &Delivery) -> bool {
+impl DirectWriter for Client {
+    fn write(&self, delivery: &Delivery) -> bool {
         if self.busy.get() {
             return false;
         }
@@ -68,7 +68,7 @@ impl Outlet for Client {
 /// A member of `room` with a client, which waits for the next event.
 fn listen(hub: &Hub, room: RoomId) -> (Member, Client) {
     let (mut member, client) = (Member::enter(hub), Client::default());
-    member.set_outlet(client.clone());
+    member.set_direct_writer(client.clone());
     member.join(room, Start::Live);
     assert_eq!(drain(&mut member), (0, true));
     (member, client)
@@ -149,7 +149,7 @@ async fn a_stream_of_messages_to_many_comes_in_few_rounds() {
 }
 
 #[test]
-fn nothing_goes_by_the_short_way_past_what_is_owed() {
+fn nothing_is_written_directly_before_what_is_owed() {
     let hub = hub(10, usize::MAX);
     let [room, other] = [RoomId::new(), RoomId::new()];
     let (mut member, client) = listen(&hub, room);
@@ -197,10 +197,10 @@ fn an_event_of_before_the_last_one_has_an_offset_of_its_own() {
 }
 
 #[test]
-fn a_panic_on_the_short_way_is_that_of_one_session() {
+fn a_panic_of_a_direct_write_is_that_of_one_session() {
     struct Faulty;
-    impl Outlet for Faulty {
-        fn give(&self, _: &Delivery) -> bool {
+    impl DirectWriter for Faulty {
+        fn write(&self, _: &Delivery) -> bool {
             std::panic::resume_unwind(Box::new("fault"))
         }
     }
@@ -208,7 +208,7 @@ fn a_panic_on_the_short_way_is_that_of_one_session() {
     let hub = hub(10, usize::MAX);
     let room = RoomId::new();
     let (mut faulty, _) = listen(&hub, room);
-    faulty.set_outlet(Faulty);
+    faulty.set_direct_writer(Faulty);
     let (_other, client) = listen(&hub, room);
     publish(&hub, room, 1);
     assert_eq!(client.heard.borrow().len(), 1);
