@@ -1,18 +1,18 @@
-//! What becomes of a panic: the session in which it happens ends, and no other.
+//! A panic ends the session in which it happens, and no other.
 
 use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt;
 
-/// Runs what serves one client. When it panics, that is logged and told to `note`; whatever it
-/// held is dropped by then, and the result is `None`.
+/// Runs the future that serves one client. When it panics, the panic is logged and `note` is called; all
+/// that the future held is dropped by then, and the result is `None`.
 ///
 /// No `async fn`, which would keep the future twice.
-pub fn survive<T>(
-    serving: impl Future<Output = T>,
+pub fn catch_panic<T>(
+    future: impl Future<Output = T>,
     note: impl FnOnce(),
 ) -> impl Future<Output = Option<T>> {
-    AssertUnwindSafe(serving).catch_unwind().map(|result| {
+    AssertUnwindSafe(future).catch_unwind().map(|result| {
         if result.is_err() {
             log::error!("A session ended because of a panic");
             note();

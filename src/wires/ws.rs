@@ -26,7 +26,7 @@ use crate::feed::event::{Delivery, Wire};
 use crate::hub::inbox::DirectWriter;
 use crate::metrics::{Deliveries, OpenSocket, WireName};
 use crate::protocols::cors;
-use crate::protocols::panics::survive;
+use crate::protocols::panics::catch_panic;
 use crate::protocols::websocket::{
     CloseCode, Closed, Frame, Message, NotAccepted, Socket, Turn, WRITE_AT_ONCE, WriteHandle,
 };
@@ -81,7 +81,7 @@ pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -
     };
     let process = Arc::clone(&worker.process);
     let note = move || process.note_panic();
-    actix_web::rt::spawn(survive(serve(worker, place, socket, token), note));
+    actix_web::rt::spawn(catch_panic(serve(worker, place, socket, token), note));
     answer
 }
 

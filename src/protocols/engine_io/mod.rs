@@ -41,7 +41,7 @@ pub use registry::Registry;
 pub use session::{Ended, Message};
 
 use crate::protocols::cors::{self, CorsOrigins};
-use crate::protocols::panics::survive;
+use crate::protocols::panics::catch_panic;
 use crate::protocols::wake_flag::WakeFlag;
 use crate::protocols::websocket::Socket;
 use packet::Packet;
@@ -351,7 +351,7 @@ impl<A: Application> Server<A> {
         let serving = self.application.serve(connection);
         let registry = self.registry.clone();
         let (ended, counted) = (Arc::clone(&session), registry.clone());
-        let mut serving = Box::pin(survive(serving, move || {
+        let mut serving = Box::pin(catch_panic(serving, move || {
             counted.note_panic();
             ended.end(CloseReason::Panic, Some(Packet::Close));
         }));

@@ -15,7 +15,7 @@ use super::end::CloseReason;
 use super::packet::Packet;
 use super::registry::Registry;
 use super::session::{Message, Session, Side, Transport};
-use crate::protocols::panics::survive;
+use crate::protocols::panics::catch_panic;
 use crate::protocols::websocket::{self, CloseCode, Frame, Socket, Turn, WRITE_AT_ONCE};
 
 /// How long a client may take to hear a goodbye that has no code.
@@ -56,7 +56,7 @@ pub(super) fn guarded(
         registry.note_panic();
         session.end(CloseReason::Panic, None);
     };
-    survive(carrying, note).map(drop)
+    catch_panic(carrying, note).map(drop)
 }
 
 /// Answers the probe and waits for the upgrade; meanwhile polling stays the transport.
