@@ -35,7 +35,7 @@ use crate::models::{RoomId, UserId};
 use crate::protocols::wake_flag::WakeFlag;
 
 use recovery::Journal;
-use registry::{Place, Worker};
+use registry::{ConnectionPermit, Worker};
 use requests::{Done, InFlight};
 
 pub use requests::{Request, Verb};
@@ -56,7 +56,7 @@ pub struct Session<T> {
     told_to_end: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ending: Option<(Pin<Box<Sleep>>, End)>,
     // Given back at the very end.
-    _place: Place,
+    _permit: ConnectionPermit,
 }
 
 /// What a wire is to write, or to do.
@@ -111,7 +111,7 @@ impl End {
 impl<T> Session<T> {
     /// A session of this user until the token expires, which it outlives with `LEGACY_TRUST`;
     /// `None` is an anonymous one, which only that lets in.
-    pub fn new(worker: Data<Worker>, place: Place, claims: Option<Claims>) -> Self {
+    pub fn new(worker: Data<Worker>, permit: ConnectionPermit, claims: Option<Claims>) -> Self {
         let member = Member::enter(&worker.hub);
         let ending = worker.ending(claims);
         Self {
@@ -124,9 +124,9 @@ impl<T> Session<T> {
             waiting: VecDeque::new(),
             window: SessionWindow::default(),
             end_flag: WakeFlag::default(),
-            told_to_end: Some(Box::pin(place.end.clone().cancelled_owned())),
+            told_to_end: Some(Box::pin(permit.end.clone().cancelled_owned())),
             ending,
-            _place: place,
+            _permit: permit,
         }
     }
 

@@ -100,9 +100,9 @@ struct Returnable {
     ended: CancellationToken,
 }
 
-/// A session's place among those that the process allows. Dropping it makes room for another.
+/// Permits one session. The process has a bounded number of these; dropping it makes room for another.
 #[derive(Debug)]
-pub struct Place {
+pub struct ConnectionPermit {
     process: Arc<Process>,
     /// Cancelled when the session must end: another connection took it over, or a drain began.
     pub end: CancellationToken,
@@ -133,14 +133,14 @@ impl Process {
         }
     }
 
-    /// A place for one more session; `None` when there are too many, or the process stops.
-    pub fn enter(self: &Arc<Self>, address: Address) -> Option<Place> {
+    /// A permit for one more session; `None` when there are too many, or the process stops.
+    pub fn enter(self: &Arc<Self>, address: Address) -> Option<ConnectionPermit> {
         if self.is_draining() {
             return None;
         }
         let taken = self.sessions.fetch_add(1, Ordering::Relaxed);
         // Made at once, so that it gives back what was taken also when that was too much.
-        let mut place = Place {
+        let mut permit = ConnectionPermit {
             process: Arc::clone(self),
             end: self.drain.child_token(),
             returnable: None,
@@ -158,10 +158,10 @@ impl Process {
                 return None;
             }
             *count += 1;
-            place.address = Some(address);
+            permit.address = Some(address);
         }
         if taken < self.max_sessions && self.connections.count() <= self.max_connections {
-            return Some(place);
+            return Some(permit);
         }
         self.refuse_socket();
         None
@@ -293,7 +293,7 @@ impl Process {
     }
 }
 
-impl Place {
+impl ConnectionPermit {
     /// Makes the session one that `user` may come back for with this private id. Of two
     /// connections that come for one session at the same time, the later owner stays.
     pub fn make_returnable(&mut self, pid: &str, user: UserId, generation: i64) {
@@ -310,7 +310,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.process.sessions.fetch_sub(1, Ordering::Relaxed);
         if let Some(address) = self.address
@@ -345,12 +345,12 @@ mod tests {
     }
 
     #[test]
-    fn places_are_bounded_and_given_back() {
+    fn permits_are_bounded_and_given_back() {
         let process = process(2, 0);
-        let places: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
-        assert_eq!(places.iter().filter(|place| place.is_some()).count(), 2);
+        let permits: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
+        assert_eq!(permits.iter().filter(|permit| permit.is_some()).count(), 2);
         assert_eq!(process.sessions(), 2);
-        drop(places);
+        drop(permits);
         assert_eq!(process.sessions(), 0);
         assert!(process.enter(address(1)).is_some());
     }
@@ -358,10 +358,10 @@ mod tests {
     #[test]
     fn an_address_has_its_share() {
         let process = process(9, 2);
-        let places: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
-        assert_eq!(places.iter().filter(|place| place.is_some()).count(), 2);
+        let permits: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
+        assert_eq!(permits.iter().filter(|permit| permit.is_some()).count(), 2);
         assert!(process.enter(address(2)).is_some());
-        drop(places);
+        drop(permits);
         assert!(process.addresses().is_empty() && process.sessions() == 0);
     }
 
@@ -385,13 +385,13 @@ mod tests {
     fn of_two_who_come_back_at_once_the_later_owner_stays() {
         for order in [[1, 2], [2, 1]] {
             let process = process(9, 0);
-            let places = order.map(|generation| {
-                let mut place = process.enter(address(1)).unwrap();
-                place.make_returnable("pid", UserId::new(), generation);
-                (generation, place)
+            let permits = order.map(|generation| {
+                let mut permit = process.enter(address(1)).unwrap();
+                permit.make_returnable("pid", UserId::new(), generation);
+                (generation, permit)
             });
-            for (generation, place) in places {
-                assert_eq!(place.end.is_cancelled(), generation == 1, "{order:?}");
+            for (generation, permit) in permits {
+                assert_eq!(permit.end.is_cancelled(), generation == 1, "{order:?}");
             }
             assert!(process.returnable().is_empty());
         }

@@ -128,16 +128,16 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
     };
     // From here on a client that cannot be served is not refused, which would be for good, but
     // disconnected: it comes back by itself.
-    let Some(mut place) = worker.process.enter(address(worker, &visit.handshake)) else {
+    let Some(mut permit) = worker.process.enter(address(worker, &visit.handshake)) else {
         visit.close();
         return None;
     };
-    let enter = |visit: Visit, place| {
-        let session = Session::new(worker.clone(), place, claims);
+    let enter = |visit: Visit, permit| {
+        let session = Session::new(worker.clone(), permit, claims);
         let socket = visit.accept(&random_id(), None);
         Some(Client::new(worker, socket, session, None, Offsets::None))
     };
-    let Some(claims) = claims else { return enter(visit, place) };
+    let Some(claims) = claims else { return enter(visit, permit) };
     // Before the feed has begun nothing is known of positions, and without them it could not come
     // back later on.
     if timeout(DEADLINE, worker.feed.started()).await.is_err() {
@@ -149,7 +149,7 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
         return None;
     };
     if auth.offsets == Offsets::None || !recovers {
-        return enter(visit, place);
+        return enter(visit, permit);
     }
     let Ok(returned) = come_back(worker, &auth, claims).await else {
         visit.close();
@@ -163,8 +163,8 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
         None => worker.begin(auth.offset.as_deref(), claims).await,
     };
     let journal = Rc::new(returned.journal);
-    place.make_returnable(&journal.pid, claims.user, journal.owner.generation);
-    let mut session = Session::new(worker.clone(), place, Some(claims));
+    permit.make_returnable(&journal.pid, claims.user, journal.owner.generation);
+    let mut session = Session::new(worker.clone(), permit, Some(claims));
     session.keep_journal(Rc::clone(&journal), returned.known, returned.joins);
     let socket = visit.accept(&journal.sid, Some(&journal.pid));
     session.enter(returned.rooms);

@@ -30,7 +30,7 @@ use crate::protocols::panics::catch_panic;
 use crate::protocols::websocket::{
     CloseCode, Closed, Frame, Message, NotAccepted, Socket, Turn, WRITE_AT_ONCE, WriteHandle,
 };
-use crate::sessions::registry::{Place, Worker};
+use crate::sessions::registry::{ConnectionPermit, Worker};
 use crate::sessions::{Answer, End, Output, Request, Session, Verb};
 
 /// The longest frame, in bytes.
@@ -74,14 +74,14 @@ pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -
                 .finish();
         }
     };
-    let Some(place) = worker.process.enter(address) else {
+    let Some(permit) = worker.process.enter(address) else {
         return HttpResponse::ServiceUnavailable()
             .insert_header((header::RETRY_AFTER, "1"))
             .finish();
     };
     let process = Arc::clone(&worker.process);
     let note = move || process.note_panic();
-    actix_web::rt::spawn(catch_panic(serve(worker, place, socket, token), note));
+    actix_web::rt::spawn(catch_panic(serve(worker, permit, socket, token), note));
     answer
 }
 
@@ -93,7 +93,7 @@ fn token(worker: &Worker, headers: &HeaderMap, query: &str) -> Result<Claims, To
 
 async fn serve(
     worker: Data<Worker>,
-    place: Place,
+    permit: ConnectionPermit,
     mut socket: Socket,
     token: Result<Claims, TokenRefused>,
 ) {
@@ -106,12 +106,12 @@ async fn serve(
         Err(absent @ TokenRefused::Missing(_)) => {
             let first = tokio::select! {
                 first = timeout(AUTHENTICATE, first_frame(&worker, &mut socket)) => Some(first),
-                () = place.end.cancelled() => None,
+                () = permit.end.cancelled() => None,
             };
             match first.map(|first| first.unwrap_or(Err(absent))) {
                 Some(Ok(claims)) => Some(claims),
                 None => {
-                    drop(place);
+                    drop(permit);
                     return socket.close(CloseCode::Away, &End::Draining.to_string()).await;
                 }
                 Some(Err(refused)) => return refuse(&worker, socket, &refused).await,
@@ -120,7 +120,7 @@ async fn serve(
         // Browsers cannot see an HTTP status, so the upgrade is accepted and then closed.
         Err(refused) => return refuse(&worker, socket, &refused).await,
     };
-    let mut session = Session::new(worker.clone(), place, claims);
+    let mut session = Session::new(worker.clone(), permit, claims);
     let mut open = worker.metrics.open(WireName::Plain);
     let closing = converse(&worker, &mut session, &mut socket, &mut open).await;
     // Boxed, so that a connection has no room for this while it lasts.
