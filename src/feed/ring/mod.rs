@@ -29,7 +29,7 @@ use super::{
 };
 use crate::models::RoomId;
 
-use state::Kept;
+use state::RingState;
 pub(super) use state::footprint;
 
 /// The number of an event in this process, counted from 0. Unlike positions, these exist on a
@@ -57,7 +57,7 @@ const MAX_REMOVED: usize = 100_000;
 pub struct Ring {
     limits: Limits,
     // A standard lock: nothing awaits while it is held.
-    kept: RwLock<Kept>,
+    state: RwLock<RingState>,
     end: watch::Sender<Seq>,
 }
 
@@ -110,28 +110,28 @@ pub struct Batch {
 impl Ring {
     /// An empty ring that promises nothing yet.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, kept: RwLock::default(), end: watch::Sender::new(0) }
+        Self { limits, state: RwLock::default(), end: watch::Sender::new(0) }
     }
 
     /// Forgets everything and begins anew: the stream will bring all inserts after `at`. Whoever
     /// reads the ring is overtaken. Answers what [`fill`](Self::fill) needs.
     pub fn open(&self, at: Position) -> Opening {
-        let mut kept = self.write();
+        let mut state = self.write();
         // Behind numbers for what is filled in. The first is that of an event that never was: also
         // a reader at the very end has missed it.
-        let next = kept.end() + 1 + MAX_FILLED;
+        let next = state.end() + 1 + MAX_FILLED;
         // What was published before will not be published again.
-        let whole = kept.newest <= Some(at);
-        let at = Some(at).max(kept.newest);
-        *kept = Kept {
+        let whole = state.newest <= Some(at);
+        let at = Some(at).max(state.newest);
+        *state = RingState {
             first: next,
             promised: next,
             began: next,
             whole,
             floor: at,
             through: at,
-            newest: kept.newest,
-            ..Kept::default()
+            newest: state.newest,
+            ..RingState::default()
         };
         self.end.send_replace(next);
         Opening(next)
@@ -141,51 +141,51 @@ impl Ring {
     /// stream order. Whoever follows the ring has no need of them. Answers whether there may be more
     /// in front of these; not when the limits are reached or the ring was opened anew.
     pub fn fill(&self, opening: Opening, from: Position, events: Vec<Event>, second: u32) -> bool {
-        let mut kept = self.write();
-        let filled = kept.began.saturating_sub(kept.first) + events.len() as Seq;
-        let is_there = events.last().and_then(Event::position) > kept.floor;
-        let forgot = kept.removed.len() > MAX_REMOVED;
-        if kept.began != opening.0 || !kept.whole || is_there || filled > MAX_FILLED || forgot {
+        let mut state = self.write();
+        let filled = state.began.saturating_sub(state.first) + events.len() as Seq;
+        let is_there = events.last().and_then(Event::position) > state.floor;
+        let forgot = state.removed.len() > MAX_REMOVED;
+        if state.began != opening.0 || !state.whole || is_there || filled > MAX_FILLED || forgot {
             return false;
         }
         for event in events.into_iter().rev() {
             let second = event.position().map_or(second, Position::seconds);
-            kept.push_front(event, second);
+            state.push_front(event, second);
         }
-        kept.floor = kept.floor.min(Some(from));
-        kept.evict(self.limits, second);
-        kept.whole
+        state.floor = state.floor.min(Some(from));
+        state.evict(self.limits, second);
+        state.whole
     }
 
     /// Forgets everything; from now on events have no position. Whoever reads is overtaken.
     pub fn close(&self) {
-        let mut kept = self.write();
-        let next = kept.end() + 1;
-        *kept = Kept { first: next, promised: next, ..Kept::default() };
+        let mut state = self.write();
+        let next = state.end() + 1;
+        *state = RingState { first: next, promised: next, ..RingState::default() };
         self.end.send_replace(next);
     }
 
     /// Appends what the feed read.
     pub fn publish(&self, batch: Batch) {
-        let mut kept = self.write();
-        let was = kept.end();
+        let mut state = self.write();
+        let was = state.end();
         for event in batch.events {
             let second = event.position().map_or(batch.second, Position::seconds);
-            kept.push(event, second);
+            state.push(event, second);
         }
-        kept.newest = kept.newest.max(batch.newest);
-        kept.through = kept.through.max(batch.newest).max(batch.through);
-        kept.evict(self.limits, batch.second);
-        if kept.end() != was {
-            self.end.send_replace(kept.end());
+        state.newest = state.newest.max(batch.newest);
+        state.through = state.through.max(batch.newest).max(batch.through);
+        state.evict(self.limits, batch.second);
+        if state.end() != was {
+            self.end.send_replace(state.end());
         }
     }
 
     /// The room of a message of which an event is here.
     pub fn room_of(&self, message: &MessageKey) -> Option<RoomId> {
-        let kept = self.read();
-        let seq = kept.messages.get(message)?.last()?;
-        Some(kept.entry(*seq)?.event.room())
+        let state = self.read();
+        let seq = state.messages.get(message)?.last()?;
+        Some(state.entry(*seq)?.event.room())
     }
 
     /// Nothing is known of this message but that it was removed: what is filled in later must not
@@ -220,70 +220,70 @@ impl Ring {
     /// Up to `max` events for a follower that has come to number `from`; none when there are none
     /// yet.
     pub fn after(&self, from: Seq, max: usize) -> Result<Vec<Arc<Event>>, Overtaken> {
-        let kept = self.read();
-        let skip = kept.index(from)?;
-        let events = kept.entries.iter().skip(skip).take(max);
+        let state = self.read();
+        let skip = state.index(from)?;
+        let events = state.entries.iter().skip(skip).take(max);
         Ok(events.map(|entry| entry.event.clone()).collect())
     }
 
     /// Up to where a reader has everything that has handed on what comes before number `seq`, the
     /// last of it at the position `dispatched`.
     pub fn through_at(&self, seq: Seq, dispatched: Option<Position>) -> Option<Position> {
-        let kept = self.read();
-        if seq >= kept.end() { kept.through } else { dispatched }
+        let state = self.read();
+        if seq >= state.end() { state.through } else { dispatched }
     }
 
     /// Whether every event of `room` after `since` is still here.
     pub fn recovers(&self, room: RoomId, since: Position) -> bool {
-        let kept = self.read();
-        let floor = kept.evicted.get(&room).copied().or(kept.floor);
+        let state = self.read();
+        let floor = state.evicted.get(&room).copied().or(state.floor);
         !self.limits.window.is_zero() && floor.is_some_and(|floor| since >= floor)
     }
 
     /// Where the memory of this ring begins, when it has seen nothing of `room` since then that it
     /// does not promise any more. What came before can be asked of the database only.
     pub fn beginning(&self, room: RoomId) -> Option<Position> {
-        let kept = self.read();
-        if kept.evicted.contains_key(&room) { None } else { kept.floor }
+        let state = self.read();
+        if state.evicted.contains_key(&room) { None } else { state.floor }
     }
 
     /// The number of the first event of `room` after `since`, or that of the ring's next event.
     pub fn first_after(&self, room: RoomId, since: Position) -> Seq {
-        let kept = self.read();
-        let Some(numbers) = kept.rooms.get(&room) else { return kept.end() };
+        let state = self.read();
+        let Some(numbers) = state.rooms.get(&room) else { return state.end() };
         let passed = numbers.partition_point(|&seq| {
-            kept.entry(seq).and_then(|entry| entry.event.position()) <= Some(since)
+            state.entry(seq).and_then(|entry| entry.event.position()) <= Some(since)
         });
-        numbers.get(passed).copied().unwrap_or_else(|| kept.end())
+        numbers.get(passed).copied().unwrap_or_else(|| state.end())
     }
 
     /// The first event of `room` from the number `seq` on, which
     /// [`first_after`](Self::first_after) or [`RoomEvent::next`] gave; `None` when there is none
     /// yet.
     pub fn event_of(&self, room: RoomId, seq: Seq) -> Result<Option<RoomEvent>, Overtaken> {
-        let kept = self.read();
-        kept.index(seq)?;
-        let Some(numbers) = kept.rooms.get(&room) else { return Ok(None) };
+        let state = self.read();
+        state.index(seq)?;
+        let Some(numbers) = state.rooms.get(&room) else { return Ok(None) };
         let mut numbers = numbers.range(numbers.partition_point(|&number| number < seq)..);
-        let found = numbers.next().and_then(|&seq| Some((seq, kept.entry(seq)?)));
+        let found = numbers.next().and_then(|&seq| Some((seq, state.entry(seq)?)));
         Ok(found.map(|(seq, entry)| RoomEvent {
             event: entry.event.clone(),
             seq,
-            next: numbers.next().copied().unwrap_or_else(|| kept.end()),
+            next: numbers.next().copied().unwrap_or_else(|| state.end()),
         }))
     }
 
     /// How many events the ring holds, and the bytes that it counts for them.
     pub fn size(&self) -> (usize, usize) {
-        let kept = self.read();
-        (kept.entries.len(), kept.bytes)
+        let state = self.read();
+        (state.entries.len(), state.bytes)
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Kept> {
-        self.kept.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, RingState> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Kept> {
-        self.kept.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> RwLockWriteGuard<'_, RingState> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

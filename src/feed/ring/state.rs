@@ -29,7 +29,7 @@ pub(super) const MAX_EVICTED: usize = 20_000;
 pub(super) const OVERHEAD: usize = 320;
 
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct RingState {
     pub(super) entries: VecDeque<Entry>,
     /// The number of the first entry.
     pub(super) first: Seq,
@@ -68,7 +68,7 @@ pub(super) struct Entry {
     pub(super) second: u32,
 }
 
-impl Kept {
+impl RingState {
     pub(super) fn end(&self) -> Seq {
         self.first + self.entries.len() as Seq
     }
