@@ -34,7 +34,7 @@ use crate::limits::SessionWindow;
 use crate::models::{RoomId, UserId};
 use crate::protocols::wake_flag::WakeFlag;
 
-use recovery::Journal;
+use recovery::RecoveryRecord;
 use registry::{ConnectionPermit, Worker};
 use requests::{Done, InFlight};
 
@@ -45,7 +45,7 @@ pub struct Session<T> {
     worker: Data<Worker>,
     user: Option<UserId>,
     member: Member,
-    journal: Option<Rc<Journal>>,
+    record: Option<Rc<RecoveryRecord>>,
     in_flight: Option<InFlight<T>>,
     /// What the database has answered.
     done: VecDeque<(T, Verb, Result<Done, ApiError>)>,
@@ -118,7 +118,7 @@ impl<T> Session<T> {
             worker,
             user: claims.map(|claims| claims.user),
             member,
-            journal: None,
+            record: None,
             in_flight: None,
             done: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -132,8 +132,13 @@ impl<T> Session<T> {
 
     /// Makes it a session that its client can come back to.
     /// It may have offsets up to `known` of earlier connections, in which it made so many `joins`.
-    pub fn keep_journal(&mut self, journal: Rc<Journal>, known: Option<Position>, joins: u32) {
-        self.journal = Some(journal);
+    pub fn set_recovery_record(
+        &mut self,
+        record: Rc<RecoveryRecord>,
+        known: Option<Position>,
+        joins: u32,
+    ) {
+        self.record = Some(record);
         self.member.remember(known, joins);
     }
 

@@ -35,9 +35,9 @@ const TAKEOVER_WAIT: Duration = Duration::from_secs(2);
 /// answer with an error instead.
 const FILL: Duration = Duration::from_secs(4);
 
-/// Keeps the record of one session while it lasts.
+/// Keeps the record of one session in the database up to date, while the session lasts.
 #[derive(Debug)]
-pub struct Journal {
+pub struct RecoveryRecord {
     sockets: Sockets,
     /// The private id.
     pub pid: String,
@@ -61,7 +61,7 @@ pub struct Journal {
 #[derive(Debug)]
 pub struct Return {
     /// Its record, which belongs to this connection now.
-    pub journal: Journal,
+    pub record: RecoveryRecord,
     /// The rooms that it was in, and where each goes on.
     pub rooms: Vec<(RoomId, Start)>,
     /// Up to where its client may have offsets that do not tell of all of them.
@@ -70,8 +70,8 @@ pub struct Return {
     pub joins: u32,
 }
 
-impl Journal {
-    /// The journal of a new session.
+impl RecoveryRecord {
+    /// The record of a new session, which is not in the database yet.
     pub fn new(worker: &Worker, claims: Claims) -> Self {
         let window = worker.config.recovery_window;
         Self {
@@ -200,7 +200,7 @@ impl Worker {
             Some(offset) if self.feed.cluster_reached(offset.base).await => Some(offset.base),
             _ => None,
         };
-        Return { journal: Journal::new(self, claims), rooms: Vec::new(), known, joins }
+        Return { record: RecoveryRecord::new(self, claims), rooms: Vec::new(), known, joins }
     }
 
     /// Takes a session over for a client that comes back. `None` when it is unknown, another
@@ -233,24 +233,24 @@ impl Worker {
             },
         }
         let claimed = sockets.claim(pid, claims.user, self.process.instance, expires).await?;
-        let Some(record) = claimed else { return Ok(None) };
-        self.process.take_over(pid, record.owner.generation);
-        let journal = Journal {
+        let Some(stored) = claimed else { return Ok(None) };
+        self.process.take_over(pid, stored.owner.generation);
+        let record = RecoveryRecord {
             sockets: sockets.clone(),
-            pid: record.pid,
-            sid: record.sid,
-            user: record.user,
-            owner: record.owner,
+            pid: stored.pid,
+            sid: stored.sid,
+            user: stored.user,
+            owner: stored.owner,
             window,
             expires: Cell::new(expires),
             stored: Cell::new(true),
             tried: Cell::new(true),
             ended: Cell::new(false),
         };
-        let mut rooms = Vec::with_capacity(record.rooms.len());
+        let mut rooms = Vec::with_capacity(stored.rooms.len());
         let mut known = offset.as_ref().map(|offset| offset.base);
         let mut joins = offset.as_ref().and_then(|offset| offset.joins).unwrap_or(0);
-        for (room, entry) in record.rooms {
+        for (room, entry) in stored.rooms {
             let Ok(entry) = entry.parse::<Entry>() else { return Ok(None) };
             known = known.max(entry.known);
             joins = joins.max(entry.join);
@@ -266,9 +266,9 @@ impl Worker {
         let ring = self.hub.ring();
         let is_whole = |&(room, start): &(RoomId, Start)| matches!(start, Start::After(since) if ring.recovers(room, since));
         if rooms.iter().all(is_whole) {
-            Ok(Some(Return { journal, rooms, known, joins }))
+            Ok(Some(Return { record, rooms, known, joins }))
         } else {
-            journal.remove().await;
+            record.remove().await;
             Ok(None)
         }
     }

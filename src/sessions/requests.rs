@@ -296,10 +296,10 @@ impl<T> Session<T> {
         if self.member.rooms().len() >= self.worker.config.max_rooms_per_session {
             return refused(ApiError::TooManyRooms);
         }
-        let (worker, journal) = (self.worker.clone(), self.journal.clone());
+        let (worker, record) = (self.worker.clone(), self.record.clone());
         // Now, since an event of another room may be given while the record is written; from which
         // position it is will be known then.
-        let announced = journal.is_some().then(|| self.member.announce(Position::ZERO));
+        let announced = record.is_some().then(|| self.member.announce(Position::ZERO));
         let work = async move {
             worker.feed.started().await;
             if !worker.store.rooms.exists(room).await? {
@@ -316,14 +316,14 @@ impl<T> Session<T> {
                 Some(Some(since)) => worker.start_after(room, since).await?,
             };
             let live = worker.hub.through();
-            if let (Some(journal), Some(entry), Some(live)) = (journal, announced, live) {
+            if let (Some(record), Some(entry), Some(live)) = (record, announced, live) {
                 let from = match start {
                     Start::After(since) => since,
                     // Until it was told, it has to be told again.
                     Start::Resync => Position::ZERO,
                     Start::Live | Start::From(_) => live,
                 };
-                journal.join(room, Entry { from, ..entry }).await?;
+                record.join(room, Entry { from, ..entry }).await?;
                 if start == Start::Live {
                     // The record says from where; in the meantime there may have been messages.
                     start = Start::From(live);
@@ -345,10 +345,10 @@ impl<T> Session<T> {
         };
         let was_in = self.member.is_in(room);
         self.member.leave(room);
-        let journal = self.journal.clone().filter(|_| was_in);
+        let record = self.record.clone().filter(|_| was_in);
         let work = async move {
-            if let Some(journal) = journal {
-                journal.leave(room).await?;
+            if let Some(record) = record {
+                record.leave(room).await?;
             }
             Ok(Done::Leave(room))
         };
@@ -449,10 +449,10 @@ impl<T> Session<T> {
                 return refused(error.error());
             }
         };
-        let journal = self.journal.clone();
+        let record = self.record.clone();
         let work = async move {
-            if let Some(journal) = journal {
-                journal.extend(claims).await?;
+            if let Some(record) = record {
+                record.extend(claims).await?;
             }
             Ok(Done::Extended(claims))
         };

@@ -27,7 +27,7 @@ use crate::protocols::engine_io::{
 use crate::protocols::socket_io::packet::MAIN;
 use crate::protocols::socket_io::{Application, Encoded, Event, Socket, Visit};
 use crate::protocols::websocket::WRITE_AT_ONCE;
-use crate::sessions::recovery::{Journal, Return, TAKEOVER_GRACE};
+use crate::sessions::recovery::{RecoveryRecord, Return, TAKEOVER_GRACE};
 use crate::sessions::registry::Worker;
 use crate::sessions::{Answer, End, Output, Request, Session, Verb};
 
@@ -104,7 +104,7 @@ impl Application for ChatIo {
 struct Client {
     socket: Socket,
     session: Session<Option<u64>>,
-    journal: Option<Rc<Journal>>,
+    record: Option<Rc<RecoveryRecord>>,
     offsets: Offsets,
     open: OpenSocket,
 }
@@ -162,13 +162,13 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
         Some(returned) => returned,
         None => worker.begin(auth.offset.as_deref(), claims).await,
     };
-    let journal = Rc::new(returned.journal);
-    permit.make_returnable(&journal.pid, claims.user, journal.owner.generation);
+    let record = Rc::new(returned.record);
+    permit.make_returnable(&record.pid, claims.user, record.owner.generation);
     let mut session = Session::new(worker.clone(), permit, Some(claims));
-    session.keep_journal(Rc::clone(&journal), returned.known, returned.joins);
-    let socket = visit.accept(&journal.sid, Some(&journal.pid));
+    session.set_recovery_record(Rc::clone(&record), returned.known, returned.joins);
+    let socket = visit.accept(&record.sid, Some(&record.pid));
     session.enter(returned.rooms);
-    Some(Client::new(worker, socket, session, Some(journal), auth.offsets))
+    Some(Client::new(worker, socket, session, Some(record), auth.offsets))
 }
 
 /// The session that a client comes back to, if there is one.
@@ -233,10 +233,10 @@ impl Client {
         worker: &Worker,
         socket: Socket,
         session: Session<Option<u64>>,
-        journal: Option<Rc<Journal>>,
+        record: Option<Rc<RecoveryRecord>>,
         offsets: Offsets,
     ) -> Self {
-        Self { socket, session, journal, offsets, open: worker.metrics.open(WireName::SocketIo) }
+        Self { socket, session, record, offsets, open: worker.metrics.open(WireName::SocketIo) }
     }
 
     /// Serves it until its session is to be ended for a reason, or it has gone.
@@ -311,13 +311,13 @@ impl Client {
             None => {}
         }
         self.take_rest().await;
-        if let (true, Some(journal)) = (self.socket.has_left(), self.journal.take()) {
+        if let (true, Some(record)) = (self.socket.has_left(), self.record.take()) {
             // Before the messages, since its client may be about to come back.
-            journal.end();
-            let removing = async { journal.remove().await };
+            record.end();
+            let removing = async { record.remove().await };
             let (wrote, ()) = join(self.session.finish_in_flight(), removing).await;
             if wrote {
-                journal.remove().await;
+                record.remove().await;
             }
         }
         self.session.work_off().await;
