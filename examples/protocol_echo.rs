@@ -20,7 +20,7 @@ use realtime_chat_backend::protocols::engine_io::packet::Packet;
 use realtime_chat_backend::protocols::engine_io::{
     self, Application, Connection, Handshake, Message, Refusal, Registry, Server, random_id,
 };
-use realtime_chat_backend::protocols::socket_io::{self, SocketIo, Visit};
+use realtime_chat_backend::protocols::socket_io::{self, ConnectRequest, SocketIo};
 use realtime_chat_backend::server;
 
 /// Sends every message of an Engine.IO session back.
@@ -61,14 +61,14 @@ impl socket_io::Application for SocketEcho {
         ["/", "/custom"].contains(&namespace)
     }
 
-    fn connect(&self, visit: Visit) -> impl Future<Output = ()> + 'static {
-        echo_events(visit)
+    fn connect(&self, request: ConnectRequest) -> impl Future<Output = ()> + 'static {
+        echo_events(request)
     }
 }
 
-async fn echo_events(visit: Visit) {
-    let auth = if visit.auth.is_empty() { "{}".into() } else { visit.auth.clone() };
-    let mut socket = visit.accept(&random_id(), None);
+async fn echo_events(request: ConnectRequest) {
+    let auth = if request.auth.is_empty() { "{}".into() } else { request.auth.clone() };
+    let mut socket = request.accept(&random_id(), None);
     socket.emit("auth", &[auth], Vec::new());
     while let Some(event) = socket.recv().await {
         let name = event.arguments.name();

@@ -25,7 +25,7 @@ use crate::protocols::engine_io::{
     CloseReason, Handshake, Refusal, Registry, Sender, Unwelcome, random_id,
 };
 use crate::protocols::socket_io::packet::MAIN;
-use crate::protocols::socket_io::{Application, Encoded, Event, Socket, Visit};
+use crate::protocols::socket_io::{Application, ConnectRequest, Encoded, Event, Socket};
 use crate::protocols::websocket::WRITE_AT_ONCE;
 use crate::sessions::recovery::{RecoveryRecord, Return, TAKEOVER_GRACE};
 use crate::sessions::registry::Worker;
@@ -89,11 +89,11 @@ impl Application for ChatIo {
         namespace == MAIN
     }
 
-    fn connect(&self, visit: Visit) -> impl Future<Output = ()> + 'static {
+    fn connect(&self, request: ConnectRequest) -> impl Future<Output = ()> + 'static {
         let worker = self.worker.clone();
         async move {
             // Boxed, as what happens once should not take memory for as long as the client stays.
-            let Some(mut client) = let_in(&worker, visit).boxed_local().await else { return };
+            let Some(mut client) = let_in(&worker, request).boxed_local().await else { return };
             let end = client.converse(&worker).await;
             client.finish(end).boxed_local().await;
         }
@@ -110,9 +110,9 @@ struct Client {
 }
 
 /// Lets a client in, or refuses it.
-async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
-    let auth = Auth::read(&visit.auth);
-    let claims = match claims(worker, &auth, &visit.handshake) {
+async fn let_in(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client> {
+    let auth = Auth::read(&request.auth);
+    let claims = match claims(worker, &auth, &request.handshake) {
         Ok(claims) => Some(claims),
         Err(refused) if worker.config.legacy_trust => {
             worker.refusals.note_passed_over(&refused);
@@ -122,37 +122,37 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
             worker.refusals.note_token(&refused);
             let (text, code) = refused.error().sentence(worker.config.errors);
             let reason = serde_json::Value::from(refused.to_string());
-            visit.refuse(&text, Some(&format!(r#"{{"code":"{code}","reason":{reason}}}"#)));
+            request.reject(&text, Some(&format!(r#"{{"code":"{code}","reason":{reason}}}"#)));
             return None;
         }
     };
     // From here on a client that cannot be served is not refused, which would be for good, but
     // disconnected: it comes back by itself.
-    let Some(mut permit) = worker.process.enter(address(worker, &visit.handshake)) else {
-        visit.close();
+    let Some(mut permit) = worker.process.enter(address(worker, &request.handshake)) else {
+        request.close();
         return None;
     };
-    let enter = |visit: Visit, permit| {
+    let enter = |request: ConnectRequest, permit| {
         let session = Session::new(worker.clone(), permit, claims);
-        let socket = visit.accept(&random_id(), None);
+        let socket = request.accept(&random_id(), None);
         Some(Client::new(worker, socket, session, None, Offsets::None))
     };
-    let Some(claims) = claims else { return enter(visit, permit) };
+    let Some(claims) = claims else { return enter(request, permit) };
     // Before the feed has begun nothing is known of positions, and without them it could not come
     // back later on.
     if timeout(DEADLINE, worker.feed.started()).await.is_err() {
-        visit.close();
+        request.close();
         return None;
     }
     let Ok(recovers) = worker.recovers().await else {
-        visit.close();
+        request.close();
         return None;
     };
     if auth.offsets == Offsets::None || !recovers {
-        return enter(visit, permit);
+        return enter(request, permit);
     }
     let Ok(returned) = come_back(worker, &auth, claims).await else {
-        visit.close();
+        request.close();
         return None;
     };
     if auth.pid.is_some() {
@@ -166,7 +166,7 @@ async fn let_in(worker: &Data<Worker>, visit: Visit) -> Option<Client> {
     permit.make_returnable(&record.pid, claims.user, record.owner.generation);
     let mut session = Session::new(worker.clone(), permit, Some(claims));
     session.set_recovery_record(Rc::clone(&record), returned.known, returned.joins);
-    let socket = visit.accept(&record.sid, Some(&record.pid));
+    let socket = request.accept(&record.sid, Some(&record.pid));
     session.enter(returned.rooms);
     Some(Client::new(worker, socket, session, Some(record), auth.offsets))
 }

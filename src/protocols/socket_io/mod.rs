@@ -67,11 +67,11 @@ pub trait Application: 'static {
     fn has(&self, namespace: &str) -> bool;
 
     /// Serves a client in a namespace, from its wish to enter it until it is gone.
-    fn connect(&self, visit: Visit) -> impl Future<Output = ()> + 'static;
+    fn connect(&self, request: ConnectRequest) -> impl Future<Output = ()> + 'static;
 }
 
-/// A client that wants to enter a namespace.
-pub struct Visit {
+/// A client's request to enter a namespace.
+pub struct ConnectRequest {
     socket: Socket,
     /// What it sent along: a JSON object, or empty.
     pub auth: ByteString,
@@ -125,9 +125,9 @@ struct State {
     left: Cell<bool>,
 }
 
-impl Visit {
-    /// Lets the client in. `sid` is its public id; with `pid` it will come back with that and the
-    /// last string of the last event that it got.
+impl ConnectRequest {
+    /// Admits the client. `sid` is its public id. With `pid`, its private id, it can resume: it then
+    /// sends `pid` and the last string of the last event that it got.
     pub fn accept(self, sid: &str, pid: Option<&str>) -> Socket {
         let json = match pid {
             Some(pid) => format!(r#"{{"sid":"{sid}","pid":"{pid}"}}"#),
@@ -138,9 +138,9 @@ impl Visit {
         self.socket
     }
 
-    /// Refuses it; the connection stays open for other namespaces. A client that is refused does
+    /// Rejects it; the connection stays open for other namespaces. A client that is rejected does
     /// not try again by itself.
-    pub fn refuse(self, message: &str, data: Option<&str>) {
+    pub fn reject(self, message: &str, data: Option<&str>) {
         let message = serde_json::Value::from(message);
         let json = match data {
             Some(data) => format!(r#"{{"message":{message},"data":{data}}}"#),
@@ -386,11 +386,11 @@ impl<A: Application> Namespaces<A> {
             events: Rc::clone(&events),
             state: Rc::clone(&state),
         };
-        let visit = Visit { socket, auth, handshake: Rc::clone(&self.handshake) };
+        let request = ConnectRequest { socket, auth, handshake: Rc::clone(&self.handshake) };
         if !known {
-            return visit.refuse("Invalid namespace", None);
+            return request.reject("Invalid namespace", None);
         }
-        let serving = self.application.connect(visit).boxed_local();
+        let serving = self.application.connect(request).boxed_local();
         self.open.reserve_exact(1);
         self.open.push(Open { namespace, events, state: Rc::clone(&state) });
         self.serving.reserve_exact(1);
