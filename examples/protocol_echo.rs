@@ -18,7 +18,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
 use bytestring::ByteString;
 use realtime_chat_backend::protocols::engine_io::packet::Packet;
 use realtime_chat_backend::protocols::engine_io::{
-    self, Application, Connection, Handshake, Message, Refusal, Registry, Server, random_id,
+    self, Application, ConnectError, Connection, Handshake, Message, Registry, Server, random_id,
 };
 use realtime_chat_backend::protocols::socket_io::{self, ConnectRequest, SocketIo};
 use realtime_chat_backend::server;
@@ -27,7 +27,7 @@ use realtime_chat_backend::server;
 struct EngineEcho;
 
 impl Application for EngineEcho {
-    fn admit(&self, _: &Handshake) -> Result<(), Refusal> {
+    fn admit(&self, _: &Handshake) -> Result<(), ConnectError> {
         Ok(())
     }
 
@@ -53,7 +53,7 @@ async fn echo_messages(mut connection: Connection) {
 struct SocketEcho;
 
 impl socket_io::Application for SocketEcho {
-    fn admit(&self, _: &Handshake) -> Result<(), Refusal> {
+    fn admit(&self, _: &Handshake) -> Result<(), ConnectError> {
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use crate::limits::Address;
 use crate::metrics::{Deliveries, OpenSocket, WireName};
 use crate::middleware::deadline::DEADLINE;
 use crate::protocols::engine_io::{
-    CloseReason, Handshake, Refusal, Registry, Sender, Unwelcome, random_id,
+    CloseReason, ConnectError, Handshake, Registry, Rejection, Sender, random_id,
 };
 use crate::protocols::socket_io::packet::MAIN;
 use crate::protocols::socket_io::{Application, ConnectRequest, Encoded, Event, Socket};
@@ -69,19 +69,19 @@ impl ChatIo {
 }
 
 impl Application for ChatIo {
-    fn admit(&self, handshake: &Handshake) -> Result<(), Refusal> {
+    fn admit(&self, handshake: &Handshake) -> Result<(), ConnectError> {
         let address = address(&self.worker, handshake);
         if let Err(reached) = self.worker.limits.connect.take(address) {
-            return Err(Refusal::TooMany { seconds: reached.seconds() });
+            return Err(ConnectError::TooMany { seconds: reached.seconds() });
         }
         let has_room = self.worker.process.has_room_beside(self.connections.len());
-        if has_room { Ok(()) } else { Err(Refusal::Unavailable) }
+        if has_room { Ok(()) } else { Err(ConnectError::Unavailable) }
     }
 
-    fn note(&self, unwelcome: &Unwelcome<'_>) {
-        match unwelcome {
-            Unwelcome::Revision => self.worker.refusals.note_protocol(),
-            Unwelcome::Origin(origin) => self.worker.refusals.note_origin(origin.as_bytes()),
+    fn on_rejection(&self, rejection: &Rejection<'_>) {
+        match rejection {
+            Rejection::Revision => self.worker.refusals.note_protocol(),
+            Rejection::Origin(origin) => self.worker.refusals.note_origin(origin.as_bytes()),
         }
     }
 

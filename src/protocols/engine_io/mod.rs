@@ -96,10 +96,10 @@ pub trait Application: 'static {
     ///
     /// # Errors
     /// The client is told so.
-    fn admit(&self, handshake: &Handshake) -> Result<(), Refusal>;
+    fn admit(&self, handshake: &Handshake) -> Result<(), ConnectError>;
 
-    /// Is told of a client that the server refuses by itself.
-    fn note(&self, _: &Unwelcome<'_>) {}
+    /// Called for each client that the server itself rejects.
+    fn on_rejection(&self, _: &Rejection<'_>) {}
 
     /// Serves a connection until the application is done with it; dropping the [`Connection`]
     /// ends it. After the end of a session it is dropped itself when it is not done within
@@ -107,9 +107,9 @@ pub trait Application: 'static {
     fn serve(&self, connection: Connection) -> impl Future<Output = ()> + 'static;
 }
 
-/// Why a handshake is refused.
+/// Why the application does not admit a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum ConnectError {
     /// 403 and the protocol's "Forbidden".
     Forbidden,
     /// 503: too many connections, or the server is stopping. Clients try again.
@@ -121,9 +121,9 @@ pub enum Refusal {
     },
 }
 
-/// A client that the server refuses by itself.
+/// Why the server itself rejects a client.
 #[derive(Debug, Clone, Copy)]
-pub enum Unwelcome<'a> {
+pub enum Rejection<'a> {
     /// It speaks another revision of the protocol.
     Revision,
     /// A page of this origin, which its browser keeps from reading the answer, or which is refused
@@ -233,7 +233,7 @@ struct Parameters<'a> {
 
 /// The errors that the protocol knows, in the words of the original.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refused {
+enum RequestError {
     UnknownTransport,
     UnknownSession,
     BadMethod,
@@ -257,7 +257,7 @@ impl<A: Application> Server<A> {
             self.note_foreign(&req);
             cors::preflight(req.headers(), METHODS)
         } else {
-            self.route(&req, payload).await.unwrap_or_else(Refused::respond)
+            self.route(&req, payload).await.unwrap_or_else(RequestError::respond)
         };
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             cors::allow_origin(response.headers_mut(), &self.config.origins, origin);
@@ -266,50 +266,54 @@ impl<A: Application> Server<A> {
     }
 
     /// The checks, in the order of the original.
-    async fn route(&self, req: &HttpRequest, payload: Payload) -> Result<HttpResponse, Refused> {
+    async fn route(
+        &self,
+        req: &HttpRequest,
+        payload: Payload,
+    ) -> Result<HttpResponse, RequestError> {
         let parameters = Parameters::of(req.query_string());
         let transport = match parameters.transport.as_deref() {
             Some("polling") => Transport::Polling,
             Some("websocket") => Transport::WebSocket,
-            _ => return Err(Refused::UnknownTransport),
+            _ => return Err(RequestError::UnknownTransport),
         };
         let upgrade = is_upgrade(req.headers());
         if let Some(sid) = parameters.sid.filter(|sid| !sid.is_empty()) {
             return match (transport, upgrade) {
                 (Transport::WebSocket, true) => {
-                    let session = self.registry.find(&sid).ok_or(Refused::UnknownSession)?;
+                    let session = self.registry.find(&sid).ok_or(RequestError::UnknownSession)?;
                     self.check_origin(req)?;
                     websocket::upgrade(session, &self.registry, req, payload)
                 }
                 (Transport::Polling, false) => {
                     let session = self.registry.find_for_poll(&sid, req.method());
-                    let session = session.ok_or(Refused::UnknownSession)?;
+                    let session = session.ok_or(RequestError::UnknownSession)?;
                     polling::handle(session, req, payload).await
                 }
                 _ => {
-                    self.registry.find(&sid).ok_or(Refused::UnknownSession)?;
-                    Err(Refused::BadRequest)
+                    self.registry.find(&sid).ok_or(RequestError::UnknownSession)?;
+                    Err(RequestError::BadRequest)
                 }
             };
         }
         if req.method() != Method::GET {
-            return Err(Refused::BadMethod);
+            return Err(RequestError::BadMethod);
         }
         if (transport == Transport::WebSocket) != upgrade {
-            return Err(Refused::BadRequest);
+            return Err(RequestError::BadRequest);
         }
         self.check_origin(req)?;
         self.note_foreign(req);
         let handshake = Handshake::of(req);
         match self.application.admit(&handshake) {
             Ok(()) => {}
-            Err(Refusal::Forbidden) => return Err(Refused::Forbidden),
-            Err(Refusal::Unavailable) => return Err(Refused::Unavailable),
-            Err(Refusal::TooMany { seconds }) => return Err(Refused::TooMany(seconds)),
+            Err(ConnectError::Forbidden) => return Err(RequestError::Forbidden),
+            Err(ConnectError::Unavailable) => return Err(RequestError::Unavailable),
+            Err(ConnectError::TooMany { seconds }) => return Err(RequestError::TooMany(seconds)),
         }
         if parameters.revision.as_deref() != Some("4") {
-            self.application.note(&Unwelcome::Revision);
-            return Err(Refused::UnsupportedRevision);
+            self.application.on_rejection(&Rejection::Revision);
+            return Err(RequestError::UnsupportedRevision);
         }
         match transport {
             Transport::Polling => {
@@ -321,7 +325,7 @@ impl<A: Application> Server<A> {
             Transport::WebSocket => {
                 let max = self.config.max_payload;
                 let (response, socket) =
-                    Socket::accept(req, payload, max).map_err(|_| Refused::BadRequest)?;
+                    Socket::accept(req, payload, max).map_err(|_| RequestError::BadRequest)?;
                 let session = self.begin(transport);
                 let open = session.open_packet(&[]);
                 let carried = websocket::serve(Arc::clone(&session), socket, Some(open));
@@ -394,11 +398,11 @@ impl<A: Application> Server<A> {
     }
 
     /// A WebSocket is not bound by CORS, so its origin is checked here.
-    fn check_origin(&self, req: &HttpRequest) -> Result<(), Refused> {
+    fn check_origin(&self, req: &HttpRequest) -> Result<(), RequestError> {
         match cors::foreign(req.headers(), &self.config.origins) {
             Some(origin) if is_upgrade(req.headers()) => {
-                self.application.note(&Unwelcome::Origin(origin));
-                Err(Refused::Forbidden)
+                self.application.on_rejection(&Rejection::Origin(origin));
+                Err(RequestError::Forbidden)
             }
             _ => Ok(()),
         }
@@ -407,7 +411,7 @@ impl<A: Application> Server<A> {
     /// A browser keeps the answer from a foreign page, so its handshake ends here.
     fn note_foreign(&self, req: &HttpRequest) {
         if let Some(origin) = cors::foreign(req.headers(), &self.config.origins) {
-            self.application.note(&Unwelcome::Origin(origin));
+            self.application.on_rejection(&Rejection::Origin(origin));
         }
     }
 }
@@ -462,7 +466,7 @@ impl Handshake {
     }
 }
 
-impl Refused {
+impl RequestError {
     fn respond(self) -> HttpResponse {
         let (code, message) = match self {
             Self::UnknownTransport => (0, "Transport unknown"),

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::end::CloseReason;
 use super::packet::{Packet, join_payload, parse_payload};
 use super::session::{Message, Session, Side, Transport};
-use super::{Refused, compression};
+use super::{RequestError, compression};
 
 /// How long a poll waits while an upgrade is tried: the client waits for its end.
 const POLL_WHILE_PROBING: Duration = Duration::from_millis(100);
@@ -31,15 +31,15 @@ pub(super) async fn handle(
     session: Arc<Session>,
     req: &HttpRequest,
     payload: Payload,
-) -> Result<HttpResponse, Refused> {
+) -> Result<HttpResponse, RequestError> {
     if session.state().transport != Transport::Polling {
-        return Err(Refused::BadRequest);
+        return Err(RequestError::BadRequest);
     }
     match *req.method() {
         Method::GET => poll(&session, req).await,
         Method::POST => post(&session, req.headers(), payload).await,
         // Not a reason to end the session.
-        _ => Err(Refused::BadRequest),
+        _ => Err(RequestError::BadRequest),
     }
 }
 
@@ -57,26 +57,26 @@ pub(super) async fn answer(payload: String, req: &HttpRequest) -> HttpResponse {
 }
 
 /// Waits for packets and answers with all of them.
-async fn poll(session: &Arc<Session>, req: &HttpRequest) -> Result<HttpResponse, Refused> {
+async fn poll(session: &Arc<Session>, req: &HttpRequest) -> Result<HttpResponse, RequestError> {
     let (already, in_upgrade) = {
         let mut state = session.state();
         (std::mem::replace(&mut state.polling, true), state.probing)
     };
     if already {
         session.end(CloseReason::Overlap, Some(Packet::Close));
-        return Err(Refused::BadRequest);
+        return Err(RequestError::BadRequest);
     }
     let mut guard = Request { session, of: |state| &mut state.polling, done: false };
     let waiting = session.wait_for(Side::Transport, |state| {
         if let Some(end) = &mut state.end {
             let last_word = end.last_word.take().map(|last_word| vec![last_word]);
-            return Some(last_word.ok_or(Refused::UnknownSession));
+            return Some(last_word.ok_or(RequestError::UnknownSession));
         }
         match state.transport {
             Transport::Polling => state.take_queue(&session.config).map(Ok),
             // Who polls in the midst of an upgrade and does not wait for the answer before
             // completing it has come too late. What is queued is the WebSocket's.
-            Transport::WebSocket if in_upgrade => Some(Err(Refused::BadRequest)),
+            Transport::WebSocket if in_upgrade => Some(Err(RequestError::BadRequest)),
             Transport::WebSocket => Some(Ok(vec![Packet::Noop])),
         }
     });
@@ -103,11 +103,11 @@ async fn post(
     session: &Arc<Session>,
     headers: &HeaderMap,
     payload: Payload,
-) -> Result<HttpResponse, Refused> {
+) -> Result<HttpResponse, RequestError> {
     let already = std::mem::replace(&mut session.state().posting, true);
     if already {
         session.end(CloseReason::Overlap, Some(Packet::Close));
-        return Err(Refused::BadRequest);
+        return Err(RequestError::BadRequest);
     }
     let mut guard = Request { session, of: |state| &mut state.posting, done: false };
     let is_binary = headers
@@ -150,7 +150,7 @@ async fn post(
         }
         Err(Rejected::Broken(reason)) => {
             session.end(reason, Some(Packet::Close));
-            Err(Refused::BadRequest)
+            Err(RequestError::BadRequest)
         }
         Err(Rejected::TooLarge) => {
             Ok(HttpResponse::build(StatusCode::PAYLOAD_TOO_LARGE).force_close().finish())

@@ -10,7 +10,7 @@ use bytestring::ByteString;
 use futures::FutureExt;
 use tokio::time::timeout;
 
-use super::Refused;
+use super::RequestError;
 use super::end::CloseReason;
 use super::packet::Packet;
 use super::registry::Registry;
@@ -28,9 +28,9 @@ pub(super) fn upgrade(
     registry: &Registry,
     req: &HttpRequest,
     payload: Payload,
-) -> Result<HttpResponse, Refused> {
+) -> Result<HttpResponse, RequestError> {
     let (response, socket) = Socket::accept(req, payload, session.config.max_payload)
-        .map_err(|_| Refused::BadRequest)?;
+        .map_err(|_| RequestError::BadRequest)?;
     let mut state = session.state();
     let begins = state.end.is_none() && state.transport == Transport::Polling && !state.probing;
     state.probing |= begins;

@@ -23,7 +23,7 @@ use futures::future::LocalBoxFuture;
 use tokio::time::{Instant, sleep_until};
 
 use crate::protocols::engine_io::{
-    self, CloseReason, Connection, Handshake, Message, Refusal, Unwelcome,
+    self, CloseReason, ConnectError, Connection, Handshake, Message, Rejection,
     packet::Packet as Carrier,
 };
 use packet::{Arguments, AttachmentLimits, Body, Decoder, NotAPacket, Packet};
@@ -58,10 +58,10 @@ pub trait Application: 'static {
     ///
     /// # Errors
     /// The client is told so.
-    fn admit(&self, handshake: &Handshake) -> Result<(), Refusal>;
+    fn admit(&self, handshake: &Handshake) -> Result<(), ConnectError>;
 
-    /// Is told of a client that the server refuses by itself.
-    fn note(&self, _: &Unwelcome<'_>) {}
+    /// Called for each client that the server itself rejects.
+    fn on_rejection(&self, _: &Rejection<'_>) {}
 
     /// Whether there is a namespace of this name.
     fn has(&self, namespace: &str) -> bool;
@@ -230,12 +230,12 @@ impl<A: Application> SocketIo<A> {
 }
 
 impl<A: Application> engine_io::Application for SocketIo<A> {
-    fn admit(&self, handshake: &Handshake) -> Result<(), Refusal> {
+    fn admit(&self, handshake: &Handshake) -> Result<(), ConnectError> {
         self.application.admit(handshake)
     }
 
-    fn note(&self, unwelcome: &Unwelcome<'_>) {
-        self.application.note(unwelcome);
+    fn on_rejection(&self, rejection: &Rejection<'_>) {
+        self.application.on_rejection(rejection);
     }
 
     fn serve(&self, connection: Connection) -> impl Future<Output = ()> + 'static {
