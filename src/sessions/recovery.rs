@@ -57,9 +57,9 @@ pub struct RecoveryRecord {
     ended: Cell<bool>,
 }
 
-/// A session that goes on.
+/// A session that a client resumes, or that begins.
 #[derive(Debug)]
-pub struct Return {
+pub struct Resumed {
     /// Its record, which belongs to this connection now.
     pub record: RecoveryRecord,
     /// The rooms that it was in, and where each goes on.
@@ -192,7 +192,7 @@ impl Worker {
 
     /// A session that begins anew. Its client keeps the offset of an earlier one until it gets
     /// another.
-    pub async fn begin(&self, offset: Option<&str>, claims: Claims) -> Return {
+    pub async fn begin(&self, offset: Option<&str>, claims: Claims) -> Resumed {
         let offset = offset.and_then(|offset| offset.parse::<Offset>().ok());
         let joins = offset.as_ref().and_then(|offset| offset.joins).unwrap_or(0);
         // One that is still to come is none of this cluster, and would stand for ever.
@@ -200,7 +200,7 @@ impl Worker {
             Some(offset) if self.feed.cluster_reached(offset.base).await => Some(offset.base),
             _ => None,
         };
-        Return { record: RecoveryRecord::new(self, claims), rooms: Vec::new(), known, joins }
+        Resumed { record: RecoveryRecord::new(self, claims), rooms: Vec::new(), known, joins }
     }
 
     /// Takes a session over for a client that comes back. `None` when it is unknown, another
@@ -213,7 +213,7 @@ impl Worker {
         pid: &str,
         offset: Option<&str>,
         claims: Claims,
-    ) -> Result<Option<Return>, ApiError> {
+    ) -> Result<Option<Resumed>, ApiError> {
         let window = self.config.recovery_window;
         let expires = expiry(claims, window);
         let offset = match offset.map(str::parse::<Offset>) {
@@ -266,7 +266,7 @@ impl Worker {
         let ring = self.hub.ring();
         let is_whole = |&(room, start): &(RoomId, Start)| matches!(start, Start::After(since) if ring.recovers(room, since));
         if rooms.iter().all(is_whole) {
-            Ok(Some(Return { record, rooms, known, joins }))
+            Ok(Some(Resumed { record, rooms, known, joins }))
         } else {
             record.remove().await;
             Ok(None)

@@ -78,8 +78,8 @@ pub struct Process {
     drain: CancellationToken,
     /// Over how many milliseconds a drain is spread.
     drain_spread: AtomicU64,
-    /// The sessions that a client may come back for, by their private ids.
-    returnable: Mutex<HashMap<String, Returnable>>,
+    /// The sessions that a client may resume, by their private ids.
+    resumable: Mutex<HashMap<String, ResumableSession>>,
 }
 
 /// How many sockets were refused, by what there was too much of.
@@ -91,7 +91,7 @@ struct Refused {
 
 /// The connection here that a session belongs to.
 #[derive(Debug)]
-struct Returnable {
+struct ResumableSession {
     /// How often the session had changed hands.
     generation: i64,
     user: UserId,
@@ -107,7 +107,7 @@ pub struct ConnectionPermit {
     /// Cancelled when the session must end: another connection took it over, or a drain began.
     pub end: CancellationToken,
     /// The private id, and how often the session had changed hands.
-    returnable: Option<(String, i64)>,
+    resumable: Option<(String, i64)>,
     /// Cancels `ended` of the connection that may be taken over.
     _ended: Option<DropGuard>,
     address: Option<Address>,
@@ -129,7 +129,7 @@ impl Process {
             addresses: Mutex::default(),
             drain: CancellationToken::new(),
             drain_spread: AtomicU64::new(0),
-            returnable: Mutex::default(),
+            resumable: Mutex::default(),
         }
     }
 
@@ -143,7 +143,7 @@ impl Process {
         let mut permit = ConnectionPermit {
             process: Arc::clone(self),
             end: self.drain.child_token(),
-            returnable: None,
+            resumable: None,
             _ended: None,
             address: None,
         };
@@ -254,8 +254,8 @@ impl Process {
     /// `None` when there is no such connection here.
     pub async fn end_and_wait(&self, pid: &str, user: UserId, most: Duration) -> Option<bool> {
         let ended = {
-            let returnable = self.returnable();
-            let old = returnable.get(pid).filter(|old| old.user == user)?;
+            let resumable = self.resumable();
+            let old = resumable.get(pid).filter(|old| old.user == user)?;
             old.end.cancel();
             old.ended.clone()
         };
@@ -265,7 +265,7 @@ impl Process {
     /// Ends the connection of this process from which a session was taken over, if it is here.
     /// `generation` is how often the session has changed hands now.
     pub fn take_over(&self, pid: &str, generation: i64) {
-        if let Entry::Occupied(old) = self.returnable().entry(pid.to_owned())
+        if let Entry::Occupied(old) = self.resumable().entry(pid.to_owned())
             && old.get().generation < generation
         {
             old.remove().end.cancel();
@@ -276,7 +276,7 @@ impl Process {
     pub async fn sweep(self: Arc<Self>, store: Store) {
         loop {
             tokio::time::sleep(SWEEP).await;
-            let pids: Vec<String> = self.returnable().keys().cloned().collect();
+            let pids: Vec<String> = self.resumable().keys().cloned().collect();
             for pids in pids.chunks(SWEEP_AT_ONCE) {
                 match store.sockets.taken_over(pids, self.instance).await {
                     Ok(taken) => taken.iter().for_each(|(pid, generation)| {
@@ -288,23 +288,23 @@ impl Process {
         }
     }
 
-    fn returnable(&self) -> MutexGuard<'_, HashMap<String, Returnable>> {
-        self.returnable.lock().unwrap_or_else(PoisonError::into_inner)
+    fn resumable(&self) -> MutexGuard<'_, HashMap<String, ResumableSession>> {
+        self.resumable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ConnectionPermit {
-    /// Makes the session one that `user` may come back for with this private id. Of two
-    /// connections that come for one session at the same time, the later owner stays.
-    pub fn make_returnable(&mut self, pid: &str, user: UserId, generation: i64) {
+    /// Makes the session one that `user` may resume with this private id. Of two connections that
+    /// resume one session at the same time, the later owner stays.
+    pub fn make_resumable(&mut self, pid: &str, user: UserId, generation: i64) {
         self.process.take_over(pid, generation);
-        match self.process.returnable().entry(pid.to_owned()) {
+        match self.process.resumable().entry(pid.to_owned()) {
             Entry::Occupied(_) => self.end.cancel(),
             Entry::Vacant(free) => {
                 let ended = CancellationToken::new();
                 self._ended = Some(ended.clone().drop_guard());
-                free.insert(Returnable { generation, user, end: self.end.clone(), ended });
-                self.returnable = Some((pid.to_owned(), generation));
+                free.insert(ResumableSession { generation, user, end: self.end.clone(), ended });
+                self.resumable = Some((pid.to_owned(), generation));
             }
         }
     }
@@ -321,8 +321,8 @@ impl Drop for ConnectionPermit {
                 count.remove();
             }
         }
-        if let Some((pid, generation)) = self.returnable.take()
-            && let Entry::Occupied(own) = self.process.returnable().entry(pid)
+        if let Some((pid, generation)) = self.resumable.take()
+            && let Entry::Occupied(own) = self.process.resumable().entry(pid)
             && own.get().generation == generation
         {
             own.remove();
@@ -369,10 +369,10 @@ mod tests {
     fn who_takes_over_ends_the_other_and_stays() {
         let process = process(9, 0);
         let mut old = process.enter(address(1)).unwrap();
-        old.make_returnable("pid", UserId::new(), 0);
+        old.make_resumable("pid", UserId::new(), 0);
         process.take_over("pid", 1);
         let mut new = process.enter(address(1)).unwrap();
-        new.make_returnable("pid", UserId::new(), 1);
+        new.make_resumable("pid", UserId::new(), 1);
         assert!(old.end.is_cancelled() && !new.end.is_cancelled());
         drop(old);
         process.take_over("pid", 1);
@@ -387,13 +387,13 @@ mod tests {
             let process = process(9, 0);
             let permits = order.map(|generation| {
                 let mut permit = process.enter(address(1)).unwrap();
-                permit.make_returnable("pid", UserId::new(), generation);
+                permit.make_resumable("pid", UserId::new(), generation);
                 (generation, permit)
             });
             for (generation, permit) in permits {
                 assert_eq!(permit.end.is_cancelled(), generation == 1, "{order:?}");
             }
-            assert!(process.returnable().is_empty());
+            assert!(process.resumable().is_empty());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The chat over Socket.IO: `io.on('connection')` of the original.
 //!
 //! Turns events into requests of a [session](crate::sessions) and its outputs into events and
-//! acks, lets clients in, and lets them come back ([recovery](crate::sessions::recovery)). What the requests
+//! acks, admits clients, and resumes their sessions ([recovery](crate::sessions::recovery)). What the requests
 //! mean is the session's.
 
 use std::rc::Rc;
@@ -27,7 +27,7 @@ use crate::protocols::engine_io::{
 use crate::protocols::socket_io::packet::MAIN;
 use crate::protocols::socket_io::{Application, ConnectRequest, Encoded, Event, Socket};
 use crate::protocols::websocket::WRITE_AT_ONCE;
-use crate::sessions::recovery::{RecoveryRecord, Return, TAKEOVER_GRACE};
+use crate::sessions::recovery::{RecoveryRecord, Resumed, TAKEOVER_GRACE};
 use crate::sessions::registry::Worker;
 use crate::sessions::{Answer, End, Output, Request, Session, Verb};
 
@@ -93,14 +93,14 @@ impl Application for ChatIo {
         let worker = self.worker.clone();
         async move {
             // Boxed, as what happens once should not take memory for as long as the client stays.
-            let Some(mut client) = let_in(&worker, request).boxed_local().await else { return };
+            let Some(mut client) = admit(&worker, request).boxed_local().await else { return };
             let end = client.converse(&worker).await;
             client.finish(end).boxed_local().await;
         }
     }
 }
 
-/// A client that was let in.
+/// A client that was admitted.
 struct Client {
     socket: Socket,
     session: Session<Option<u64>>,
@@ -109,8 +109,8 @@ struct Client {
     open: OpenSocket,
 }
 
-/// Lets a client in, or refuses it.
-async fn let_in(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client> {
+/// Admits a client, or rejects it.
+async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client> {
     let auth = Auth::read(&request.auth);
     let claims = match claims(worker, &auth, &request.handshake) {
         Ok(claims) => Some(claims),
@@ -151,32 +151,28 @@ async fn let_in(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client
     if auth.offsets == Offsets::None || !recovers {
         return enter(request, permit);
     }
-    let Ok(returned) = come_back(worker, &auth, claims).await else {
+    let Ok(resumed) = resume(worker, &auth, claims).await else {
         request.close();
         return None;
     };
     if auth.pid.is_some() {
-        worker.metrics.recovery(returned.is_some());
+        worker.metrics.recovery(resumed.is_some());
     }
-    let returned = match returned {
-        Some(returned) => returned,
+    let resumed = match resumed {
+        Some(resumed) => resumed,
         None => worker.begin(auth.offset.as_deref(), claims).await,
     };
-    let record = Rc::new(returned.record);
-    permit.make_returnable(&record.pid, claims.user, record.owner.generation);
+    let record = Rc::new(resumed.record);
+    permit.make_resumable(&record.pid, claims.user, record.owner.generation);
     let mut session = Session::new(worker.clone(), permit, Some(claims));
-    session.set_recovery_record(Rc::clone(&record), returned.known, returned.joins);
+    session.set_recovery_record(Rc::clone(&record), resumed.known, resumed.joins);
     let socket = request.accept(&record.sid, Some(&record.pid));
-    session.enter(returned.rooms);
+    session.enter(resumed.rooms);
     Some(Client::new(worker, socket, session, Some(record), auth.offsets))
 }
 
-/// The session that a client comes back to, if there is one.
-async fn come_back(
-    worker: &Worker,
-    auth: &Auth,
-    claims: Claims,
-) -> Result<Option<Return>, ApiError> {
+/// Resumes the session of an earlier connection, if there is one.
+async fn resume(worker: &Worker, auth: &Auth, claims: Claims) -> Result<Option<Resumed>, ApiError> {
     let Some(pid) = &auth.pid else { return Ok(None) };
     let taking_over = worker.take_over(pid, auth.offset.as_deref(), claims);
     let late = |_| ApiError::Unavailable("no answer within the deadline".to_owned());
