@@ -174,7 +174,7 @@ impl Metrics {
             ),
             recoveries: new.counters(
                 "chat_recoveries_total",
-                "Joins and returns with a position, by outcome.",
+                "Joins and resumed sessions that named a position, by outcome.",
                 &["outcome"],
             ),
             disconnects: new.counters(
@@ -189,16 +189,16 @@ impl Metrics {
             ),
             refusals: new.counters(
                 "chat_sockets_refused_total",
-                "Sockets refused, by reason, those beyond a limit among them.",
+                "Sockets refused, by reason, including those beyond a limit.",
                 &["reason"],
             ),
             feed: FeedMetrics {
                 live: new.gauge("chat_feed_live", "1 while messages are delivered."),
-                lag: new.gauge("chat_feed_lag_seconds", "How far the feed is behind MongoDB."),
+                lag: new.gauge("chat_feed_lag_seconds", "Seconds that the feed is behind MongoDB."),
                 events: new.counter("chat_feed_events_total", "Messages that the feed has read."),
                 poison: new.counter(
                     "chat_feed_poison_total",
-                    "Inserted documents whose room cannot be known.",
+                    "Inserted documents without a readable room.",
                 ),
                 oversized: new.counter(
                     "chat_feed_oversized_total",
@@ -210,21 +210,21 @@ impl Metrics {
                 ),
                 losses: new.counter(
                     "chat_feed_losses_total",
-                    "Times that the past was lost and all rooms were told to resync.",
+                    "Times that recent messages were lost and a resync was sent to every room.",
                 ),
                 panics: new.counter("chat_feed_panics_total", "Panics of the feed."),
                 ring_events: new.gauge("chat_ring_events", "Recent events kept for recovery."),
-                ring_bytes: new.gauge("chat_ring_bytes", "Bytes that they take."),
+                ring_bytes: new.gauge("chat_ring_bytes", "Bytes of these events."),
             },
-            sessions: new.gauge("chat_sessions", "Sockets that were let in."),
+            sessions: new.gauge("chat_sessions", "Sockets that were admitted."),
             connections: new.gauge("chat_engine_io_connections", "Engine.IO connections."),
-            open: new.gauge("chat_connections", "TCP connections, sockets among them."),
+            open: new.gauge("chat_connections", "TCP connections, including sockets."),
             password_queue: new
-                .gauge("chat_password_queue", "Passwords that are being hashed or wait for it."),
+                .gauge("chat_password_queue", "Passwords being hashed or waiting to be hashed."),
             panics: new.counter("chat_panics_total", "Sessions that ended by a panic."),
             unprocessed: new.counter(
                 "chat_unprocessed_messages_total",
-                "Messages of clients whose connection had ended before they could be stored.",
+                "Messages not stored because the connection of their client had ended.",
             ),
             unprocessed_of_sessions: AtomicU64::new(0),
             registry,

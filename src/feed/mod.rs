@@ -385,7 +385,7 @@ impl Feed {
     /// filled so far back.
     fn open(&self, last: Position, reach: Duration) {
         let opening = self.ring.open(last);
-        log::info!("following new messages behind {last}");
+        log::info!("change stream open at {last}");
         self.phase.send_replace(Phase::Filling);
         self.past.send_replace(Some(Past { opening, last, reach }));
     }
