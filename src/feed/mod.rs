@@ -44,20 +44,22 @@ use event::{Event, MessageKey};
 use past::Past;
 use position::Position;
 use ring::{Batch, Limits, Ring};
-use stream::{Change, ChangeStream, Cluster, Fate, Poison, Reading, Reply, Scope, StreamError};
+use stream::{
+    Change, ChangeStream, Cluster, ErrorClass, Poison, Reading, Reply, Scope, StreamError,
+};
 
 /// How long the stream may be silent, and how long it may stand still while the cluster moves on.
 /// A reply comes each second, and an idle cluster writes a no-op every ten.
-const PATIENCE: Duration = Duration::from_secs(15);
+const STALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long a question to the cluster may take.
-const ANSWER: Duration = Duration::from_secs(5);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a standalone MongoDB is asked whether it has become a replica set.
 const STANDALONE_CHECK: Duration = Duration::from_secs(30);
 
-/// So many failures of one kind at one place mean that the place is the cause.
-const TRIES_IN_PLACE: u32 = 3;
+/// After so many failures at one point of the stream, that point is the cause.
+const MAX_TRIES: u32 = 3;
 
 /// See the [module](self).
 pub struct Feed {
@@ -109,8 +111,8 @@ pub struct Stats {
 
 #[derive(Debug)]
 struct Health {
-    /// When the stream last was where the cluster is, or came nearer.
-    moved: Instant,
+    /// When the stream last advanced, or was at the newest time of the cluster.
+    advanced: Instant,
     /// What went wrong since, for everybody to read.
     cause: Option<String>,
     /// The newest time of the cluster that was heard of.
@@ -125,7 +127,7 @@ pub struct NotLive(String);
 
 /// Where the stream is to be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Course {
+enum StreamStart {
     /// At the cluster's own time, with the ring opened anew and filled so far back.
     Fresh(Duration),
     /// Where it was.
@@ -134,15 +136,17 @@ enum Course {
 
 /// Why the stream has to be opened again.
 #[derive(Debug, thiserror::Error)]
-enum End {
+enum StreamEnd {
     #[error("{0}")]
     Failed(#[from] StreamError),
     #[error("MongoDB has closed it")]
     Closed,
     #[error("MongoDB has not answered in time")]
-    Silent(#[from] Elapsed),
-    #[error("it has stood still for {PATIENCE:?} while the cluster moved on; is a majority up?")]
-    StoodStill,
+    TimedOut(#[from] Elapsed),
+    #[error(
+        "it has stood still for {STALL_TIMEOUT:?} while the cluster moved on; is a majority up?"
+    )]
+    Stalled,
     #[error("the collection was dropped or renamed")]
     Ended(Timestamp),
     #[error("the feed panicked")]
@@ -160,7 +164,7 @@ impl Feed {
             phase: watch::Sender::new(Phase::Starting),
             past: watch::Sender::new(None),
             health: Mutex::new(Health {
-                moved: Instant::now(),
+                advanced: Instant::now(),
                 cause: None,
                 cluster_time: None,
                 poison_logged: None,
@@ -182,35 +186,35 @@ impl Feed {
 
     /// Reads the stream for ever. To be spawned once; whoever stops it drops it as a whole.
     pub async fn run(&self) {
-        join(self.follow_for_ever(), self.fill_for_ever()).await;
+        join(self.run_stream(), self.run_fill()).await;
     }
 
-    async fn follow_for_ever(&self) {
-        let mut course = Course::Fresh(self.limits.window);
+    async fn run_stream(&self) {
+        let mut start = StreamStart::Fresh(self.limits.window);
         let mut backoff = Backoff::default();
-        let mut tries_in_place = 0;
+        let mut tries = 0;
         loop {
-            let begun = course;
-            let followed = AssertUnwindSafe(self.follow(&mut course)).catch_unwind().await;
-            let end = followed.unwrap_or(End::Panicked);
-            if course != begun {
+            let begun = start;
+            let ended = AssertUnwindSafe(self.read_stream(&mut start)).catch_unwind().await;
+            let end = ended.unwrap_or(StreamEnd::Panicked);
+            if start != begun {
                 backoff = Backoff::default();
-                tries_in_place = 0;
+                tries = 0;
             }
-            tries_in_place += 1;
-            self.note(&end);
-            match end.fate() {
-                Fate::Standalone => {
-                    self.serve_locally().await;
-                    course = Course::Fresh(self.limits.window);
+            tries += 1;
+            self.record_end(&end);
+            match end.class() {
+                ErrorClass::Standalone => {
+                    self.deliver_locally().await;
+                    start = StreamStart::Fresh(self.limits.window);
                 }
-                Fate::Lost => course = self.lose(&end),
-                Fate::RetryBriefly
-                    if matches!(begun, Course::At(_)) && tries_in_place >= TRIES_IN_PLACE =>
+                ErrorClass::Lost => start = self.restart_after_loss(&end),
+                ErrorClass::RetryBriefly
+                    if matches!(begun, StreamStart::At(_)) && tries >= MAX_TRIES =>
                 {
-                    course = self.lose(&end);
+                    start = self.restart_after_loss(&end);
                 }
-                Fate::Retry | Fate::RetryBriefly => {}
+                ErrorClass::Retry | ErrorClass::RetryBriefly => {}
             }
             backoff.pause().await;
         }
@@ -223,7 +227,7 @@ impl Feed {
     pub fn live(&self) -> Result<Phase, NotLive> {
         let phase = *self.phase.borrow();
         let health = self.health();
-        let stalled = health.moved.elapsed() > PATIENCE;
+        let stalled = health.advanced.elapsed() > STALL_TIMEOUT;
         let cause = health.cause.as_deref();
         match phase {
             Phase::Starting => {
@@ -245,12 +249,12 @@ impl Feed {
 
     /// Waits until rooms can be joined.
     pub async fn started(&self) {
-        self.reach(|phase| phase != Phase::Starting).await;
+        self.wait_for_phase(|phase| phase != Phase::Starting).await;
     }
 
     /// Waits until the ring holds all that it can recover.
     pub async fn filled(&self) {
-        self.reach(|phase| matches!(phase, Phase::Live | Phase::Local)).await;
+        self.wait_for_phase(|phase| matches!(phase, Phase::Live | Phase::Local)).await;
     }
 
     /// Whether the cluster has got to `position`, which this process has not seen. Asks it only
@@ -260,9 +264,9 @@ impl Feed {
         if reached(self.health().cluster_time) {
             return true;
         }
-        let asked = timeout(ANSWER, Cluster::ask(&self.database)).await;
+        let asked = timeout(QUERY_TIMEOUT, Cluster::ask(&self.database)).await;
         let Ok(Ok(cluster)) = asked else { return false };
-        self.health().hear_of(cluster.latest);
+        self.health().see_cluster_time(cluster.latest);
         reached(Some(position_of(cluster.latest)))
     }
 
@@ -292,7 +296,7 @@ impl Feed {
                 if !self.is_narrow.swap(true, Ordering::Relaxed) {
                     log::warn!(
                         "The user of MONGO_URI may not open a change stream on the whole database, \
-                         so only that of messages is followed. Grant changeStream and find on the \
+                         so only that of messages is ended. Grant changeStream and find on the \
                          database, without a collection ({})",
                         describe(&error)
                     );
@@ -308,50 +312,53 @@ impl Feed {
     }
 
     /// Opens the stream and publishes what it brings, until it cannot go on.
-    async fn follow(&self, course: &mut Course) -> End {
-        match self.try_follow(course).await {
+    async fn read_stream(&self, start: &mut StreamStart) -> StreamEnd {
+        match self.try_read_stream(start).await {
             Ok(never) => match never {},
             Err(end) => end,
         }
     }
 
-    async fn try_follow(&self, course: &mut Course) -> Result<std::convert::Infallible, End> {
-        let (from, fresh) = match *course {
-            Course::At(at) => (at, None),
-            Course::Fresh(reach) => {
-                let cluster = timeout(PATIENCE, Cluster::ask(&self.database)).await??;
+    async fn try_read_stream(
+        &self,
+        start: &mut StreamStart,
+    ) -> Result<std::convert::Infallible, StreamEnd> {
+        let (from, fresh) = match *start {
+            StreamStart::At(at) => (at, None),
+            StreamStart::Fresh(window) => {
+                let cluster = timeout(STALL_TIMEOUT, Cluster::ask(&self.database)).await??;
                 if !cluster.has_change_streams {
-                    return Err(End::standalone());
+                    return Err(StreamEnd::standalone());
                 }
-                let last = timeout(PATIENCE, self.last_at(cluster.committed)).await??;
-                (next_of(cluster.committed), Some((last, reach)))
+                let last = timeout(STALL_TIMEOUT, self.last_at(cluster.committed)).await??;
+                (next_of(cluster.committed), Some((last, window)))
             }
         };
         let opening = self.open_stream(from, Reading::Live);
-        let mut stream = timeout(PATIENCE, opening).await??;
-        if let Some((last, reach)) = fresh {
-            self.open(last, reach);
-            *course = Course::At(from);
+        let mut stream = timeout(STALL_TIMEOUT, opening).await??;
+        if let Some((last, window)) = fresh {
+            self.open(last, window);
+            *start = StreamStart::At(from);
         }
-        let mut moved = Instant::now();
+        let mut advanced = Instant::now();
         let mut reached = from;
         loop {
             // A stream whose answer did not come in time is never asked again: it is dropped.
-            let next = timeout(PATIENCE, stream.next(self.ring.newest())).await?;
-            let reply = next.ok_or(End::Closed)??;
+            let next = timeout(STALL_TIMEOUT, stream.next(self.ring.newest())).await?;
+            let reply = next.ok_or(StreamEnd::Closed)??;
             if reply.progress > reached || reply.progress >= reply.cluster_time {
-                moved = Instant::now();
-                self.health().recovered(moved);
-            } else if moved.elapsed() > PATIENCE {
-                return Err(End::StoodStill);
+                advanced = Instant::now();
+                self.health().recovered(advanced);
+            } else if advanced.elapsed() > STALL_TIMEOUT {
+                return Err(StreamEnd::Stalled);
             }
             reached = reply.progress;
-            *course = Course::At(reached);
+            *start = StreamStart::At(reached);
             if let Some(end) = self.publish(reply) {
                 // Nothing can follow it in the stream of a collection that is gone.
                 self.open(position_of(end), Duration::ZERO);
-                *course = Course::At(next_of(end));
-                return Err(End::Ended(end));
+                *start = StreamStart::At(next_of(end));
+                return Err(StreamEnd::Ended(end));
             }
         }
     }
@@ -367,7 +374,7 @@ impl Feed {
         self.count(&events, &poison);
         let lag = cluster_time.time.saturating_sub(progress.time);
         self.stats.lag.store(u64::from(lag), Ordering::Relaxed);
-        self.health().hear_of(cluster_time);
+        self.health().see_cluster_time(cluster_time);
         let second = progress.time;
         self.ring.publish(Batch { events, newest, through: before(progress), second });
         ended
@@ -378,27 +385,27 @@ impl Feed {
         let oversized = events.iter().filter(|event| event.is_resync()).count();
         self.stats.events.fetch_add(events.len() as u64, Ordering::Relaxed);
         self.stats.oversized.fetch_add(oversized as u64, Ordering::Relaxed);
-        self.skip(poison);
+        self.record_poison(poison);
     }
 
     /// Begins the ring anew behind a position, after which no other of its time comes, and has it
     /// filled so far back.
-    fn open(&self, last: Position, reach: Duration) {
+    fn open(&self, last: Position, window: Duration) {
         let opening = self.ring.open(last);
         log::info!("change stream open at {last}");
         self.phase.send_replace(Phase::Filling);
-        self.past.send_replace(Some(Past { opening, last, reach }));
+        self.past.send_replace(Some(Past { opening, last, window }));
     }
 
-    /// Gives the past up.
-    fn lose(&self, cause: &End) -> Course {
+    /// Restarts the stream at the present, because what came before is lost.
+    fn restart_after_loss(&self, cause: &StreamEnd) -> StreamStart {
         self.stats.losses.fetch_add(1, Ordering::Relaxed);
         log::error!("messages may have been missed, all rooms will be told to resync: {cause}");
-        Course::Fresh(Duration::ZERO)
+        StreamStart::Fresh(Duration::ZERO)
     }
 
-    /// Serves a standalone MongoDB until it is one no more.
-    async fn serve_locally(&self) {
+    /// Delivers within this process until MongoDB is no standalone any more.
+    async fn deliver_locally(&self) {
         log::warn!(
             "MongoDB is a standalone: messages are delivered within this process only, without \
              recovery. To change that, restart mongod with --replSet rs0 and run rs.initiate()"
@@ -408,7 +415,7 @@ impl Feed {
         self.phase.send_replace(Phase::Local);
         loop {
             sleep(STANDALONE_CHECK).await;
-            let asked = timeout(ANSWER, Cluster::ask(&self.database)).await;
+            let asked = timeout(QUERY_TIMEOUT, Cluster::ask(&self.database)).await;
             if let Ok(Ok(Cluster { has_change_streams: true, .. })) = asked {
                 log::info!("MongoDB is a replica set now");
                 return;
@@ -416,15 +423,15 @@ impl Feed {
         }
     }
 
-    /// Counts and logs why the stream is opened again.
-    fn note(&self, end: &End) {
+    /// Counts and logs why the stream ended.
+    fn record_end(&self, end: &StreamEnd) {
         self.health().cause = Some(end.kind());
         match end {
-            End::Failed(error) if Fate::of(error) == Fate::Standalone => return,
-            End::Panicked => {
+            StreamEnd::Failed(error) if ErrorClass::of(error) == ErrorClass::Standalone => return,
+            StreamEnd::Panicked => {
                 self.stats.panics.fetch_add(1, Ordering::Relaxed);
             }
-            End::Ended(_) => {
+            StreamEnd::Ended(_) => {
                 self.stats.losses.fetch_add(1, Ordering::Relaxed);
             }
             _ => {}
@@ -434,7 +441,7 @@ impl Feed {
     }
 
     /// Counts documents that are no messages, and logs the first of them every minute.
-    fn skip(&self, poison: &[Poison]) {
+    fn record_poison(&self, poison: &[Poison]) {
         let Some(Poison { position, cause }) = poison.first() else { return };
         self.stats.poison.fetch_add(poison.len() as u64, Ordering::Relaxed);
         let mut health = self.health();
@@ -444,10 +451,10 @@ impl Feed {
         }
     }
 
-    async fn reach(&self, is_reached: impl Fn(Phase) -> bool) {
+    async fn wait_for_phase(&self, is_wanted: impl Fn(Phase) -> bool) {
         let mut phases = self.phase.subscribe();
         // The sender lives in `self`, so this ends only when the phase is reached.
-        let _ = phases.wait_for(|phase| is_reached(*phase)).await;
+        let _ = phases.wait_for(|phase| is_wanted(*phase)).await;
     }
 
     fn health(&self) -> MutexGuard<'_, Health> {
@@ -456,17 +463,17 @@ impl Feed {
 }
 
 impl Health {
-    fn recovered(&mut self, moved: Instant) {
-        self.moved = moved;
+    fn recovered(&mut self, advanced: Instant) {
+        self.advanced = advanced;
         self.cause = None;
     }
 
-    fn hear_of(&mut self, time: Timestamp) {
+    fn see_cluster_time(&mut self, time: Timestamp) {
         self.cluster_time = self.cluster_time.max(Some(position_of(time)));
     }
 }
 
-impl End {
+impl StreamEnd {
     fn standalone() -> Self {
         Self::Failed(StreamError::Standalone)
     }
@@ -482,12 +489,12 @@ impl End {
         }
     }
 
-    fn fate(&self) -> Fate {
+    fn class(&self) -> ErrorClass {
         match self {
-            Self::Failed(error) => Fate::of(error),
+            Self::Failed(error) => ErrorClass::of(error),
             // A panic over one event would come back with it.
-            Self::Panicked => Fate::RetryBriefly,
-            Self::Closed | Self::Silent(_) | Self::StoodStill | Self::Ended(_) => Fate::Retry,
+            Self::Panicked => ErrorClass::RetryBriefly,
+            Self::Closed | Self::TimedOut(_) | Self::Stalled | Self::Ended(_) => ErrorClass::Retry,
         }
     }
 }

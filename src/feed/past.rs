@@ -11,26 +11,26 @@ use bson::Timestamp;
 use futures::FutureExt;
 use tokio::time::timeout;
 
-use super::TRIES_IN_PLACE;
+use super::MAX_TRIES;
 use super::{
-    End, Feed, Phase,
+    Feed, Phase, StreamEnd,
     backoff::Backoff,
     event::Event,
     events_of, next_of,
     position::Position,
     position_of,
     ring::{Opening, footprint},
-    stream::{Fate, Poison, Reading},
+    stream::{ErrorClass, Poison, Reading},
 };
 
 /// How long the stream of the past may search an oplog that others have filled.
-const PAST_PATIENCE: Duration = Duration::from_secs(120);
+const PAST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// After so many empty replies there is no more of the past, whatever the resume token seems to say.
-const SILENT_REPLIES: u32 = 1_000;
+const MAX_EMPTY_REPLIES: u32 = 1_000;
 
 /// How many past events are filled in at once, while nobody can read the ring.
-const FILLED_AT_ONCE: usize = 1_000;
+const FILL_CHUNK: usize = 1_000;
 
 /// What came before the ring was opened.
 #[derive(Debug, Clone, Copy)]
@@ -38,12 +38,12 @@ pub(super) struct Past {
     pub(super) opening: Opening,
     /// Up to and with this position.
     pub(super) last: Position,
-    pub(super) reach: Duration,
+    pub(super) window: Duration,
 }
 
 impl Feed {
     /// Fills in what came before the ring was opened, each time that it is.
-    pub(super) async fn fill_for_ever(&self) {
+    pub(super) async fn run_fill(&self) {
         let mut openings = self.past.subscribe();
         loop {
             let past = *openings.borrow_and_update();
@@ -65,18 +65,18 @@ impl Feed {
     async fn fill(&self, mut past: Past) {
         let mut backoff = Backoff::default();
         let mut tries = 0;
-        while !past.reach.is_zero() {
+        while !past.window.is_zero() {
             let filled = AssertUnwindSafe(self.try_fill(past)).catch_unwind().await;
-            let Err(end) = filled.unwrap_or(Err(End::Panicked)) else { break };
+            let Err(end) = filled.unwrap_or(Err(StreamEnd::Panicked)) else { break };
             tries += 1;
-            match end.fate() {
+            match end.class() {
                 // The oplog does not reach back so far: less is better than nothing.
-                Fate::Lost => {
-                    past.reach = Duration::from_secs(past.reach.as_secs() / 2);
+                ErrorClass::Lost => {
+                    past.window = Duration::from_secs(past.window.as_secs() / 2);
                     tries = 0;
                     continue;
                 }
-                Fate::RetryBriefly if tries >= TRIES_IN_PLACE => {
+                ErrorClass::RetryBriefly if tries >= MAX_TRIES => {
                     log::error!("what came before the start cannot be recovered: {end}");
                     break;
                 }
@@ -94,15 +94,15 @@ impl Feed {
         });
     }
 
-    async fn try_fill(&self, Past { opening, last, reach }: Past) -> Result<(), End> {
+    async fn try_fill(&self, Past { opening, last, window }: Past) -> Result<(), StreamEnd> {
         let (time, increment) = last.time();
         let until = Timestamp { time, increment };
         let count = |events: &[Event], poison: &[Poison]| self.count(events, poison);
-        let (from, events) = self.read(back(until, reach), until, count).await?;
+        let (from, events) = self.read(back(until, window), until, count).await?;
         // The newest first, so that what is there never has a gap.
         let mut rest = Vec::from(events);
         loop {
-            let chunk = rest.split_off(rest.len().saturating_sub(FILLED_AT_ONCE));
+            let chunk = rest.split_off(rest.len().saturating_sub(FILL_CHUNK));
             let front = rest.last().and_then(Event::position).unwrap_or(from);
             let goes_on = self.ring.fill(opening, front, chunk, time);
             if rest.is_empty() || !goes_on {
@@ -120,18 +120,18 @@ impl Feed {
         mut at: Timestamp,
         until: Timestamp,
         count: impl Fn(&[Event], &[Poison]),
-    ) -> Result<(Position, VecDeque<Event>), End> {
+    ) -> Result<(Position, VecDeque<Event>), StreamEnd> {
         let is_past = |position: Position| position.time() <= (until.time, until.increment);
         let (mut from, mut events, mut bytes) = (position_of(at), VecDeque::new(), 0);
         // The rooms of the messages that were seen, for those that are removed later.
         let mut rooms = HashMap::new();
         loop {
             let opening = self.open_stream(at, Reading::Past);
-            let mut stream = timeout(PAST_PATIENCE, opening).await??;
-            let mut silent = 0;
+            let mut stream = timeout(PAST_TIMEOUT, opening).await??;
+            let mut empty_replies = 0;
             let ended = loop {
-                let reply = timeout(PAST_PATIENCE, stream.next(None)).await?;
-                let mut reply = reply.ok_or(End::Closed)??;
+                let reply = timeout(PAST_TIMEOUT, stream.next(None)).await?;
+                let mut reply = reply.ok_or(StreamEnd::Closed)??;
                 let has_more = reply.newest.is_some() || reply.ended.is_some();
                 reply.changes.retain(|change| change.position().is_some_and(is_past));
                 reply.poison.retain(|poison| is_past(poison.position));
@@ -151,10 +151,10 @@ impl Feed {
                 if let Some(ended) = reply.ended {
                     break ended;
                 }
-                silent = if has_more { 0 } else { silent + 1 };
+                empty_replies = if has_more { 0 } else { empty_replies + 1 };
                 // One that is empty comes when there is nothing more.
                 let is_done = reply.progress > until || (!has_more && reply.progress == until);
-                if is_done || silent == SILENT_REPLIES {
+                if is_done || empty_replies == MAX_EMPTY_REPLIES {
                     return Ok((from, events));
                 }
             };
@@ -169,14 +169,14 @@ impl Feed {
 
     /// The position of the last insert at a time, which several may share, or that of the time
     /// itself.
-    pub(super) async fn last_at(&self, time: Timestamp) -> Result<Position, End> {
+    pub(super) async fn last_at(&self, time: Timestamp) -> Result<Position, StreamEnd> {
         let (from, events) = self.read(time, time, |_, _| {}).await?;
         Ok(events.back().and_then(Event::position).unwrap_or(from))
     }
 }
 
-fn back(time: Timestamp, reach: Duration) -> Timestamp {
-    let seconds = u32::try_from(reach.as_secs()).unwrap_or(u32::MAX);
+fn back(time: Timestamp, window: Duration) -> Timestamp {
+    let seconds = u32::try_from(window.as_secs()).unwrap_or(u32::MAX);
     if seconds == 0 {
         return time;
     }

@@ -108,9 +108,9 @@ pub(super) struct Poison {
     pub cause: Malformed,
 }
 
-/// What an error of the server means for the stream.
+/// How the feed goes on after an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum ErrorClass {
     /// Open it again where it was.
     Retry,
     /// Open it again where it was, but if that fails again and again, the fault is in the stream.
@@ -378,7 +378,7 @@ impl Cluster {
     }
 }
 
-impl Fate {
+impl ErrorClass {
     /// Judges an error of [`ChangeStream::open`] or [`ChangeStream::next`].
     pub fn of(error: &StreamError) -> Self {
         let error = match error {
