@@ -391,10 +391,10 @@ impl Feed {
     /// Begins the ring anew behind a position, after which no other of its time comes, and has it
     /// filled so far back.
     fn open(&self, last: Position, window: Duration) {
-        let opening = self.ring.open(last);
+        let epoch = self.ring.open(last);
         log::info!("change stream open at {last}");
         self.phase.send_replace(Phase::Filling);
-        self.past.send_replace(Some(Past { opening, last, window }));
+        self.past.send_replace(Some(Past { epoch, last, window }));
     }
 
     /// Restarts the stream at the present, because what came before is lost.

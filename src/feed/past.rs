@@ -19,7 +19,7 @@ use super::{
     events_of, next_of,
     position::Position,
     position_of,
-    ring::{Opening, footprint},
+    ring::{Epoch, footprint},
     stream::{ErrorClass, Poison, Reading},
 };
 
@@ -35,7 +35,7 @@ const FILL_CHUNK: usize = 1_000;
 /// What came before the ring was opened.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Past {
-    pub(super) opening: Opening,
+    pub(super) epoch: Epoch,
     /// Up to and with this position.
     pub(super) last: Position,
     pub(super) window: Duration,
@@ -44,9 +44,9 @@ pub(super) struct Past {
 impl Feed {
     /// Fills in what came before the ring was opened, each time that it is.
     pub(super) async fn run_fill(&self) {
-        let mut openings = self.past.subscribe();
+        let mut epochs = self.past.subscribe();
         loop {
-            let past = *openings.borrow_and_update();
+            let past = *epochs.borrow_and_update();
             let filling = async {
                 if let Some(past) = past {
                     self.fill(past).await;
@@ -56,7 +56,7 @@ impl Feed {
             tokio::select! {
                 biased;
                 // The sender lives in `self`.
-                _ = openings.changed() => {}
+                _ = epochs.changed() => {}
                 never = filling => match never {},
             }
         }
@@ -94,7 +94,7 @@ impl Feed {
         });
     }
 
-    async fn try_fill(&self, Past { opening, last, window }: Past) -> Result<(), StreamEnd> {
+    async fn try_fill(&self, Past { epoch, last, window }: Past) -> Result<(), StreamEnd> {
         let (time, increment) = last.time();
         let until = Timestamp { time, increment };
         let count = |events: &[Event], poison: &[Poison]| self.count(events, poison);
@@ -104,7 +104,7 @@ impl Feed {
         loop {
             let chunk = rest.split_off(rest.len().saturating_sub(FILL_CHUNK));
             let front = rest.last().and_then(Event::position).unwrap_or(from);
-            let goes_on = self.ring.fill(opening, front, chunk, time);
+            let goes_on = self.ring.fill(epoch, front, chunk, time);
             if rest.is_empty() || !goes_on {
                 log::info!("messages from {front} on can be recovered");
                 return Ok(());

@@ -390,7 +390,7 @@ impl Member {
                 self.take_seat(room, through, None);
                 None
             }
-            Err(_overtaken) => {
+            Err(_lagged) => {
                 let given = self.places.get(&room)?.through;
                 let live = self.hub.through();
                 self.take_seat(room, live, live);

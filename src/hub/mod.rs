@@ -161,8 +161,8 @@ impl Hub {
                 }
                 round
             }
-            Err(overtaken) => {
-                let tail = overtaken.tail;
+            Err(lagged) => {
+                let tail = lagged.tail;
                 shard.cursor = tail.seq;
                 shard.dispatched = tail.through;
                 shard.tell_all(|| Mail::Resync { before: tail.seq, position: tail.through });

@@ -5,7 +5,7 @@
 //! of its rooms behind its last position. What is kept is bounded by age and bytes; the ring knows
 //! the position of the newest event of each room that it no longer promises ([`Ring::recovers`]),
 //! so that a quiet room never grows too old, and tells every reader that was overtaken
-//! ([`Overtaken`]), so nobody misses an event without being told. Age is counted in cluster time,
+//! ([`Lagged`]), so nobody misses an event without being told. Age is counted in cluster time,
 //! never by our clock.
 //!
 //! Nothing awaits under the lock, and each operation under it is short: some pushes, a look at one
@@ -61,14 +61,14 @@ pub struct Ring {
     end: watch::Sender<Seq>,
 }
 
-/// One opening of a ring.
+/// The time from one opening of a ring to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opening(Seq);
+pub struct Epoch(Seq);
 
 /// The events that a reader wanted are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("overtaken by eviction")]
-pub struct Overtaken {
+#[error("the events were evicted")]
+pub struct Lagged {
     /// Where the ring ends now, to go on from.
     pub tail: Tail,
 }
@@ -115,37 +115,42 @@ impl Ring {
 
     /// Forgets everything and begins anew: the stream will bring all inserts after `at`. Whoever
     /// reads the ring is overtaken. Answers what [`fill`](Self::fill) needs.
-    pub fn open(&self, at: Position) -> Opening {
+    pub fn open(&self, at: Position) -> Epoch {
         let mut state = self.write();
         // Behind numbers for what is filled in. The first is that of an event that never was: also
         // a reader at the very end has missed it.
         let next = state.end() + 1 + MAX_FILLED;
         // What was published before will not be published again.
-        let whole = state.newest <= Some(at);
+        let is_complete = state.newest <= Some(at);
         let at = Some(at).max(state.newest);
         *state = RingState {
             first: next,
-            promised: next,
-            began: next,
-            whole,
+            recoverable: next,
+            epoch_start: next,
+            is_complete,
             floor: at,
             through: at,
             newest: state.newest,
             ..RingState::default()
         };
         self.end.send_replace(next);
-        Opening(next)
+        Epoch(next)
     }
 
     /// Puts events in front, which came before all others of this opening: those after `from`, in
     /// stream order. Whoever follows the ring has no need of them. Answers whether there may be more
     /// in front of these; not when the limits are reached or the ring was opened anew.
-    pub fn fill(&self, opening: Opening, from: Position, events: Vec<Event>, second: u32) -> bool {
+    pub fn fill(&self, epoch: Epoch, from: Position, events: Vec<Event>, second: u32) -> bool {
         let mut state = self.write();
-        let filled = state.began.saturating_sub(state.first) + events.len() as Seq;
+        let filled = state.epoch_start.saturating_sub(state.first) + events.len() as Seq;
         let is_there = events.last().and_then(Event::position) > state.floor;
         let forgot = state.removed.len() > MAX_REMOVED;
-        if state.began != opening.0 || !state.whole || is_there || filled > MAX_FILLED || forgot {
+        if state.epoch_start != epoch.0
+            || !state.is_complete
+            || is_there
+            || filled > MAX_FILLED
+            || forgot
+        {
             return false;
         }
         for event in events.into_iter().rev() {
@@ -154,14 +159,14 @@ impl Ring {
         }
         state.floor = state.floor.min(Some(from));
         state.evict(self.limits, second);
-        state.whole
+        state.is_complete
     }
 
     /// Forgets everything; from now on events have no position. Whoever reads is overtaken.
     pub fn close(&self) {
         let mut state = self.write();
         let next = state.end() + 1;
-        *state = RingState { first: next, promised: next, ..RingState::default() };
+        *state = RingState { first: next, recoverable: next, ..RingState::default() };
         self.end.send_replace(next);
     }
 
@@ -219,7 +224,7 @@ impl Ring {
 
     /// Up to `max` events for a follower that has come to number `from`; none when there are none
     /// yet.
-    pub fn after(&self, from: Seq, max: usize) -> Result<Vec<Arc<Event>>, Overtaken> {
+    pub fn after(&self, from: Seq, max: usize) -> Result<Vec<Arc<Event>>, Lagged> {
         let state = self.read();
         let skip = state.index(from)?;
         let events = state.entries.iter().skip(skip).take(max);
@@ -260,7 +265,7 @@ impl Ring {
     /// The first event of `room` from the number `seq` on, which
     /// [`first_after`](Self::first_after) or [`RoomEvent::next`] gave; `None` when there is none
     /// yet.
-    pub fn event_of(&self, room: RoomId, seq: Seq) -> Result<Option<RoomEvent>, Overtaken> {
+    pub fn event_of(&self, room: RoomId, seq: Seq) -> Result<Option<RoomEvent>, Lagged> {
         let state = self.read();
         state.index(seq)?;
         let Some(numbers) = state.rooms.get(&room) else { return Ok(None) };

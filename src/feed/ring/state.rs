@@ -8,7 +8,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{Limits, Overtaken, Seq, Tail};
+use super::{Lagged, Limits, Seq, Tail};
 use crate::{
     feed::{
         event::{Event, Kind, MessageKey},
@@ -19,7 +19,7 @@ use crate::{
 
 /// What followers may lag behind, whatever the limits say: a worker must get to see an event
 /// before it is gone, also where nothing is kept for recovery.
-const FOLLOWERS: Limits = Limits { window: Duration::from_secs(10), bytes: 1 << 20 };
+const FOLLOWER_LIMITS: Limits = Limits { window: Duration::from_secs(10), bytes: 1 << 20 };
 
 /// Of how many rooms the newest evicted event is known. With more, the oldest promises of all rooms
 /// are taken back together.
@@ -36,9 +36,9 @@ pub(super) struct RingState {
     /// The sum of the entries' footprints.
     pub(super) bytes: usize,
     /// The first entry within the limits. Those before it wait for followers only.
-    pub(super) promised: Seq,
-    /// The sum of the footprints from `promised` on.
-    pub(super) promised_bytes: usize,
+    pub(super) recoverable: Seq,
+    /// The sum of the footprints from `recoverable` on.
+    pub(super) recoverable_bytes: usize,
     /// The numbers of each room's entries, in order; no room without entries.
     pub(super) rooms: HashMap<RoomId, VecDeque<Seq>>,
     /// The numbers of each message's entries, in order; no message without entries.
@@ -52,9 +52,9 @@ pub(super) struct RingState {
     /// is promised.
     pub(super) floor: Option<Position>,
     /// The number of the first event since the ring was opened.
-    pub(super) began: Seq,
+    pub(super) epoch_start: Seq,
     /// Nothing is gone of what came after `floor`.
-    pub(super) whole: bool,
+    pub(super) is_complete: bool,
     /// See [`Tail::through`].
     pub(super) through: Option<Position>,
     /// The position of the newest insert that was seen, delivered or not.
@@ -78,8 +78,8 @@ impl RingState {
     }
 
     /// The index of the entry `seq`, or one behind the last when it has not happened yet.
-    pub(super) fn index(&self, seq: Seq) -> Result<usize, Overtaken> {
-        let behind = seq.checked_sub(self.first).ok_or(Overtaken { tail: self.tail() })?;
+    pub(super) fn index(&self, seq: Seq) -> Result<usize, Lagged> {
+        let behind = seq.checked_sub(self.first).ok_or(Lagged { tail: self.tail() })?;
         Ok(usize::try_from(behind).unwrap_or(usize::MAX))
     }
 
@@ -98,7 +98,7 @@ impl RingState {
         }
         let entry = Entry { event: Arc::new(event), second };
         self.bytes += entry.footprint();
-        self.promised_bytes += entry.footprint();
+        self.recoverable_bytes += entry.footprint();
         self.entries.push_back(entry);
     }
 
@@ -109,14 +109,14 @@ impl RingState {
             event.withdraw();
         }
         self.first -= 1;
-        self.promised = self.first;
+        self.recoverable = self.first;
         self.rooms.entry(event.room()).or_default().push_front(self.first);
         if let Some(key) = event.key() {
             self.messages.entry(key.clone()).or_default().insert(0, self.first);
         }
         let entry = Entry { event: Arc::new(event), second };
         self.bytes += entry.footprint();
-        self.promised_bytes += entry.footprint();
+        self.recoverable_bytes += entry.footprint();
         self.entries.push_front(entry);
     }
 
@@ -134,13 +134,13 @@ impl RingState {
     /// Takes back the promise for what exceeds the limits, then drops what no follower should
     /// need any more.
     pub(super) fn evict(&mut self, limits: Limits, now: u32) {
-        while let Some(entry) = self.entry(self.promised)
-            && (self.promised_bytes > limits.bytes || entry.is_older(limits.window, now))
+        while let Some(entry) = self.entry(self.recoverable)
+            && (self.recoverable_bytes > limits.bytes || entry.is_older(limits.window, now))
         {
             let (footprint, event) = (entry.footprint(), Arc::clone(&entry.event));
-            self.promised_bytes -= footprint;
-            self.promised += 1;
-            self.whole = false;
+            self.recoverable_bytes -= footprint;
+            self.recoverable += 1;
+            self.is_complete = false;
             let Some(position) = event.position() else { continue };
             self.evicted.insert(event.room(), position);
             if self.evicted.len() > MAX_EVICTED {
@@ -148,9 +148,9 @@ impl RingState {
                 self.floor = Some(position);
             }
         }
-        let bytes = limits.bytes.max(FOLLOWERS.bytes);
-        let window = limits.window.max(FOLLOWERS.window);
-        while self.first < self.promised
+        let bytes = limits.bytes.max(FOLLOWER_LIMITS.bytes);
+        let window = limits.window.max(FOLLOWER_LIMITS.window);
+        while self.first < self.recoverable
             && let Some(oldest) = self.entries.front()
             && (self.bytes > bytes || oldest.is_older(window, now))
         {

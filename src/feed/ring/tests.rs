@@ -20,12 +20,12 @@ fn publish(ring: &Ring, room: RoomId, seconds: impl IntoIterator<Item = u32>) {
     }
 }
 
-fn seconds(events: Result<Vec<Arc<Event>>, Overtaken>) -> Vec<u32> {
+fn seconds(events: Result<Vec<Arc<Event>>, Lagged>) -> Vec<u32> {
     events.unwrap().iter().map(|event| event.position().unwrap().seconds()).collect()
 }
 
 #[test]
-fn an_unopened_ring_promises_nothing() {
+fn nothing_of_an_unopened_ring_is_recoverable() {
     let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: 1 << 20 });
     assert!(!ring.recovers(RoomId::new(), at(u32::MAX)));
     assert_eq!(ring.tail().through, None);
@@ -100,22 +100,22 @@ fn without_a_window_nothing_is_recoverable() {
 }
 
 /// Fills events of one room in, at these seconds; whether there may be more.
-fn fill(ring: &Ring, opening: Opening, room: RoomId, from: u32, seconds: &[u32]) -> bool {
+fn fill(ring: &Ring, epoch: Epoch, room: RoomId, from: u32, seconds: &[u32]) -> bool {
     let events = seconds.iter().map(|&second| Event::resync(room, Some(at(second)))).collect();
-    ring.fill(opening, at(from), events, 20)
+    ring.fill(epoch, at(from), events, 20)
 }
 
 #[test]
 fn what_is_filled_in_is_recovered_and_followed_by_nobody() {
     let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: usize::MAX });
-    let (opening, room) = (ring.open(at(20)), RoomId::new());
+    let (epoch, room) = (ring.open(at(20)), RoomId::new());
     let follower = ring.tail().seq;
     publish(&ring, room, [21]);
-    assert!(fill(&ring, opening, room, 15, &[16, 19]));
+    assert!(fill(&ring, epoch, room, 15, &[16, 19]));
     assert!(ring.recovers(room, at(15)) && !ring.recovers(room, at(14)));
     publish(&ring, room, [22]);
-    assert!(fill(&ring, opening, room, 10, &[12]));
-    assert!(!fill(&ring, opening, room, 10, &[12]), "it is there already");
+    assert!(fill(&ring, epoch, room, 10, &[12]));
+    assert!(!fill(&ring, epoch, room, 10, &[12]), "it is there already");
     assert!(ring.recovers(room, at(10)) && !ring.recovers(room, at(9)));
     assert_eq!(seconds(ring.after(follower, 10)), [21, 22]);
     let (mut next, mut seen) = (ring.first_after(room, at(12)), Vec::new());
@@ -129,31 +129,31 @@ fn what_is_filled_in_is_recovered_and_followed_by_nobody() {
 #[test]
 fn filling_ends_where_the_limits_do() {
     let ring = Ring::new(Limits { window: Duration::from_secs(12), bytes: 4 * OVERHEAD });
-    let (opening, room) = (ring.open(at(20)), RoomId::new());
-    assert!(!fill(&ring, opening, room, 15, &[16, 17, 18, 19, 20]));
+    let (epoch, room) = (ring.open(at(20)), RoomId::new());
+    assert!(!fill(&ring, epoch, room, 15, &[16, 17, 18, 19, 20]));
     assert!(ring.recovers(room, at(16)) && !ring.recovers(room, at(15)));
-    assert!(!fill(&ring, opening, room, 10, &[11]), "there would be a gap behind it");
+    assert!(!fill(&ring, epoch, room, 10, &[11]), "there would be a gap behind it");
     assert!(!ring.recovers(room, at(11)));
     // Too old.
-    let opening = ring.open(at(20));
-    assert!(!fill(&ring, opening, room, 5, &[7, 19]));
+    let epoch = ring.open(at(20));
+    assert!(!fill(&ring, epoch, room, 5, &[7, 19]));
     assert!(ring.recovers(room, at(7)) && !ring.recovers(room, at(6)));
 }
 
 #[test]
-fn nothing_is_filled_into_another_opening() {
+fn nothing_is_filled_into_another_epoch() {
     let ring = ring(60, usize::MAX);
-    let (opening, room) = (ring.open(at(20)), RoomId::new());
+    let (epoch, room) = (ring.open(at(20)), RoomId::new());
     ring.open(at(21));
-    assert!(!fill(&ring, opening, room, 10, &[11]));
+    assert!(!fill(&ring, epoch, room, 10, &[11]));
     assert!(!ring.recovers(room, at(11)) && ring.recovers(room, at(21)));
     ring.close();
-    assert!(!fill(&ring, opening, room, 10, &[11]));
+    assert!(!fill(&ring, epoch, room, 10, &[11]));
     assert_eq!(ring.size(), (0, 0));
 }
 
 #[test]
-fn what_was_published_in_an_earlier_opening_is_not_promised() {
+fn what_was_published_in_an_earlier_epoch_is_not_recoverable() {
     let (ring, room) = (ring(60, usize::MAX), RoomId::new());
     publish(&ring, room, [25]);
     ring.open(at(20));
@@ -162,18 +162,18 @@ fn what_was_published_in_an_earlier_opening_is_not_promised() {
 }
 
 #[test]
-fn a_follower_that_is_overtaken_is_told_where_to_go_on() {
+fn a_follower_that_lags_is_told_where_to_go_on() {
     let ring = ring(5, usize::MAX);
     let from = ring.tail().seq;
     publish(&ring, RoomId::new(), [11, 12, 13, 30]);
-    let Err(overtaken) = ring.after(from, 10) else { panic!("not overtaken") };
-    assert_eq!(overtaken.tail, ring.tail());
-    assert_eq!(overtaken.tail.through, Some(at(30)));
-    assert!(ring.after(overtaken.tail.seq, 10).unwrap().is_empty());
+    let Err(lagged) = ring.after(from, 10) else { panic!("not overtaken") };
+    assert_eq!(lagged.tail, ring.tail());
+    assert_eq!(lagged.tail.through, Some(at(30)));
+    assert!(ring.after(lagged.tail.seq, 10).unwrap().is_empty());
 }
 
 #[test]
-fn reopening_overtakes_also_a_follower_at_the_end() {
+fn after_reopening_a_follower_at_the_end_lags_too() {
     let ring = ring(60, usize::MAX);
     let end = ring.tail().seq;
     ring.open(at(20));

@@ -22,7 +22,7 @@ use crate::{
     feed::{
         event::Event,
         position::Position,
-        ring::{Batch, Limits, Opening, Ring},
+        ring::{Batch, Epoch, Limits, Ring},
     },
     hub::{
         Hub,
@@ -111,7 +111,7 @@ struct Model {
     ring: Arc<Ring>,
     hub: Hub,
     rooms: [RoomId; ROOMS],
-    opening: Opening,
+    epoch: Epoch,
     /// How many events at the beginning of the stream are not yet filled in.
     unfilled: usize,
     /// The whole stream.
@@ -123,7 +123,7 @@ impl Model {
     fn new(limits: Limits) -> Self {
         let ring = Arc::new(Ring::new(limits));
         let start = Position::first_of(100, 1);
-        let opening = ring.open(start);
+        let epoch = ring.open(start);
         let hub = Hub::new(ring.clone(), Bounds { events: usize::MAX, bytes: usize::MAX });
         let client = |_| Client {
             member: Member::enter(&hub),
@@ -141,7 +141,7 @@ impl Model {
         stream.extend(past);
         let unfilled = stream.len();
         stream.push((start, usize::MAX));
-        Self { ring, hub, rooms, opening, unfilled, stream, clients }
+        Self { ring, hub, rooms, epoch, unfilled, stream, clients }
     }
 
     /// Fills in as the feed does, also what the ring does not take any more.
@@ -152,7 +152,7 @@ impl Model {
             Event::message(&message, Some(position))
         });
         let (events, from) = (events.collect(), self.stream[front - 1].0);
-        self.ring.fill(self.opening, from, events, self.newest().seconds());
+        self.ring.fill(self.epoch, from, events, self.newest().seconds());
         self.unfilled = front;
     }
 
