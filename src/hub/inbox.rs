@@ -39,7 +39,7 @@ pub struct TooSlow;
 pub(super) enum Mail {
     /// The event with this number, for a room in which the session is.
     Event(Seq, Rc<Delivery>),
-    /// The hub itself was overtaken: all that the session was in before the number `before` may
+    /// The hub itself lagged: all that the session was in before the number `before` may
     /// have missed messages up to `position`.
     Resync { before: Seq, position: Option<Position> },
 }

@@ -79,7 +79,7 @@ pub enum Start {
     /// With what comes from now on.
     Live,
     /// With what came after a position that it was given, which must not be ahead of the
-    /// cluster. One that the ring no longer promises is answered by a `resync`.
+    /// cluster. One that is no longer recoverable is answered by a `resync`.
     After(Position),
     /// Live since a moment ago: with what came after this position of this hub.
     From(Position),

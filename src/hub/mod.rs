@@ -50,10 +50,10 @@ pub struct Hub {
     ring: Arc<Ring>,
     bounds: Bounds,
     // Borrowed for one operation at a time, never across an await.
-    shard: Rc<RefCell<Shard>>,
+    state: Rc<RefCell<HubState>>,
 }
 
-struct Shard {
+struct HubState {
     /// The number of the first event that is not yet dispatched.
     cursor: Seq,
     /// How far the events before it reach.
@@ -85,13 +85,13 @@ impl Hub {
     /// A hub without members that follows `ring` from now on, once [`run`](Self::run) does.
     pub fn new(ring: Arc<Ring>, bounds: Bounds) -> Self {
         let tail = ring.tail();
-        let shard = Shard {
+        let state = HubState {
             cursor: tail.seq,
             dispatched: tail.through,
             rooms: HashMap::new(),
             next_member: 0,
         };
-        Self { ring, bounds, shard: Rc::new(RefCell::new(shard)) }
+        Self { ring, bounds, state: Rc::new(RefCell::new(state)) }
     }
 
     /// Dispatches events until the ring is gone. To be spawned once, on the thread of this hub.
@@ -112,17 +112,17 @@ impl Hub {
 
     /// The number and the inbox of a new member, in no room yet.
     fn enter(&self) -> (MemberId, Rc<Inbox>) {
-        let mut shard = self.shard.borrow_mut();
-        let id = shard.next_member;
-        shard.next_member += 1;
+        let mut state = self.state.borrow_mut();
+        let id = state.next_member;
+        state.next_member += 1;
         (id, Inbox::new(self.bounds))
     }
 
     /// Up to where everything was handed out here; `None` before the feed has begun and on a
     /// standalone MongoDB.
     pub fn through(&self) -> Option<Position> {
-        let shard = self.shard.borrow();
-        self.ring.through_at(shard.cursor, shard.dispatched)
+        let state = self.state.borrow();
+        self.ring.through_at(state.cursor, state.dispatched)
     }
 
     /// The ring that this hub follows.
@@ -132,13 +132,13 @@ impl Hub {
 
     /// How many rooms have members here.
     pub fn rooms(&self) -> usize {
-        self.shard.borrow().rooms.len()
+        self.state.borrow().rooms.len()
     }
 
     /// Hands out up to `max` events, and no more at once than inboxes can hold.
     fn dispatch(&self, max: usize) -> Round {
-        let mut shard = self.shard.borrow_mut();
-        match self.ring.after(shard.cursor, max) {
+        let mut state = self.state.borrow_mut();
+        match self.ring.after(state.cursor, max) {
             Ok(events) => {
                 let mut round = Round { writes: 0, more: events.len() == max };
                 let (mut bytes, mut at_once) = (0, WRITTEN_AT_ONCE);
@@ -149,9 +149,9 @@ impl Hub {
                     let after = events.iter().skip(index + 1).any(is_of_room);
                     // Several of one room are cheaper in one write, which their sessions make.
                     let most = if before || after { 0 } else { at_once };
-                    at_once -= shard.dispatch(Arc::clone(event), most);
+                    at_once -= state.dispatch(Arc::clone(event), most);
                     if !before {
-                        round.writes += shard.seats(event.room());
+                        round.writes += state.seats(event.room());
                     }
                     // A burst of large events must not fill the inboxes of those who do read.
                     if bytes >= self.bounds.bytes / 4 {
@@ -163,9 +163,9 @@ impl Hub {
             }
             Err(lagged) => {
                 let tail = lagged.tail;
-                shard.cursor = tail.seq;
-                shard.dispatched = tail.through;
-                shard.tell_all(|| Mail::Resync { before: tail.seq, position: tail.through });
+                state.cursor = tail.seq;
+                state.dispatched = tail.through;
+                state.tell_all(|| Mail::Resync { before: tail.seq, position: tail.through });
                 Round { writes: 0, more: true }
             }
         }
@@ -173,19 +173,19 @@ impl Hub {
 
     /// The number of the first event that the members are still to be given.
     fn cursor(&self) -> Seq {
-        self.shard.borrow().cursor
+        self.state.borrow().cursor
     }
 
     /// Gives `member` what is dispatched to `room` from now on and comes after `floor`.
     fn seat(&self, room: RoomId, member: MemberId, inbox: &Rc<Inbox>, floor: Option<Position>) {
         let seat = Seat { inbox: inbox.clone(), floor };
-        self.shard.borrow_mut().rooms.entry(room).or_default().insert(member, seat);
+        self.state.borrow_mut().rooms.entry(room).or_default().insert(member, seat);
     }
 
     /// Takes `member` out of `room`, where it need not be.
     fn unseat(&self, room: RoomId, member: MemberId) {
-        let mut shard = self.shard.borrow_mut();
-        if let Entry::Occupied(mut seats) = shard.rooms.entry(room) {
+        let mut state = self.state.borrow_mut();
+        if let Entry::Occupied(mut seats) = state.rooms.entry(room) {
             seats.get_mut().swap_remove(&member);
             if seats.get().is_empty() {
                 seats.remove();
@@ -194,7 +194,7 @@ impl Hub {
     }
 }
 
-impl Shard {
+impl HubState {
     fn seats(&self, room: RoomId) -> usize {
         self.rooms.get(&room).map_or(0, IndexMap::len)
     }

@@ -3,8 +3,8 @@
 //! The feed writes at one end and, after the start, puts what was before in front of the other.
 //! Each worker follows the ring by sequence number, and a session that comes back reads the events
 //! of its rooms behind its last position. What is kept is bounded by age and bytes; the ring knows
-//! the position of the newest event of each room that it no longer promises ([`Ring::recovers`]),
-//! so that a quiet room never grows too old, and tells every reader that was overtaken
+//! the position of the newest event of each room that is no longer recoverable ([`Ring::recovers`]),
+//! so that a quiet room never grows too old, and tells every reader that lags too far
 //! ([`Lagged`]), so nobody misses an event without being told. Age is counted in cluster time,
 //! never by our clock.
 //!
@@ -36,10 +36,11 @@ pub(super) use state::footprint;
 /// standalone MongoDB, too, and end with the process.
 pub type Seq = u64;
 
-/// How much of the past the ring promises.
+/// How much of the past is recoverable.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The age from which an event may be evicted (`RECOVERY_WINDOW`); zero: nothing is promised.
+    /// The age from which an event may be evicted (`RECOVERY_WINDOW`); zero: nothing is
+    /// recoverable.
     pub window: Duration,
     /// The bytes beyond which the oldest events are evicted (`RECOVERY_BYTES`).
     pub bytes: usize,
@@ -108,13 +109,13 @@ pub struct Batch {
 }
 
 impl Ring {
-    /// An empty ring that promises nothing yet.
+    /// An empty ring, of which nothing is recoverable yet.
     pub fn new(limits: Limits) -> Self {
         Self { limits, state: RwLock::default(), end: watch::Sender::new(0) }
     }
 
     /// Forgets everything and begins anew: the stream will bring all inserts after `at`. Whoever
-    /// reads the ring is overtaken. Answers what [`fill`](Self::fill) needs.
+    /// reads the ring lags. Answers what [`fill`](Self::fill) needs.
     pub fn open(&self, at: Position) -> Epoch {
         let mut state = self.write();
         // Behind numbers for what is filled in. The first is that of an event that never was: also
@@ -137,7 +138,7 @@ impl Ring {
         Epoch(next)
     }
 
-    /// Puts events in front, which came before all others of this opening: those after `from`, in
+    /// Puts events in front, which came before all others of this epoch: those after `from`, in
     /// stream order. Whoever follows the ring has no need of them. Answers whether there may be more
     /// in front of these; not when the limits are reached or the ring was opened anew.
     pub fn fill(&self, epoch: Epoch, from: Position, events: Vec<Event>, second: u32) -> bool {
@@ -162,7 +163,7 @@ impl Ring {
         state.is_complete
     }
 
-    /// Forgets everything; from now on events have no position. Whoever reads is overtaken.
+    /// Forgets everything; from now on events have no position. Whoever reads lags.
     pub fn close(&self) {
         let mut state = self.write();
         let next = state.end() + 1;
@@ -246,7 +247,7 @@ impl Ring {
     }
 
     /// Where the memory of this ring begins, when it has seen nothing of `room` since then that it
-    /// does not promise any more. What came before can be asked of the database only.
+    /// is not recoverable any more. What came before can be asked of the database only.
     pub fn beginning(&self, room: RoomId) -> Option<Position> {
         let state = self.read();
         if state.evicted.contains_key(&room) { None } else { state.floor }

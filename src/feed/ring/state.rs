@@ -21,8 +21,8 @@ use crate::{
 /// before it is gone, also where nothing is kept for recovery.
 const FOLLOWER_LIMITS: Limits = Limits { window: Duration::from_secs(10), bytes: 1 << 20 };
 
-/// Of how many rooms the newest evicted event is known. With more, the oldest promises of all rooms
-/// are taken back together.
+/// Of how many rooms the newest evicted event is known. With more, the oldest events
+/// of all rooms stop being recoverable together.
 pub(super) const MAX_EVICTED: usize = 20_000;
 
 /// What an event costs beside its text: its place in the ring, in both indexes, and itself.
@@ -46,10 +46,10 @@ pub(super) struct RingState {
     /// Messages of which nothing was here when another program removed them. Their text may still
     /// be filled in.
     pub(super) removed: HashSet<MessageKey>,
-    /// The newest event of a room that is not promised any more.
+    /// The newest event of a room that is not recoverable any more.
     pub(super) evicted: HashMap<RoomId, Position>,
     /// Of rooms that are not in `evicted`, everything after this is still here. `None`: nothing
-    /// is promised.
+    /// is recoverable.
     pub(super) floor: Option<Position>,
     /// The number of the first event since the ring was opened.
     pub(super) epoch_start: Seq,
@@ -131,8 +131,8 @@ impl RingState {
         self.of_message(key).any(|event| event.kind() == Kind::Deleted)
     }
 
-    /// Takes back the promise for what exceeds the limits, then drops what no follower should
-    /// need any more.
+    /// Makes what exceeds the limits unrecoverable, then drops what no follower should need any
+    /// more.
     pub(super) fn evict(&mut self, limits: Limits, now: u32) {
         while let Some(entry) = self.entry(self.recoverable)
             && (self.recoverable_bytes > limits.bytes || entry.is_older(limits.window, now))

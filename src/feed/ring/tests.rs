@@ -166,7 +166,7 @@ fn a_follower_that_lags_is_told_where_to_go_on() {
     let ring = ring(5, usize::MAX);
     let from = ring.tail().seq;
     publish(&ring, RoomId::new(), [11, 12, 13, 30]);
-    let Err(lagged) = ring.after(from, 10) else { panic!("not overtaken") };
+    let Err(lagged) = ring.after(from, 10) else { panic!("does not lag") };
     assert_eq!(lagged.tail, ring.tail());
     assert_eq!(lagged.tail.through, Some(at(30)));
     assert!(ring.after(lagged.tail.seq, 10).unwrap().is_empty());

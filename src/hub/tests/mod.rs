@@ -221,12 +221,12 @@ fn who_is_there_before_the_past_is_given_what_is_live_and_only_that() {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
     let ring = Arc::new(Ring::new(limits));
     let position = |second| Some(Position::first_of(second, 1));
-    let opening = ring.open(Position::first_of(30, 1));
+    let epoch = ring.open(Position::first_of(30, 1));
     let hub = Hub::new(ring, Bounds { events: 10, bytes: usize::MAX });
     let room = RoomId::new();
     let (_member, client) = listen(&hub, room);
     let past = [11, 29].map(|second| Event::resync(room, position(second))).into();
-    assert!(hub.ring.fill(opening, Position::first_of(10, 1), past, 31));
+    assert!(hub.ring.fill(epoch, Position::first_of(10, 1), past, 31));
     let live = vec![Event::resync(room, position(31))];
     hub.ring.publish(Batch { events: live, newest: position(31), through: None, second: 31 });
     while hub.dispatch(10).more {}
@@ -262,7 +262,7 @@ fn a_full_inbox_ends_its_member_and_no_other() {
         assert_eq!(drain(&mut quick), (5, true));
     }
     assert_eq!(drain(&mut slow), (0, false));
-    assert_eq!(hub.shard.borrow().rooms[&room].len(), 1);
+    assert_eq!(hub.state.borrow().rooms[&room].len(), 1);
 }
 
 #[test]
