@@ -10,7 +10,7 @@
 pub mod inbox;
 pub mod member;
 pub mod offset;
-mod pace;
+mod pacing;
 
 #[cfg(test)]
 mod tests;
@@ -35,14 +35,14 @@ use crate::{
 };
 
 use inbox::{Bounds, Inbox, Mail};
-use pace::Pace;
+use pacing::Pacer;
 
 /// Events that are handed out before the sessions of this worker get to run.
-const DISPATCH_AT_ONCE: usize = 64;
+const MAX_DISPATCHED: usize = 64;
 
 /// How many deliveries (events times members) the hub itself makes in that time. The rest is left to
 /// the sessions, so that a large room holds nobody else up.
-const WRITTEN_AT_ONCE: usize = 256;
+const MAX_DIRECT_WRITES: usize = 256;
 
 /// See the [module](self). Clones are handles on the same hub.
 #[derive(Clone)]
@@ -97,10 +97,10 @@ impl Hub {
     /// Dispatches events until the ring is gone. To be spawned once, on the thread of this hub.
     pub async fn run(self) {
         let mut ends = self.ring.ends();
-        let mut pace = Pace::new(Instant::now());
+        let mut pacer = Pacer::new(Instant::now());
         loop {
-            let Round { writes, more } = self.dispatch(DISPATCH_AT_ONCE);
-            match pace.pause_after(writes, Instant::now()) {
+            let Round { writes, more } = self.dispatch(MAX_DISPATCHED);
+            match pacer.pause_after(writes, Instant::now()) {
                 // Whoever is behind must not be held up.
                 _ if more => tokio::task::yield_now().await,
                 Some(end) => tokio::time::sleep_until(end).await,
@@ -141,7 +141,7 @@ impl Hub {
         match self.ring.after(state.cursor, max) {
             Ok(events) => {
                 let mut round = Round { writes: 0, more: events.len() == max };
-                let (mut bytes, mut at_once) = (0, WRITTEN_AT_ONCE);
+                let (mut bytes, mut at_once) = (0, MAX_DIRECT_WRITES);
                 for (index, event) in events.iter().enumerate() {
                     bytes += event.len();
                     let is_of_room = |other: &Arc<Event>| other.room() == event.room();

@@ -11,7 +11,7 @@ use std::{
 use super::{
     inbox::DirectWriter,
     member::{Member, Start},
-    pace::LONGEST_PAUSE,
+    pacing::MAX_PAUSE,
     *,
 };
 use crate::{
@@ -138,7 +138,7 @@ async fn a_stream_of_messages_to_many_comes_in_few_rounds() {
             hub.ring.publish(Batch { events, newest: position, through: None, second: 1 });
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        tokio::time::sleep(LONGEST_PAUSE).await;
+        tokio::time::sleep(MAX_PAUSE).await;
     };
     local.run_until(publishing).await;
     // What comes alone in its round goes to the client at once.
@@ -242,10 +242,10 @@ fn who_is_there_before_the_past_is_given_what_is_live_and_only_that() {
 fn a_large_room_is_written_to_by_its_sessions_too() {
     let hub = hub(10, usize::MAX);
     let room = RoomId::new();
-    let members: Vec<_> = (0..WRITTEN_AT_ONCE + 3).map(|_| listen(&hub, room)).collect();
+    let members: Vec<_> = (0..MAX_DIRECT_WRITES + 3).map(|_| listen(&hub, room)).collect();
     publish(&hub, room, 1);
     let written = members.iter().filter(|(_, client)| client.heard.borrow().len() == 1);
-    assert_eq!(written.count(), WRITTEN_AT_ONCE);
+    assert_eq!(written.count(), MAX_DIRECT_WRITES);
     let waiting = members.into_iter().map(|(mut member, _)| drain(&mut member).0);
     assert_eq!(waiting.sum::<usize>(), 3);
 }

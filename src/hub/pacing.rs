@@ -7,30 +7,32 @@ use tokio::time::Instant;
 /// How long no more is handed out for each client that was written to: five times what a write
 /// costs. So writing takes about a fifth of a worker's time before what follows is put into fewer,
 /// larger writes, which cost the server, the network and the clients less than many small ones.
-const SPACING: Duration = Duration::from_micros(40);
+const PAUSE_PER_WRITE: Duration = Duration::from_micros(40);
 
 /// The longest time that this makes an event wait, and how much of it is forgiven: a message now and
 /// then, and a few at once, are handed out without delay.
-pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const MAX_PAUSE: Duration = Duration::from_millis(20);
 
 /// Spreads rounds in time: a rate of writes, of which some may come early (a generic cell rate
 /// algorithm, ITU-T I.371).
-pub(super) struct Pace {
-    paid_until: Instant,
+pub(super) struct Pacer {
+    /// When the next write would be due if all of them were evenly spaced.
+    theoretical_arrival: Instant,
 }
 
-impl Pace {
+impl Pacer {
     /// One that has had no round yet.
     pub(super) fn new(now: Instant) -> Self {
-        Self { paid_until: now }
+        Self { theoretical_arrival: now }
     }
 
     /// Until when to wait after a round with so many writes.
     pub(super) fn pause_after(&mut self, writes: usize, now: Instant) -> Option<Instant> {
         let writes = u32::try_from(writes).unwrap_or(u32::MAX);
-        let price = SPACING.saturating_mul(writes).min(LONGEST_PAUSE);
-        self.paid_until = (self.paid_until.max(now) + price).min(now + LONGEST_PAUSE * 2);
-        let end = self.paid_until.checked_sub(LONGEST_PAUSE)?;
+        let cost = PAUSE_PER_WRITE.saturating_mul(writes).min(MAX_PAUSE);
+        self.theoretical_arrival =
+            (self.theoretical_arrival.max(now) + cost).min(now + MAX_PAUSE * 2);
+        let end = self.theoretical_arrival.checked_sub(MAX_PAUSE)?;
         (end > now).then_some(end)
     }
 }
@@ -42,11 +44,11 @@ mod tests {
     /// When rounds of so many writes take place of which one is due every `gap`.
     fn rounds(writes: usize, gap: Duration) -> Vec<Duration> {
         let start = Instant::now();
-        let (mut pace, mut now) = (Pace::new(start), start);
+        let (mut pacer, mut now) = (Pacer::new(start), start);
         let round = |number| {
             now = now.max(start + gap * number);
             let at = now;
-            now = pace.pause_after(writes, now).unwrap_or(now);
+            now = pacer.pause_after(writes, now).unwrap_or(now);
             at - start
         };
         (0..100).map(round).collect()
