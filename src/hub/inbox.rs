@@ -36,7 +36,7 @@ pub struct TooSlow;
 
 /// What the hub has for a session.
 #[derive(Debug)]
-pub(super) enum Mail {
+pub(super) enum InboxItem {
     /// The event with this number, for a room in which the session is.
     Event(Seq, Rc<Delivery>),
     /// The hub itself lagged: all that the session was in before the number `before` may
@@ -58,14 +58,14 @@ pub(super) struct Inbox {
     state: RefCell<State>,
     direct_writer: RefCell<Option<Box<dyn DirectWriter>>>,
     /// The session waits for nothing but the next event.
-    at_rest: Cell<bool>,
+    is_idle: Cell<bool>,
     /// The last live position that was given.
     base: Cell<Option<Position>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Mail>,
+    waiting: VecDeque<InboxItem>,
     bytes: usize,
     reader: Option<Waker>,
     overflowed: bool,
@@ -85,7 +85,7 @@ impl Inbox {
             bounds,
             state: RefCell::default(),
             direct_writer: RefCell::default(),
-            at_rest: Cell::default(),
+            is_idle: Cell::default(),
             base: Cell::default(),
         })
     }
@@ -96,8 +96,8 @@ impl Inbox {
     }
 
     /// Says whether the session waits for nothing but the next event, in the shared frame.
-    pub(super) fn rest(&self, at_rest: bool) {
-        self.at_rest.set(at_rest);
+    pub(super) fn set_idle(&self, is_idle: bool) {
+        self.is_idle.set(is_idle);
     }
 
     /// The last live position that the session was given.
@@ -115,7 +115,7 @@ impl Inbox {
     pub(super) fn write_directly(&self, delivery: &Delivery) -> bool {
         let (base, position) = (self.base.get(), delivery.event().position());
         // After the past was lost, positions may go back: such an offset is not shared.
-        if !self.at_rest.get() || (base.is_some() && position <= base) {
+        if !self.is_idle.get() || (base.is_some() && position <= base) {
             return false;
         }
         let direct_writer = self.direct_writer.borrow();
@@ -134,15 +134,15 @@ impl Inbox {
         }
     }
 
-    /// Puts `mail` in; `false` when this inbox has overflowed, now or earlier.
-    pub(super) fn put(&self, mail: Mail) -> bool {
-        self.at_rest.set(false);
+    /// Puts `item` in; `false` when this inbox has overflowed, now or earlier.
+    pub(super) fn put(&self, item: InboxItem) -> bool {
+        self.is_idle.set(false);
         let mut state = self.state.borrow_mut();
         if state.overflowed {
             return false;
         }
-        state.bytes += mail.weight();
-        state.waiting.push_back(mail);
+        state.bytes += item.weight();
+        state.waiting.push_back(item);
         let waiting = state.waiting.len();
         // One event alone always fits, however large: its reader has not been slow.
         if waiting > 1 && (waiting > self.bounds.events || state.bytes > self.bounds.bytes) {
@@ -172,21 +172,21 @@ impl Inbox {
         Poll::Pending
     }
 
-    /// Takes the oldest mail out; pending when there is none.
-    pub(super) fn poll_take(&self, context: &Context<'_>) -> Poll<Result<Mail, TooSlow>> {
+    /// Takes the oldest item out; pending when there is none.
+    pub(super) fn poll_take(&self, context: &Context<'_>) -> Poll<Result<InboxItem, TooSlow>> {
         let mut state = self.state();
         if state.overflowed {
             return Poll::Ready(Err(TooSlow));
         }
-        let Some(mail) = state.waiting.pop_front() else {
+        let Some(item) = state.waiting.pop_front() else {
             state.wait(context);
             return Poll::Pending;
         };
-        state.bytes -= mail.weight();
+        state.bytes -= item.weight();
         if state.waiting.is_empty() && state.waiting.capacity() > KEPT_CAPACITY {
             state.waiting = VecDeque::new();
         }
-        Poll::Ready(Ok(mail))
+        Poll::Ready(Ok(item))
     }
 
     /// The state, for the session.
@@ -209,7 +209,7 @@ impl State {
     }
 }
 
-impl Mail {
+impl InboxItem {
     fn weight(&self) -> usize {
         match self {
             Self::Event(_, delivery) => OVERHEAD + delivery.event().len(),

@@ -19,7 +19,7 @@ use indexmap::IndexMap;
 
 use super::{
     Hub, MemberId,
-    inbox::{DirectWriter, Inbox, Mail, TooSlow},
+    inbox::{DirectWriter, Inbox, InboxItem, TooSlow},
     offset::{Entry, Offset},
 };
 use crate::{
@@ -123,7 +123,7 @@ impl Member {
     /// The client may have offsets up to here, of earlier connections in which it joined so many
     /// rooms.
     pub fn remember(&mut self, known: Option<Position>, joins: u32) {
-        self.inbox.rest(false);
+        self.inbox.set_idle(false);
         self.known = self.known.max(known);
         self.joins = self.joins.max(joins);
     }
@@ -132,7 +132,7 @@ impl Member {
     /// [taken back](Self::retract), offsets say that it is not yet. What this answers tells them
     /// apart.
     pub fn announce(&mut self, from: Position) -> Entry {
-        self.inbox.rest(false);
+        self.inbox.set_idle(false);
         self.announced = true;
         self.known = self.known.max(self.inbox.base());
         Entry { from, known: self.known, join: self.joins.saturating_add(1) }
@@ -149,7 +149,7 @@ impl Member {
         if let Some(place) = self.places.get(&room) {
             return Joined { position: self.given(place), recovered: place.recovered };
         }
-        self.inbox.rest(false);
+        self.inbox.set_idle(false);
         self.joins = self.joins.saturating_add(1);
         self.announced = false;
         // The first room decides where the account of what was given begins.
@@ -211,14 +211,14 @@ impl Member {
     /// The next event for this session: live ones first, because those are what its bounded
     /// inbox holds; then what is replayed, of all such rooms in stream order.
     pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Result<Rc<Delivery>, TooSlow>> {
-        self.inbox.rest(false);
+        self.inbox.set_idle(false);
         loop {
             if let Some((room, position)) = self.resyncs.pop_front() {
                 return Poll::Ready(Ok(self.resync(room, position)));
             }
             match self.inbox.poll_take(context)? {
-                Poll::Ready(mail) => {
-                    if let Some(delivery) = self.unpack(mail) {
+                Poll::Ready(item) => {
+                    if let Some(delivery) = self.unpack(item) {
                         return Poll::Ready(Ok(delivery));
                     }
                 }
@@ -229,7 +229,7 @@ impl Member {
                         }
                     }
                     None => {
-                        self.inbox.rest(self.shares_frames());
+                        self.inbox.set_idle(self.shares_frames());
                         return Poll::Pending;
                     }
                 },
@@ -339,11 +339,11 @@ impl Member {
         }
     }
 
-    /// What is in the mail for this member, if it is still in that room, and in it since before
-    /// the mail was sent.
-    fn unpack(&mut self, mail: Mail) -> Option<Rc<Delivery>> {
-        match mail {
-            Mail::Event(seq, delivery) => {
+    /// The event of an item, if this member is still in its room, and in it since before the item was
+    /// put in.
+    fn unpack(&mut self, item: InboxItem) -> Option<Rc<Delivery>> {
+        match item {
+            InboxItem::Event(seq, delivery) => {
                 let place = self.places.get(&delivery.event().room())?;
                 let State::Live(from) = place.state else { return None };
                 if seq < from {
@@ -352,7 +352,7 @@ impl Member {
                 self.inbox.set_base(delivery.event().position().or(self.inbox.base()));
                 Some(delivery).filter(|delivery| !delivery.event().is_withdrawn())
             }
-            Mail::Resync { before, position } => {
+            InboxItem::Resync { before, position } => {
                 let missed = self
                     .places
                     .iter()

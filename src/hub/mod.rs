@@ -34,7 +34,7 @@ use crate::{
     models::RoomId,
 };
 
-use inbox::{Bounds, Inbox, Mail};
+use inbox::{Bounds, Inbox, InboxItem};
 use pacing::Pacer;
 
 /// Events that are handed out before the sessions of this worker get to run.
@@ -165,7 +165,7 @@ impl Hub {
                 let tail = lagged.tail;
                 state.cursor = tail.seq;
                 state.dispatched = tail.through;
-                state.tell_all(|| Mail::Resync { before: tail.seq, position: tail.through });
+                state.broadcast(|| InboxItem::Resync { before: tail.seq, position: tail.through });
                 Round { writes: 0, more: true }
             }
         }
@@ -219,7 +219,7 @@ impl HubState {
                 written += 1;
                 return true;
             }
-            seat.inbox.put(Mail::Event(seq, Rc::clone(&delivery)))
+            seat.inbox.put(InboxItem::Event(seq, Rc::clone(&delivery)))
         });
         if seats.get().is_empty() {
             seats.remove();
@@ -227,12 +227,12 @@ impl HubState {
         written
     }
 
-    /// Puts the same mail into the inbox of everyone who is in a room, once.
-    fn tell_all(&mut self, mail: impl Fn() -> Mail) {
+    /// Puts the same item into the inbox of everyone who is in a room, once.
+    fn broadcast(&mut self, item: impl Fn() -> InboxItem) {
         let seats = self.rooms.values().flatten();
         let members: HashMap<_, _> = seats.map(|(id, seat)| (*id, seat.inbox.clone())).collect();
         for inbox in members.values() {
-            inbox.put(mail());
+            inbox.put(item());
         }
     }
 }
