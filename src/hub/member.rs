@@ -47,7 +47,7 @@ pub struct Member {
     /// How many rooms the client has joined, on earlier connections, too.
     joins: u32,
     /// One more is about to be.
-    announced: bool,
+    join_announced: bool,
     /// Up to here the client may have offsets of before it had joined so many. So those which
     /// reach no further say how many it has.
     known: Option<Position>,
@@ -98,8 +98,8 @@ pub struct Joined {
 
 impl Member {
     /// A new member, in no room yet.
-    pub fn enter(hub: &Hub) -> Self {
-        let (id, inbox) = hub.enter();
+    pub fn new(hub: &Hub) -> Self {
+        let (id, inbox) = hub.register();
         Self {
             hub: hub.clone(),
             id,
@@ -109,7 +109,7 @@ impl Member {
             resyncs: VecDeque::new(),
             highest: None,
             joins: 0,
-            announced: false,
+            join_announced: false,
             known: None,
             muted: false,
         }
@@ -129,18 +129,18 @@ impl Member {
     }
 
     /// A room is about to be joined, from a position on. Until it [is](Self::join), or this is
-    /// [taken back](Self::retract), offsets say that it is not yet. What this answers tells them
+    /// [cancelled](Self::cancel_join), offsets say that it is not yet. What this answers tells them
     /// apart.
-    pub fn announce(&mut self, from: Position) -> Entry {
+    pub fn announce_join(&mut self, from: Position) -> Entry {
         self.inbox.set_idle(false);
-        self.announced = true;
+        self.join_announced = true;
         self.known = self.known.max(self.inbox.base());
         Entry { from, known: self.known, join: self.joins.saturating_add(1) }
     }
 
     /// No room is about to be joined.
-    pub fn retract(&mut self) {
-        self.announced = false;
+    pub fn cancel_join(&mut self) {
+        self.join_announced = false;
     }
 
     /// Enters `room`. Being there already changes nothing, and the answer is that of the first
@@ -151,7 +151,7 @@ impl Member {
         }
         self.inbox.set_idle(false);
         self.joins = self.joins.saturating_add(1);
-        self.announced = false;
+        self.join_announced = false;
         // The first room decides where the account of what was given begins.
         self.inbox.set_base(self.inbox.base().or(self.hub.through()));
         match start {
@@ -290,7 +290,7 @@ impl Member {
 
     /// Whether offsets that reach to `base` say how many rooms were joined.
     fn counts_joins(&self, base: Position) -> bool {
-        self.announced || self.known >= Some(base)
+        self.join_announced || self.known >= Some(base)
     }
 
     /// Whether the offset with the next live event is no more than that event's position.

@@ -111,7 +111,7 @@ impl Hub {
     }
 
     /// The number and the inbox of a new member, in no room yet.
-    fn enter(&self) -> (MemberId, Rc<Inbox>) {
+    fn register(&self) -> (MemberId, Rc<Inbox>) {
         let mut state = self.state.borrow_mut();
         let id = state.next_member;
         state.next_member += 1;

@@ -112,7 +112,7 @@ impl<T> Session<T> {
     /// A session of this user until the token expires, which it outlives with `LEGACY_TRUST`;
     /// `None` is an anonymous one, which only that lets in.
     pub fn new(worker: Data<Worker>, permit: ConnectionPermit, claims: Option<Claims>) -> Self {
-        let member = Member::enter(&worker.hub);
+        let member = Member::new(&worker.hub);
         let ending = worker.ending(claims);
         Self {
             worker,

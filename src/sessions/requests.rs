@@ -227,7 +227,7 @@ impl<T> Session<T> {
         }
         let result = result.map(|done| self.take_effect(done));
         result.as_ref().err().into_iter().for_each(|error| self.worker.limits.note(error));
-        self.member.retract();
+        self.member.cancel_join();
         Some(Answer { to, verb, result })
     }
 
@@ -299,7 +299,7 @@ impl<T> Session<T> {
         let (worker, record) = (self.worker.clone(), self.record.clone());
         // Now, since an event of another room may be given while the record is written; from which
         // position it is will be known then.
-        let announced = record.is_some().then(|| self.member.announce(Position::ZERO));
+        let announced = record.is_some().then(|| self.member.announce_join(Position::ZERO));
         let work = async move {
             worker.feed.started().await;
             if !worker.store.rooms.exists(room).await? {

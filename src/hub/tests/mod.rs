@@ -67,7 +67,7 @@ impl DirectWriter for Client {
 
 /// A member of `room` with a client, which waits for the next event.
 fn listen(hub: &Hub, room: RoomId) -> (Member, Client) {
-    let (mut member, client) = (Member::enter(hub), Client::default());
+    let (mut member, client) = (Member::new(hub), Client::default());
     member.set_direct_writer(client.clone());
     member.join(room, Start::Live);
     assert_eq!(drain(&mut member), (0, true));
@@ -157,10 +157,10 @@ fn nothing_is_written_directly_before_what_is_owed() {
     publish(&hub, room, 1);
     assert!(client.heard.borrow().is_empty());
     assert_eq!(drain(&mut member), (2, true));
-    member.announce(Position::ZERO);
+    member.announce_join(Position::ZERO);
     publish(&hub, room, 1);
     assert!(client.heard.borrow().is_empty(), "its offset must count the joins");
-    member.retract();
+    member.cancel_join();
     assert_eq!(drain(&mut member), (1, true));
     publish(&hub, room, 1);
     assert_eq!(client.heard.borrow().len(), 1);
@@ -232,7 +232,7 @@ fn who_is_there_before_the_past_is_given_what_is_live_and_only_that() {
     while hub.dispatch(10).more {}
     assert_eq!(*client.heard.borrow(), [position(31)]);
     // One who comes back is given both.
-    let mut back = Member::enter(&hub);
+    let mut back = Member::new(&hub);
     let joined = back.join(room, Start::After(Position::first_of(10, 1)));
     assert!(joined.recovered);
     assert_eq!(drain(&mut back), (3, true));
@@ -254,7 +254,7 @@ fn a_large_room_is_written_to_by_its_sessions_too() {
 fn a_full_inbox_ends_its_member_and_no_other() {
     let hub = hub(10, usize::MAX);
     let room = RoomId::new();
-    let [mut quick, mut slow] = [(); 2].map(|()| Member::enter(&hub));
+    let [mut quick, mut slow] = [(); 2].map(|()| Member::new(&hub));
     quick.join(room, Start::Live);
     slow.join(room, Start::Live);
     for _ in 0..3 {
@@ -269,7 +269,7 @@ fn a_full_inbox_ends_its_member_and_no_other() {
 fn an_inbox_is_bounded_in_bytes_but_for_a_single_event() {
     let hub = hub(usize::MAX, 100);
     let room = RoomId::new();
-    let mut member = Member::enter(&hub);
+    let mut member = Member::new(&hub);
     member.join(room, Start::Live);
     publish(&hub, room, 1);
     assert_eq!(drain(&mut member), (1, true));
@@ -281,7 +281,7 @@ fn an_inbox_is_bounded_in_bytes_but_for_a_single_event() {
 fn a_burst_is_handed_out_in_portions_that_inboxes_hold() {
     let hub = hub(usize::MAX, 4_000);
     let room = RoomId::new();
-    let mut member = Member::enter(&hub);
+    let mut member = Member::new(&hub);
     member.join(room, Start::Live);
     let message = Message::new(room, UserId::new(), "x".repeat(800));
     let event = |n| Event::message(&message, Some(Position::first_of(1, n)));
@@ -299,7 +299,7 @@ fn a_burst_is_handed_out_in_portions_that_inboxes_hold() {
 #[test]
 fn rooms_that_nobody_is_in_cost_nothing() {
     let hub = hub(10, usize::MAX);
-    let mut member = Member::enter(&hub);
+    let mut member = Member::new(&hub);
     for _ in 0..100 {
         let room = RoomId::new();
         member.join(room, Start::Live);
@@ -320,7 +320,7 @@ fn rooms_that_nobody_is_in_cost_nothing() {
 fn who_leaves_is_given_nothing_more() {
     let hub = hub(10, usize::MAX);
     let room = RoomId::new();
-    let mut member = Member::enter(&hub);
+    let mut member = Member::new(&hub);
     member.join(room, Start::Live);
     publish(&hub, room, 3);
     member.leave(room);
@@ -335,7 +335,7 @@ fn a_backlog_waits_in_the_ring_and_not_in_the_inbox() {
     let hub = hub(10, usize::MAX);
     let room = RoomId::new();
     publish(&hub, room, 1_000);
-    let mut member = Member::enter(&hub);
+    let mut member = Member::new(&hub);
     let joined = member.join(room, Start::After(Position::ZERO));
     assert!(joined.recovered);
     assert_eq!(drain(&mut member), (1_000, true));
@@ -348,7 +348,7 @@ fn without_positions_events_are_delivered_and_nothing_is_recovered() {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
     let hub = Hub::new(Arc::new(Ring::new(limits)), Bounds { events: 10, bytes: usize::MAX });
     let [room, other] = [(); 2].map(|()| RoomId::new());
-    let mut member = Member::enter(&hub);
+    let mut member = Member::new(&hub);
     let joined = member.join(room, Start::Live);
     assert_eq!((joined.position, joined.recovered), (None, false));
     let joined = member.join(other, Start::After(Position::first_of(1, 1)));

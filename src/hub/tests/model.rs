@@ -126,7 +126,7 @@ impl Model {
         let epoch = ring.open(start);
         let hub = Hub::new(ring.clone(), Bounds { events: usize::MAX, bytes: usize::MAX });
         let client = |_| Client {
-            member: Member::enter(&hub),
+            member: Member::new(&hub),
             rooms: HashMap::new(),
             held: None,
             is_behind: false,
@@ -171,7 +171,7 @@ impl Model {
                 let client = &mut self.clients[member];
                 if client.announced.is_none() && !client.rooms.contains_key(&room) {
                     let from = self.hub.through().unwrap();
-                    client.announced = Some((room, client.member.announce(from)));
+                    client.announced = Some((room, client.member.announce_join(from)));
                 }
             }
             Step::JoinLive(member, room) => self.join(member, room, Start::Live)?,
@@ -245,7 +245,7 @@ impl Model {
             (_, start) => {
                 let live = self.hub.through().unwrap();
                 let from = if let Start::After(since) = start { since } else { live };
-                (room, start, client.member.announce(from))
+                (room, start, client.member.announce_join(from))
             }
         };
         let whole = matches!(
@@ -254,7 +254,7 @@ impl Model {
         );
         let recoverable = whole && matches!(start, Start::After(_));
         let joined = client.member.join(self.rooms[room], start);
-        client.member.retract();
+        client.member.cancel_join();
         let position = joined.position.expect("the ring is open");
         if let Some(expected) = client.rooms.get(&room) {
             // A second join changes nothing, and promises nothing that was not yet given.
@@ -275,7 +275,7 @@ impl Model {
     /// The connection is lost with whatever waited in it; the client reconnects.
     fn come_back(&mut self, index: usize) -> TestCaseResult {
         let client = &mut self.clients[index];
-        client.member = Member::enter(&self.hub);
+        client.member = Member::new(&self.hub);
         client.announced = None;
         client.is_behind = false;
         let held = client.held.as_ref().map(|held| held.to_string().parse().unwrap());
