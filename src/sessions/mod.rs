@@ -38,7 +38,7 @@ use recovery::RecoveryRecord;
 use registry::{ConnectionPermit, Worker};
 use requests::{Done, InFlight};
 
-pub use requests::{Request, Verb};
+pub use requests::{Request, RequestKind};
 
 /// See the [module](self). `T` is how the wire knows whom to answer.
 pub struct Session<T> {
@@ -48,13 +48,13 @@ pub struct Session<T> {
     record: Option<Rc<RecoveryRecord>>,
     in_flight: Option<InFlight<T>>,
     /// What the database has answered.
-    done: VecDeque<(T, Verb, Result<Done, ApiError>)>,
+    done: VecDeque<(T, RequestKind, Result<Done, ApiError>)>,
     waiting: VecDeque<(Request, T)>,
     window: SessionWindow,
     /// Set when what ends this session is to be polled.
     end_flag: WakeFlag,
     told_to_end: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    ending: Option<(Pin<Box<Sleep>>, End)>,
+    ending: Option<(Pin<Box<Sleep>>, EndReason)>,
     // Given back at the very end.
     _permit: ConnectionPermit,
 }
@@ -66,7 +66,7 @@ pub enum Output<T> {
     /// An event of a room.
     Event(Rc<Delivery>),
     /// The session is over.
-    End(End),
+    End(EndReason),
 }
 
 /// The answer to a request.
@@ -74,14 +74,14 @@ pub struct Answer<T> {
     /// Whom to answer.
     pub to: T,
     /// What it had asked for.
-    pub verb: Verb,
+    pub kind: RequestKind,
     /// JSON, or why it was refused.
     pub result: Result<String, ApiError>,
 }
 
 /// Why a session is ended from this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum End {
+pub enum EndReason {
     /// Its token expired.
     #[error("the token expired")]
     Expired,
@@ -96,7 +96,7 @@ pub enum End {
     Draining,
 }
 
-impl End {
+impl EndReason {
     /// A word for counters.
     pub const fn label(self) -> &'static str {
         match self {
@@ -209,30 +209,30 @@ impl<T> Session<T> {
         }
         match self.member.poll_next(context) {
             Poll::Ready(Ok(delivery)) => Poll::Ready(Output::Event(delivery)),
-            Poll::Ready(Err(_)) => Poll::Ready(Output::End(End::TooSlow)),
+            Poll::Ready(Err(_)) => Poll::Ready(Output::End(EndReason::TooSlow)),
             Poll::Pending => Poll::Pending,
         }
     }
 
     /// Resolves when the session is over, whatever else it has to say.
-    fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<End> {
+    fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<EndReason> {
         if let Some(end) = self.poll_end(context) {
             return Poll::Ready(end);
         }
-        self.member.poll_too_slow(context).map(|_| End::TooSlow)
+        self.member.poll_too_slow(context).map(|_| EndReason::TooSlow)
     }
 
-    fn poll_end(&mut self, context: &Context<'_>) -> Option<End> {
+    fn poll_end(&mut self, context: &Context<'_>) -> Option<EndReason> {
         let mut context = self.end_flag.take(context)?;
         if let Some(told) = &mut self.told_to_end
             && told.as_mut().poll(&mut context).is_ready()
         {
             self.told_to_end = None;
             if !self.worker.process.is_draining() {
-                return Some(End::TakenOver);
+                return Some(EndReason::TakenOver);
             }
             let at = Instant::now() + self.worker.process.time_left();
-            self.ending = Some((Box::pin(sleep_until(at)), End::Draining));
+            self.ending = Some((Box::pin(sleep_until(at)), EndReason::Draining));
         }
         let (sleep, end) = self.ending.as_mut()?;
         sleep.as_mut().poll(&mut context).is_ready().then_some(*end)
@@ -242,9 +242,9 @@ impl<T> Session<T> {
 impl Worker {
     /// When a session with this token is over. The original never looked at tokens of sockets, so
     /// with `LEGACY_TRUST` none ends by time.
-    fn ending(&self, claims: Option<Claims>) -> Option<(Pin<Box<Sleep>>, End)> {
+    fn ending(&self, claims: Option<Claims>) -> Option<(Pin<Box<Sleep>>, EndReason)> {
         let claims = claims.filter(|_| !self.config.legacy_trust)?;
-        Some((Box::pin(sleep_until(expiry(claims))), End::Expired))
+        Some((Box::pin(sleep_until(expiry(claims))), EndReason::Expired))
     }
 }
 

@@ -39,7 +39,7 @@ const SENT_WITHIN: Duration = Duration::from_millis(500);
 
 /// What a client may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
+pub enum RequestKind {
     /// Be given the messages of a room.
     JoinRoom,
     /// No longer.
@@ -57,7 +57,7 @@ pub enum Verb {
 /// A request as it came.
 #[derive(Debug)]
 pub struct Request {
-    verb: Verb,
+    kind: RequestKind,
     /// JSON.
     data: ByteString,
     deadline: Instant,
@@ -66,7 +66,7 @@ pub struct Request {
 /// Requests that the database is asked for, together.
 pub(super) struct InFlight<T> {
     askers: Vec<T>,
-    verb: Verb,
+    kind: RequestKind,
     /// Of each, in their order.
     future: Work,
 }
@@ -79,7 +79,7 @@ pub(super) enum Done {
     Extended(Claims),
 }
 
-impl Verb {
+impl RequestKind {
     /// All of them.
     pub const ALL: [Self; 6] = [
         Self::JoinRoom,
@@ -102,9 +102,9 @@ impl Verb {
         }
     }
 
-    /// The verb of an event's name.
+    /// The kind of request that an event's name stands for.
     pub fn of(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|verb| verb.name() == name)
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
     /// In which mode its refusals are written, given that of `ERRORS`: the events that the original
@@ -124,14 +124,14 @@ impl Verb {
 
 impl Request {
     /// A request that came just now; `data` is JSON, or empty when there was none.
-    pub fn new(verb: Verb, data: ByteString) -> Self {
-        Self { verb, data, deadline: Instant::now() + DEADLINE }
+    pub fn new(kind: RequestKind, data: ByteString) -> Self {
+        Self { kind, data, deadline: Instant::now() + DEADLINE }
     }
 
     /// A request that was read from a connection which has ended since: nobody waits for its
     /// answer.
-    pub fn after_end(verb: Verb, data: ByteString) -> Self {
-        Self { verb, data, deadline: Instant::now() + AFTER_END }
+    pub fn after_end(kind: RequestKind, data: ByteString) -> Self {
+        Self { kind, data, deadline: Instant::now() + AFTER_END }
     }
 }
 
@@ -168,11 +168,11 @@ impl<T> Session<T> {
     /// Works off the request that is in flight, if there is one. Says whether it may have written
     /// to the record of the session.
     pub async fn finish_in_flight(&mut self) -> bool {
-        let verb = self.in_flight.as_ref().map(|in_flight| in_flight.verb);
-        if verb.is_some() {
+        let kind = self.in_flight.as_ref().map(|in_flight| in_flight.kind);
+        if kind.is_some() {
             self.work().await;
         }
-        verb.is_some_and(|verb| !verb.stores())
+        kind.is_some_and(|kind| !kind.stores())
     }
 
     /// Works off the next request, and messages that are stored together with it. Waits for ever
@@ -186,15 +186,15 @@ impl<T> Session<T> {
         }
         let Some(in_flight) = &mut self.in_flight else { return };
         let results = (&mut in_flight.future).await;
-        let Some(InFlight { verb, .. }) = self.in_flight.take() else { return };
+        let Some(InFlight { kind, .. }) = self.in_flight.take() else { return };
         for result in results {
             match result {
                 Ok(done) => drop(self.take_effect(done)),
                 Err(error) => {
-                    error.log(&verb.name());
+                    error.log(&kind.name());
                     self.worker.limits.note(&error);
                     let is_ours = matches!(error, ApiError::Unavailable(_) | ApiError::Internal(_));
-                    if verb.stores() && is_ours {
+                    if kind.stores() && is_ours {
                         self.worker.metrics.unprocessed(1);
                     }
                 }
@@ -217,32 +217,32 @@ impl<T> Session<T> {
             else {
                 return None;
             };
-            let InFlight { askers, verb, .. } = self.in_flight.take()?;
+            let InFlight { askers, kind, .. } = self.in_flight.take()?;
             self.done =
-                askers.into_iter().zip(results).map(|(to, done)| (to, verb, done)).collect();
+                askers.into_iter().zip(results).map(|(to, done)| (to, kind, done)).collect();
         }
-        let (to, verb, result) = self.done.pop_front()?;
+        let (to, kind, result) = self.done.pop_front()?;
         if self.done.is_empty() {
             self.done = VecDeque::new();
         }
         let result = result.map(|done| self.take_effect(done));
         result.as_ref().err().into_iter().for_each(|error| self.worker.limits.note(error));
         self.member.cancel_join();
-        Some(Answer { to, verb, result })
+        Some(Answer { to, kind, result })
     }
 
     /// Starts a request, and with a message the messages that follow it. What needs no database
     /// takes effect at the next poll all the same, so that there is one order.
-    fn begin(&mut self, Request { verb, data, deadline }: Request, to: T) {
+    fn begin(&mut self, Request { kind, data, deadline }: Request, to: T) {
         let mut askers = vec![to];
-        let work = match (self.allow(), verb) {
+        let work = match (self.allow(), kind) {
             (Err(error), _) => refused(error),
-            (Ok(()), Verb::JoinRoom) => self.join(&data),
-            (Ok(()), Verb::LeaveRoom) => self.leave(&data),
-            (Ok(()), Verb::SendMessage) => self.send(&data, deadline, &mut askers),
-            (Ok(()), Verb::EditMessage) => self.edit(&data),
-            (Ok(()), Verb::DeleteMessage) => self.delete(&data),
-            (Ok(()), Verb::Authenticate) => self.authenticate(&data),
+            (Ok(()), RequestKind::JoinRoom) => self.join(&data),
+            (Ok(()), RequestKind::LeaveRoom) => self.leave(&data),
+            (Ok(()), RequestKind::SendMessage) => self.send(&data, deadline, &mut askers),
+            (Ok(()), RequestKind::EditMessage) => self.edit(&data),
+            (Ok(()), RequestKind::DeleteMessage) => self.delete(&data),
+            (Ok(()), RequestKind::Authenticate) => self.authenticate(&data),
         };
         let count = askers.len();
         let work = async move {
@@ -250,7 +250,7 @@ impl<T> Session<T> {
             let results = timeout_at(deadline, work).await;
             results.unwrap_or_else(|_| (0..count).map(late).collect())
         };
-        self.in_flight = Some(InFlight { askers, verb, future: work.boxed_local() });
+        self.in_flight = Some(InFlight { askers, kind, future: work.boxed_local() });
     }
 
     fn allow(&mut self) -> Result<(), ApiError> {
@@ -373,7 +373,7 @@ impl<T> Session<T> {
         while bytes < SENT_AT_ONCE
             && refusal.is_none()
             && let Some((request, _)) = self.waiting.front()
-            && request.verb == Verb::SendMessage
+            && request.kind == RequestKind::SendMessage
             && request.deadline <= deadline + SENT_WITHIN
         {
             let draft = self.draft(&request.data);
@@ -463,8 +463,8 @@ impl<T> Session<T> {
 /// What was not worked off is counted: its future was dropped, by a panic or for want of time.
 impl<T> Drop for Session<T> {
     fn drop(&mut self) {
-        let waiting = self.waiting.iter().filter(|(request, _)| request.verb.stores()).count();
-        let in_flight = self.in_flight.as_ref().filter(|in_flight| in_flight.verb.stores());
+        let waiting = self.waiting.iter().filter(|(request, _)| request.kind.stores()).count();
+        let in_flight = self.in_flight.as_ref().filter(|in_flight| in_flight.kind.stores());
         let lost = waiting + in_flight.map_or(0, |in_flight| in_flight.askers.len());
         if lost > 0 {
             self.worker.metrics.unprocessed(lost);

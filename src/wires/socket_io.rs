@@ -29,7 +29,7 @@ use crate::protocols::socket_io::{Application, ConnectRequest, Encoded, Event, S
 use crate::protocols::websocket::WRITE_AT_ONCE;
 use crate::sessions::recovery::{RecoveryRecord, Resumed, TAKEOVER_GRACE};
 use crate::sessions::registry::Worker;
-use crate::sessions::{Answer, End, Output, Request, Session, Verb};
+use crate::sessions::{Answer, EndReason, Output, Request, RequestKind, Session};
 
 /// The chat on one worker.
 #[derive(Clone)]
@@ -236,7 +236,7 @@ impl Client {
     }
 
     /// Serves it until its session is to be ended for a reason, or it has gone.
-    async fn converse(&mut self, worker: &Worker) -> Option<End> {
+    async fn converse(&mut self, worker: &Worker) -> Option<EndReason> {
         let Self { socket, session, offsets, open, .. } = self;
         let offsets = *offsets;
         let deliveries = open.deliveries();
@@ -284,7 +284,7 @@ impl Client {
 
     /// Ends its connection, if it has not ended, and works off what was read from it before: the
     /// Node server would have begun with that at once.
-    async fn finish(mut self, end: Option<End>) {
+    async fn finish(mut self, end: Option<EndReason>) {
         self.session.mute();
         match end {
             Some(end) => {
@@ -299,9 +299,9 @@ impl Client {
         }
         match end {
             // What its client sent last may still be on its way, a disconnect packet among it.
-            Some(End::TakenOver) => {
+            Some(EndReason::TakenOver) => {
                 let _ = timeout(TAKEOVER_GRACE, self.take_rest()).await;
-                self.close(End::TakenOver);
+                self.close(EndReason::TakenOver);
             }
             Some(end) => self.close(end),
             None => {}
@@ -328,9 +328,9 @@ impl Client {
                 biased;
                 event = self.socket.recv() => {
                     let Some(Event { arguments, ack, .. }) = event else { return };
-                    if let Some(verb) = Verb::of(&arguments.name()) {
+                    if let Some(kind) = RequestKind::of(&arguments.name()) {
                         let data = arguments.values.into_iter().nth(1).unwrap_or_default();
-                        self.session.request(Request::after_end(verb, data), ack);
+                        self.session.request(Request::after_end(kind, data), ack);
                     }
                 }
                 () = self.session.work() => {}
@@ -338,11 +338,11 @@ impl Client {
         }
     }
 
-    fn close(&self, end: End) {
+    fn close(&self, end: EndReason) {
         self.socket.close(match end {
-            End::TooSlow => CloseReason::TooSlow,
-            End::Draining => CloseReason::GoingAway,
-            End::Expired | End::TakenOver => CloseReason::Server,
+            EndReason::TooSlow => CloseReason::TooSlow,
+            EndReason::Draining => CloseReason::GoingAway,
+            EndReason::Expired | EndReason::TakenOver => CloseReason::Server,
         });
     }
 }
@@ -372,10 +372,10 @@ impl DirectWriter for EventWriter {
 
 fn request(worker: &Worker, socket: &Socket, session: &mut Session<Option<u64>>, event: Event) {
     let name = event.arguments.name();
-    match Verb::of(&name) {
-        Some(verb) => {
+    match RequestKind::of(&name) {
+        Some(kind) => {
             let data = event.arguments.values.into_iter().nth(1).unwrap_or_default();
-            session.request(Request::new(verb, data), event.ack);
+            session.request(Request::new(kind, data), event.ack);
         }
         // Whoever waits for an answer should not wait for ever; to others the original was silent.
         None => {
@@ -393,16 +393,16 @@ fn reply(
     session: &Session<Option<u64>>,
     answer: Answer<Option<u64>>,
 ) {
-    let Answer { to, verb, result } = answer;
+    let Answer { to, kind, result } = answer;
     if let Err(error) = &result {
-        error.log(&verb.name());
+        error.log(&kind.name());
     }
-    if session.is_anonymous() && verb != Verb::SendMessage && to.is_none() {
+    if session.is_anonymous() && kind != RequestKind::SendMessage && to.is_none() {
         // The original said nothing, and its front ends expect nothing. Who asks for an answer
         // waits for it, with `retries` before anything else is sent.
         return;
     }
-    let mode = verb.errors(worker.config.errors);
+    let mode = kind.errors(worker.config.errors);
     match (to, result) {
         (Some(id), Ok(json)) => socket.ack(id, vec![json.into()], Vec::new()),
         (Some(id), Err(error)) => {
@@ -410,7 +410,7 @@ fn reply(
         }
         (None, Ok(_)) => {}
         (None, Err(error)) => {
-            let data = error.to_json(mode, Some(&format!("\"{}\"", verb.name())));
+            let data = error.to_json(mode, Some(&format!("\"{}\"", kind.name())));
             socket.emit("error", &[ByteString::from(data)], Vec::new());
         }
     }

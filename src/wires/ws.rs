@@ -31,7 +31,7 @@ use crate::protocols::websocket::{
     CloseCode, Closed, Frame, Message, NotAccepted, Socket, Turn, WRITE_AT_ONCE, WriteHandle,
 };
 use crate::sessions::registry::{ConnectionPermit, Worker};
-use crate::sessions::{Answer, End, Output, Request, Session, Verb};
+use crate::sessions::{Answer, EndReason, Output, Request, RequestKind, Session};
 
 /// The longest frame, in bytes.
 const MAX_FRAME: usize = 128 * 1024;
@@ -112,7 +112,7 @@ async fn serve(
                 Some(Ok(claims)) => Some(claims),
                 None => {
                     drop(permit);
-                    return socket.close(CloseCode::Away, &End::Draining.to_string()).await;
+                    return socket.close(CloseCode::Away, &EndReason::Draining.to_string()).await;
                 }
                 Some(Err(refused)) => return refuse(&worker, socket, &refused).await,
             }
@@ -183,7 +183,7 @@ async fn first_frame(worker: &Worker, socket: &mut Socket) -> Result<Claims, Tok
             Ok(Message::Binary(_)) | Err(_) => return Err(other),
         };
         let Ok(frame) = serde_json::from_str::<ClientFrame<'_>>(&text) else { return Err(other) };
-        if frame.event != Verb::Authenticate.name() {
+        if frame.event != RequestKind::Authenticate.name() {
             return Err(other);
         }
         let token = frame.data.map(|data| serde_json::from_str::<Token>(data.get()));
@@ -355,27 +355,27 @@ fn request(
         let problem = "must have at most 256 bytes";
         return Err((ApiError::InvalidField { field: "id", problem }, None));
     }
-    let Some(verb) = Verb::of(&frame.event) else {
+    let Some(kind) = RequestKind::of(&frame.event) else {
         return Err((ApiError::UnknownEvent, frame.id));
     };
     let data = frame.data.map(|data| text.slice_ref(data.get())).unwrap_or_default();
-    session.request(Request::new(verb, data), frame.id);
+    session.request(Request::new(kind, data), frame.id);
     Ok(())
 }
 
 /// The frame of an answer; who gave no `id` is told of errors only.
 fn answer_frame(worker: &Worker, answer: Answer<Option<Box<RawValue>>>) -> Option<ByteString> {
-    let Answer { to, verb, result } = answer;
-    let mode = verb.errors(worker.config.errors);
+    let Answer { to, kind, result } = answer;
+    let mode = kind.errors(worker.config.errors);
     let json = match (&to, result) {
         (_, Ok(json)) => json,
         (None, Err(error)) => {
-            error.log(&verb.name());
-            let data = error.to_json(mode, Some(&format!("\"{}\"", verb.name())));
+            error.log(&kind.name());
+            let data = error.to_json(mode, Some(&format!("\"{}\"", kind.name())));
             return Some(pushed_error(&data));
         }
         (Some(_), Err(error)) => {
-            error.log(&verb.name());
+            error.log(&kind.name());
             error.to_json(mode, None)
         }
     };
@@ -397,12 +397,12 @@ fn pushed_error(data: &str) -> ByteString {
     format!(r#"{{"event":"error","data":{data}}}"#).into()
 }
 
-fn closing(end: End) -> Closing {
+fn closing(end: EndReason) -> Closing {
     let code = match end {
-        End::Expired => TOKEN_REFUSED,
-        End::TooSlow => CloseCode::Again,
-        End::Draining => CloseCode::Away,
-        End::TakenOver => CloseCode::Policy,
+        EndReason::Expired => TOKEN_REFUSED,
+        EndReason::TooSlow => CloseCode::Again,
+        EndReason::Draining => CloseCode::Away,
+        EndReason::TakenOver => CloseCode::Policy,
     };
     Closing::With(code, end.to_string())
 }
