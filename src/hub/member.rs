@@ -3,7 +3,7 @@
 //! A member is given the events of its rooms in stream order, each once. A room that is joined
 //! with a position is first replayed from the ring, one event at a time and only when the session
 //! asks for the next one, so that a backlog waits in the ring and not in memory of its own; the
-//! step that finds nothing more to replay seats the member in the same instant, without a gap or
+//! step that finds nothing more to replay subscribes the member in the same instant, without a gap or
 //! an overlap. Whatever cannot be given becomes a `resync`, never silence. Nothing here knows a
 //! wire, a request or a clock.
 
@@ -37,12 +37,12 @@ pub struct Member {
     id: MemberId,
     inbox: Rc<Inbox>,
     // One room is found without hashing.
-    places: IndexMap<RoomId, Place>,
+    memberships: IndexMap<RoomId, Membership>,
     /// The rooms that are replayed, by the number of the event that each goes on with.
     replays: BTreeSet<(Seq, RoomId)>,
     /// Rooms that are owed a `resync` up to a position, which is told before anything else.
     resyncs: VecDeque<(RoomId, Option<Position>)>,
-    /// No place in a room was ever ahead of this.
+    /// No membership was ever ahead of this.
     highest: Option<Position>,
     /// How many rooms the client has joined, on earlier connections, too.
     joins: u32,
@@ -55,14 +55,14 @@ pub struct Member {
     muted: bool,
 }
 
-/// Being in a room.
-struct Place {
+/// What a member has had of a room.
+struct Membership {
     /// What [`Joined::recovered`] said.
     recovered: bool,
     /// Everything of this room up to here was given, or was not wanted.
     through: Option<Position>,
     /// A `resync` is still to be told; what was missed lies behind `through`.
-    owed: bool,
+    resync_due: bool,
     state: State,
 }
 
@@ -104,7 +104,7 @@ impl Member {
             hub: hub.clone(),
             id,
             inbox,
-            places: IndexMap::new(),
+            memberships: IndexMap::new(),
             replays: BTreeSet::new(),
             resyncs: VecDeque::new(),
             highest: None,
@@ -146,8 +146,8 @@ impl Member {
     /// Enters `room`. Being there already changes nothing, and the answer is that of the first
     /// time with what was given since.
     pub fn join(&mut self, room: RoomId, start: Start) -> Joined {
-        if let Some(place) = self.places.get(&room) {
-            return Joined { position: self.given(place), recovered: place.recovered };
+        if let Some(membership) = self.memberships.get(&room) {
+            return Joined { position: self.given(membership), recovered: membership.recovered };
         }
         self.inbox.set_idle(false);
         self.joins = self.joins.saturating_add(1);
@@ -156,10 +156,10 @@ impl Member {
         self.inbox.set_base(self.inbox.base().or(self.hub.through()));
         match start {
             Start::After(since) if self.hub.ring().recovers(room, since) => {
-                self.take_up(room, since, true)
+                self.start_after(room, since, true)
             }
             Start::From(since) if self.hub.ring().recovers(room, since) => {
-                self.take_up(room, since, false)
+                self.start_after(room, since, false)
             }
             Start::Live => self.go_live(room),
             Start::After(_) | Start::From(_) | Start::Resync => {
@@ -168,7 +168,7 @@ impl Member {
                     Start::After(since) | Start::From(since) => since,
                     _ => Position::ZERO,
                 };
-                self.owe_resync(room, Some(had), joined.position);
+                self.queue_resync(room, Some(had), joined.position);
                 joined
             }
         }
@@ -176,22 +176,22 @@ impl Member {
 
     /// Leaves `room`; nothing of it is given any more.
     pub fn leave(&mut self, room: RoomId) {
-        match self.places.swap_remove(&room).map(|place| place.state) {
-            Some(State::Live(_)) => self.hub.unseat(room, self.id),
+        match self.memberships.swap_remove(&room).map(|membership| membership.state) {
+            Some(State::Live(_)) => self.hub.unsubscribe(room, self.id),
             Some(State::Replayed(next)) => {
                 self.replays.remove(&(next, room));
             }
             None => {}
         }
-        self.resyncs.retain(|&(owed, _)| owed != room);
+        self.resyncs.retain(|&(due, _)| due != room);
     }
 
     /// Gives no more events. The member stays in its rooms, and can still join and leave some.
     pub fn mute(&mut self) {
         self.muted = true;
-        for (&room, place) in &self.places {
-            if let State::Live(_) = place.state {
-                self.hub.unseat(room, self.id);
+        for (&room, membership) in &self.memberships {
+            if let State::Live(_) = membership.state {
+                self.hub.unsubscribe(room, self.id);
             }
         }
         self.replays.clear();
@@ -200,12 +200,12 @@ impl Member {
 
     /// The rooms that it is in.
     pub fn rooms(&self) -> impl ExactSizeIterator<Item = RoomId> {
-        self.places.keys().copied()
+        self.memberships.keys().copied()
     }
 
     /// Whether it is in `room`.
     pub fn is_in(&self, room: RoomId) -> bool {
-        self.places.contains_key(&room)
+        self.memberships.contains_key(&room)
     }
 
     /// The next event for this session: live ones first, because those are what its bounded
@@ -279,8 +279,9 @@ impl Member {
         let base = self.inbox.base()?;
         let mut exceptions = Vec::new();
         if !self.replays.is_empty() || !self.resyncs.is_empty() || self.highest > Some(base) {
-            let places = self.places.iter();
-            let given = places.filter_map(|(&room, place)| Some((self.given(place)?, room)));
+            let memberships = self.memberships.iter();
+            let given =
+                memberships.filter_map(|(&room, membership)| Some((self.given(membership)?, room)));
             exceptions.extend(given.filter(|&(given, _)| given != base));
             exceptions.sort_unstable();
         }
@@ -303,38 +304,43 @@ impl Member {
     }
 
     /// Goes on after `since`, of which the client knows when it is `recovered`.
-    fn take_up(&mut self, room: RoomId, since: Position, recovered: bool) -> Joined {
+    fn start_after(&mut self, room: RoomId, since: Position, recovered: bool) -> Joined {
         let first = self.hub.ring().first_after(room, since);
         let through = Some(since);
-        let place = |state| Place { recovered, through, owed: false, state };
+        let membership = |state| Membership { recovered, through, resync_due: false, state };
         if first < self.hub.cursor() {
             self.replays.insert((first, room));
-            self.places.insert(room, place(State::Replayed(first)));
+            self.memberships.insert(room, membership(State::Replayed(first)));
         } else {
             // Nothing to replay; its own position is the floor, which may be ahead of this hub's.
-            self.places.insert(room, place(State::Live(0)));
-            self.take_seat(room, through, through);
+            self.memberships.insert(room, membership(State::Live(0)));
+            self.go_live_from(room, through, through);
         }
         Joined { position: Some(since), recovered }
     }
 
     fn go_live(&mut self, room: RoomId) -> Joined {
         let live = self.hub.through();
-        let place = Place { recovered: false, through: live, owed: false, state: State::Live(0) };
-        self.places.insert(room, place);
-        self.take_seat(room, live, live);
+        let membership = Membership {
+            recovered: false,
+            through: live,
+            resync_due: false,
+            state: State::Live(0),
+        };
+        self.memberships.insert(room, membership);
+        self.go_live_from(room, live, live);
         Joined { position: live, recovered: false }
     }
 
-    /// Makes a place live: everything up to `through` was given, what the hub dispatches after
+    /// Makes a membership live: everything up to `through` was given, what the hub dispatches after
     /// `floor` will be.
-    fn take_seat(&mut self, room: RoomId, through: Option<Position>, floor: Option<Position>) {
-        if let Some(place) = self.places.get_mut(&room) {
-            place.state = State::Live(self.hub.cursor());
-            place.through = through;
+    fn go_live_from(&mut self, room: RoomId, through: Option<Position>, floor: Option<Position>) {
+        if let Some(membership) = self.memberships.get_mut(&room) {
+            membership.state = State::Live(self.hub.cursor());
+            membership.through = through;
             self.highest = self.highest.max(through);
             if !self.muted {
-                self.hub.seat(room, self.id, &self.inbox, floor);
+                self.hub.subscribe(room, self.id, &self.inbox, floor);
             }
         }
     }
@@ -344,8 +350,8 @@ impl Member {
     fn unpack(&mut self, item: InboxItem) -> Option<Rc<Delivery>> {
         match item {
             InboxItem::Event(seq, delivery) => {
-                let place = self.places.get(&delivery.event().room())?;
-                let State::Live(from) = place.state else { return None };
+                let membership = self.memberships.get(&delivery.event().room())?;
+                let State::Live(from) = membership.state else { return None };
                 if seq < from {
                     return None;
                 }
@@ -354,13 +360,13 @@ impl Member {
             }
             InboxItem::Resync { before, position } => {
                 let missed = self
-                    .places
+                    .memberships
                     .iter()
-                    .filter(|(_, place)| matches!(place.state, State::Live(from) if from < before));
+                    .filter(|(_, membership)| matches!(membership.state, State::Live(from) if from < before));
                 let missed: Vec<_> =
-                    missed.map(|(&room, place)| (room, self.given(place))).collect();
+                    missed.map(|(&room, membership)| (room, self.given(membership))).collect();
                 for (room, given) in missed {
-                    self.owe_resync(room, given, position);
+                    self.queue_resync(room, given, position);
                 }
                 self.inbox.set_base(self.inbox.base().max(position));
                 None
@@ -369,63 +375,63 @@ impl Member {
     }
 
     /// One step of the replay of `room`: its next event, or, when there is nothing more that was
-    /// dispatched before, its seat.
+    /// dispatched before, its subscription.
     fn replay(&mut self, room: RoomId, next: Seq) -> Option<Rc<Delivery>> {
         let cursor = self.hub.cursor();
         match self.hub.ring().event_of(room, next) {
             Ok(Some(RoomEvent { event, seq, next })) if seq < cursor => {
-                let place = self.places.get_mut(&room)?;
-                place.through = event.position();
+                let membership = self.memberships.get_mut(&room)?;
+                membership.through = event.position();
                 if next < cursor {
-                    place.state = State::Replayed(next);
+                    membership.state = State::Replayed(next);
                     self.replays.insert((next, room));
                 } else {
                     let through = event.position().max(self.hub.through());
-                    self.take_seat(room, through, event.position());
+                    self.go_live_from(room, through, event.position());
                 }
                 Some(event).filter(|event| !event.is_withdrawn()).map(Delivery::new)
             }
             Ok(_) => {
                 let through = self.hub.through();
-                self.take_seat(room, through, None);
+                self.go_live_from(room, through, None);
                 None
             }
             Err(_lagged) => {
-                let given = self.places.get(&room)?.through;
+                let given = self.memberships.get(&room)?.through;
                 let live = self.hub.through();
-                self.take_seat(room, live, live);
-                self.owe_resync(room, given, live);
+                self.go_live_from(room, live, live);
+                self.queue_resync(room, given, live);
                 None
             }
         }
     }
 
     /// Up to where everything of a room was given.
-    fn given(&self, place: &Place) -> Option<Position> {
-        match place.state {
-            State::Live(_) if !place.owed => place.through.max(self.inbox.base()),
-            _ => place.through,
+    fn given(&self, membership: &Membership) -> Option<Position> {
+        match membership.state {
+            State::Live(_) if !membership.resync_due => membership.through.max(self.inbox.base()),
+            _ => membership.through,
         }
     }
 
     /// From now on `room`, of which everything up to `given` was given, owes a `resync` up to
     /// `position`.
-    fn owe_resync(&mut self, room: RoomId, given: Option<Position>, position: Option<Position>) {
-        if let Some(place) = self.places.get_mut(&room) {
-            if !place.owed {
-                place.through = given;
+    fn queue_resync(&mut self, room: RoomId, given: Option<Position>, position: Option<Position>) {
+        if let Some(membership) = self.memberships.get_mut(&room) {
+            if !membership.resync_due {
+                membership.through = given;
             }
-            place.owed = true;
-            self.resyncs.retain(|&(owed, _)| owed != room);
+            membership.resync_due = true;
+            self.resyncs.retain(|&(due, _)| due != room);
             self.resyncs.push_back((room, position));
         }
     }
 
     fn resync(&mut self, room: RoomId, position: Option<Position>) -> Rc<Delivery> {
-        if let Some(place) = self.places.get_mut(&room) {
-            place.owed = false;
-            place.through = place.through.max(position);
-            self.highest = self.highest.max(place.through);
+        if let Some(membership) = self.memberships.get_mut(&room) {
+            membership.resync_due = false;
+            membership.through = membership.through.max(position);
+            self.highest = self.highest.max(membership.through);
         }
         Delivery::new(Arc::new(Event::resync(room, position)))
     }
@@ -440,9 +446,9 @@ fn is_position_of(offset: &Offset, delivery: &Delivery) -> bool {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        for (&room, place) in &self.places {
-            if let State::Live(_) = place.state {
-                self.hub.unseat(room, self.id);
+        for (&room, membership) in &self.memberships {
+            if let State::Live(_) = membership.state {
+                self.hub.unsubscribe(room, self.id);
             }
         }
     }

@@ -4,8 +4,9 @@
 //! by sequence number and puts each event into the inboxes of the local members of its room, so a
 //! message costs one wake-up of each worker, not one of each member across threads; a member that
 //! has nothing else to do does not even have to be woken ([`DirectWriter`](inbox::DirectWriter)). Joining
-//! is atomic with respect to the stream, because nothing is dispatched while a member is seated.
-//! The hub knows rooms, seats and inboxes; no socket, no wire, no database.
+//! is atomic with respect to the stream, because nothing is dispatched while a member
+//! subscribes to a room.
+//! The hub knows rooms, subscriptions and inboxes; no socket, no wire, no database.
 
 pub mod inbox;
 pub mod member;
@@ -58,8 +59,8 @@ struct HubState {
     cursor: Seq,
     /// How far the events before it reach.
     dispatched: Option<Position>,
-    /// No room without seats.
-    rooms: HashMap<RoomId, IndexMap<MemberId, Seat>>,
+    /// No room without subscriptions.
+    rooms: HashMap<RoomId, IndexMap<MemberId, Subscription>>,
     next_member: MemberId,
 }
 
@@ -75,7 +76,7 @@ struct Round {
     pub more: bool,
 }
 
-struct Seat {
+struct Subscription {
     inbox: Rc<Inbox>,
     /// The member has had what is not after this.
     floor: Option<Position>,
@@ -151,7 +152,7 @@ impl Hub {
                     let most = if before || after { 0 } else { at_once };
                     at_once -= state.dispatch(Arc::clone(event), most);
                     if !before {
-                        round.writes += state.seats(event.room());
+                        round.writes += state.subscribers(event.room());
                     }
                     // A burst of large events must not fill the inboxes of those who do read.
                     if bytes >= self.bounds.bytes / 4 {
@@ -177,25 +178,31 @@ impl Hub {
     }
 
     /// Gives `member` what is dispatched to `room` from now on and comes after `floor`.
-    fn seat(&self, room: RoomId, member: MemberId, inbox: &Rc<Inbox>, floor: Option<Position>) {
-        let seat = Seat { inbox: inbox.clone(), floor };
-        self.state.borrow_mut().rooms.entry(room).or_default().insert(member, seat);
+    fn subscribe(
+        &self,
+        room: RoomId,
+        member: MemberId,
+        inbox: &Rc<Inbox>,
+        floor: Option<Position>,
+    ) {
+        let subscription = Subscription { inbox: inbox.clone(), floor };
+        self.state.borrow_mut().rooms.entry(room).or_default().insert(member, subscription);
     }
 
     /// Takes `member` out of `room`, where it need not be.
-    fn unseat(&self, room: RoomId, member: MemberId) {
+    fn unsubscribe(&self, room: RoomId, member: MemberId) {
         let mut state = self.state.borrow_mut();
-        if let Entry::Occupied(mut seats) = state.rooms.entry(room) {
-            seats.get_mut().swap_remove(&member);
-            if seats.get().is_empty() {
-                seats.remove();
+        if let Entry::Occupied(mut subscriptions) = state.rooms.entry(room) {
+            subscriptions.get_mut().swap_remove(&member);
+            if subscriptions.get().is_empty() {
+                subscriptions.remove();
             }
         }
     }
 }
 
 impl HubState {
-    fn seats(&self, room: RoomId) -> usize {
+    fn subscribers(&self, room: RoomId) -> usize {
         self.rooms.get(&room).map_or(0, IndexMap::len)
     }
 
@@ -207,30 +214,31 @@ impl HubState {
         if event.is_withdrawn() {
             return 0;
         }
-        let Entry::Occupied(mut seats) = self.rooms.entry(event.room()) else { return 0 };
+        let Entry::Occupied(mut subscriptions) = self.rooms.entry(event.room()) else { return 0 };
         let delivery = Delivery::new(event);
         let position = delivery.event().position();
         let mut written = 0;
-        seats.get_mut().retain(|_, seat| {
-            if position.is_some() && position <= seat.floor {
+        subscriptions.get_mut().retain(|_, subscription| {
+            if position.is_some() && position <= subscription.floor {
                 return true;
             }
-            if written < most && seat.inbox.write_directly(&delivery) {
+            if written < most && subscription.inbox.write_directly(&delivery) {
                 written += 1;
                 return true;
             }
-            seat.inbox.put(InboxItem::Event(seq, Rc::clone(&delivery)))
+            subscription.inbox.put(InboxItem::Event(seq, Rc::clone(&delivery)))
         });
-        if seats.get().is_empty() {
-            seats.remove();
+        if subscriptions.get().is_empty() {
+            subscriptions.remove();
         }
         written
     }
 
     /// Puts the same item into the inbox of everyone who is in a room, once.
     fn broadcast(&mut self, item: impl Fn() -> InboxItem) {
-        let seats = self.rooms.values().flatten();
-        let members: HashMap<_, _> = seats.map(|(id, seat)| (*id, seat.inbox.clone())).collect();
+        let subscriptions = self.rooms.values().flatten();
+        let members: HashMap<_, _> =
+            subscriptions.map(|(id, subscription)| (*id, subscription.inbox.clone())).collect();
         for inbox in members.values() {
             inbox.put(item());
         }
