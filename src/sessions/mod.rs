@@ -36,7 +36,7 @@ use crate::protocols::wake_flag::WakeFlag;
 
 use recovery::RecoveryRecord;
 use registry::{ConnectionPermit, Worker};
-use requests::{Done, InFlight};
+use requests::{InFlight, Outcome};
 
 pub use requests::{Request, RequestKind};
 
@@ -48,7 +48,7 @@ pub struct Session<T> {
     record: Option<Rc<RecoveryRecord>>,
     in_flight: Option<InFlight<T>>,
     /// What the database has answered.
-    done: VecDeque<(T, RequestKind, Result<Done, ApiError>)>,
+    done: VecDeque<(T, RequestKind, Result<Outcome, ApiError>)>,
     waiting: VecDeque<(Request, T)>,
     window: SessionWindow,
     /// Set when what ends this session is to be polled.

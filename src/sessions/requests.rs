@@ -65,14 +65,14 @@ pub struct Request {
 
 /// Requests that the database is asked for, together.
 pub(super) struct InFlight<T> {
-    askers: Vec<T>,
+    recipients: Vec<T>,
     kind: RequestKind,
     /// Of each, in their order.
-    future: Work,
+    future: RequestFuture,
 }
 
 /// A request that the database has answered, about to take effect.
-pub(super) enum Done {
+pub(super) enum Outcome {
     Join { room: RoomId, start: Start, since: Option<Position> },
     Leave(RoomId),
     Sent(Vec<u8>),
@@ -156,28 +156,28 @@ impl<T> Session<T> {
         self.waiting.iter_mut().for_each(|(request, _)| request.deadline = deadline);
     }
 
-    /// Works off all requests that were handed in before the connection ended; nobody is answered.
+    /// Processes all requests that were handed in before the connection ended; nobody is answered.
     /// Messages are stored; the record says which rooms were joined and left, for a client that may
     /// come back. Ends within the deadline of the last request.
-    pub async fn work_off(&mut self) {
+    pub async fn process_all(&mut self) {
         while self.in_flight.is_some() || !self.waiting.is_empty() {
-            self.work().await;
+            self.process_next().await;
         }
     }
 
-    /// Works off the request that is in flight, if there is one. Says whether it may have written
+    /// Processes the request that is in flight, if there is one. Says whether it may have written
     /// to the record of the session.
     pub async fn finish_in_flight(&mut self) -> bool {
         let kind = self.in_flight.as_ref().map(|in_flight| in_flight.kind);
         if kind.is_some() {
-            self.work().await;
+            self.process_next().await;
         }
         kind.is_some_and(|kind| !kind.stores())
     }
 
-    /// Works off the next request, and messages that are stored together with it. Waits for ever
+    /// Processes the next request, and messages that are stored together with it. Waits for ever
     /// when there is none. Cancel-safe.
-    pub async fn work(&mut self) {
+    pub async fn process_next(&mut self) {
         if self.in_flight.is_none() {
             match self.waiting.pop_front() {
                 Some((request, to)) => self.begin(request, to),
@@ -189,7 +189,7 @@ impl<T> Session<T> {
         let Some(InFlight { kind, .. }) = self.in_flight.take() else { return };
         for result in results {
             match result {
-                Ok(done) => drop(self.take_effect(done)),
+                Ok(done) => drop(self.apply(done)),
                 Err(error) => {
                     error.log(&kind.name());
                     self.worker.limits.note(&error);
@@ -217,15 +217,15 @@ impl<T> Session<T> {
             else {
                 return None;
             };
-            let InFlight { askers, kind, .. } = self.in_flight.take()?;
+            let InFlight { recipients, kind, .. } = self.in_flight.take()?;
             self.done =
-                askers.into_iter().zip(results).map(|(to, done)| (to, kind, done)).collect();
+                recipients.into_iter().zip(results).map(|(to, done)| (to, kind, done)).collect();
         }
         let (to, kind, result) = self.done.pop_front()?;
         if self.done.is_empty() {
             self.done = VecDeque::new();
         }
-        let result = result.map(|done| self.take_effect(done));
+        let result = result.map(|done| self.apply(done));
         result.as_ref().err().into_iter().for_each(|error| self.worker.limits.note(error));
         self.member.cancel_join();
         Some(Answer { to, kind, result })
@@ -234,32 +234,32 @@ impl<T> Session<T> {
     /// Starts a request, and with a message the messages that follow it. What needs no database
     /// takes effect at the next poll all the same, so that there is one order.
     fn begin(&mut self, Request { kind, data, deadline }: Request, to: T) {
-        let mut askers = vec![to];
-        let work = match (self.allow(), kind) {
-            (Err(error), _) => refused(error),
+        let mut recipients = vec![to];
+        let work = match (self.check_rate_limit(), kind) {
+            (Err(error), _) => failed(error),
             (Ok(()), RequestKind::JoinRoom) => self.join(&data),
             (Ok(()), RequestKind::LeaveRoom) => self.leave(&data),
-            (Ok(()), RequestKind::SendMessage) => self.send(&data, deadline, &mut askers),
+            (Ok(()), RequestKind::SendMessage) => self.send(&data, deadline, &mut recipients),
             (Ok(()), RequestKind::EditMessage) => self.edit(&data),
             (Ok(()), RequestKind::DeleteMessage) => self.delete(&data),
             (Ok(()), RequestKind::Authenticate) => self.authenticate(&data),
         };
-        let count = askers.len();
+        let count = recipients.len();
         let work = async move {
             let late = |_| Err(ApiError::Unavailable("no answer within the deadline".to_owned()));
             let results = timeout_at(deadline, work).await;
             results.unwrap_or_else(|_| (0..count).map(late).collect())
         };
-        self.in_flight = Some(InFlight { askers, kind, future: work.boxed_local() });
+        self.in_flight = Some(InFlight { recipients, kind, future: work.boxed_local() });
     }
 
-    fn allow(&mut self) -> Result<(), ApiError> {
+    fn check_rate_limit(&mut self) -> Result<(), ApiError> {
         Ok(self.worker.limits.events.take(&mut self.window)?)
     }
 
-    fn take_effect(&mut self, done: Done) -> String {
+    fn apply(&mut self, done: Outcome) -> String {
         match done {
-            Done::Join { room, start, since } => {
+            Outcome::Join { room, start, since } => {
                 let joined = self.member.join(room, start);
                 if let Start::After(_) | Start::Resync = start {
                     self.worker.metrics.recovery(joined.recovered);
@@ -269,9 +269,9 @@ impl<T> Session<T> {
                 let recovered = joined.recovered;
                 format!(r#"{{"room":"{room}","position":{position},"recovered":{recovered}}}"#)
             }
-            Done::Leave(room) => format!(r#"{{"room":"{room}"}}"#),
-            Done::Sent(json) => String::from_utf8(json).expect("views write UTF-8"),
-            Done::Extended(claims) => {
+            Outcome::Leave(room) => format!(r#"{{"room":"{room}"}}"#),
+            Outcome::Sent(json) => String::from_utf8(json).expect("views write UTF-8"),
+            Outcome::Extended(claims) => {
                 self.user = Some(claims.user);
                 self.ending = self.worker.ending(Some(claims));
                 self.end_flag.set();
@@ -280,21 +280,21 @@ impl<T> Session<T> {
         }
     }
 
-    fn join(&mut self, data: &str) -> Work {
+    fn join(&mut self, data: &str) -> RequestFuture {
         let (room, since) = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
             Some(Ok(mut fields)) => (fields.take("room"), fields.take("since")),
             _ => (value(data), Js::Undefined),
         };
         let room = match required_id("room", &room) {
             Ok(room) => room,
-            Err(error) => return refused(error),
+            Err(error) => return failed(error),
         };
         if self.member.is_in(room) {
-            let done = Done::Join { room, start: Start::Live, since: None };
-            return answered(Ok(done));
+            let done = Outcome::Join { room, start: Start::Live, since: None };
+            return immediate(Ok(done));
         }
         if self.member.rooms().len() >= self.worker.config.max_rooms_per_session {
-            return refused(ApiError::TooManyRooms);
+            return failed(ApiError::TooManyRooms);
         }
         let (worker, record) = (self.worker.clone(), self.record.clone());
         // Now, since an event of another room may be given while the record is written; from which
@@ -329,19 +329,19 @@ impl<T> Session<T> {
                     start = Start::From(live);
                 }
             }
-            Ok(Done::Join { room, start, since: since.flatten() })
+            Ok(Outcome::Join { room, start, since: since.flatten() })
         };
-        alone(work)
+        single(work)
     }
 
-    fn leave(&mut self, data: &str) -> Work {
+    fn leave(&mut self, data: &str) -> RequestFuture {
         let room = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
             Some(Ok(mut fields)) => fields.take("room"),
             _ => value(data),
         };
         let room = match required_id("room", &room) {
             Ok(room) => room,
-            Err(error) => return refused(error),
+            Err(error) => return failed(error),
         };
         let was_in = self.member.is_in(room);
         self.member.leave(room);
@@ -350,24 +350,24 @@ impl<T> Session<T> {
             if let Some(record) = record {
                 record.leave(room).await?;
             }
-            Ok(Done::Leave(room))
+            Ok(Outcome::Leave(room))
         };
-        alone(work)
+        single(work)
     }
 
     /// Sends a message and takes those along that wait behind it, but not for an answer that is due
     /// much later, and none that has an idempotency key: that is several questions to the database.
-    fn send(&mut self, data: &str, deadline: Instant, askers: &mut Vec<T>) -> Work {
+    fn send(&mut self, data: &str, deadline: Instant, recipients: &mut Vec<T>) -> RequestFuture {
         let (worker, user) = (self.worker.clone(), self.user);
         let first = match self.draft(data) {
             Ok((draft, None)) => draft,
             Ok((draft, Some(key))) => {
-                return alone(async move {
+                return single(async move {
                     let sent = worker.chat.send(draft, user, Some(&key)).await?;
-                    Ok(Done::Sent(sent.to_json()))
+                    Ok(Outcome::Sent(sent.to_json()))
                 });
             }
-            Err(error) => return refused(error),
+            Err(error) => return failed(error),
         };
         let (mut drafts, mut bytes, mut refusal) = (vec![first], data.len(), None);
         while bytes < SENT_AT_ONCE
@@ -381,8 +381,8 @@ impl<T> Session<T> {
                 break;
             }
             bytes += request.data.len();
-            let allowed = self.allow();
-            askers.extend(self.waiting.pop_front().map(|(_, to)| to));
+            let allowed = self.check_rate_limit();
+            recipients.extend(self.waiting.pop_front().map(|(_, to)| to));
             match allowed.and(draft) {
                 Ok((draft, _)) => drafts.push(draft),
                 Err(error) => refusal = Some(error),
@@ -391,37 +391,37 @@ impl<T> Session<T> {
         async move {
             let sent = worker.chat.send_all(drafts, user).await;
             let results = sent.into_iter().chain(refusal.map(Err));
-            results.map(|sent| Ok(Done::Sent(sent?.to_json()))).collect()
+            results.map(|sent| Ok(Outcome::Sent(sent?.to_json()))).collect()
         }
         .boxed_local()
     }
 
-    fn edit(&self, data: &str) -> Work {
+    fn edit(&self, data: &str) -> RequestFuture {
         let (worker, user) = (self.worker.clone(), self.user);
         let mut fields = Fields::from_json(data).unwrap_or_default();
         let key = match client_id(&mut fields) {
             Ok(key) => key,
-            Err(error) => return refused(error),
+            Err(error) => return failed(error),
         };
         let edit = Edit::take(&mut fields);
         if edit.body_length() > MAX_BODY {
-            return refused(ApiError::BodyTooLarge);
+            return failed(ApiError::BodyTooLarge);
         }
-        alone(async move {
+        single(async move {
             let edited = worker.chat.edit(edit, user, key.as_ref()).await?;
-            Ok(Done::Sent(edited.to_json()))
+            Ok(Outcome::Sent(edited.to_json()))
         })
     }
 
-    fn delete(&self, data: &str) -> Work {
+    fn delete(&self, data: &str) -> RequestFuture {
         let (worker, user) = (self.worker.clone(), self.user);
         let message = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
             Some(Ok(mut fields)) => fields.take("message"),
             _ => value(data),
         };
-        alone(async move {
+        single(async move {
             let deleted = worker.chat.delete(&message, user).await?;
-            Ok(Done::Sent(deleted.to_json()))
+            Ok(Outcome::Sent(deleted.to_json()))
         })
     }
 
@@ -436,17 +436,17 @@ impl<T> Session<T> {
         Ok((draft, key))
     }
 
-    fn authenticate(&mut self, data: &str) -> Work {
+    fn authenticate(&mut self, data: &str) -> RequestFuture {
         let token = Fields::from_json(data).unwrap_or_default().take("token");
-        let Js::String(token) = token else { return refused(ApiError::TokenMissing) };
+        let Js::String(token) = token else { return failed(ApiError::TokenMissing) };
         let claims = match verify_event(&self.worker.tokens, &token) {
             Ok(claims) if self.user.is_none_or(|user| user == claims.user) => claims,
-            Ok(_) => return refused(ApiError::TokenInvalid("of another user")),
+            Ok(_) => return failed(ApiError::TokenInvalid("of another user")),
             Err(error) => {
                 if let TokenRefused::Invalid(..) = error {
                     self.worker.refusals.note_token(&error);
                 }
-                return refused(error.error());
+                return failed(error.error());
             }
         };
         let record = self.record.clone();
@@ -454,9 +454,9 @@ impl<T> Session<T> {
             if let Some(record) = record {
                 record.extend(claims).await?;
             }
-            Ok(Done::Extended(claims))
+            Ok(Outcome::Extended(claims))
         };
-        alone(work)
+        single(work)
     }
 }
 
@@ -465,7 +465,7 @@ impl<T> Drop for Session<T> {
     fn drop(&mut self) {
         let waiting = self.waiting.iter().filter(|(request, _)| request.kind.stores()).count();
         let in_flight = self.in_flight.as_ref().filter(|in_flight| in_flight.kind.stores());
-        let lost = waiting + in_flight.map_or(0, |in_flight| in_flight.askers.len());
+        let lost = waiting + in_flight.map_or(0, |in_flight| in_flight.recipients.len());
         if lost > 0 {
             self.worker.metrics.unprocessed(lost);
         }
@@ -473,18 +473,18 @@ impl<T> Drop for Session<T> {
 }
 
 /// The work of one request.
-type Work = LocalBoxFuture<'static, Vec<Result<Done, ApiError>>>;
+type RequestFuture = LocalBoxFuture<'static, Vec<Result<Outcome, ApiError>>>;
 
-fn alone(work: impl Future<Output = Result<Done, ApiError>> + 'static) -> Work {
+fn single(work: impl Future<Output = Result<Outcome, ApiError>> + 'static) -> RequestFuture {
     work.map(|result| vec![result]).boxed_local()
 }
 
-fn answered(result: Result<Done, ApiError>) -> Work {
-    alone(futures::future::ready(result))
+fn immediate(result: Result<Outcome, ApiError>) -> RequestFuture {
+    single(futures::future::ready(result))
 }
 
-fn refused(error: ApiError) -> Work {
-    answered(Err(error))
+fn failed(error: ApiError) -> RequestFuture {
+    immediate(Err(error))
 }
 
 /// The idempotency key of a request, if it has one.

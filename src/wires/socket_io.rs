@@ -276,13 +276,13 @@ impl Client {
                     Some(event) => request(worker, socket, session, event),
                     None => return None,
                 },
-                // What it sent before is worked off without answers.
+                // What it sent before is processed without answers.
                 () = sender.ended() => return None,
             }
         }
     }
 
-    /// Ends its connection, if it has not ended, and works off what was read from it before: the
+    /// Ends its connection, if it has not ended, and processes what was read from it before: the
     /// Node server would have begun with that at once.
     async fn finish(mut self, end: Option<EndReason>) {
         self.session.mute();
@@ -300,13 +300,13 @@ impl Client {
         match end {
             // What its client sent last may still be on its way, a disconnect packet among it.
             Some(EndReason::TakenOver) => {
-                let _ = timeout(TAKEOVER_GRACE, self.take_rest()).await;
+                let _ = timeout(TAKEOVER_GRACE, self.process_remaining()).await;
                 self.close(EndReason::TakenOver);
             }
             Some(end) => self.close(end),
             None => {}
         }
-        self.take_rest().await;
+        self.process_remaining().await;
         if let (true, Some(record)) = (self.socket.has_left(), self.record.take()) {
             // Before the messages, since its client may be about to come back.
             record.end();
@@ -316,13 +316,13 @@ impl Client {
                 record.remove().await;
             }
         }
-        self.session.work_off().await;
+        self.session.process_all().await;
     }
 
-    /// Takes all events that were read before the end of the connection, and works off what it can
+    /// Takes all events that were read before the end of the connection, and processes what it can
     /// meanwhile. The queue of requests may become longer than usual by what was in the memory of
     /// the connection, which is bounded. Cancel-safe.
-    async fn take_rest(&mut self) {
+    async fn process_remaining(&mut self) {
         loop {
             tokio::select! {
                 biased;
@@ -333,7 +333,7 @@ impl Client {
                         self.session.request(Request::after_end(kind, data), ack);
                     }
                 }
-                () = self.session.work() => {}
+                () = self.session.process_next() => {}
             }
         }
     }

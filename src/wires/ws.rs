@@ -127,7 +127,7 @@ async fn serve(
     Box::pin(finish(session, socket, open, closing)).await;
 }
 
-/// Closes the connection, and works off what was read from it before. Neither waits for the other.
+/// Closes the connection, and processes what was read from it before. Neither waits for the other.
 async fn finish(
     mut session: Session<Option<Box<RawValue>>>,
     mut socket: Socket,
@@ -153,7 +153,7 @@ async fn finish(
     }
     session.mute();
     let (code, reason) = match closing {
-        Closing::Gone => return session.work_off().await,
+        Closing::Gone => return session.process_all().await,
         Closing::With(code, reason) => (code, reason),
     };
     let closed = async {
@@ -164,7 +164,7 @@ async fn finish(
             closing.await;
         }
     };
-    let finished = async move { session.work_off().await };
+    let finished = async move { session.process_all().await };
     join(closed, finished).await;
 }
 
