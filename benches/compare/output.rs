@@ -9,6 +9,18 @@ use crate::plot;
 use crate::process::machine;
 use crate::report::Results;
 
+/// What a reader has to know before the table.
+const HOW_TO_READ: &str = "\
+- **Processes.** Each server is one process. This server has one thread for each core. The Node server (`node/server.js`) \
+has one thread for JavaScript, as `node server.js` starts it. The floor writes from one thread at a time.
+- **Passwords.** The Node server uses bcryptjs, an implementation in JavaScript with a cost of 10, in that one thread. \
+This server hashes with argon2id, in threads of their own.
+- **The floor** makes one write for each delivery and does nothing else. At a high rate this server delivers more than \
+the floor, since messages that wait for the same socket go out in one write.
+- **Overload on purpose.** Three groups of rows give Node more than it can do: 20 logins at once, flat out, and four times \
+Node's maximum. They show what happens then, not an everyday load.
+";
+
 /// Writes `RESULTS.md` and `results.svg`.
 pub async fn write(results: &Results, folder: &Path, options: &Options) -> Result<()> {
     let now = bson::DateTime::now().try_to_rfc3339_string()?;
@@ -20,7 +32,7 @@ pub async fn write(results: &Results, folder: &Path, options: &Options) -> Resul
         "# Results of `cargo bench --bench compare`\n\n{date}; {machine}; Node {node}. Server, \
          MongoDB and load share the machine{}. Each figure of the table was taken for {:.0} s \
          after {:.0} s of warming up, REST over 32 connections. CPU is that of the server process.\n\n\
-         ![The results as a plot](results.svg)\n\n{}\n",
+         ![The results as a plot](results.svg)\n\n{HOW_TO_READ}\n{}\n",
         results.others.as_deref().unwrap_or_default(),
         options.measure().as_secs_f64(),
         options.warm_up().as_secs_f64(),

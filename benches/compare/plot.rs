@@ -9,6 +9,8 @@ const MARGIN: f64 = 24.0;
 const BAR: f64 = 22.0;
 /// A panel with its title and labels.
 const PANEL: (f64, f64) = (WIDTH / 2.0, 260.0);
+/// What stands beside an axis on which ten times as much is always as far.
+const LOGARITHMIC: &str = "logarithmic scale";
 const GOOD: &str = "#15803d";
 const BAD: &str = "#c2410c";
 
@@ -27,7 +29,7 @@ pub fn svg(results: &Results, subtitle: &str) -> String {
         MARGIN,
         30.0,
         "font-size=\"18\" font-weight=\"600\"",
-        "Cost: how many times less than Node",
+        "Cost: how many times less than Node (logarithmic scale)",
     );
     text(&mut out, MARGIN, 50.0, "fill=\"#6b7280\"", subtitle);
     push_bars(&mut out, &bars);
@@ -44,6 +46,21 @@ fn push_bars(out: &mut String, bars: &[(String, f64)]) {
     const LEFT: f64 = 430.0;
     let scale = Scale::new(bars.iter().map(|(_, times)| *times).chain([1.0, 10.0]), true)
         .onto(LEFT, WIDTH - 80.0);
+    let end = 66.0 + bars.len() as f64 * BAR;
+    for tick in scale.ticks() {
+        let x = scale.at(tick);
+        let _ = writeln!(
+            out,
+            "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"60\" y2=\"{end:.1}\" stroke=\"#e5e7eb\"/>"
+        );
+        text(
+            out,
+            x,
+            end + 12.0,
+            "text-anchor=\"middle\" fill=\"#6b7280\"",
+            &format!("{} ×", grouped(tick, 0)),
+        );
+    }
     for (index, (title, times)) in bars.iter().enumerate() {
         let y = 66.0 + index as f64 * BAR;
         text(out, LEFT - 8.0, y + 14.0, "text-anchor=\"end\"", title);
@@ -75,8 +92,10 @@ fn push_curve(out: &mut String, curve: &Curve, left: f64, top: f64) {
     let zero = (!is_wide).then_some(0.0);
     let ys = Scale::new(points().map(|(_, y)| *y).chain(zero), is_wide).onto(y0, y1);
     text(out, left + MARGIN, top + 24.0, "font-weight=\"600\"", &curve.title);
-    text(out, left + MARGIN, top + 40.0, "fill=\"#6b7280\"", curve.y);
-    text(out, (x0 + x1) / 2.0, y0 + 34.0, "text-anchor=\"middle\" fill=\"#6b7280\"", curve.x);
+    let vertical = format!("{}, {}", curve.y, if is_wide { LOGARITHMIC } else { "scale from 0" });
+    text(out, left + MARGIN, top + 40.0, "fill=\"#6b7280\"", &vertical);
+    let horizontal = format!("{}, {LOGARITHMIC}", curve.x);
+    text(out, (x0 + x1) / 2.0, y0 + 34.0, "text-anchor=\"middle\" fill=\"#6b7280\"", &horizontal);
     for tick in ys.ticks() {
         let y = ys.at(tick);
         let _ = writeln!(
