@@ -1,4 +1,5 @@
-//! `GET /openapi.json`, and `GET /docs`, which shows it as a page that needs nothing from elsewhere.
+//! `GET /openapi.json`, and `GET /docs`, which shows it as a page that needs nothing from elsewhere,
+//! with the pages of prose that belong to it.
 
 use std::sync::{Arc, LazyLock};
 
@@ -10,7 +11,7 @@ use utoipa_swagger_ui::Config;
 
 use super::json;
 use crate::error::ApiError;
-use crate::openapi::{Document, refusals};
+use crate::openapi::{Document, guide, refusals};
 
 /// The page; its scripts and styles are files of Swagger UI below `/docs/`.
 const PAGE: &str = include_str!("../openapi/page.html");
@@ -37,25 +38,29 @@ pub async fn openapi(document: Data<&'static Document>) -> HttpResponse {
     responses((status = 200, description = "A page", body = String, content_type = "text/html")),
 )]
 pub async fn page() -> HttpResponse {
+    html(PAGE)
+}
+
+fn html(page: impl Into<String>) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((header::CONTENT_SECURITY_POLICY, POLICY))
         .content_type("text/html; charset=utf-8")
-        .body(PAGE)
+        .body(page.into())
 }
 
 /// The file of the page that is the document as it shows it.
 const SHOWN: &str = "openapi.json";
 
-/// Answers with a file of that page.
+/// Answers with a file of that page, or with a page of prose.
 ///
 /// # Errors
-/// There is no such file.
+/// There is neither.
 #[utoipa::path(
     get,
     path = "/docs/{file}",
     tag = "Documentation",
-    description = "A script, a style, an icon, or `openapi.json` with names in its examples that \
-                   nobody has.",
+    description = "`realtime` and `conventions` are pages to read. The others are scripts, styles and \
+                   icons of `/docs`, and `openapi.json` with names in its examples that nobody has.",
     params(("file" = String, Path, example = "swagger-ui.css")),
     responses((status = 200, description = "The file", content_type = "*/*"), refusals::Missing),
 )]
@@ -69,7 +74,10 @@ pub async fn file(
     });
 
     if *name == SHOWN {
-        return Ok(json(StatusCode::OK, document.with_new_names()));
+        return Ok(json(StatusCode::OK, document.for_page()));
+    }
+    if let Some(page) = guide::page(&name) {
+        return Ok(html(page));
     }
     let file = utoipa_swagger_ui::serve(&name, CONFIG.clone())
         .map_err(|error| ApiError::Internal(error.to_string()))?

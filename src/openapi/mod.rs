@@ -2,10 +2,11 @@
 //!
 //! A handler's attribute says what it is asked and what it answers when all is well. Its refusals
 //! come from the table in [`crate::error`], so that the document cannot know another status or
-//! text than the server sends. `schemas` are the bodies, `refusals` the errors, `about.md` is what
-//! a reader needs besides: the conventions, and the realtime events, which OpenAPI has no words
-//! for.
+//! text than the server sends. `schemas` are the bodies, `refusals` the errors. `about.md` has the
+//! conventions of all operations; `guide` shows it as a page, and the realtime events, which OpenAPI
+//! cannot describe, as another.
 
+pub mod guide;
 pub mod refusals;
 pub mod schemas;
 
@@ -18,6 +19,10 @@ use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr, ResponseBuilder};
+
+/// What the page of the operations begins with, in place of `about.md`.
+const SHORT: &str = "Read also about [the events of Socket.IO and WebSocket](/docs/realtime) and \
+                     [the conventions of all operations](/docs/conventions).";
 
 /// The user and the room of the examples.
 const EXAMPLE_NAMES: [&str; 2] = ["ann", "general"];
@@ -36,12 +41,14 @@ impl Document {
         self.0.clone()
     }
 
-    /// The document with other names in its examples than before, so that whoever tries them on the
-    /// page finds them free, however often, and whoever is registered already.
-    pub fn with_new_names(&self) -> Bytes {
+    /// The document as its page shows it: it begins with the operations, and its examples have other
+    /// names each time, so that they can be tried again and again.
+    pub fn for_page(&self) -> Bytes {
         // Without randomness they are the names of a fresh database.
         let suffix = getrandom::u32().unwrap_or_default();
+        let as_json = |text: &str| serde_json::Value::from(text).to_string();
         let mut text = String::from_utf8_lossy(&self.0).into_owned();
+        text = text.replace(&as_json(guide::CONVENTIONS), &as_json(SHORT));
         for name in EXAMPLE_NAMES {
             text = text.replace(&format!("\"{name}\""), &format!("\"{name}-{suffix:08x}\""));
         }
