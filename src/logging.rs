@@ -41,10 +41,10 @@ pub fn start(dotenv: &[(String, String)]) {
     builder.format(move |line, record| write(line, record, &pace)).init();
     match (filter, &wanted) {
         (None, Some(wanted)) if wanted.trim().is_empty() => {
-            log::info!("{VARIABLE} is set but empty, so it is {DEFAULT}");
+            log::info!("RUST_LOG is set but empty, so it is {DEFAULT}");
         }
         (None, Some(wanted)) => log::warn!(
-            "{VARIABLE}={wanted:?} is not understood, so it is {DEFAULT}: error, warn, info, debug, \
+            "RUST_LOG={wanted:?} is not understood, so it is {DEFAULT}: error, warn, info, debug, \
              trace or off, or a list for each module, such as info,mongodb=debug"
         ),
         _ => {}

@@ -476,9 +476,9 @@ async fn an_index_that_duplicates_forbid_is_said_and_does_not_stop_the_others() 
 }
 
 #[test]
-fn the_readme_names_everything_that_is_added_to_a_database() {
-    let readme = include_str!("../../README.md");
-    let (_, section) = readme.split_once("\n### What it adds to the database\n").unwrap();
+fn the_page_about_migrating_names_everything_that_is_added_to_a_database() {
+    let page = include_str!("../../docs/migrating.md");
+    let (_, section) = page.split_once("\n## What is added to the database\n").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
     for purpose in own::ALL {
         assert!(section.contains(&format!("| `{}` |", purpose.collection)), "{purpose:?}");

@@ -14,8 +14,8 @@ use tokio::sync::OnceCell;
 
 use crate::helpers::{TestServer, mongod, tools};
 
-const NODE: &str = "Node.js 20 with npm";
-const PYTHON: &str = "Python 3.10 or later with venv and pip";
+pub const NODE: &str = "Node.js 20 with npm";
+pub const PYTHON: &str = "Python 3.10 or later with venv and pip";
 
 /// Name in the script, and what npm installs for it.
 const VERSIONS: [(&str, &str); 6] = [
@@ -129,7 +129,7 @@ fn script(name: &str) -> PathBuf {
 }
 
 /// Runs a client against a server with a user and a room, and restarts that when it asks for it.
-async fn converse(mut client: Command, need: &str, vars: &[(&str, &str)]) {
+pub async fn converse(mut client: Command, need: &str, vars: &[(&str, &str)]) {
     let uri = mongod::fresh_database().await;
     let mut server = TestServer::start_with(&[vars, &[("MONGO_URI", uri.as_str())]].concat()).await;
     let port = server.addr.port().to_string();
@@ -188,7 +188,8 @@ async fn installed_node() -> &'static Path {
     FOLDER.get_or_init(|| tools::installed(&name, install)).await
 }
 
-async fn installed_python() -> &'static Path {
+/// Where python-socketio is, after installing it if it is not there.
+pub async fn installed_python() -> &'static Path {
     static FOLDER: OnceCell<PathBuf> = OnceCell::const_new();
     FOLDER
         .get_or_init(|| async {

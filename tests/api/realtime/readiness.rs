@@ -73,7 +73,7 @@ async fn who_may_not_write_is_unready_and_says_so() {
     let full = ["find", "insert", "update", "remove", "createIndex", "listIndexes", "changeStream"];
     let exact = ["users", "rooms", "messages"].map(|collection| on(collection, &full));
     let lacking = [on("users", &full), on("rooms", &full), on("messages", &["find"])];
-    // What the README names.
+    // What the page about migrating names.
     let kept = ["find", "insert", "update", "remove", "createIndex", "listIndexes"];
     let minimal = [
         on("users", &["find", "insert", "createIndex", "listIndexes", "update"]),

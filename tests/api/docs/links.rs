@@ -1,0 +1,57 @@
+//! Links and anchors lead somewhere.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use super::{markdown, page, pages, root};
+
+#[test]
+fn every_link_and_every_anchor_resolves() {
+    let (mut broken, mut count) = (Vec::new(), 0);
+    for (path, text) in pages() {
+        for link in markdown::links(&text) {
+            count += 1;
+            if !resolves(&path, &link) {
+                broken.push(format!("{}: {link}", path.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+    assert!(count > 100, "{count}");
+}
+
+/// Whether a link of a page leads to something in the repository, or out of it.
+fn resolves(page: &Path, link: &str) -> bool {
+    if link.starts_with("https://") {
+        return true;
+    }
+    let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+    let target = match file {
+        "" => page.to_owned(),
+        file => page.parent().unwrap().join(file),
+    };
+    if anchor.is_empty() {
+        return target.exists();
+    }
+    let text = fs::read_to_string(target).unwrap_or_default();
+    markdown::anchors(&text).iter().any(|known| known == anchor)
+}
+
+#[test]
+fn the_readme_leads_to_every_page_and_is_short() {
+    let readme = page("README.md");
+    assert!(readme.lines().count() < 200, "{}", readme.lines().count());
+    let links: BTreeSet<String> = markdown::links(&readme).into_iter().collect();
+    for (path, _) in pages() {
+        let path = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+        assert!(path == "README.md" || links.contains(&path), "{path}");
+    }
+}
+
+#[test]
+fn the_page_that_the_server_shows_leads_only_to_itself() {
+    for link in markdown::links(&page("docs/realtime.md")) {
+        assert!(link.starts_with('#') || link.starts_with("https://"), "{link}");
+    }
+}

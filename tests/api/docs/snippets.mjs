@@ -1,0 +1,353 @@
+// Runs the JavaScript of the pages: node snippets.mjs REPOSITORY FOLDER-WITH-PACKAGES
+import assert from 'node:assert/strict';
+import fs from 'node:fs';
+import path from 'node:path';
+import { createRequire } from 'node:module';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { pathToFileURL } from 'node:url';
+
+const [repository, packages] = process.argv.slice(2);
+const { URL: server, TOKEN, USER_ID, ROOM } = process.env;
+const require = createRequire(path.join(packages, 'here.js'));
+
+// Every block of JavaScript, of frames too, by page and heading.
+const examples = ['README.md', 'docs/realtime.md', 'docs/migrating.md'].flatMap(page => {
+  const found = [];
+  let [heading, block, fence] = ['', null, ''];
+  for (const line of fs.readFileSync(path.join(repository, page), 'utf8').split('\n')) {
+    const text = line.trimStart();
+    if (text.startsWith('```')) {
+      if (block) found.push(block);
+      fence = line.slice(0, line.length - text.length);
+      block = block ? null : { page, heading, language: text.slice(3), lines: [], used: false };
+    } else if (block) {
+      block.lines.push(line.startsWith(fence) ? line.slice(fence.length) : line);
+    } else if (/^#+ /.test(line)) {
+      heading = line.replace(/^#+ /, '');
+    }
+  }
+  return found;
+});
+
+function code(page, heading, language = 'js') {
+  const blocks = examples.filter(block => block.page === page && block.heading === heading && block.language === language);
+  assert.ok(blocks.length > 0, `${page} has no ${language} below ${heading}`);
+  for (const block of blocks) block.used = true;
+  return blocks.map(block => block.lines.join('\n')).join('\n');
+}
+
+// Imports an example as a module, which can import packages, and exports these names of it.
+const folder = fs.mkdtempSync(path.join(packages, 'run-'));
+let modules = 0;
+async function run(text, ...names) {
+  const file = path.join(folder, `${modules += 1}.mjs`);
+  fs.writeFileSync(file, `${text}\nexport { ${names.join(', ')} };\n`);
+  return import(pathToFileURL(file));
+}
+
+const realtime = (heading, language) => code('docs/realtime.md', heading, language);
+
+async function until(what, holds) {
+  for (const end = Date.now() + 30_000; !await holds(); await sleep(20)) {
+    assert.ok(Date.now() < end, `not in time: ${what}`);
+  }
+}
+
+const headers = { 'Content-Type': 'application/json', Authorization: `Bearer ${TOKEN}` };
+async function post(route, body) {
+  const answer = await fetch(`${server}/api/chat/${route}`, { method: 'POST', headers, body: JSON.stringify(body) });
+  assert.equal(answer.status, 201);
+  return answer.json();
+}
+let rooms = 0;
+const newRoom = async () => (await post('room', { name: `room ${rooms += 1}` })).room._id;
+const say = (room, content) => post('message', { room, sender: USER_ID, content });
+
+// What the page calls the reader's own.
+let logins = 0;
+Object.assign(globalThis, {
+  url: server,
+  localStorage: { token: TOKEN },
+  logInAgain: async () => { logins += 1; localStorage.token = TOKEN; },
+});
+
+// A room whose messages are recorded as `render` is given them.
+async function scene() {
+  const rendered = [];
+  globalThis.room = await newRoom();
+  globalThis.render = message => rendered.push(message.content);
+  return { room: globalThis.room, rendered };
+}
+const shows = (rendered, ...contents) => until(`${contents}, not ${rendered}`, () => rendered.length >= contents.length)
+  .then(() => assert.deepEqual([...rendered].sort(), [...contents].sort()));
+const away = async (socket, meanwhile) => {
+  socket.io.engine.close();
+  await until('away', () => !socket.connected);
+  await meanwhile();
+  await until('back', () => socket.connected);
+};
+
+async function socketIo() {
+  const { room, rendered } = await scene();
+  await say(room, 'before');
+  localStorage.token = 'expired';
+  logins = 0;
+  const names = ['socket', 'follow', 'history'];
+  const { socket, follow, history } = await run(realtime('Socket.IO'), ...names);
+  Object.assign(globalThis, { socket, follow, history });
+  await shows(rendered, 'before');
+  assert.equal(logins, 1, 'it logs in again after a refusal');
+
+  const { send } = await run(realtime('Send a message'), 'send');
+  const sent = await send(room, 'sent');
+  assert.equal(sent.sender, USER_ID);
+  await shows(rendered, 'before', 'sent');
+
+  // A short loss: the server gives what was missed.
+  await away(socket, () => say(room, 'missed'));
+  assert.equal(socket.recovered, true);
+  await shows(rendered, 'before', 'sent', 'missed');
+
+  // An answer that is lost: sent again, and stored once.
+  const again = send(room, 'again');
+  socket.io.engine.close();
+  assert.equal((await again).content, 'again');
+  await shows(rendered, 'before', 'sent', 'missed', 'again');
+
+  // A resync: the history has what was missed.
+  await socket.emitWithAck('leaveRoom', room);
+  await say(room, 'unheard');
+  const rejoined = await socket.emitWithAck('joinRoom', { room, since: '1.1' });
+  assert.equal(rejoined.recovered, false);
+  await shows(rendered, 'before', 'sent', 'missed', 'again', 'unheard');
+
+  // A join whose answer was lost is repeated.
+  const other = await newRoom();
+  await say(other, 'of another room');
+  const heard = [];
+  const stop = follow(socket, other, message => heard.push(message.content));
+  socket.io.engine.close();
+  await shows(heard, 'of another room');
+  stop();
+  await socket.emitWithAck('leaveRoom', other);
+  await say(other, 'unheard');
+  await sleep(200);
+  assert.deepEqual(heard, ['of another room']);
+
+  const said = [];
+  const { log } = console;
+  console.log = text => said.push(text);
+  await run(realtime('Tokens'));
+  await until('authenticated', () => said.length === 1);
+  console.log = log;
+  assert.match(said[0], /^valid until /);
+}
+
+async function historyInPages() {
+  const room = await newRoom();
+  const contents = Array.from({ length: 120 }, (_, index) => `message ${index}`);
+  for (const content of contents) await say(room, content);
+  const { catchUp } = await run(realtime('History'), 'catchUp');
+  const [seen, shown] = [new Set(), []];
+  const show = message => { seen.add(message._id); shown.push(message.content); };
+  await catchUp(room, seen, show);
+  await shows(shown, ...contents);
+  await say(room, 'new');
+  await catchUp(room, seen, show);
+  await shows(shown, ...contents, 'new');
+}
+
+// The connection that was opened last.
+let opened;
+const Native = WebSocket;
+globalThis.WebSocket = class extends Native {
+  constructor(...all) { super(...all); opened = this; }
+};
+const cut = async meanwhile => {
+  const before = opened;
+  before.close();
+  await meanwhile();
+  await until('back', () => opened !== before && opened.readyState === Native.OPEN);
+};
+
+async function webSocket() {
+  const { room, rendered } = await scene();
+  const seen = new Set();
+  let histories = 0;
+  const { history } = globalThis;
+  globalThis.history = room => { histories += 1; return history(room); };
+  globalThis.show = message => { if (!seen.has(message._id)) { seen.add(message._id); rendered.push(message.content); } };
+  await say(room, 'before');
+  localStorage.token = 'expired';
+  logins = 0;
+  await run(realtime('WebSocket'));
+  await shows(rendered, 'before');
+  assert.equal(logins, 1);
+  await say(room, 'live');
+  await shows(rendered, 'before', 'live');
+  await cut(() => say(room, 'missed'));
+  await shows(rendered, 'before', 'live', 'missed');
+  assert.equal(histories, 1, 'what was missed came from the server');
+  globalThis.history = history;
+}
+
+async function readme() {
+  const room = globalThis.room = await newRoom();
+  globalThis.token = TOKEN;
+  const said = [];
+  const { log } = console;
+  console.log = text => said.push(text);
+  await run(code('README.md', 'In real time').replace('ws://localhost:5000', server.replace('http', 'ws')));
+  await until('open', () => opened.readyState === Native.OPEN);
+  // Its join is before this in the order of the server only if it is there already.
+  await until('joined', async () => { await say(room, 'live'); await sleep(50); return said.length > 0; });
+  const before = said.length;
+  await cut(() => say(room, 'missed'));
+  await until('recovered', () => said.includes('missed'));
+  console.log = log;
+  assert.equal(said.filter(text => text === 'missed').length, 1);
+  assert.equal(said.length, before + 1);
+}
+
+// The frames of the page, with the ids of here.
+async function frames() {
+  const room = await newRoom();
+  const lines = realtime('WebSocket', 'text').split('\n').map(line => line
+    .replaceAll('676d2c41b1e8a27d9c0f4a15', room)
+    .replaceAll('676d2c34b1e8a27d9c0f4a11', USER_ID));
+  const ws = new Native(`${server.replace('http', 'ws')}/ws?token=${TOKEN}`);
+  const received = [];
+  ws.onmessage = ({ data }) => received.push(JSON.parse(data));
+  await until('open', () => ws.readyState === Native.OPEN);
+  const kind = frame => frame.event ?? JSON.stringify(frame.ack);
+  // Ids, times and positions are others each time.
+  const shape = frame => JSON.parse(JSON.stringify(frame), (key, value) =>
+    ['_id', 'createdAt', 'updatedAt', 'position'].includes(key) ? typeof value : value);
+  for (const line of lines) {
+    if (line.startsWith('→ ')) { ws.send(line.slice(2)); continue; }
+    assert.ok(line.startsWith('← '), line);
+    const expected = JSON.parse(line.slice(2));
+    await until(line, () => received.some(frame => kind(frame) === kind(expected)));
+    const frame = received.find(frame => kind(frame) === kind(expected));
+    assert.equal(JSON.stringify(shape(frame)), JSON.stringify(shape(expected)));
+  }
+  assert.equal(received.length, lines.filter(line => line.startsWith('←')).length);
+  ws.close();
+}
+
+async function react() {
+  const { useMessages } = await run(realtime('React'), 'useMessages');
+  const { createElement, StrictMode } = require('react');
+  const { act, create } = require('react-test-renderer');
+  globalThis.IS_REACT_ACT_ENVIRONMENT = true;
+  const rooms = [await newRoom(), await newRoom()];
+  for (const room of rooms) await say(room, `before in ${room}`);
+  let shown;
+  const Room = ({ room }) => {
+    shown = useMessages(socket, room).map(message => message.content);
+    return null;
+  };
+  const element = room => createElement(StrictMode, null, createElement(Room, { room }));
+  let tree;
+  const handlers = () => socket.listeners('receiveMessage').length;
+  const before = handlers();
+  // Strict mode runs the effect twice.
+  await act(async () => { tree = create(element(rooms[0])); });
+  const settled = (...contents) => until(`${contents}, not ${shown}`, async () => {
+    await act(() => sleep(50));
+    return shown.length >= contents.length;
+  }).then(() => assert.deepEqual(shown, contents));
+  await settled(`before in ${rooms[0]}`);
+  await say(rooms[0], 'live');
+  await settled(`before in ${rooms[0]}`, 'live');
+  await act(async () => tree.update(element(rooms[1])));
+  await say(rooms[0], 'of a room that is not shown');
+  await settled(`before in ${rooms[1]}`);
+  await act(async () => tree.unmount());
+  assert.equal(handlers(), before);
+}
+
+async function angular() {
+  const { messagesOf } = await run(realtime('Angular and RxJS'), 'messagesOf');
+  const room = await newRoom();
+  await say(room, 'before');
+  const shown = [];
+  const subscription = messagesOf(socket, room).subscribe(message => shown.push(message.content));
+  await shows(shown, 'before');
+  await say(room, 'live');
+  await shows(shown, 'before', 'live');
+  subscription.unsubscribe();
+  await socket.emitWithAck('leaveRoom', room);
+  await say(room, 'unheard');
+  await sleep(200);
+  assert.deepEqual(shown, ['before', 'live']);
+}
+
+async function vue() {
+  const { useMessages } = await run(realtime('Vue'), 'useMessages');
+  const { effectScope } = require('vue');
+  const room = await newRoom();
+  await say(room, 'before');
+  const scope = effectScope();
+  const messages = scope.run(() => useMessages(socket, room));
+  const shown = () => messages.value.map(message => message.content);
+  await until('before', () => shown().length === 1);
+  await say(room, 'live');
+  await until('live', () => shown().length === 2);
+  assert.deepEqual(shown(), ['before', 'live']);
+  scope.stop();
+  await socket.emitWithAck('leaveRoom', room);
+  await say(room, 'unheard');
+  await sleep(200);
+  assert.deepEqual(shown(), ['before', 'live']);
+}
+
+async function olderClient() {
+  const { io } = require('older-client');
+  const { room, rendered } = await scene();
+  const { history } = globalThis;
+  let histories = 0;
+  globalThis.history = room => { histories += 1; return history(room); };
+  globalThis.show = globalThis.render;
+  const current = globalThis.socket;
+  globalThis.socket = io(server, { auth: callback => callback({ token: TOKEN }), forceNew: true });
+  await run(realtime('Older Socket.IO clients'));
+  await until('joined', () => histories === 1);
+  await say(room, 'live');
+  await shows(rendered, 'live');
+  // What comes behind the message is there before the answer to this.
+  await new Promise(done => globalThis.socket.emit('leaveRoom', '0123456789abcdef01234567', done));
+  await away(globalThis.socket, () => say(room, 'missed'));
+  await shows(rendered, 'live', 'missed');
+  assert.equal(histories, 1);
+  globalThis.socket.disconnect();
+  Object.assign(globalThis, { socket: current, history });
+}
+
+async function argon2() {
+  const hashes = [await require('argon2').hash('correct horse'), await require('bcryptjs').hash('correct horse', 4)];
+  globalThis.require = require;
+  globalThis.bcrypt = require('bcryptjs');
+  const { verify } = await run(code('docs/migrating.md', 'Back to Node when bcrypt was forgotten'), 'verify');
+  for (const hash of hashes) {
+    assert.equal(await verify('correct horse', hash), true);
+    assert.equal(await verify('another', hash), false);
+  }
+}
+
+const scenarios = { socketIo, historyInPages, webSocket, frames, readme, react, angular, vue, olderClient, argon2 };
+try {
+  for (const [name, scenario] of Object.entries(scenarios)) {
+    console.error(name);
+    await scenario();
+  }
+  const runnable = examples.filter(({ page, language }) => page === 'docs/realtime.md' && language !== 'python');
+  assert.deepEqual(runnable.filter(({ used }) => !used).map(({ heading }) => heading), []);
+  console.log('done');
+} catch (error) {
+  console.error(error);
+  process.exitCode = 1;
+} finally {
+  fs.rmSync(folder, { recursive: true });
+  process.exit();
+}
