@@ -59,6 +59,12 @@ fn no_page_names_a_variable_that_does_not_exist() {
 }
 
 #[test]
+fn the_readme_says_how_many_differences_are_listed() {
+    let differences = markdown::rows(&page("docs/migrating.md"), "## Differences").len();
+    assert!(page("README.md").contains(&format!("[{differences} listed differences](")));
+}
+
+#[test]
 fn every_metric_is_explained_and_no_other() {
     let mut named = BTreeSet::new();
     let text = page("docs/operations.md");
