@@ -10,7 +10,7 @@ mod auth;
 mod clients;
 mod cors;
 mod deployment;
-mod docs;
+mod documentation;
 mod documents;
 mod golden;
 mod helpers;

@@ -41,7 +41,7 @@ async fn the_example_in_python_does_what_its_page_says() {
 }
 
 fn script(name: &str) -> PathBuf {
-    root().join("tests/api/docs").join(name)
+    root().join("tests/api/documentation").join(name)
 }
 
 /// A folder from which the packages can be imported.
