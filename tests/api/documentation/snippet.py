@@ -14,15 +14,16 @@ page = (pathlib.Path(sys.argv[1]) / "docs/realtime.md").read_text()
 (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
-def request(path, body=None):
+def request(path, body=None, method=None):
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{URL}/api/chat/{path}", data, headers)) as answer:
+    asked = urllib.request.Request(f"{URL}/api/chat/{path}", data, headers, method=method)
+    with urllib.request.urlopen(asked) as answer:
         return json.load(answer)
 
 
 def say(content):
-    request("message", {"room": ROOM, "sender": USER, "content": content})
+    return request("message", {"room": ROOM, "sender": USER, "content": content})["message"]["_id"]
 
 
 def eventually(claim, holds):
@@ -32,12 +33,12 @@ def eventually(claim, holds):
         time.sleep(0.02)
 
 
-shown, histories, answers = [], [], []
+shown, removed, histories, answers = [], [], [], []
 
 
 def history(room):
     histories.append(room)
-    return request(f"messages/{room}")
+    return request(f"messages/{room}?deleted=true")
 
 
 def show(message):
@@ -45,10 +46,11 @@ def show(message):
 
 
 scope = {"url": URL, "room": ROOM, "token": lambda: TOKEN, "show": show, "history": history}
+scope["remove"] = removed.append
 say("before")
 exec(compile(code, "docs/realtime.md", "exec"), scope)
 eventually("the history", lambda: shown == ["before"])
-say("live")
+live = say("live")
 eventually("live", lambda: shown == ["before", "live"])
 eventually("the position", lambda: scope["since"] is not None)
 
@@ -64,9 +66,10 @@ scope["joined"] = recorded
 print("restart", flush=True)
 assert sys.stdin.readline() == "restarted\n"
 say("missed")
-eventually("missed", lambda: "missed" in shown)
+request(f"message/{live}", {"content": "edited"}, "PATCH")
+eventually("missed", lambda: "edited" in shown)
 eventually("the answer to the join", lambda: answers)
-assert shown == ["before", "live", "missed"], shown
+assert shown == ["before", "live", "missed", "edited"], shown
 assert answers[0]["recovered"] is True, answers
 assert histories == [ROOM], "what was missed came from the server"
 
@@ -74,8 +77,10 @@ assert histories == [ROOM], "what was missed came from the server"
 client = scope["client"]
 client.call("leaveRoom", ROOM)
 say("unheard")
+request(f"message/{live}", None, "DELETE")
 assert client.call("joinRoom", {"room": ROOM, "since": "1.1"})["recovered"] is False
-eventually("unheard", lambda: shown[-1] == "unheard")
-assert shown == ["before", "live", "missed", "unheard"], shown
+eventually("unheard", lambda: shown[-1] == "unheard" and removed)
+assert shown == ["before", "live", "missed", "edited", "unheard"], shown
+assert removed == [live], removed
 client.disconnect()
 print("done", flush=True)

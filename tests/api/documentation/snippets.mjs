@@ -71,12 +71,13 @@ Object.assign(globalThis, {
   logInAgain: async () => { logins += 1; localStorage.token = TOKEN; },
 });
 
-// A room whose messages are recorded as `render` is given them.
+// A room whose messages are recorded: each as `render` is given it, and which are shown in the end.
 async function scene() {
-  const rendered = [];
+  const [rendered, shown] = [[], new Map()];
   globalThis.room = await newRoom();
-  globalThis.render = message => rendered.push(message.content);
-  return { room: globalThis.room, rendered };
+  globalThis.render = message => { rendered.push(message.content); shown.set(message._id, message.content); };
+  globalThis.remove = id => shown.delete(id);
+  return { room: globalThis.room, rendered, shown };
 }
 const shows = (rendered, ...contents) => until(`${contents}, not ${rendered}`, () => rendered.length >= contents.length)
   .then(() => assert.deepEqual([...rendered].sort(), [...contents].sort()));
@@ -88,7 +89,7 @@ const away = async (socket, meanwhile) => {
 };
 
 async function socketIo() {
-  const { room, rendered } = await scene();
+  const { room, rendered, shown } = await scene();
   await say(room, 'before');
   localStorage.token = 'expired';
   logins = 0;
@@ -121,6 +122,8 @@ async function socketIo() {
   assert.equal(rejoined.recovered, false);
   await shows(rendered, 'before', 'sent', 'missed', 'again', 'unheard');
 
+  await edits(room, shown);
+
   // A join whose answer was lost is repeated.
   const other = await newRoom();
   await say(other, 'of another room');
@@ -143,17 +146,46 @@ async function socketIo() {
   assert.match(said[0], /^valid until /);
 }
 
+// Of a message that is live, of one while the client is away, and of one that only the history tells.
+async function edits(room, shown) {
+  const { edit, deleteMessage } = await run(realtime('Edit or delete a message'), 'edit', 'deleteMessage');
+  const messages = [];
+  for (const content of ['one', 'two', 'three', 'four', 'five', 'six']) messages.push((await say(room, content)).message);
+  const [one, two, three, four, five, six] = messages;
+  const change = (message, content) => fetch(`${server}/api/chat/message/${message._id}`, {
+    method: content ? 'PATCH' : 'DELETE',
+    headers,
+    body: content && JSON.stringify({ content }),
+  });
+  const edited = await edit(one, 'one, edited');
+  assert.equal(edited.__v, 1);
+  await assert.rejects(edit(one, 'of a version that is gone'), /has changed/);
+  await deleteMessage(two);
+  const are = (...contents) => until(`${contents}, not ${[...shown.values()]}`, () =>
+    contents.every(content => [...shown.values()].includes(content))
+    && messages.filter(({ _id }) => shown.has(_id)).length === contents.length);
+  await are('one, edited', 'three', 'four', 'five', 'six');
+  await away(socket, async () => { await change(three, 'three, edited'); await change(four); });
+  assert.equal(socket.recovered, true);
+  await are('one, edited', 'three, edited', 'five', 'six');
+  await socket.emitWithAck('leaveRoom', room);
+  await change(five, 'five, edited');
+  await change(six);
+  await socket.emitWithAck('joinRoom', { room, since: '1.1' });
+  await are('one, edited', 'three, edited', 'five, edited');
+}
+
 async function historyInPages() {
   const room = await newRoom();
   const contents = Array.from({ length: 120 }, (_, index) => `message ${index}`);
   for (const content of contents) await say(room, content);
   const { catchUp } = await run(realtime('History'), 'catchUp');
-  const [seen, shown] = [new Set(), []];
-  const show = message => { seen.add(message._id); shown.push(message.content); };
-  await catchUp(room, seen, show);
+  const [known, shown] = [new Set(), []];
+  const show = message => { known.add(message._id); shown.push(message.content); };
+  await catchUp(room, known, show);
   await shows(shown, ...contents);
   await say(room, 'new');
-  await catchUp(room, seen, show);
+  await catchUp(room, known, show);
   await shows(shown, ...contents, 'new');
 }
 
@@ -170,25 +202,44 @@ const cut = async meanwhile => {
   await until('back', () => opened !== before && opened.readyState === Native.OPEN);
 };
 
-async function webSocket() {
-  const { room, rendered } = await scene();
-  const seen = new Set();
-  let histories = 0;
+// `update`, `forget` and `history` as `follow` has them; what they were given.
+function recorded() {
   const { history } = globalThis;
-  globalThis.history = room => { histories += 1; return history(room); };
-  globalThis.show = message => { if (!seen.has(message._id)) { seen.add(message._id); rendered.push(message.content); } };
-  await say(room, 'before');
+  const given = { updated: [], forgotten: [], histories: 0, end: () => Object.assign(globalThis, { history }) };
+  const known = new Map();
+  globalThis.update = message => {
+    if (message.deletedAt) return globalThis.forget({ message: message._id });
+    if (known.get(message._id) >= message.__v) return;
+    known.set(message._id, message.__v);
+    given.updated.push(message.content);
+  };
+  globalThis.forget = ({ message }) => given.forgotten.push(message);
+  globalThis.history = room => { given.histories += 1; return history(room); };
+  return given;
+}
+
+async function webSocket() {
+  const room = globalThis.room = await newRoom();
+  const given = recorded();
+  const { message } = await say(room, 'before');
   localStorage.token = 'expired';
   logins = 0;
   await run(realtime('WebSocket'));
-  await shows(rendered, 'before');
+  await shows(given.updated, 'before');
   assert.equal(logins, 1);
   await say(room, 'live');
-  await shows(rendered, 'before', 'live');
-  await cut(() => say(room, 'missed'));
-  await shows(rendered, 'before', 'live', 'missed');
-  assert.equal(histories, 1, 'what was missed came from the server');
-  globalThis.history = history;
+  await shows(given.updated, 'before', 'live');
+  const change = (method, body) => fetch(`${server}/api/chat/message/${message._id}`, { method, headers, body });
+  await cut(async () => { await say(room, 'missed'); await change('PATCH', '{"content":"edited"}'); });
+  await shows(given.updated, 'before', 'live', 'missed', 'edited');
+  await change('DELETE');
+  await until('deleted', () => given.forgotten.length === 1);
+  assert.deepEqual(given.forgotten, [message._id]);
+  await cut(() => say(room, 'last'));
+  await shows(given.updated, 'before', 'live', 'missed', 'edited', 'last');
+  assert.deepEqual(given.forgotten, [message._id], 'a deletion has a position, too');
+  assert.equal(given.histories, 1, 'what was missed came from the server');
+  given.end();
 }
 
 async function readme() {
@@ -244,7 +295,7 @@ async function react() {
   for (const room of rooms) await say(room, `before in ${room}`);
   let shown;
   const Room = ({ room }) => {
-    shown = useMessages(socket, room).map(message => message.content);
+    shown = useMessages(socket, room).map(message => message.content).sort();
     return null;
   };
   const element = room => createElement(StrictMode, null, createElement(Room, { room }));
@@ -258,8 +309,11 @@ async function react() {
     return shown.length >= contents.length;
   }).then(() => assert.deepEqual(shown, contents));
   await settled(`before in ${rooms[0]}`);
-  await say(rooms[0], 'live');
+  const { message } = await say(rooms[0], 'live');
   await settled(`before in ${rooms[0]}`, 'live');
+  await fetch(`${server}/api/chat/message/${message._id}`, { method: 'DELETE', headers });
+  await until('removed', async () => { await act(() => sleep(50)); return shown.length === 1; });
+  assert.deepEqual(shown, [`before in ${rooms[0]}`]);
   await act(async () => tree.update(element(rooms[1])));
   await say(rooms[0], 'of a room that is not shown');
   await settled(`before in ${rooms[1]}`);
@@ -268,19 +322,21 @@ async function react() {
 }
 
 async function angular() {
-  const { messagesOf } = await run(realtime('Angular and RxJS'), 'messagesOf');
+  const { changesOf } = await run(realtime('Angular and RxJS'), 'changesOf');
   const room = await newRoom();
   await say(room, 'before');
-  const shown = [];
-  const subscription = messagesOf(socket, room).subscribe(message => shown.push(message.content));
-  await shows(shown, 'before');
-  await say(room, 'live');
-  await shows(shown, 'before', 'live');
+  const changes = [];
+  const subscription = changesOf(socket, room).subscribe(({ message, removed }) => changes.push(message?.content ?? removed));
+  await shows(changes, 'before');
+  const { message } = await say(room, 'live');
+  await shows(changes, 'before', 'live');
+  await fetch(`${server}/api/chat/message/${message._id}`, { method: 'DELETE', headers });
+  await shows(changes, 'before', 'live', message._id);
   subscription.unsubscribe();
   await socket.emitWithAck('leaveRoom', room);
   await say(room, 'unheard');
   await sleep(200);
-  assert.deepEqual(shown, ['before', 'live']);
+  assert.equal(changes.length, 3);
 }
 
 async function vue() {
@@ -290,38 +346,42 @@ async function vue() {
   await say(room, 'before');
   const scope = effectScope();
   const messages = scope.run(() => useMessages(socket, room));
-  const shown = () => messages.value.map(message => message.content);
+  const shown = () => [...messages.values()].map(message => message.content);
   await until('before', () => shown().length === 1);
-  await say(room, 'live');
+  const { message } = await say(room, 'live');
   await until('live', () => shown().length === 2);
   assert.deepEqual(shown(), ['before', 'live']);
+  await fetch(`${server}/api/chat/message/${message._id}`, { method: 'DELETE', headers });
+  await until('removed', () => shown().length === 1);
   scope.stop();
   await socket.emitWithAck('leaveRoom', room);
   await say(room, 'unheard');
   await sleep(200);
-  assert.deepEqual(shown(), ['before', 'live']);
+  assert.deepEqual(shown(), ['before']);
 }
 
 async function olderClient() {
   const { io } = require('older-client');
-  const { room, rendered } = await scene();
-  const { history } = globalThis;
-  let histories = 0;
-  globalThis.history = room => { histories += 1; return history(room); };
-  globalThis.show = globalThis.render;
+  const room = globalThis.room = await newRoom();
+  const given = recorded();
   const current = globalThis.socket;
   globalThis.socket = io(server, { auth: callback => callback({ token: TOKEN }), forceNew: true });
   await run(realtime('Older Socket.IO clients'));
-  await until('joined', () => histories === 1);
-  await say(room, 'live');
-  await shows(rendered, 'live');
+  await until('joined', () => given.histories === 1);
+  const { message } = await say(room, 'live');
+  await shows(given.updated, 'live');
   // What comes behind the message is there before the answer to this.
   await new Promise(done => globalThis.socket.emit('leaveRoom', '0123456789abcdef01234567', done));
-  await away(globalThis.socket, () => say(room, 'missed'));
-  await shows(rendered, 'live', 'missed');
-  assert.equal(histories, 1);
+  await away(globalThis.socket, async () => {
+    await say(room, 'missed');
+    await fetch(`${server}/api/chat/message/${message._id}`, { method: 'DELETE', headers });
+  });
+  await shows(given.updated, 'live', 'missed');
+  await until('deleted', () => given.forgotten.length === 1);
+  assert.equal(given.histories, 1);
   globalThis.socket.disconnect();
-  Object.assign(globalThis, { socket: current, history });
+  globalThis.socket = current;
+  given.end();
 }
 
 async function argon2() {
