@@ -30,7 +30,6 @@ use crate::views;
     path = "/api/chat/room",
     tag = "Chat",
     description = "The name must be free.",
-    security(("token" = [])),
     request_body = schemas::NewRoom,
     responses(
         (status = 201, description = "The room is stored", body = schemas::CreatedRoom),
@@ -66,7 +65,6 @@ pub async fn create_room(
     path = "/api/chat/rooms",
     tag = "Chat",
     description = "A list beyond 1 MiB is streamed, without `ETag`.",
-    security(("token" = [])),
     responses(
         (status = 200, description = "All rooms", body = Vec<schemas::Room>),
         refusals::GetAllRooms,
@@ -88,7 +86,6 @@ pub async fn get_all_rooms(store: Data<Store>) -> Result<HttpResponse, ApiError>
                    the oldest messages behind it, otherwise the newest before it. An invalid value \
                    counts as absent, with `ERRORS=precise` it is refused. A list beyond 1 MiB is \
                    streamed, without `ETag`. A room that does not exist has no messages.",
-    security(("token" = [])),
     params(
         ("room" = inline(schemas::IdParameter), Path, description = "The room"),
         schemas::Page,
@@ -136,7 +133,6 @@ pub async fn get_messages(
     summary = "Stores a message.",
     description = "Everyone in its room receives it as `receiveMessage`. With an `Idempotency-Key` a \
                    retry stores nothing new, for a day and on every instance.",
-    security(("token" = [])),
     params(schemas::Retry),
     request_body = schemas::NewMessage,
     responses(
@@ -178,7 +174,6 @@ pub async fn send_message(
                    message keeps its place in the history and gets `editedAt`, its `__v` is one \
                    more. With `__v` the edit is refused when the message has another one. With an \
                    `Idempotency-Key` a retry changes nothing more.",
-    security(("token" = [])),
     params(
         ("message" = inline(schemas::IdParameter), Path, description = "The message"),
         schemas::Retry,
@@ -224,7 +219,6 @@ pub async fn edit_message(
     description = "Everyone in its room receives `messageDeleted`. Only its sender may. Its text is \
                    gone for good; histories leave it out unless they are asked for with \
                    `deleted=true`. A second deletion answers as the first.",
-    security(("token" = [])),
     params(("message" = inline(schemas::IdParameter), Path, description = "The message")),
     responses(
         (status = 200, description = "The message is deleted", body = schemas::DeletedMessage),

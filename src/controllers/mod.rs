@@ -8,21 +8,12 @@ pub mod health;
 mod list;
 pub mod metrics;
 
+use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse};
 
-use crate::error::ApiError;
 use crate::views;
 
 /// A JSON answer.
 fn json(status: StatusCode, body: impl Into<bytes::Bytes>) -> HttpResponse {
     HttpResponse::build(status).content_type(views::CONTENT_TYPE).body(body.into())
-}
-
-/// Answers a path that no route has.
-///
-/// # Errors
-/// Always.
-pub async fn not_found(_: HttpRequest) -> Result<HttpResponse, ApiError> {
-    Err(ApiError::NotFound)
 }

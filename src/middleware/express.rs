@@ -13,7 +13,8 @@ use actix_web::middleware::Next;
 use actix_web::web::Data;
 use actix_web::{Error, HttpMessage, HttpResponse};
 
-use super::{body, entity_tag, path};
+use super::path::{self, Paths};
+use super::{body, entity_tag};
 use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
 use crate::limits::Limits;
@@ -30,6 +31,7 @@ const METHODS: &str = "GET,HEAD,PUT,PATCH,POST,DELETE";
 pub async fn express(
     config: Data<Config>,
     refusals: Data<Refusals>,
+    paths: Data<&'static Paths>,
     mut req: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
@@ -46,7 +48,7 @@ pub async fn express(
         let answer = cors::preflight(req.headers(), METHODS);
         req.into_response(answer)
     } else {
-        match prepare(&mut req).await {
+        match prepare(&paths, &mut req).await {
             Ok(()) => entity_tag::apply(render(&config, next.call(req).await?)),
             Err(error) => {
                 let res = req.error_response(error);
@@ -65,27 +67,19 @@ pub async fn express(
     Ok(res)
 }
 
-/// Everything before the router.
-async fn prepare(req: &mut ServiceRequest) -> Result<(), ApiError> {
+/// Everything before the router. The path is found before the body is read, since its mode holds
+/// for the refusals of a body, too; that nothing has the path is said after.
+async fn prepare(paths: &Paths, req: &mut ServiceRequest) -> Result<(), ApiError> {
+    let found = paths.find(req.uri().path());
+    if let Some(mode) = found.errors {
+        req.extensions_mut().insert(mode);
+    }
     body::read(req).await?;
-    path::normalize(req)
+    path::rewrite(req, &found.spelled?)
 }
 
-/// Makes the refusals of a route precise in both modes, for `from_fn`: the original did not have
-/// the route, so there is no answer of its to keep to.
-///
-/// # Errors
-/// Those of the route.
-pub async fn precise<B: MessageBody>(
-    req: ServiceRequest,
-    next: Next<B>,
-) -> Result<ServiceResponse<B>, Error> {
-    req.extensions_mut().insert(ErrorMode::Precise);
-    next.call(req).await
-}
-
-/// Turns an [`ApiError`], wherever it arose, into the answer of the configured mode, or of the
-/// route's own.
+/// Turns an [`ApiError`], wherever it arose, into the answer of the mode of its path, otherwise of
+/// the configured one.
 fn render<B: MessageBody + 'static>(
     config: &Config,
     res: ServiceResponse<B>,

@@ -1,79 +1,121 @@
 //! Paths as Express matches them: any case, one slash more at the end or behind the mount point.
 //!
-//! The routes are written once, in lower case. A path that Express would have matched to one of
-//! them is rewritten to that spelling before actix routes it; the request keeps its own for error
-//! pages.
+//! The routes are written once, in lower case, with `{name}` where a segment is a parameter. A path
+//! that Express would have matched to one of them is rewritten to that spelling before actix routes
+//! it; parameters and the request itself keep theirs, the latter for error pages.
 
 use actix_web::dev::ServiceRequest;
 use actix_web::http::Uri;
 
+use crate::config::ErrorMode;
 use crate::error::ApiError;
 
-/// Where Express's routers are mounted.
-const MOUNTS: [&str; 2] = ["/api/auth", "/api/chat"];
-/// The routes with a parameter, below `/api/chat`.
-const WITH_PARAMETER: [&str; 2] = ["/messages/", "/message/"];
+/// The original's routers, each mounted below `/api`. Express's mount point may take one slash with
+/// it when another follows.
+const MOUNTED: [&str; 2] = ["auth", "chat"];
 
-/// Rewrites the path that the router sees.
+/// The paths of all routes.
+pub struct Paths(Vec<Route>);
+
+struct Route {
+    segments: Vec<Segment>,
+    errors: Option<ErrorMode>,
+}
+
+/// What is known of a request by its path.
+pub struct Found {
+    /// How the path is spelled in the route table. Otherwise [`ApiError::NotFound`] when no route
+    /// has it, or [`ApiError::MalformedPath`] when a parameter is no percent-encoded UTF-8. Express
+    /// finds both out while it matches, so before the guard and for any method.
+    pub spelled: Result<String, ApiError>,
+    /// The mode of `ERRORS` that holds for this path, whatever is configured.
+    pub errors: Option<ErrorMode>,
+}
+
+/// What stands between two slashes.
+#[derive(Debug)]
+enum Segment {
+    /// This text, in any case.
+    Literal(String),
+    /// Any text.
+    Parameter,
+}
+
+impl Paths {
+    /// Paths like `/api/chat/messages/{room}`, with the mode of `ERRORS` that holds for them. The
+    /// first that matches a request is its path.
+    pub fn new<'a>(paths: impl IntoIterator<Item = (&'a str, Option<ErrorMode>)>) -> Self {
+        let segment = |text: &str| match text.strip_prefix('{') {
+            Some(_) => Segment::Parameter,
+            None => Segment::Literal(text.to_owned()),
+        };
+        let route = |(path, errors): (&'a str, _)| {
+            let segments = path.split('/').map(segment).collect();
+            Route { segments, errors }
+        };
+        Self(paths.into_iter().map(route).collect())
+    }
+
+    /// Looks for the path of a request.
+    pub fn find(&self, path: &str) -> Found {
+        let requested = segments(path);
+        let Some(route) = self.0.iter().find(|route| route.matches(&requested)) else {
+            return Found { spelled: Err(ApiError::NotFound), errors: None };
+        };
+        Found { spelled: route.spell(&requested), errors: route.errors }
+    }
+}
+
+impl Route {
+    fn matches(&self, requested: &[&str]) -> bool {
+        self.segments.len() == requested.len()
+            && self.segments.iter().zip(requested).all(|(segment, text)| segment.matches(text))
+    }
+
+    fn spell(&self, requested: &[&str]) -> Result<String, ApiError> {
+        let spelled = self.segments.iter().zip(requested).map(|(segment, text)| match segment {
+            Segment::Literal(literal) => Ok(literal.as_str()),
+            Segment::Parameter if is_percent_encoded_utf8(text) => Ok(*text),
+            Segment::Parameter => Err(ApiError::MalformedPath),
+        });
+        Ok(spelled.collect::<Result<Vec<_>, _>>()?.join("/"))
+    }
+}
+
+impl Segment {
+    /// Encoded letters are decoded by actix's router, not by Express's, so a literal with a `%`
+    /// matches nothing.
+    fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Literal(literal) => literal.eq_ignore_ascii_case(text),
+            Self::Parameter => !text.is_empty(),
+        }
+    }
+}
+
+/// Makes the router see a path in place of that of the request.
 ///
 /// # Errors
-/// [`ApiError::MalformedPath`] when a parameter is no percent-encoded UTF-8. Express finds that
-/// out while it matches, so before the guard and for any method.
-pub fn normalize(req: &mut ServiceRequest) -> Result<(), ApiError> {
-    let Some(path) = canonical(req.uri().path())? else { return Ok(()) };
-    let uri: Uri = path.parse().map_err(|_| ApiError::NotFound)?;
-    req.match_info_mut().get_mut().update(&uri);
+/// The path is none, which is said as if no route had it.
+pub fn rewrite(req: &mut ServiceRequest, path: &str) -> Result<(), ApiError> {
+    if path != req.uri().path() {
+        let uri: Uri = path.parse().map_err(|_| ApiError::NotFound)?;
+        req.match_info_mut().get_mut().update(&uri);
+    }
     Ok(())
 }
 
-/// The spelling of the route table, or `None` when the path is spelt so already.
-fn canonical(path: &str) -> Result<Option<String>, ApiError> {
-    let mount = MOUNTS.iter().find_map(|mount| {
-        let rest = strip_prefix_any_case(path, mount)?;
-        (rest.is_empty() || rest.starts_with('/')).then_some((*mount, rest))
-    });
-    let Some((mount, rest)) = mount else {
-        return Ok(Some(literal(path)).filter(|literal| literal != path));
-    };
-    // Express's mount point may take one slash with it when another follows.
-    let rest = if rest.starts_with("//") { rest.get(1..).unwrap_or(rest) } else { rest };
-    let parameter =
-        WITH_PARAMETER.iter().find_map(|route| Some((route, strip_prefix_any_case(rest, route)?)));
-    let canonical = match parameter {
-        Some((route, parameter)) if mount == "/api/chat" => {
-            let parameter = parameter.strip_suffix('/').unwrap_or(parameter);
-            if parameter.contains('/') || parameter.is_empty() {
-                NOWHERE.to_owned()
-            } else if !is_percent_encoded_utf8(parameter) {
-                return Err(ApiError::MalformedPath);
-            } else {
-                format!("{mount}{route}{parameter}")
-            }
-        }
-        _ => format!("{mount}{}", literal(rest)),
-    };
-    Ok(Some(canonical).filter(|canonical| canonical != path))
-}
-
-/// A path that no route has and none may ever have: front ends rely on its 404.
-const NOWHERE: &str = "/";
-
-/// A path without parameters. Encoded letters are decoded by actix's router, not by Express's, so
-/// what holds a `%` matches nothing.
-fn literal(path: &str) -> String {
-    if path.contains('%') {
-        return NOWHERE.to_owned();
+/// What stands between the slashes of a path, without the slashes that Express passes over.
+fn segments(path: &str) -> Vec<&str> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let mut segments: Vec<&str> = path.split('/').collect();
+    if let ["", api, router, "", ..] = segments[..]
+        && api.eq_ignore_ascii_case("api")
+        && MOUNTED.iter().any(|mounted| router.eq_ignore_ascii_case(mounted))
+    {
+        segments.remove(3);
     }
-    let path = match path.strip_suffix('/') {
-        Some(stripped) if !stripped.is_empty() => stripped,
-        _ => path,
-    };
-    path.to_ascii_lowercase()
-}
-
-fn strip_prefix_any_case<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
-    let (head, rest) = path.split_at_checked(prefix.len())?;
-    head.eq_ignore_ascii_case(prefix).then_some(rest)
+    segments
 }
 
 /// Whether `decodeURIComponent` would accept it.
@@ -154,27 +196,87 @@ mod tests {
 
     #[test]
     fn paths_are_matched_as_express_matches_them() {
+        let paths = Paths::new(
+            [
+                "/api/chat/rooms",
+                "/api/chat/messages/{room}",
+                "/api/chat/room/{room}",
+                "/api/chat/room/{room}/members/{user}",
+                "/api/users/me",
+                "/api/users/{user}",
+                "/healthz",
+            ]
+            .map(|path| (path, None)),
+        );
         for (path, expected) in [
-            ("/api/chat/rooms", None),
-            ("/API/Chat/Rooms/", Some("/api/chat/rooms")),
-            ("/api/chat//rooms", Some("/api/chat/rooms")),
-            ("/api/chat///rooms", Some("/api/chat//rooms")),
-            ("/api/chat/messages/Ab%20", None),
-            ("/api/chat/MESSAGES/Ab/", Some("/api/chat/messages/Ab")),
-            ("/api/chat/messages/ab//", Some("/")),
-            ("/api/chat/messages/", Some("/")),
-            ("/api/chat/roo%6ds", Some("/api/chat/")),
-            ("/%61pi/chat/rooms", Some("/")),
-            ("/api/chatter", None),
-            ("/healthz/", Some("/healthz")),
-            ("/", None),
+            ("/api/chat/rooms", "/api/chat/rooms"),
+            ("/API/Chat/Rooms/", "/api/chat/rooms"),
+            ("/api/chat//rooms", "/api/chat/rooms"),
+            ("/api/chat//ROOMS/", "/api/chat/rooms"),
+            ("/api/chat/messages/Ab%20", "/api/chat/messages/Ab%20"),
+            ("/api/chat/MESSAGES/Ab/", "/api/chat/messages/Ab"),
+            ("/api/chat//messages/Ab", "/api/chat/messages/Ab"),
+            ("/api/chat/Room/Ab", "/api/chat/room/Ab"),
+            ("/api/chat//ROOM/Ab/Members/Cd%2F/", "/api/chat/room/Ab/members/Cd%2F"),
+            ("/api/Users/ME", "/api/users/me"),
+            ("/api/users/Metoo", "/api/users/Metoo"),
+            ("/healthz/", "/healthz"),
         ] {
-            assert_eq!(canonical(path).unwrap().as_deref(), expected, "{path}");
+            assert_eq!(paths.find(path).spelled.unwrap(), expected, "{path}");
         }
-        for path in
-            ["/api/chat/messages/%E0%A4%A", "/api/chat/messages/%FF", "/api/chat/messages/%"]
-        {
-            assert!(canonical(path).is_err(), "{path}");
+        for path in [
+            "",
+            "/",
+            "//",
+            "/healthz//",
+            "//healthz",
+            "/api/chat",
+            "/api/chat//",
+            "/api/chat///rooms",
+            "/api/chat/rooms//",
+            "/api/chatter",
+            "/api/chatter//rooms",
+            "/api/users//me",
+            "/api/chat/messages",
+            "/api/chat/messages/",
+            "/api/chat/messages//",
+            "/api/chat/messages/ab//",
+            "/api/chat/messages//ab",
+            "/api/chat/room//members/cd",
+            "/api/chat/room/ab/members/",
+            "/api/chat/roo%6ds",
+            "/api/chat/roo%zzs",
+            "/api/chat/room/%zz/nothing",
+            "/%61pi/chat/rooms",
+        ] {
+            let refused = paths.find(path).spelled;
+            assert!(matches!(refused, Err(ApiError::NotFound)), "{path}: {refused:?}");
+        }
+        for path in [
+            "/api/chat/messages/%E0%A4%A",
+            "/api/chat/messages/%FF",
+            "/api/chat/messages/%",
+            "/api/chat/messages/%/",
+            "/api/chat/room/%/members/ab",
+            "/api/chat/room/ab/members/%ed%a0%80",
+        ] {
+            let refused = paths.find(path).spelled;
+            assert!(matches!(refused, Err(ApiError::MalformedPath)), "{path}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn the_mode_of_a_path_holds_for_a_broken_parameter_too() {
+        let precise = Some(ErrorMode::Precise);
+        let paths = Paths::new([("/api/chat/message", None), ("/api/chat/message/{id}", precise)]);
+        for (path, errors) in [
+            ("/api/chat/message", None),
+            ("/api/chat/message/", None),
+            ("/api/chat/message/ab", precise),
+            ("/api/chat/MESSAGE/%FF", precise),
+            ("/api/chat/message/ab/cd", None),
+        ] {
+            assert_eq!(paths.find(path).errors, errors, "{path}");
         }
     }
 

@@ -2,23 +2,24 @@
 
 mod document;
 
-use std::future::ready;
+use std::sync::LazyLock;
 
-use actix_web::dev::HttpServiceFactory;
 use actix_web::guard::{Any, Get, Head};
+use actix_web::http::Method;
 use actix_web::middleware::from_fn;
-use actix_web::web::{
-    self, Data, Payload, ServiceConfig, delete, patch, post, resource, route, scope,
-};
-use actix_web::{HttpRequest, HttpResponse, Resource, Route, Scope};
-use indexmap::IndexMap;
+use actix_web::web::{self, Data, Payload, ServiceConfig, resource, route, scope};
+use actix_web::{HttpRequest, HttpResponse, Resource, Route};
+use utoipa::OpenApi as _;
+use utoipa::openapi::OpenApi;
 
-use crate::controllers::{auth, chat, demo, docs, health, metrics, not_found};
+use crate::config::ErrorMode;
+use crate::controllers::{auth, chat, demo, docs, health, metrics};
 use crate::error::ApiError;
 use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
-use crate::middleware::express::{express, precise};
+use crate::middleware::express::express;
 use crate::middleware::measure::measure;
+use crate::middleware::path::Paths;
 use crate::protocols::engine_io::Server;
 use crate::protocols::socket_io::SocketIo;
 use crate::protocols::socket_io::client::Bundles;
@@ -27,12 +28,125 @@ use crate::wires::ws;
 
 use document::DOCUMENT;
 
+/// Declares the table: for each route who is served, how errors are answered, and the handler. The
+/// `#[utoipa::path]` of the handler says the method and the path.
+macro_rules! table {
+    ($($access:ident $errors:ident $module:ident::$handler:ident;)+) => {
+        /// Every route that is no socket.
+        static TABLE: &[Row] = &[$({
+            #[derive(utoipa::OpenApi)]
+            #[openapi(paths($module::$handler))]
+            struct Described;
+
+            Row {
+                access: Access::$access,
+                errors: Errors::$errors,
+                describe: Described::openapi,
+                handle: |route| route.to($module::$handler),
+            }
+        }),+];
+    };
+}
+
+table! {
+    Open Configured auth::register;
+    Open Configured auth::login;
+    Guarded Configured chat::create_room;
+    Guarded Configured chat::get_all_rooms;
+    Guarded Configured chat::get_messages;
+    Guarded Configured chat::send_message;
+    Guarded Precise chat::edit_message;
+    Guarded Precise chat::delete_message;
+    Open Configured health::healthz;
+    Open Configured health::readyz;
+    Open Configured metrics::metrics;
+    Open Configured demo::demo;
+    Open Configured docs::openapi;
+    Open Configured docs::page;
+    Open Configured docs::file;
+}
+
+/// A row of the table.
+struct Row {
+    access: Access,
+    errors: Errors,
+    /// What the attribute of the handler says, as a part of the OpenAPI document.
+    describe: fn() -> OpenApi,
+    /// Gives the handler to a route.
+    handle: fn(Route) -> Route,
+}
+
+/// Who is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everyone.
+    Open,
+    /// Users: requests with a valid token.
+    Guarded,
+}
+
+/// How errors are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Errors {
+    /// As the variable `ERRORS` says.
+    Configured,
+    /// Precisely, always: the original did not have the route, so there is no answer to keep to.
+    Precise,
+}
+
+/// A method of a path, and what serves it.
+pub struct Endpoint {
+    /// The method. Where it is GET, HEAD is served, too.
+    pub method: Method,
+    /// The path, with `{name}` for a parameter.
+    pub path: String,
+    /// Who is served.
+    pub access: Access,
+    /// How errors are answered.
+    pub errors: Errors,
+    handle: fn(Route) -> Route,
+}
+
+/// A path with all its methods.
+struct Place {
+    path: &'static str,
+    endpoints: Vec<&'static Endpoint>,
+    /// For the header `Allow`.
+    methods: String,
+}
+
+/// What the table says, in its order.
+pub fn endpoints() -> &'static [Endpoint] {
+    static ENDPOINTS: LazyLock<Vec<Endpoint>> =
+        LazyLock::new(|| TABLE.iter().flat_map(Row::endpoints).collect());
+    &ENDPOINTS
+}
+
+/// Every path. Where two match the same request, the one with a text in the place of a parameter
+/// stands first.
+static PLACES: LazyLock<Vec<Place>> = LazyLock::new(|| {
+    let mut endpoints = Vec::from_iter(endpoints());
+    endpoints.sort_by_key(|endpoint| precedence(&endpoint.path));
+    let places = endpoints.chunk_by(|one, other| one.path == other.path);
+    places.filter_map(Place::new).collect()
+});
+
+static PATHS: LazyLock<Paths> =
+    LazyLock::new(|| Paths::new(PLACES.iter().map(|place| (place.path, place.errors()))));
+
+/// Sorts a text before a parameter in the same place: `/users/me` before `/users/{user}`.
+fn precedence(path: &str) -> Vec<(bool, &str)> {
+    path.split('/').map(|segment| (segment.starts_with('{'), segment)).collect()
+}
+
 /// Every path that this server answers.
 pub fn configure(cfg: &mut ServiceConfig) {
+    let rest = scope("").wrap(from_fn(express)).wrap(from_fn(measure));
     cfg.app_data(Data::new(&DOCUMENT))
+        .app_data(Data::new(&*PATHS))
         .service(resource("/ws").to(ws::connect))
         .service(resource("/socket.io/{tail}*").to(socket_io))
-        .service(rest());
+        .service(PLACES.iter().fold(rest, |scope, place| scope.service(place.resource())));
 }
 
 /// The same paths before it is known where MongoDB is: the process is up, and everything else is
@@ -40,12 +154,14 @@ pub fn configure(cfg: &mut ServiceConfig) {
 pub fn configure_waiting(cfg: &mut ServiceConfig) {
     let unavailable =
         async || Err::<String, _>(ApiError::Unavailable("its name is not resolved".to_owned()));
-    let scope = scope("").wrap(from_fn(express)).default_service(web::to(unavailable));
-    let rows = [
-        ("GET, HEAD", "/healthz", get().to(health::healthz)),
-        ("GET, HEAD", "/readyz", get().to(health::unresolved)),
-    ];
-    cfg.service(resources(rows.into()).into_iter().fold(scope, Scope::service));
+    let get = || for_method(&Method::GET);
+    cfg.app_data(Data::new(&*PATHS)).service(
+        scope("")
+            .wrap(from_fn(express))
+            .service(only("GET, HEAD", "/healthz").route(get().to(health::healthz)))
+            .service(only("GET, HEAD", "/readyz").route(get().to(health::unresolved)))
+            .default_service(web::to(unavailable)),
+    );
 }
 
 /// Every method and every path below, as in the original, where Socket.IO came before Express.
@@ -61,74 +177,86 @@ async fn socket_io(
     }
 }
 
-/// What Express served: everything that is no socket.
-fn rest() -> impl HttpServiceFactory {
-    let scope =
-        scope("").wrap(from_fn(express)).wrap(from_fn(measure)).default_service(web::to(not_found));
-    resources(table()).into_iter().fold(scope, Scope::service)
-}
-
-/// The path of one message.
-const MESSAGE: &str = "/api/chat/message/{message}";
-
-/// A row of the table: the methods that the route serves, its path, and what serves it.
-pub type Row = (&'static str, &'static str, Route);
-
-/// Every path that is no socket. The OpenAPI document has the same rows.
-pub fn table() -> Vec<Row> {
-    vec![
-        ("POST", "/api/auth/register", open(post().to(auth::register))),
-        ("POST", "/api/auth/login", open(post().to(auth::login))),
-        ("POST", "/api/chat/room", guarded(post().to(chat::create_room))),
-        ("GET, HEAD", "/api/chat/rooms", guarded(get().to(chat::get_all_rooms))),
-        ("GET, HEAD", "/api/chat/messages/{room}", guarded(get().to(chat::get_messages))),
-        ("POST", "/api/chat/message", guarded(post().to(chat::send_message))),
-        ("PATCH", MESSAGE, precisely(guarded(patch().to(chat::edit_message)))),
-        ("DELETE", MESSAGE, precisely(guarded(delete().to(chat::delete_message)))),
-        ("GET, HEAD", "/healthz", get().to(health::healthz)),
-        ("GET, HEAD", "/readyz", get().to(health::readyz)),
-        ("GET, HEAD", "/metrics", get().to(metrics::metrics)),
-        ("GET, HEAD", "/demo", get().to(demo::demo)),
-        ("GET, HEAD", "/openapi.json", get().to(docs::openapi)),
-        ("GET, HEAD", "/docs", get().to(docs::page)),
-        ("GET, HEAD", "/docs/{file}", get().to(docs::file)),
-    ]
-}
-
-/// The resources of these rows, one for each path. Other methods are an unknown route to Express;
-/// those that the path has are what `ERRORS=precise` names in `Allow`.
-fn resources(rows: Vec<Row>) -> Vec<Resource> {
-    let mut paths: IndexMap<&str, (Vec<&str>, Vec<Route>)> = IndexMap::new();
-    for (methods, path, route) in rows {
-        let (all, routes) = paths.entry(path).or_default();
-        all.push(methods);
-        routes.push(route);
+impl Row {
+    fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
+        let Self { access, errors, describe, handle } = *self;
+        describe().paths.paths.into_iter().flat_map(move |(path, mut item)| {
+            let methods = document::operations(&mut item).map(|(method, _)| method);
+            let methods = Vec::from_iter(methods).into_iter();
+            methods.map(move |method| Endpoint {
+                method,
+                path: path.clone(),
+                access,
+                errors,
+                handle,
+            })
+        })
     }
-    let resource_of = |(path, (methods, routes)): (_, (Vec<_>, Vec<_>))| {
-        let methods = methods.join(", ");
-        let refuse = move || ready(Err::<String, _>(ApiError::MethodNotAllowed(methods.clone())));
-        let with_route = |resource: Resource, route| resource.route(route);
-        routes.into_iter().fold(resource(path), with_route).default_service(web::to(refuse))
-    };
-    paths.into_iter().map(resource_of).collect()
 }
 
-/// A GET route, which Express also serves to HEAD.
-fn get() -> Route {
-    route().guard(Any(Get()).or(Head()))
+impl Endpoint {
+    /// The methods that it serves.
+    pub fn methods(&self) -> impl Iterator<Item = &str> {
+        let head = (self.method == Method::GET).then_some("HEAD");
+        [self.method.as_str()].into_iter().chain(head)
+    }
+
+    fn route(&self) -> Route {
+        let route = (self.handle)(for_method(&self.method)).wrap(from_fn(deadline));
+        match self.access {
+            Access::Open => route,
+            Access::Guarded => route.wrap(from_fn(require_auth)),
+        }
+    }
 }
 
-/// A route for everyone.
-fn open(route: Route) -> Route {
-    route.wrap(from_fn(deadline))
+impl Place {
+    fn new(endpoints: &[&'static Endpoint]) -> Option<Self> {
+        let path = &endpoints.first()?.path;
+        let methods = Vec::from_iter(endpoints.iter().flat_map(|endpoint| endpoint.methods()));
+        Some(Self { path, methods: methods.join(", "), endpoints: endpoints.to_vec() })
+    }
+
+    /// The mode of `ERRORS` whatever is configured. It is that of the path, since a request can be
+    /// refused before its method is looked at.
+    fn errors(&self) -> Option<ErrorMode> {
+        let is_precise = |endpoint: &&Endpoint| endpoint.errors == Errors::Precise;
+        self.endpoints.iter().all(is_precise).then_some(ErrorMode::Precise)
+    }
+
+    fn resource(&'static self) -> Resource {
+        let resource = only(&self.methods, self.path);
+        self.endpoints.iter().fold(resource, |resource, endpoint| resource.route(endpoint.route()))
+    }
 }
 
-/// A route behind the guard.
-fn guarded(route: Route) -> Route {
-    route.wrap(from_fn(deadline)).wrap(from_fn(require_auth))
+/// A path that refuses every method to which no route is added. To Express such a request has an
+/// unknown route; `methods` is what `ERRORS=precise` names in `Allow`.
+fn only(methods: &'static str, path: &str) -> Resource {
+    resource(path).default_service(web::to(move || async move {
+        Err::<String, _>(ApiError::MethodNotAllowed(methods.to_owned()))
+    }))
 }
 
-/// A route that the original did not have.
-fn precisely(route: Route) -> Route {
-    route.wrap(from_fn(precise))
+/// A route for a method. Express serves HEAD, too, where it serves GET.
+fn for_method(method: &Method) -> Route {
+    match *method {
+        Method::GET => route().guard(Any(Get()).or(Head())),
+        _ => route().method(method.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_comes_before_a_parameter() {
+        let mut paths =
+            ["/users/{user}", "/{any}", "/rooms/{room}/me", "/users/me", "/rooms/{room}/{user}"];
+        paths.sort_by_key(|path| precedence(path));
+        let sorted =
+            ["/rooms/{room}/me", "/rooms/{room}/{user}", "/users/me", "/users/{user}", "/{any}"];
+        assert_eq!(paths, sorted);
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use realtime_chat_backend::routes;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -27,18 +26,6 @@ fn operations(document: &Value) -> BTreeSet<(String, String)> {
         }
     }
     operations
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_document_has_the_routes_of_the_table_and_no_others() {
-    let server = TestServer::start().await;
-    let mut table = BTreeSet::new();
-    for (methods, path, _) in routes::table() {
-        for method in methods.split(", ") {
-            table.insert((method.to_owned(), path.to_owned()));
-        }
-    }
-    assert_eq!(operations(&document(&server).await), table);
 }
 
 #[tokio::test(flavor = "multi_thread")]
