@@ -15,7 +15,7 @@ use crate::error::ApiError;
 use crate::js::{Fields, Js};
 use crate::limits::Limits;
 use crate::models::{Store, StoreError, UserId};
-use crate::openapi::{refusals, schemas};
+use crate::openapi::auth as api;
 
 /// How long a failed login takes at least in `ERRORS=precise`. Longer than either kind of hash, so
 /// that a stranger cannot tell from the time whether a user exists and by what the password is
@@ -31,10 +31,10 @@ const FAILED_LOGIN: Duration = Duration::from_millis(250);
     path = "/api/auth/register",
     tag = "Users",
     description = "The name must be free.",
-    request_body = schemas::Registration,
+    request_body = api::Registration,
     responses(
-        (status = 201, description = "The user is stored", body = schemas::Done),
-        refusals::Register,
+        (status = 201, description = "The user is stored", body = api::Done),
+        api::RegisterRefusals,
     ),
 )]
 pub async fn register(
@@ -68,10 +68,10 @@ pub async fn register(
     path = "/api/auth/login",
     tag = "Users",
     description = "With `ERRORS=precise` an unknown name and a wrong password cannot be told apart.",
-    request_body = schemas::Login,
+    request_body = api::Login,
     responses(
-        (status = 200, description = "The token of a session", body = schemas::Session),
-        refusals::Login,
+        (status = 200, description = "The token of a session", body = api::Session),
+        api::LoginRefusals,
     ),
 )]
 pub async fn login(

@@ -5,7 +5,7 @@ use actix_web::web::Data;
 
 use crate::config::Config;
 use crate::error::ApiError;
-use crate::openapi::refusals;
+use crate::openapi::docs as api;
 
 /// One file, without any other: what it loads and sends is this server's.
 const PAGE: &str = include_str!("../demo/index.html");
@@ -26,7 +26,7 @@ const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 
     description = "A page to try the server with; `DEMO=false` switches it off.",
     responses(
         (status = 200, description = "The page", body = String, content_type = "text/html"),
-        refusals::Missing,
+        api::DemoRefusals,
     ),
 )]
 pub async fn demo(config: Data<Config>) -> Result<HttpResponse, ApiError> {

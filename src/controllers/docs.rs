@@ -11,7 +11,7 @@ use utoipa_swagger_ui::Config;
 
 use super::json;
 use crate::error::ApiError;
-use crate::openapi::{Document, guide, refusals};
+use crate::openapi::{Document, docs as api, guide};
 
 /// The page; its scripts and styles are files of Swagger UI below `/docs/`.
 const PAGE: &str = include_str!("../openapi/page.html");
@@ -62,7 +62,7 @@ const SHOWN: &str = "openapi.json";
     description = "`realtime` and `conventions` are pages to read. The others are scripts, styles and \
                    icons of `/docs`, and `openapi.json` with names in its examples that nobody has.",
     params(("file" = String, Path, example = "swagger-ui.css")),
-    responses((status = 200, description = "The file", content_type = "*/*"), refusals::Missing),
+    responses((status = 200, description = "The file", content_type = "*/*"), api::FileRefusals),
 )]
 pub async fn file(
     name: Path<String>,

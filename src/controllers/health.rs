@@ -9,7 +9,7 @@ use actix_web::web::Data;
 use super::json;
 use crate::feed::Phase;
 use crate::models::Store;
-use crate::openapi::schemas;
+use crate::openapi::health as api;
 use crate::sessions::registry::Worker;
 use crate::views;
 
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
     get,
     path = "/healthz",
     tag = "Operation",
-    responses((status = 200, description = "The process is up", body = schemas::Health)),
+    responses((status = 200, description = "The process is up", body = api::Health)),
 )]
 pub async fn healthz() -> HttpResponse {
     json(StatusCode::OK, r#"{"status":"ok"}"#)
@@ -34,8 +34,8 @@ pub async fn healthz() -> HttpResponse {
     path = "/readyz",
     tag = "Operation",
     responses(
-        (status = 200, description = "Requests can succeed", body = schemas::Health),
-        (status = 503, description = "They cannot, for this reason", body = schemas::Health),
+        (status = 200, description = "Requests can succeed", body = api::Health),
+        (status = 503, description = "They cannot, for this reason", body = api::Health),
     ),
 )]
 pub async fn readyz(store: Data<Store>, worker: Data<Worker>) -> HttpResponse {

@@ -1,21 +1,21 @@
 //! Lists of any length: an answer with an entity tag while they are short, a stream beyond.
 //!
-//! A list is read from its cursor in batches, each of which becomes a chunk. When its JSON outgrows [`BUFFERED`], what is there is
-//! sent and the rest follows chunk by chunk, at the pace of the client, in constant memory.
+//! A list is read from its cursor in batches, each of which becomes a chunk. When its JSON outgrows
+//! [`BUFFERED`], what is there is sent and the rest follows chunk by chunk, at the pace of the
+//! client, in constant memory.
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use bson::RawDocument;
 use bson::oid::ObjectId;
 use bytes::Bytes;
-use futures::{TryStreamExt, stream};
-use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
+use futures::stream;
+use mongodb::raw_batch_cursor::RawBatch;
 
 use super::json;
 use crate::error::ApiError;
 use crate::middleware::deadline::DEADLINE;
-use crate::models::revision::is_tombstone;
-use crate::models::{Message, Room, StoreError, UserId, Users};
+use crate::models::StoreError;
 use crate::mongoose::Hydrated;
 use crate::views;
 
@@ -74,124 +74,23 @@ pub(super) fn close(out: &mut Vec<u8>) {
     out.push(b']');
 }
 
-/// The rooms, in the order of their cursor.
-pub(super) struct RoomList(RawBatchCursor);
-
-impl RoomList {
-    pub(super) fn new(cursor: RawBatchCursor) -> Self {
-        Self(cursor)
-    }
-}
-
-impl Source for RoomList {
-    async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, StoreError> {
-        let Some(batch) = self.0.try_next().await? else { return Ok(false) };
-        let mut broken = Broken::default();
-        for document in documents(&batch)? {
-            match Room::ordinary(document) {
-                Some(room) => views::room(out, &room),
-                None => {
-                    let room = Hydrated::room(document);
-                    broken.count(&room);
-                    views::document(out, &room, |_| None);
-                }
-            }
-            out.push(b',');
-        }
-        broken.warn("rooms");
-        Ok(true)
-    }
-}
-
-/// The messages of a room, with the names of their senders.
-pub(super) struct History {
-    cursor: RawBatchCursor,
-    users: Users,
-}
-
-impl History {
-    pub(super) fn new(cursor: RawBatchCursor, users: Users) -> Self {
-        Self { cursor, users }
-    }
-}
-
-impl Source for History {
-    async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, StoreError> {
-        let Some(batch) = self.cursor.try_next().await? else { return Ok(false) };
-        write_history(out, documents(&batch)?, &self.users).await?;
-        Ok(true)
-    }
-}
-
-/// Appends messages with the names of their senders, each with a comma behind it.
-///
-/// # Errors
-/// The names could not be read.
-pub(super) async fn write_history<'a>(
-    out: &mut Vec<u8>,
-    documents: impl Iterator<Item = &'a RawDocument>,
-    users: &Users,
-) -> Result<(), StoreError> {
-    let mut broken = Broken::default();
-    let messages = Vec::from_iter(documents.map(|document| match Message::ordinary(document) {
-        Some(message) => Item::Ordinary(message),
-        None if is_tombstone(document) => Item::Deleted(document),
-        None => {
-            let message = Hydrated::message(document);
-            broken.count(&message);
-            Item::Odd(message)
-        }
-    }));
-    broken.warn("messages");
-    let names = users.names_of(messages.iter().filter_map(Item::sender)).await?;
-    let name = |sender: UserId| names.get(&sender).and_then(Option::as_ref);
-    for message in &messages {
-        match message {
-            Item::Ordinary(message) => {
-                views::message_in_history(out, message, name(message.sender));
-            }
-            Item::Odd(message) => views::document(out, message, name),
-            Item::Deleted(document) => views::deleted_message(out, document, |out, sender| {
-                views::push_sender(out, sender, name(sender));
-            }),
-        }
-        out.push(b',');
-    }
-    Ok(())
-}
-
-/// A message of a history.
-enum Item<'a> {
-    Ordinary(Message<'a>),
-    Odd(Hydrated),
-    Deleted(&'a RawDocument),
-}
-
-impl Item<'_> {
-    fn sender(&self) -> Option<UserId> {
-        match self {
-            Self::Ordinary(message) => Some(message.sender),
-            Self::Odd(message) => message.id("sender").map(UserId),
-            Self::Deleted(document) => Hydrated::message(document).id("sender").map(UserId),
-        }
-    }
-}
-
 /// The documents of a batch, where they lie: no copy of each.
-fn documents(batch: &RawBatch) -> Result<impl Iterator<Item = &RawDocument>, StoreError> {
+pub(super) fn documents(
+    batch: &RawBatch,
+) -> Result<impl Iterator<Item = &RawDocument>, StoreError> {
     let documents = batch.doc_slices()?.into_iter();
     Ok(documents.filter_map(|document| document.ok()?.as_document()))
 }
 
 /// Documents of a batch that are no BSON from somewhere on: they are shown up to there.
 #[derive(Default)]
-struct Broken {
+pub(super) struct Broken {
     count: usize,
     first: Option<ObjectId>,
 }
 
 impl Broken {
-    fn count(&mut self, document: &Hydrated) {
+    pub(super) fn count(&mut self, document: &Hydrated) {
         if document.is_whole() {
             return;
         }
@@ -201,7 +100,7 @@ impl Broken {
         self.count += 1;
     }
 
-    fn warn(&self, collection: &str) {
+    pub(super) fn warn(&self, collection: &str) {
         let Self { count, first } = self;
         if *count > 0 {
             log::warn!(

@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::feed::Feed;
 use crate::limits::Limits;
 use crate::metrics::{CONTENT_TYPE, FeedReadings, Metrics, Readings};
-use crate::openapi::refusals;
+use crate::openapi::metrics as api;
 use crate::protocols::engine_io::Registry;
 use crate::sessions::registry::Worker;
 
@@ -28,7 +28,7 @@ use crate::sessions::registry::Worker;
     description = "Prometheus' text format. With `METRICS_TOKEN` it asks for that as bearer token.",
     responses(
         (status = 200, description = "The metrics", body = String, content_type = "text/plain"),
-        refusals::Metrics,
+        api::MetricsRefusals,
     ),
 )]
 pub async fn metrics(

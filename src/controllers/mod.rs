@@ -1,12 +1,13 @@
 //! The handlers, with the names they had in Express: parse, ask a model, answer.
 
 pub mod auth;
-pub mod chat;
 pub mod demo;
 pub mod docs;
 pub mod health;
 mod list;
+pub mod messages;
 pub mod metrics;
+pub mod rooms;
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;

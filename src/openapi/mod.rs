@@ -1,21 +1,30 @@
-//! The OpenAPI document of `GET /openapi.json`, which [`routes`](crate::routes) collects from the handlers.
+//! The OpenAPI document of `GET /openapi.json`, which [`routes`](crate::routes) collects from the
+//! handlers.
 //!
 //! A handler's attribute says what it is asked and what it answers when all is well. Its refusals
 //! come from the table in [`crate::error`], so that the document cannot know another status or
-//! text than the server sends. `schemas` are the bodies, `refusals` the errors. `about.md` has the
-//! conventions of all operations; `guide` shows it as a page, and the realtime events, which OpenAPI
-//! cannot describe, as another.
+//! text than the server sends. Each noun has a file with its bodies and refusals, for the document
+//! only: the server reads requests as JavaScript would ([`crate::js`]) and writes answers by hand
+//! ([`crate::views`]). `about.md` has the conventions of all operations; `guide` shows it as a page,
+//! and the realtime events, which OpenAPI cannot describe, as another.
 
+pub mod auth;
+pub mod docs;
 pub mod guide;
+pub mod health;
+pub mod messages;
+pub mod metrics;
 pub mod refusals;
-pub mod schemas;
+pub mod rooms;
+pub mod values;
 
 use std::sync::LazyLock;
 
+use actix_web::http::Method;
 use bytes::Bytes;
 use utoipa::Modify;
 use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
+use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr, ResponseBuilder};
@@ -54,6 +63,18 @@ impl Document {
         }
         text.into()
     }
+}
+
+/// The operations of a path, with their methods.
+pub fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
+    let operations = [
+        (Method::GET, &mut item.get),
+        (Method::POST, &mut item.post),
+        (Method::PUT, &mut item.put),
+        (Method::PATCH, &mut item.patch),
+        (Method::DELETE, &mut item.delete),
+    ];
+    operations.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
 /// Names the scheme that the guarded routes refer to.

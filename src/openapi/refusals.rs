@@ -3,134 +3,49 @@
 //! A list here says which errors an operation can meet; statuses, sentences and codes in both
 //! modes of `ERRORS` are those of [`ApiError`] itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
+use utoipa::Modify;
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
-use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
-use utoipa::{IntoResponses, PartialSchema, ToSchema};
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 
+use super::operations;
 use crate::config::ErrorMode;
 use crate::error::ApiError;
 use crate::models::RefusingIndex;
 
 /// Declares the refusals of operations, each a sum of lists.
 macro_rules! refusals {
-    ($($(#[$doc:meta])* $name:ident($modes:expr) = $($errors:expr),+;)+) => {
-        $(
-            $(#[$doc])*
-            pub struct $name;
+    ($($(#[$doc:meta])* $name:ident($modes:expr) = $($errors:expr),+;)+) => {$(
+        $(#[$doc])*
+        pub struct $name;
 
-            impl IntoResponses for $name {
-                fn responses() -> BTreeMap<String, RefOr<Response>> {
-                    responses($modes, [$(Vec::from($errors)),+].into_iter().flatten())
-                }
+        impl utoipa::IntoResponses for $name {
+            fn responses() -> $crate::openapi::refusals::Responses {
+                $crate::openapi::refusals::responses(
+                    $modes,
+                    [$(Vec::from($errors)),+].into_iter().flatten(),
+                )
             }
-        )+
-
-        /// Every error of every list.
-        fn every() -> impl Iterator<Item = ApiError> {
-            [$($(Vec::from($errors)),+),+].into_iter().flatten()
         }
-    };
+    )+};
 }
+pub(super) use refusals;
+
+/// Responses by status.
+pub(super) type Responses = BTreeMap<String, RefOr<Response>>;
 
 /// The routes of the original answer in the mode of `ERRORS`.
-const BOTH: &[ErrorMode] = &[ErrorMode::Original, ErrorMode::Precise];
+pub(super) const BOTH: &[ErrorMode] = &[ErrorMode::Original, ErrorMode::Precise];
 /// All other routes are precise in both.
-const PRECISE: &[ErrorMode] = &[ErrorMode::Precise];
-
-refusals! {
-    /// `POST /api/auth/register`.
-    Register(BOTH) = body(), database(), insertion(), [
-        ApiError::UsernameTaken,
-        field("username", "is required"),
-        field("username", "must not be empty"),
-        field("username", "must be a string"),
-        field("password", "must be a string"),
-        ApiError::Busy,
-        ApiError::RateLimited { seconds: 60 },
-    ];
-    /// `POST /api/auth/login`.
-    Login(BOTH) = body(), database(), [
-        ApiError::UserNotFound,
-        ApiError::InvalidCredentials,
-        ApiError::PasswordType("number", "string"),
-        ApiError::Busy,
-        ApiError::RateLimited { seconds: 60 },
-    ];
-    /// `POST /api/chat/room`.
-    CreateRoom(BOTH) = body(), token(), database(), insertion(), [
-        ApiError::RoomExists,
-        field("name", "is required"),
-        field("name", "must not be empty"),
-        field("name", "must be a string"),
-        ApiError::RateLimited { seconds: 60 },
-    ];
-    /// `GET /metrics`.
-    Metrics(BOTH) = [ApiError::TokenMissing, ApiError::TokenInvalid("not METRICS_TOKEN")];
-    /// `GET /api/chat/rooms`.
-    GetAllRooms(BOTH) = token(), database();
-    /// `GET /api/chat/messages/{room}`.
-    GetMessages(BOTH) = token(), database(), [
-        field("room", "must be an id of 24 hexadecimal digits"),
-        field("limit", "must be a whole number from 1 to 1000"),
-        field("before", "must be the id of a message"),
-        field("after", "must be the id of a message"),
-        field("deleted", "must be true or false"),
-        ApiError::MalformedPath,
-        ApiError::NotFound,
-    ];
-    /// `POST /api/chat/message`.
-    SendMessage(BOTH) = body(), token(), database(), insertion(), [
-        ApiError::RoomNotFound,
-        field("room", "must be an id of 24 hexadecimal digits"),
-        field("sender", "is required"),
-        field("sender", "must be an id of 24 hexadecimal digits"),
-        field("content", "is required"),
-        field("content", "must not be empty"),
-        field("content", "must be a string"),
-        ApiError::SenderMismatch,
-        ApiError::IdempotencyKey,
-        ApiError::IdempotencyConflict,
-        ApiError::NoIdempotency(String::new()),
-        ApiError::RateLimited { seconds: 60 },
-    ];
-    /// `PATCH /api/chat/message/{message}`.
-    EditMessage(PRECISE) = body(), token(), change(), insertion(), [
-        ApiError::MessageDeleted,
-        ApiError::EditConflict,
-        field("content", "is required"),
-        field("content", "must not be empty"),
-        field("content", "must be a string"),
-        field("__v", "must be a whole number from 0 on"),
-        ApiError::IdempotencyKey,
-        ApiError::IdempotencyConflict,
-        ApiError::NoIdempotency(String::new()),
-    ];
-    /// `DELETE /api/chat/message/{message}`.
-    DeleteMessage(PRECISE) = body(), token(), change(), insertion();
-    /// A file that is not there.
-    Missing(BOTH) = [ApiError::NotFound];
-}
-
-/// What a change of a message can be refused for.
-fn change() -> Vec<ApiError> {
-    let mut errors = vec![
-        ApiError::MessageNotFound,
-        ApiError::NotTheSender,
-        field("message", "must be an id of 24 hexadecimal digits"),
-        ApiError::MalformedPath,
-        ApiError::RateLimited { seconds: 60 },
-    ];
-    errors.extend(database());
-    errors
-}
+pub(super) const PRECISE: &[ErrorMode] = &[ErrorMode::Precise];
 
 /// What a body can be refused for, before the route is looked for.
-fn body() -> [ApiError; 4] {
+pub(super) fn body() -> [ApiError; 4] {
     [
         ApiError::MalformedBody(""),
         ApiError::BodyTooLarge,
@@ -140,34 +55,41 @@ fn body() -> [ApiError; 4] {
 }
 
 /// What a token can be refused for.
-fn token() -> [ApiError; 3] {
+pub(super) fn token() -> [ApiError; 3] {
     [ApiError::TokenMissing, ApiError::TokenFormat, ApiError::TokenInvalid("")]
 }
 
+/// What a path with a parameter can be refused for, before the route is found.
+pub(super) fn parameter() -> [ApiError; 2] {
+    [ApiError::MalformedPath, ApiError::NotFound]
+}
+
 /// What can happen behind every handler that asks the database.
-fn database() -> [ApiError; 2] {
+pub(super) fn database() -> [ApiError; 2] {
     [ApiError::Unavailable(String::new()), ApiError::Internal(String::new())]
 }
 
 /// What can happen to what is stored.
-fn insertion() -> [ApiError; 1] {
+pub(super) fn insertion() -> [ApiError; 1] {
     let (collection, index) = (String::new(), String::new());
     [ApiError::RefusedByIndex(RefusingIndex { collection, index })]
 }
 
-fn field(field: &'static str, problem: &'static str) -> ApiError {
+pub(super) fn field(field: &'static str, problem: &'static str) -> ApiError {
     ApiError::InvalidField { field, problem }
 }
 
-/// The JSON of a refusal.
-pub struct Refusal;
+/// The name of the schema of all refusals.
+const REFUSAL: &str = "Refusal";
 
-impl PartialSchema for Refusal {
-    fn schema() -> RefOr<Schema> {
-        let mut codes: Vec<&str> =
-            every().map(|error| error.sentence(ErrorMode::Precise).1).collect();
-        codes.sort_unstable();
-        codes.dedup();
+/// Describes the JSON of a refusal, with the codes of all refusals that the document shows.
+pub struct Refusals;
+
+impl Modify for Refusals {
+    fn modify(&self, document: &mut OpenApi) {
+        let operations = document.paths.paths.values_mut().flat_map(operations);
+        let codes: BTreeSet<_> =
+            operations.flat_map(|(_, operation)| codes(operation).collect::<Vec<_>>()).collect();
         let text = || ObjectBuilder::new().schema_type(Type::String);
         let schema = ObjectBuilder::new()
             .description(Some("Why the request was refused."))
@@ -181,11 +103,28 @@ impl PartialSchema for Refusal {
                     ))
                     .enum_values(Some(codes)),
             );
-        RefOr::T(schema.into())
+        let components = document.components.get_or_insert_default();
+        components.schemas.insert(REFUSAL.to_owned(), RefOr::T(schema.into()));
     }
 }
 
-impl ToSchema for Refusal {}
+/// The codes of the refusals of an operation.
+fn codes(operation: &Operation) -> impl Iterator<Item = String> {
+    let responses = operation.responses.responses.values().filter_map(inline);
+    let contents = responses.filter_map(|response| response.content.get("application/json"));
+    let examples = contents.filter_map(inline).flat_map(|content| content.examples.values());
+    examples.filter_map(inline).filter_map(|example| {
+        let code = example.value.as_ref()?.get("code")?;
+        code.as_str().map(str::to_owned)
+    })
+}
+
+fn inline<T>(item: &RefOr<T>) -> Option<&T> {
+    match item {
+        RefOr::T(item) => Some(item),
+        RefOr::Ref(_) => None,
+    }
+}
 
 /// A refusal as one of the modes shows it.
 struct Shown {
@@ -197,10 +136,7 @@ struct Shown {
 }
 
 /// Sorts errors into one response for each status that one of them has in one of the modes.
-fn responses(
-    modes: &[ErrorMode],
-    errors: impl Iterator<Item = ApiError>,
-) -> BTreeMap<String, RefOr<Response>> {
+pub(super) fn responses(modes: &[ErrorMode], errors: impl Iterator<Item = ApiError>) -> Responses {
     let mut statuses: BTreeMap<u16, Vec<Shown>> = BTreeMap::new();
     for error in errors {
         for &mode in modes {
@@ -245,7 +181,7 @@ fn response(refusals: &[Shown]) -> Response {
         ResponseBuilder::new().description(description.collect::<Vec<_>>().join("\n\n"));
     if !examples.is_empty() {
         let content = ContentBuilder::new()
-            .schema(Some(Ref::from_schema_name(Refusal::name())))
+            .schema(Some(Ref::from_schema_name(REFUSAL)))
             .examples_from_iter(examples);
         response = response.content("application/json", content.build());
     }

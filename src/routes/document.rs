@@ -1,14 +1,12 @@
 //! The OpenAPI document of all routes.
 
-use actix_web::http::Method;
-use utoipa::openapi::path::Operation;
+use utoipa::openapi::OpenApi;
 use utoipa::openapi::security::SecurityRequirement;
-use utoipa::openapi::{OpenApi, PathItem};
 use utoipa::{Modify, OpenApi as _};
 
 use super::{Access, Row, TABLE};
-use crate::openapi::refusals::Refusal;
-use crate::openapi::{BearerToken, Document, EntityTags, HeadRoutes};
+use crate::openapi::refusals::Refusals;
+use crate::openapi::{BearerToken, Document, EntityTags, HeadRoutes, operations};
 
 /// The document, from the code.
 pub(super) static DOCUMENT: Document = Document::new(|| {
@@ -16,7 +14,7 @@ pub(super) static DOCUMENT: Document = Document::new(|| {
     for row in TABLE {
         document.merge(row.described());
     }
-    let modifiers: [&dyn Modify; 3] = [&BearerToken, &EntityTags, &HeadRoutes];
+    let modifiers: [&dyn Modify; 4] = [&BearerToken, &Refusals, &EntityTags, &HeadRoutes];
     for modifier in modifiers {
         modifier.modify(&mut document);
     }
@@ -30,11 +28,11 @@ pub(super) static DOCUMENT: Document = Document::new(|| {
     servers((url = "/", description = "This server")),
     tags(
         (name = "Users", description = "Registration and login"),
-        (name = "Chat", description = "Rooms and messages; every route asks for a token"),
+        (name = "Rooms", description = "Places for messages; every route asks for a token"),
+        (name = "Messages", description = "What is said in them; every route asks for a token"),
         (name = "Operation", description = "For orchestrators and load balancers"),
         (name = "Documentation", description = "This document"),
     ),
-    components(schemas(Refusal)),
 )]
 struct Frame;
 
@@ -50,16 +48,4 @@ impl Row {
         }
         document
     }
-}
-
-/// The operations of a path, with their methods.
-pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
-    let operations = [
-        (Method::GET, &mut item.get),
-        (Method::POST, &mut item.post),
-        (Method::PUT, &mut item.put),
-        (Method::PATCH, &mut item.patch),
-        (Method::DELETE, &mut item.delete),
-    ];
-    operations.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }

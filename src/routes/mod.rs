@@ -13,13 +13,14 @@ use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 
 use crate::config::ErrorMode;
-use crate::controllers::{auth, chat, demo, docs, health, metrics};
+use crate::controllers::{auth, demo, docs, health, messages, metrics, rooms};
 use crate::error::ApiError;
 use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
 use crate::middleware::express::express;
 use crate::middleware::measure::measure;
 use crate::middleware::path::Paths;
+use crate::openapi::operations;
 use crate::protocols::engine_io::Server;
 use crate::protocols::socket_io::SocketIo;
 use crate::protocols::socket_io::client::Bundles;
@@ -51,12 +52,12 @@ macro_rules! table {
 table! {
     Open Configured auth::register;
     Open Configured auth::login;
-    Guarded Configured chat::create_room;
-    Guarded Configured chat::get_all_rooms;
-    Guarded Configured chat::get_messages;
-    Guarded Configured chat::send_message;
-    Guarded Precise chat::edit_message;
-    Guarded Precise chat::delete_message;
+    Guarded Configured rooms::create_room;
+    Guarded Configured rooms::get_all_rooms;
+    Guarded Configured messages::get_messages;
+    Guarded Configured messages::send_message;
+    Guarded Precise messages::edit_message;
+    Guarded Precise messages::delete_message;
     Open Configured health::healthz;
     Open Configured health::readyz;
     Open Configured metrics::metrics;
@@ -181,7 +182,7 @@ impl Row {
     fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
         let Self { access, errors, describe, handle } = *self;
         describe().paths.paths.into_iter().flat_map(move |(path, mut item)| {
-            let methods = document::operations(&mut item).map(|(method, _)| method);
+            let methods = operations(&mut item).map(|(method, _)| method);
             let methods = Vec::from_iter(methods).into_iter();
             methods.map(move |method| Endpoint {
                 method,

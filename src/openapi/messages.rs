@@ -1,162 +1,74 @@
-//! The bodies of requests and answers, for the document only: the server reads requests as
-//! JavaScript would ([`crate::js`]) and writes answers by hand ([`crate::views`]).
+//! Messages and histories.
 
-use serde_json::json;
-use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{
-    ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, Schema, SchemaFormat, Type,
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::{IntoParams, ToSchema};
+
+use super::refusals::{
+    BOTH, PRECISE, body, database, field, insertion, parameter, refusals, token,
 };
-use utoipa::{IntoParams, PartialSchema, ToSchema};
+use super::values::{Date, Id, IdParameter, ObjectId, Text, schema};
+use crate::error::ApiError;
 
-/// Declares a schema that is built by an expression.
-macro_rules! schema {
-    ($($(#[$doc:meta])* $name:ident = $build:expr;)+) => {$(
-        $(#[$doc])*
-        pub struct $name;
+refusals! {
+    /// `GET /api/chat/messages/{room}`.
+    GetMessagesRefusals(BOTH) = token(), parameter(), database(), [
+        field("room", "must be an id of 24 hexadecimal digits"),
+        field("limit", "must be a whole number from 1 to 1000"),
+        field("before", "must be the id of a message"),
+        field("after", "must be the id of a message"),
+        field("deleted", "must be true or false"),
+    ];
+    /// `POST /api/chat/message`.
+    SendMessageRefusals(BOTH) = body(), token(), database(), insertion(), [
+        ApiError::RoomNotFound,
+        field("room", "must be an id of 24 hexadecimal digits"),
+        field("sender", "is required"),
+        field("sender", "must be an id of 24 hexadecimal digits"),
+        field("content", "is required"),
+        field("content", "must not be empty"),
+        field("content", "must be a string"),
+        ApiError::SenderMismatch,
+        ApiError::IdempotencyKey,
+        ApiError::IdempotencyConflict,
+        ApiError::NoIdempotency(String::new()),
+        ApiError::RateLimited { seconds: 60 },
+    ];
+    /// `PATCH /api/chat/message/{message}`.
+    EditMessageRefusals(PRECISE) = body(), token(), change(), insertion(), [
+        ApiError::MessageDeleted,
+        ApiError::EditConflict,
+        field("content", "is required"),
+        field("content", "must not be empty"),
+        field("content", "must be a string"),
+        field("__v", "must be a whole number from 0 on"),
+        ApiError::IdempotencyKey,
+        ApiError::IdempotencyConflict,
+        ApiError::NoIdempotency(String::new()),
+    ];
+    /// `DELETE /api/chat/message/{message}`.
+    DeleteMessageRefusals(PRECISE) = body(), token(), change(), insertion();
+}
 
-        impl PartialSchema for $name {
-            fn schema() -> RefOr<Schema> {
-                RefOr::T($build.into())
-            }
-        }
-
-        impl ToSchema for $name {}
-    )+};
+/// What a change of a message can be refused for.
+fn change() -> Vec<ApiError> {
+    let mut errors = vec![
+        ApiError::MessageNotFound,
+        ApiError::NotTheSender,
+        field("message", "must be an id of 24 hexadecimal digits"),
+        ApiError::RateLimited { seconds: 60 },
+    ];
+    errors.extend(parameter());
+    errors.extend(database());
+    errors
 }
 
 schema! {
-    /// A text, or a value that is cast to one.
-    Text = OneOfBuilder::new()
-        .description(Some(
-            "A text. Numbers and booleans become the text that JavaScript prints (`1.50` is \
-             `\"1.5\"`), an object becomes its `_id`.",
-        ))
-        .item(ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)))
-        .item(ObjectBuilder::new().schema_type(Type::Number))
-        .item(ObjectBuilder::new().schema_type(Type::Boolean))
-        .item(
-            ObjectBuilder::new()
-                .property("_id", ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)))
-                .required("_id"),
-        );
-
-    /// An id, or a value that is cast to one.
-    Id = OneOfBuilder::new()
-        .description(Some(
-            "An id of 24 hexadecimal digits in either case, which an array or the `_id` of an \
-             object may hold.",
-        ))
-        .item(id("0-9a-fA-F"))
-        .item(ArrayBuilder::new().items(id("0-9a-fA-F")).min_items(Some(1)).max_items(Some(1)))
-        .item(ObjectBuilder::new().property("_id", id("0-9a-fA-F")).required("_id"));
-
-    /// An id in a path or query.
-    IdParameter = id("0-9a-fA-F");
-
-    /// An id as answers have it.
-    ObjectId = id("0-9a-f");
-
-    /// A point in time, in milliseconds.
-    Date = ObjectBuilder::new()
-        .schema_type(Type::String)
-        .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
-        .examples([json!("2026-01-02T03:04:05.678Z")]);
-
     /// An `Idempotency-Key`: HTTP takes white space around it away.
     Key = ObjectBuilder::new()
         .schema_type(Type::String)
         .pattern(Some(r"^[!-~]([\t -~]{0,253}[!-~])?$"))
         .min_length(Some(1))
         .max_length(Some(255));
-}
-
-fn id(digits: &str) -> ObjectBuilder {
-    ObjectBuilder::new()
-        .schema_type(Type::String)
-        .pattern(Some(format!("^[{digits}]{{24}}$")))
-        .min_length(Some(24))
-        .max_length(Some(24))
-        .examples([json!("676d2c34b1e8a27d9c0f4a11")])
-}
-
-/// Who wants to register.
-#[derive(ToSchema)]
-#[schema(example = json!({ "username": "ann", "password": "correct horse" }))]
-pub struct Registration {
-    /// A name that nobody has.
-    #[schema(value_type = Text)]
-    pub username: Text,
-    /// Of any length; every byte counts.
-    pub password: String,
-}
-
-/// Who wants to log in.
-#[derive(ToSchema)]
-#[schema(example = json!({ "username": "ann", "password": "correct horse" }))]
-pub struct Login {
-    /// The name of the registration.
-    #[schema(value_type = Text)]
-    pub username: Text,
-    /// The password of the registration.
-    pub password: String,
-}
-
-/// A login that succeeded.
-#[derive(ToSchema)]
-pub struct Session {
-    /// Goes into `Authorization: Bearer <token>`; valid for one hour.
-    #[schema(pattern = r"^[\w-]+\.[\w-]+\.[\w-]+$")]
-    pub token: String,
-    /// The `sender` of this user's messages.
-    #[schema(value_type = ObjectId, rename = "userId")]
-    pub user_id: ObjectId,
-}
-
-/// What was done, for people.
-#[derive(ToSchema)]
-pub struct Done {
-    /// One sentence.
-    #[schema(example = "User registered successfully")]
-    pub message: String,
-}
-
-/// A room to create.
-#[derive(ToSchema)]
-#[schema(example = json!({ "name": "general" }))]
-pub struct NewRoom {
-    /// A name that no room has.
-    #[schema(value_type = Text)]
-    pub name: Text,
-}
-
-/// A room that was created.
-#[derive(ToSchema)]
-pub struct CreatedRoom {
-    /// `Room created successfully`.
-    #[schema(example = "Room created successfully")]
-    pub message: String,
-    /// The room as it was stored.
-    pub room: Room,
-}
-
-/// A room. Those that other programs wrote may lack dates and `__v`.
-#[derive(ToSchema)]
-pub struct Room {
-    /// What routes and events call `room`.
-    #[schema(value_type = ObjectId, rename = "_id")]
-    pub id: ObjectId,
-    /// Unique.
-    #[schema(example = "general")]
-    pub name: String,
-    /// When it was created.
-    #[schema(value_type = Date, rename = "createdAt", required = false)]
-    pub created_at: Date,
-    /// The same.
-    #[schema(value_type = Date, rename = "updatedAt", required = false)]
-    pub updated_at: Date,
-    /// Mongoose's version.
-    #[schema(rename = "__v", required = false, example = 0)]
-    pub version: i32,
 }
 
 /// Which part of a history to answer.
@@ -360,18 +272,4 @@ pub struct Sender {
     /// The user's name.
     #[schema(example = "ann")]
     pub username: String,
-}
-
-/// How this instance feels.
-#[derive(ToSchema)]
-pub struct Health {
-    /// One word.
-    #[schema(example = "ok")]
-    pub status: String,
-    /// When ready: `cluster`, or `local` without change streams, with a standalone MongoDB.
-    #[schema(required = false, example = "cluster")]
-    pub realtime: String,
-    /// Why it is not ready.
-    #[schema(required = false, example = "MongoDB does not answer")]
-    pub reason: String,
 }

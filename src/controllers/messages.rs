@@ -1,78 +1,29 @@
-//! `POST /api/chat/room`, `GET /api/chat/rooms`, `GET /api/chat/messages/:room` and
-//! `POST /api/chat/message`.
+//! `GET /api/chat/messages/:room`, `POST /api/chat/message`, and `PATCH` and `DELETE
+//! /api/chat/message/:message`.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::web::{Data, Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
+use bson::RawDocument;
+use futures::TryStreamExt;
+use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::json;
-use super::list::{self, History, RoomList};
-use crate::casts::required_text;
+use super::list::{self, Broken};
 use crate::chat::{Chat, Draft, Edit};
 use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
-use crate::limits::Limits;
 use crate::middleware::auth::CurrentUser;
 use crate::middleware::express::insert_exposed;
 use crate::models::message::{Deleted, Page};
-use crate::models::{IdempotencyKey, RoomId, Store, StoreError};
-use crate::openapi::{refusals, schemas};
+use crate::models::revision::is_tombstone;
+use crate::models::{IdempotencyKey, Message, RoomId, Store, StoreError, UserId, Users};
+use crate::mongoose::Hydrated;
+use crate::openapi::messages as api;
+use crate::openapi::values::IdParameter;
 use crate::views;
-
-/// Creates a room.
-///
-/// # Errors
-/// A room of this name exists, or the name is missing or cannot be cast.
-#[utoipa::path(
-    post,
-    path = "/api/chat/room",
-    tag = "Chat",
-    description = "The name must be free.",
-    request_body = schemas::NewRoom,
-    responses(
-        (status = 201, description = "The room is stored", body = schemas::CreatedRoom),
-        refusals::CreateRoom,
-    ),
-)]
-pub async fn create_room(
-    mut body: Fields,
-    user: CurrentUser,
-    limits: Data<Limits>,
-    store: Data<Store>,
-) -> Result<HttpResponse, ApiError> {
-    limits.room.take(user.0)?;
-    let (name, echo) = (body.take("name"), body.take_echo("name"));
-    let name = required_text("name", &name)?;
-    let room = match store.rooms.insert(&name).await {
-        Ok(room) => room,
-        Err(StoreError::Duplicate) => return Err(ApiError::RoomExists),
-        Err(error) => return Err(error.into()),
-    };
-    let mut body = br#"{"message":"Room created successfully","room":"#.to_vec();
-    views::new_room(&mut body, &room, echo.as_deref());
-    body.push(b'}');
-    Ok(json(StatusCode::CREATED, body))
-}
-
-/// Lists all rooms, in the order stored.
-///
-/// # Errors
-/// The database failed.
-#[utoipa::path(
-    get,
-    path = "/api/chat/rooms",
-    tag = "Chat",
-    description = "A list beyond 1 MiB is streamed, without `ETag`.",
-    responses(
-        (status = 200, description = "All rooms", body = Vec<schemas::Room>),
-        refusals::GetAllRooms,
-    ),
-)]
-pub async fn get_all_rooms(store: Data<Store>) -> Result<HttpResponse, ApiError> {
-    list::respond(RoomList::new(store.rooms.all().await?)).await
-}
 
 /// Lists the messages of a room: all of them, or a page when the query asks for one.
 ///
@@ -81,18 +32,18 @@ pub async fn get_all_rooms(store: Data<Store>) -> Result<HttpResponse, ApiError>
 #[utoipa::path(
     get,
     path = "/api/chat/messages/{room}",
-    tag = "Chat",
+    tag = "Messages",
     description = "In the order of their ids. With `limit`, `before` or `after` a page: with `after` \
                    the oldest messages behind it, otherwise the newest before it. An invalid value \
                    counts as absent, with `ERRORS=precise` it is refused. A list beyond 1 MiB is \
                    streamed, without `ETag`. A room that does not exist has no messages.",
     params(
-        ("room" = inline(schemas::IdParameter), Path, description = "The room"),
-        schemas::Page,
+        ("room" = inline(IdParameter), Path, description = "The room"),
+        api::Page,
     ),
     responses(
-        (status = 200, description = "The messages", body = Vec<schemas::HistoryMessage>),
-        refusals::GetMessages,
+        (status = 200, description = "The messages", body = Vec<api::HistoryMessage>),
+        api::GetMessagesRefusals,
     ),
 )]
 pub async fn get_messages(
@@ -115,7 +66,7 @@ pub async fn get_messages(
         Some(page) => {
             let messages = store.messages.page(room, page, deleted).await?;
             let mut body = vec![b'['];
-            list::write_history(&mut body, messages.iter().map(AsRef::as_ref), &names).await?;
+            write_history(&mut body, messages.iter().map(AsRef::as_ref), &names).await?;
             list::close(&mut body);
             Ok(json(StatusCode::OK, body))
         }
@@ -129,21 +80,21 @@ pub async fn get_messages(
 #[utoipa::path(
     post,
     path = "/api/chat/message",
-    tag = "Chat",
+    tag = "Messages",
     summary = "Stores a message.",
     description = "Everyone in its room receives it as `receiveMessage`. With an `Idempotency-Key` a \
                    retry stores nothing new, for a day and on every instance.",
-    params(schemas::Retry),
-    request_body = schemas::NewMessage,
+    params(api::Retry),
+    request_body = api::NewMessage,
     responses(
         (
-            status = 201, description = "The message is stored", body = schemas::SentMessage,
+            status = 201, description = "The message is stored", body = api::SentMessage,
             headers((
                 "Idempotency-Replayed" = String,
                 description = "`true` when the key was used before"
             )),
         ),
-        refusals::SendMessage,
+        api::SendMessageRefusals,
     ),
 )]
 pub async fn send_message(
@@ -168,26 +119,26 @@ pub async fn send_message(
 #[utoipa::path(
     patch,
     path = "/api/chat/message/{message}",
-    tag = "Chat",
+    tag = "Messages",
     summary = "Changes the content of a message.",
     description = "Everyone in its room receives it as `messageEdited`. Only its sender may. The \
                    message keeps its place in the history and gets `editedAt`, its `__v` is one \
                    more. With `__v` the edit is refused when the message has another one. With an \
                    `Idempotency-Key` a retry changes nothing more.",
     params(
-        ("message" = inline(schemas::IdParameter), Path, description = "The message"),
-        schemas::Retry,
+        ("message" = inline(IdParameter), Path, description = "The message"),
+        api::Retry,
     ),
-    request_body = schemas::Edit,
+    request_body = api::Edit,
     responses(
         (
-            status = 200, description = "The message is changed", body = schemas::EditedMessage,
+            status = 200, description = "The message is changed", body = api::EditedMessage,
             headers((
                 "Idempotency-Replayed" = String,
                 description = "`true` when the key was used before"
             )),
         ),
-        refusals::EditMessage,
+        api::EditMessageRefusals,
     ),
 )]
 pub async fn edit_message(
@@ -214,15 +165,15 @@ pub async fn edit_message(
 #[utoipa::path(
     delete,
     path = "/api/chat/message/{message}",
-    tag = "Chat",
+    tag = "Messages",
     summary = "Deletes a message.",
     description = "Everyone in its room receives `messageDeleted`. Only its sender may. Its text is \
                    gone for good; histories leave it out unless they are asked for with \
                    `deleted=true`. A second deletion answers as the first.",
-    params(("message" = inline(schemas::IdParameter), Path, description = "The message")),
+    params(("message" = inline(IdParameter), Path, description = "The message")),
     responses(
-        (status = 200, description = "The message is deleted", body = schemas::DeletedMessage),
-        refusals::DeleteMessage,
+        (status = 200, description = "The message is deleted", body = api::DeletedMessage),
+        api::DeleteMessageRefusals,
     ),
 )]
 pub async fn delete_message(
@@ -284,6 +235,80 @@ fn page(query: &str, mode: ErrorMode) -> Result<(Option<Page>, Deleted), ApiErro
     }
     let page = Page { limit: limit.unwrap_or(DEFAULT_LIMIT), before, after };
     Ok((Some(page), deleted))
+}
+
+/// The messages of a room, with the names of their senders.
+struct History {
+    cursor: RawBatchCursor,
+    users: Users,
+}
+
+impl History {
+    fn new(cursor: RawBatchCursor, users: Users) -> Self {
+        Self { cursor, users }
+    }
+}
+
+impl list::Source for History {
+    async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, StoreError> {
+        let Some(batch) = self.cursor.try_next().await? else { return Ok(false) };
+        write_history(out, list::documents(&batch)?, &self.users).await?;
+        Ok(true)
+    }
+}
+
+/// Appends messages with the names of their senders, each with a comma behind it.
+///
+/// # Errors
+/// The names could not be read.
+async fn write_history<'a>(
+    out: &mut Vec<u8>,
+    documents: impl Iterator<Item = &'a RawDocument>,
+    users: &Users,
+) -> Result<(), StoreError> {
+    let mut broken = Broken::default();
+    let messages = Vec::from_iter(documents.map(|document| match Message::ordinary(document) {
+        Some(message) => Item::Ordinary(message),
+        None if is_tombstone(document) => Item::Deleted(document),
+        None => {
+            let message = Hydrated::message(document);
+            broken.count(&message);
+            Item::Odd(message)
+        }
+    }));
+    broken.warn("messages");
+    let names = users.names_of(messages.iter().filter_map(Item::sender)).await?;
+    let name = |sender: UserId| names.get(&sender).and_then(Option::as_ref);
+    for message in &messages {
+        match message {
+            Item::Ordinary(message) => {
+                views::message_in_history(out, message, name(message.sender));
+            }
+            Item::Odd(message) => views::document(out, message, name),
+            Item::Deleted(document) => views::deleted_message(out, document, |out, sender| {
+                views::push_sender(out, sender, name(sender));
+            }),
+        }
+        out.push(b',');
+    }
+    Ok(())
+}
+
+/// A message of a history.
+enum Item<'a> {
+    Ordinary(Message<'a>),
+    Odd(Hydrated),
+    Deleted(&'a RawDocument),
+}
+
+impl Item<'_> {
+    fn sender(&self) -> Option<UserId> {
+        match self {
+            Self::Ordinary(message) => Some(message.sender),
+            Self::Odd(message) => message.id("sender").map(UserId),
+            Self::Deleted(document) => Hydrated::message(document).id("sender").map(UserId),
+        }
+    }
 }
 
 #[cfg(test)]
