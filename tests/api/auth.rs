@@ -6,7 +6,7 @@ use bson::{Document, doc};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::helpers::{TestServer, eventually, mongod};
+use crate::helpers::{TestServer, mongod};
 
 async fn login(server: &TestServer, name: &str, password: &str) -> (StatusCode, Value) {
     let body = json!({ "username": name, "password": password });
@@ -84,37 +84,4 @@ async fn precise_mode_tells_nothing_about_which_users_exist() {
     assert_eq!(answers[0], answers[1]);
     assert_eq!(answers[0].0, StatusCode::UNAUTHORIZED);
     assert_eq!(answers[0].1["code"], "invalid_credentials");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_room_that_is_created_twice_at_once_exists_once() {
-    let uri = mongod::fresh_database().await;
-    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
-    let ann = server.register("ann").await;
-    let rooms = mongod::connect(&uri).await.collection::<Document>("rooms");
-    eventually("the index is built", async || {
-        rooms.list_index_names().await.is_ok_and(|names| names.contains(&"name_1".to_owned()))
-    })
-    .await;
-    let body = json!({ "name": "race" });
-    let creations = (0..10).map(|_| ann.request(Method::POST, "/api/chat/room", Some(&body)));
-    let answers = futures::future::join_all(creations).await;
-    let created = answers.iter().filter(|a| a.status() == StatusCode::CREATED).count();
-    let refused = answers.iter().filter(|a| a.status() == StatusCode::BAD_REQUEST).count();
-    assert_eq!((created, refused), (1, 9));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn duplicates_that_block_an_index_are_guarded_by_a_look() {
-    let uri = mongod::fresh_database().await;
-    let database = mongod::connect(&uri).await;
-    let rooms = database.collection::<Document>("rooms");
-    rooms.insert_many([doc! { "name": "twice" }, doc! { "name": "twice" }]).await.unwrap();
-    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
-    let ann = server.register("ann").await;
-    for (name, status) in [("twice", 400), ("new", 201), ("new", 400)] {
-        let body = json!({ "name": name });
-        let answer = ann.request(Method::POST, "/api/chat/room", Some(&body)).await;
-        assert_eq!(answer.status().as_u16(), status, "{name}");
-    }
 }

@@ -122,6 +122,13 @@ impl TestServer {
         request.send().await.expect("the server answers")
     }
 
+    /// The OpenAPI document.
+    pub async fn document(&self) -> Value {
+        let answer = self.request(Method::GET, "/openapi.json", None, None).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.json().await.unwrap()
+    }
+
     /// A new user, logged in.
     pub async fn register(&self, name: &str) -> User<'_> {
         let credentials = json!({ "username": name, "password": format!("password of {name}") });
