@@ -30,6 +30,7 @@ mod postman;
 mod program;
 mod realtime;
 mod rooms;
+mod routes;
 mod schemathesis;
 mod siege;
 mod socketio;

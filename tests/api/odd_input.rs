@@ -9,13 +9,21 @@ use tokio::net::TcpStream;
 
 use crate::helpers::{TestServer, User, client};
 
-/// The routes with a body, and their fields.
-const ROUTES: [(&str, &[&str]); 4] = [
-    ("/api/auth/register", &["username", "password"]),
-    ("/api/auth/login", &["username", "password"]),
-    ("/api/chat/room", &["name"]),
-    ("/api/chat/message", &["room", "sender", "content"]),
-];
+/// The operations with a body: method, path and the fields of the body.
+fn bodies(document: &Value) -> Vec<(Method, String, Vec<String>)> {
+    let mut bodies = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+            let Some(reference) = schema["$ref"].as_str() else { continue };
+            let schema = document.pointer(reference.trim_start_matches('#')).unwrap();
+            let fields = schema["properties"].as_object().unwrap().keys().cloned().collect();
+            bodies.push((method.to_uppercase().parse().unwrap(), path.clone(), fields));
+        }
+    }
+    assert!(!bodies.is_empty());
+    bodies
+}
 
 /// Values of every type, size and depth, as JSON.
 fn values() -> Vec<String> {
@@ -67,14 +75,15 @@ fn values() -> Vec<String> {
     values
 }
 
-async fn post(
+async fn send(
     server: &TestServer,
     user: &User<'_>,
+    method: Method,
     path: &str,
     body: String,
 ) -> (StatusCode, String) {
     let answer = client()
-        .post(server.url(path))
+        .request(method, server.url(path))
         .bearer_auth(&user.token)
         .header("content-type", "application/json")
         .body(body)
@@ -95,13 +104,14 @@ async fn no_value_of_any_field_makes_a_server_error_in_precise_mode() {
         "sender" => format!("\"{}\"", ann.id),
         _ => "\"valid\"".to_owned(),
     };
-    for (path, fields) in ROUTES {
-        for field in fields {
+    for (method, path, fields) in bodies(&server.document().await) {
+        let path = path.replace("{room}", &room).replace("{user}", &ann.id);
+        for field in &fields {
             for value in values() {
-                let others = fields.iter().filter(|other| *other != field);
+                let others = fields.iter().filter(|other| other != &field);
                 let others = others.map(|other| format!("\"{other}\":{},", valid(other)));
                 let body = format!("{{{}\"{field}\":{value}}}", others.collect::<String>());
-                let (status, text) = post(&server, &ann, path, body).await;
+                let (status, text) = send(&server, &ann, method.clone(), &path, body).await;
                 let shown = &value[..value.len().min(80)];
                 assert!(!status.is_server_error(), "{path} {field}={shown}: {status} {text}");
                 if status.is_client_error() {
@@ -120,7 +130,8 @@ async fn no_body_that_is_cut_off_anywhere_makes_a_server_error() {
     let ann = server.register("ann").await;
     let body = r#"{"username":"nobody","password":"p\u00e4ss","n":[1.5e3,{"a":null}]}"#;
     for end in 0..body.len() {
-        let (status, text) = post(&server, &ann, "/api/auth/login", body[..end].to_owned()).await;
+        let (status, text) =
+            send(&server, &ann, Method::POST, "/api/auth/login", body[..end].to_owned()).await;
         let expected = if end == 0 { StatusCode::UNAUTHORIZED } else { StatusCode::BAD_REQUEST };
         assert_eq!(status, expected, "{}: {text}", &body[..end]);
     }

@@ -22,16 +22,16 @@ def known(field, value):
 
 @schemathesis.hook
 def map_body(context, body):
-    if context.operation.label != "POST /api/chat/message" or not isinstance(body, dict):
+    if not isinstance(body, dict):
         return body
     return {field: known(field, value) if field in KNOWN else value for field, value in body.items()}
 
 
 @schemathesis.hook
 def map_path_parameters(context, parameters):
-    if not isinstance(parameters, dict) or "room" not in parameters:
+    if not isinstance(parameters, dict):
         return parameters
-    return {**parameters, "room": known("room", parameters["room"])}
+    return {name: known(name, value) if name in KNOWN else value for name, value in parameters.items()}
 
 
 @schemathesis.hook

@@ -5,8 +5,6 @@ use std::fs;
 use std::path::Path;
 
 use realtime_chat_backend::config::VARIABLES;
-use reqwest::Method;
-use serde_json::Value;
 
 use super::{markdown, page, pages, root};
 use crate::helpers::TestServer;
@@ -83,8 +81,7 @@ fn every_metric_is_explained_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_code_is_explained_with_its_status_and_no_other() {
     let server = TestServer::start().await;
-    let document = server.request(Method::GET, "/openapi.json", None, None).await;
-    let document: Value = document.json().await.unwrap();
+    let document = server.document().await;
     let mut sent = BTreeSet::new();
     for item in document["paths"].as_object().unwrap().values() {
         for operation in item.as_object().unwrap().values() {
