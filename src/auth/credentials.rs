@@ -25,7 +25,7 @@ pub struct Credentials<'a> {
 
 /// Where a token is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum TokenSource {
     /// `auth.token` of Socket.IO's CONNECT.
     Auth,
     /// The header `Authorization` of the handshake.
@@ -42,7 +42,7 @@ pub enum TokenRefused {
     /// There is no token.
     Missing(Absence),
     /// There is one, which is refused.
-    Invalid(TokenError, Place),
+    Invalid(TokenError, TokenSource),
 }
 
 /// Why a token is missing.
@@ -65,21 +65,21 @@ impl Credentials<'_> {
     /// There is none, or it is refused. `nowhere` is what an absence is called on this wire.
     pub fn claims(&self, tokens: &Tokens, nowhere: Absence) -> Result<Claims, TokenRefused> {
         if let Some(token) = self.auth.and_then(bare) {
-            return verify(tokens, token, Place::Auth);
+            return verify(tokens, token, TokenSource::Auth);
         }
         let header = self.authorization.map(|value| value.as_bytes().trim_ascii());
         let header = header.filter(|value| !value.is_empty());
         if let Some(token) = header.and_then(of_scheme) {
             let token = std::str::from_utf8(token);
-            let token =
-                token.map_err(|_| TokenRefused::Invalid(TokenError::Malformed, Place::Header))?;
-            return verify(tokens, token, Place::Header);
+            let token = token
+                .map_err(|_| TokenRefused::Invalid(TokenError::Malformed, TokenSource::Header))?;
+            return verify(tokens, token, TokenSource::Header);
         }
         // As everywhere in a query, the last one counts.
         let mut parameters = form_urlencoded::parse(self.query.as_bytes());
         let token = parameters.by_ref().filter(|(name, _)| name == "token").last();
         if let Some(token) = token.as_ref().and_then(|(_, token)| bare(token)) {
-            return verify(tokens, token, Place::Query);
+            return verify(tokens, token, TokenSource::Query);
         }
         Err(TokenRefused::Missing(if header.is_some() { Absence::Scheme } else { nowhere }))
     }
@@ -91,11 +91,11 @@ impl Credentials<'_> {
 /// It is empty or refused.
 pub fn verify_event(tokens: &Tokens, token: &str) -> Result<Claims, TokenRefused> {
     let token = bare(token).ok_or(TokenRefused::Missing(Absence::FirstFrame))?;
-    verify(tokens, token, Place::Event)
+    verify(tokens, token, TokenSource::Event)
 }
 
-fn verify(tokens: &Tokens, token: &str, place: Place) -> Result<Claims, TokenRefused> {
-    tokens.verify(token).map_err(|error| TokenRefused::Invalid(error, place))
+fn verify(tokens: &Tokens, token: &str, source: TokenSource) -> Result<Claims, TokenRefused> {
+    tokens.verify(token).map_err(|error| TokenRefused::Invalid(error, source))
 }
 
 /// A token without the `Bearer` that some write in front of it everywhere; `None` when nothing is
@@ -153,12 +153,12 @@ impl fmt::Display for TokenRefused {
                 Absence::Scheme => "the Authorization header is not `Bearer <token>`",
                 Absence::FirstFrame => "the first frame must be `authenticate` with a token",
             }),
-            Self::Invalid(error, place) => write!(f, "{}, in {}", error.reason(), place.name()),
+            Self::Invalid(error, source) => write!(f, "{}, in {}", error.reason(), source.name()),
         }
     }
 }
 
-impl Place {
+impl TokenSource {
     const fn name(self) -> &'static str {
         match self {
             Self::Auth => "auth.token",
@@ -237,10 +237,11 @@ mod tests {
             TokenError::NotYet,
             TokenError::User,
         ];
-        let places = [Place::Auth, Place::Header, Place::Query, Place::Event];
+        let sources =
+            [TokenSource::Auth, TokenSource::Header, TokenSource::Query, TokenSource::Event];
         let invalid = errors
             .iter()
-            .flat_map(|error| places.map(|place| TokenRefused::Invalid(*error, place)));
+            .flat_map(|error| sources.map(|source| TokenRefused::Invalid(*error, source)));
         for refused in absences.map(TokenRefused::Missing).into_iter().chain(invalid) {
             let (text, _) = refused.error().sentence(crate::config::ErrorMode::Original);
             let reason = format!("{text} ({refused})");

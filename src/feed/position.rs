@@ -58,40 +58,40 @@ impl fmt::Display for Position {
 /// A text that is no position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a position")]
-pub struct NotAPosition;
+pub struct InvalidPosition;
 
 /// Reads only what [`Display`](fmt::Display) writes: one text for one position, so that two
 /// texts can be compared and nothing is accepted that was never handed out.
 impl FromStr for Position {
-    type Err = NotAPosition;
+    type Err = InvalidPosition;
 
-    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+    fn from_str(text: &str) -> Result<Self, InvalidPosition> {
         let mut parts = text.split('.');
         let seconds = number(parts.next())?;
         let increment = number(parts.next())?;
         let nth = match parts.next() {
             None => 0,
             part => match number(part)? {
-                0 => return Err(NotAPosition),
+                0 => return Err(InvalidPosition),
                 nth => nth,
             },
         };
         match parts.next() {
             None => Ok(Self { seconds, increment, nth }),
-            Some(_) => Err(NotAPosition),
+            Some(_) => Err(InvalidPosition),
         }
     }
 }
 
 /// A decimal number without sign or leading zeros.
-pub(crate) fn number(part: Option<&str>) -> Result<u32, NotAPosition> {
-    let part = part.ok_or(NotAPosition)?;
+pub(crate) fn number(part: Option<&str>) -> Result<u32, InvalidPosition> {
+    let part = part.ok_or(InvalidPosition)?;
     let canonical =
         part.bytes().all(|byte| byte.is_ascii_digit()) && (part == "0" || !part.starts_with('0'));
     if !canonical {
-        return Err(NotAPosition);
+        return Err(InvalidPosition);
     }
-    part.parse().map_err(|_| NotAPosition)
+    part.parse().map_err(|_| InvalidPosition)
 }
 
 #[cfg(test)]
@@ -140,7 +140,7 @@ mod tests {
             "1.2\0",
         ];
         for text in others {
-            assert_eq!(text.parse::<Position>(), Err(NotAPosition), "{text:?}");
+            assert_eq!(text.parse::<Position>(), Err(InvalidPosition), "{text:?}");
         }
     }
 

@@ -7,7 +7,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::feed::position::{NotAPosition, Position, number};
+use crate::feed::position::{InvalidPosition, Position, number};
 use crate::models::RoomId;
 
 /// Everything up to `base`, but for the rooms in `exceptions`, of which everything up to their
@@ -83,21 +83,21 @@ impl fmt::Display for Offset {
 }
 
 impl FromStr for Offset {
-    type Err = NotAPosition;
+    type Err = InvalidPosition;
 
-    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+    fn from_str(text: &str) -> Result<Self, InvalidPosition> {
         let mut groups = text.split(';');
-        let (base, joins) = counted(groups.next().ok_or(NotAPosition)?)?;
+        let (base, joins) = counted(groups.next().ok_or(InvalidPosition)?)?;
         let base = base.parse()?;
         let mut exceptions = Vec::new();
         for group in groups {
-            let (position, rooms) = group.split_once('=').ok_or(NotAPosition)?;
+            let (position, rooms) = group.split_once('=').ok_or(InvalidPosition)?;
             let position = position.parse()?;
             for room in rooms.split(',') {
                 if exceptions.len() == MOST_EXCEPTIONS {
-                    return Err(NotAPosition);
+                    return Err(InvalidPosition);
                 }
-                exceptions.push((position, room.parse().map_err(|_| NotAPosition)?));
+                exceptions.push((position, room.parse().map_err(|_| InvalidPosition)?));
             }
         }
         Ok(Self { base, exceptions, joins })
@@ -115,20 +115,20 @@ impl fmt::Display for Entry {
 }
 
 impl FromStr for Entry {
-    type Err = NotAPosition;
+    type Err = InvalidPosition;
 
-    fn from_str(text: &str) -> Result<Self, NotAPosition> {
+    fn from_str(text: &str) -> Result<Self, InvalidPosition> {
         let (positions, join) = counted(text)?;
         let (from, known) = match positions.split_once('@') {
             Some((from, known)) => (from, Some(known.parse()?)),
             None => (positions, None),
         };
-        Ok(Self { from: from.parse()?, known, join: join.ok_or(NotAPosition)? })
+        Ok(Self { from: from.parse()?, known, join: join.ok_or(InvalidPosition)? })
     }
 }
 
 /// What stands before a count, and the count.
-fn counted(text: &str) -> Result<(&str, Option<u32>), NotAPosition> {
+fn counted(text: &str) -> Result<(&str, Option<u32>), InvalidPosition> {
     match text.split_once('#') {
         Some((text, count)) => Ok((text, Some(number(Some(count))?))),
         None => Ok((text, None)),
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(since(first, "7.1"), at(7));
         assert_eq!(since(first, "3.1"), at(4));
         for text in ["", "4.1", "4.1@#1", "4.1@7.1", "@7.1#1", "4.1@7.1@8.1#1", "4.1#", "4.1#01"] {
-            assert_eq!(read(text), Err(NotAPosition), "{text:?}");
+            assert_eq!(read(text), Err(InvalidPosition), "{text:?}");
         }
     }
 
@@ -247,7 +247,7 @@ mod tests {
             format!("7.1;3.1=;{room}"),
         ];
         for text in others {
-            assert_eq!(text.parse::<Offset>(), Err(NotAPosition), "{text:?}");
+            assert_eq!(text.parse::<Offset>(), Err(InvalidPosition), "{text:?}");
         }
     }
 }

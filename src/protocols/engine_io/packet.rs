@@ -41,7 +41,7 @@ pub enum Packet {
 /// A text that is no packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an Engine.IO packet")]
-pub struct NotAPacket;
+pub struct InvalidPacket;
 
 impl Packet {
     /// A text message.
@@ -53,8 +53,8 @@ impl Packet {
     ///
     /// # Errors
     /// Empty, of an unknown type, or broken base64.
-    pub fn parse(text: &ByteString) -> Result<Self, NotAPacket> {
-        let rest = text.get(1..).ok_or(NotAPacket)?;
+    pub fn parse(text: &ByteString) -> Result<Self, InvalidPacket> {
+        let rest = text.get(1..).ok_or(InvalidPacket)?;
         match text.as_bytes().first() {
             Some(b'0') => Ok(Self::Open(text.slice_ref(rest))),
             Some(b'1') => Ok(Self::Close),
@@ -63,8 +63,10 @@ impl Packet {
             Some(b'4') => Ok(Self::Text(text.clone())),
             Some(b'5') => Ok(Self::Upgrade),
             Some(b'6') => Ok(Self::Noop),
-            Some(b'b') => STANDARD.decode(rest).map(|b| Self::Binary(b.into())).or(Err(NotAPacket)),
-            _ => Err(NotAPacket),
+            Some(b'b') => {
+                STANDARD.decode(rest).map(|b| Self::Binary(b.into())).or(Err(InvalidPacket))
+            }
+            _ => Err(InvalidPacket),
         }
     }
 
@@ -114,7 +116,7 @@ impl fmt::Display for Packet {
 /// One of its packets is none; an empty payload is one empty packet.
 pub fn parse_payload(
     payload: &ByteString,
-) -> impl Iterator<Item = Result<Packet, NotAPacket>> + '_ {
+) -> impl Iterator<Item = Result<Packet, InvalidPacket>> + '_ {
     payload.split(SEPARATOR).map(|text| Packet::parse(&payload.slice_ref(text)))
 }
 
@@ -156,7 +158,7 @@ mod tests {
             assert_eq!(packet.to_string(), text);
         }
         for text in ["", "7", "x", "abc", "b$", "bAQIDBA", "€"] {
-            assert_eq!(Packet::parse(&text.into()), Err(NotAPacket), "{text}");
+            assert_eq!(Packet::parse(&text.into()), Err(InvalidPacket), "{text}");
         }
         assert_eq!(Packet::message("x").text().unwrap(), "x");
     }

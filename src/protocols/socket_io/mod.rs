@@ -26,7 +26,7 @@ use crate::protocols::engine_io::{
     self, CloseReason, ConnectError, Connection, Handshake, Message, Rejection,
     packet::Packet as Carrier,
 };
-use packet::{Arguments, AttachmentLimits, Body, Decoder, NotAPacket, Packet};
+use packet::{Arguments, AttachmentLimits, Body, Decoder, InvalidPacket, Packet};
 
 /// How many events of one namespace may wait for its application.
 const EVENTS: usize = 16;
@@ -349,7 +349,7 @@ impl<A: Application> Namespaces<A> {
     }
 
     /// Takes a message, which may block the reading.
-    fn take(&mut self, decoder: &mut Decoder, message: Message) -> Result<(), NotAPacket> {
+    fn take(&mut self, decoder: &mut Decoder, message: Message) -> Result<(), InvalidPacket> {
         let complete = match message {
             Message::Text(text) => decoder.text(&text)?,
             Message::Binary(bytes) => decoder.binary(bytes)?,
@@ -358,11 +358,11 @@ impl<A: Application> Namespaces<A> {
         match body {
             Body::Connect(auth) => self.connect(namespace, auth),
             Body::Disconnect => {
-                self.find(&namespace).ok_or(NotAPacket)?.state.left.set(true);
+                self.find(&namespace).ok_or(InvalidPacket)?.state.left.set(true);
                 self.open.retain(|open| open.namespace != namespace);
             }
             Body::Event(arguments, ack) => {
-                self.find(&namespace).ok_or(NotAPacket)?;
+                self.find(&namespace).ok_or(InvalidPacket)?;
                 let event = Event { arguments, attachments, ack };
                 self.blocked = self.put(namespace, event);
             }

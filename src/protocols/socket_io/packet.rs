@@ -53,7 +53,7 @@ pub struct Arguments {
 /// A text that is no packet, or one that may not be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a Socket.IO packet")]
-pub struct NotAPacket;
+pub struct InvalidPacket;
 
 impl Packet {
     /// A packet of a namespace.
@@ -65,13 +65,13 @@ impl Packet {
     ///
     /// # Errors
     /// An unknown type, JSON that is none or not of this type, a reserved event.
-    pub fn parse(text: &ByteString) -> Result<Self, NotAPacket> {
-        let kind = *text.as_bytes().first().ok_or(NotAPacket)?;
-        let mut rest = text.get(1..).ok_or(NotAPacket)?;
+    pub fn parse(text: &ByteString) -> Result<Self, InvalidPacket> {
+        let kind = *text.as_bytes().first().ok_or(InvalidPacket)?;
+        let mut rest = text.get(1..).ok_or(InvalidPacket)?;
         let mut attachments = 0;
         if matches!(kind, b'5' | b'6') {
-            let (count, behind) = rest.split_once('-').ok_or(NotAPacket)?;
-            attachments = number(count).ok_or(NotAPacket)?;
+            let (count, behind) = rest.split_once('-').ok_or(InvalidPacket)?;
+            attachments = number(count).ok_or(InvalidPacket)?;
             rest = behind;
         }
         let mut namespace = MAIN;
@@ -80,17 +80,17 @@ impl Packet {
         }
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
         let (id, json) = rest.split_at(digits);
-        let id = if id.is_empty() { None } else { Some(number(id).ok_or(NotAPacket)?) };
+        let id = if id.is_empty() { None } else { Some(number(id).ok_or(InvalidPacket)?) };
         let body = match (kind, id) {
             (b'0', None) => Body::Connect(object_or_nothing(text, json)?),
             (b'1', None) if json.is_empty() => Body::Disconnect,
             (b'2' | b'5', id) => Body::Event(Arguments::of_event(text, json, attachments)?, id),
             (b'3' | b'6', Some(id)) => Body::Ack(Arguments::parse(text, json, attachments)?, id),
             (b'4', None) if json.starts_with(['{', '"']) => {
-                serde_json::from_str::<&RawValue>(json).map_err(|_| NotAPacket)?;
+                serde_json::from_str::<&RawValue>(json).map_err(|_| InvalidPacket)?;
                 Body::ConnectError(text.slice_ref(json))
             }
-            _ => return Err(NotAPacket),
+            _ => return Err(InvalidPacket),
         };
         Ok(Self { namespace: text.slice_ref_or(namespace), body })
     }
@@ -113,24 +113,24 @@ impl Arguments {
         Self { values: values.into_iter().map(Into::into).collect(), attachments: 0 }
     }
 
-    fn parse(text: &ByteString, json: &str, attachments: usize) -> Result<Self, NotAPacket> {
-        let values: Vec<&RawValue> = serde_json::from_str(json).map_err(|_| NotAPacket)?;
+    fn parse(text: &ByteString, json: &str, attachments: usize) -> Result<Self, InvalidPacket> {
+        let values: Vec<&RawValue> = serde_json::from_str(json).map_err(|_| InvalidPacket)?;
         let values: Vec<_> = values.iter().map(|value| text.slice_ref(value.get())).collect();
         if attachments > 0 && !values.iter().all(|value| placeholders_fit(value, attachments)) {
-            return Err(NotAPacket);
+            return Err(InvalidPacket);
         }
         Ok(Self { values, attachments })
     }
 
-    fn of_event(text: &ByteString, json: &str, attachments: usize) -> Result<Self, NotAPacket> {
+    fn of_event(text: &ByteString, json: &str, attachments: usize) -> Result<Self, InvalidPacket> {
         let arguments = Self::parse(text, json, attachments)?;
-        let name = arguments.values.first().ok_or(NotAPacket)?;
+        let name = arguments.values.first().ok_or(InvalidPacket)?;
         let allowed = match name.as_bytes().first() {
             Some(b'"') => !name_of(name).is_ok_and(|name| RESERVED.contains(&name.as_str())),
             Some(b'-' | b'0'..=b'9') => true,
             _ => false,
         };
-        if allowed { Ok(arguments) } else { Err(NotAPacket) }
+        if allowed { Ok(arguments) } else { Err(InvalidPacket) }
     }
 
     /// The name of an event: its first value, as text.
@@ -149,12 +149,12 @@ fn number<N: std::str::FromStr>(digits: &str) -> Option<N> {
     if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
 }
 
-fn object_or_nothing(text: &ByteString, json: &str) -> Result<ByteString, NotAPacket> {
+fn object_or_nothing(text: &ByteString, json: &str) -> Result<ByteString, InvalidPacket> {
     if json.is_empty() {
         return Ok(ByteString::new());
     }
-    serde_json::from_str::<&RawValue>(json).map_err(|_| NotAPacket)?;
-    if json.starts_with('{') { Ok(text.slice_ref(json)) } else { Err(NotAPacket) }
+    serde_json::from_str::<&RawValue>(json).map_err(|_| InvalidPacket)?;
+    if json.starts_with('{') { Ok(text.slice_ref(json)) } else { Err(InvalidPacket) }
 }
 
 /// Whether every placeholder in a value stands for one of so many attachments.
@@ -247,9 +247,12 @@ impl Decoder {
     ///
     /// # Errors
     /// Not a packet, too many attachments, or another packet's are missing.
-    pub fn text(&mut self, text: &ByteString) -> Result<Option<(Packet, Vec<Bytes>)>, NotAPacket> {
+    pub fn text(
+        &mut self,
+        text: &ByteString,
+    ) -> Result<Option<(Packet, Vec<Bytes>)>, InvalidPacket> {
         if self.waiting.is_some() {
-            return Err(NotAPacket);
+            return Err(InvalidPacket);
         }
         let packet = Packet::parse(text)?;
         let attachments = match &packet.body {
@@ -257,7 +260,7 @@ impl Decoder {
             _ => 0,
         };
         if attachments > self.limits.count {
-            return Err(NotAPacket);
+            return Err(InvalidPacket);
         }
         if attachments == 0 {
             return Ok(Some((packet, Vec::new())));
@@ -270,12 +273,12 @@ impl Decoder {
     ///
     /// # Errors
     /// No packet waits for it, or there are too many bytes.
-    pub fn binary(&mut self, bytes: Bytes) -> Result<Option<(Packet, Vec<Bytes>)>, NotAPacket> {
-        let (packet, mut attachments, mut size) = self.waiting.take().ok_or(NotAPacket)?;
+    pub fn binary(&mut self, bytes: Bytes) -> Result<Option<(Packet, Vec<Bytes>)>, InvalidPacket> {
+        let (packet, mut attachments, mut size) = self.waiting.take().ok_or(InvalidPacket)?;
         size += bytes.len();
         attachments.push(bytes);
         if size > self.limits.bytes {
-            return Err(NotAPacket);
+            return Err(InvalidPacket);
         }
         let wanted = match &packet.body {
             Body::Event(arguments, _) | Body::Ack(arguments, _) => arguments.attachments,
@@ -297,7 +300,7 @@ mod tests {
 
     const LIMITS: AttachmentLimits = AttachmentLimits { count: 10, bytes: 100 };
 
-    fn parse(text: &str) -> Result<Packet, NotAPacket> {
+    fn parse(text: &str) -> Result<Packet, InvalidPacket> {
         Packet::parse(&text.into())
     }
 
@@ -381,13 +384,13 @@ mod tests {
             "51-[\"a\",{\"_placeholder\":true,\"num\":\"0\"}]",
             "51-[\"a\",[{\"b\":{\"_placeholder\":true}}]]",
         ] {
-            assert_eq!(parse(text), Err(NotAPacket), "{text:?}");
+            assert_eq!(parse(text), Err(InvalidPacket), "{text:?}");
         }
     }
 
     #[test]
     fn reserved_names_are_found_behind_escapes() {
-        assert_eq!(parse("2[\"\\u0063onnect\"]"), Err(NotAPacket));
+        assert_eq!(parse("2[\"\\u0063onnect\"]"), Err(InvalidPacket));
         assert!(parse("2[\"\\ud800\"]").is_ok());
     }
 
@@ -412,11 +415,11 @@ mod tests {
             assert_eq!(decoder.text(&"51-[\"a\"]".into()), Ok(None));
             decoder
         };
-        assert_eq!(waiting().text(&"2[\"a\"]".into()), Err(NotAPacket));
-        assert_eq!(waiting().binary(Bytes::from(vec![0; 101])), Err(NotAPacket));
+        assert_eq!(waiting().text(&"2[\"a\"]".into()), Err(InvalidPacket));
+        assert_eq!(waiting().binary(Bytes::from(vec![0; 101])), Err(InvalidPacket));
         let mut idle = Decoder::new(LIMITS);
-        assert_eq!(idle.binary(Bytes::new()), Err(NotAPacket));
-        assert_eq!(idle.text(&"511-[\"a\"]".into()), Err(NotAPacket));
+        assert_eq!(idle.binary(Bytes::new()), Err(InvalidPacket));
+        assert_eq!(idle.text(&"511-[\"a\"]".into()), Err(InvalidPacket));
     }
 
     fn value() -> impl Strategy<Value = ByteString> {
