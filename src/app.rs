@@ -34,7 +34,7 @@ use crate::refusals::Refusals;
 use crate::routes;
 use crate::server::capacity::{Capacity, raise_open_files};
 use crate::server::{self, Connections};
-use crate::sessions::registry::{INBOX, Process, Worker};
+use crate::sessions::registry::{INBOX, SessionRegistry, Worker};
 use crate::wires::socket_io::ChatIo;
 
 /// Secrets shorter than this, in bytes, are weaker than the HMAC that they key.
@@ -54,7 +54,7 @@ const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
 pub struct Application {
     addr: SocketAddr,
     server: Server,
-    process: Arc<Process>,
+    registry: Arc<SessionRegistry>,
     shutdown_timeout: Duration,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -148,11 +148,11 @@ impl Application {
         let kept = ring::Limits { window: config.recovery_window, bytes: config.recovery_bytes };
         let feed = Feed::new(connector.connect().map_err(StartError::Connector)?, kept);
         let feed = Arc::new(feed);
-        let process = Arc::new(Process::new(capacity, config.max_connections_per_address));
+        let registry = Arc::new(SessionRegistry::new(capacity, config.max_connections_per_address));
         let following = Arc::clone(&feed);
         let following = async move { following.run().await };
         tasks.spawn(stop.clone().run_until_cancelled_owned(following));
-        let sweep = Arc::clone(&process).sweep(store);
+        let sweep = Arc::clone(&registry).sweep(store);
         tasks.spawn(stop.clone().run_until_cancelled_owned(sweep));
         // Whoever connects at once should find the feed where it will be; a database that is not
         // there must not hold the start up.
@@ -161,7 +161,7 @@ impl Application {
         let shutdown_timeout = config.shutdown_timeout;
         let options = server::Options {
             workers: config.workers,
-            connections: process.connections().clone(),
+            connections: registry.connections().clone(),
             waiting: capacity.waiting,
             keep_alive: config.keep_alive,
             head_timeout: HEAD_TIMEOUT,
@@ -176,7 +176,7 @@ impl Application {
         let metrics = Data::new(Metrics::new());
         let refusals = Data::new(Refusals::default());
         let passwords = Data::new(Passwords::new(config.password_hash));
-        let draining = Arc::clone(&process);
+        let draining = Arc::clone(&registry);
         let connections = Registry::default();
         let server = server::serve(listener, options, move || {
             let database = connector.connect().expect("the same options have connected before");
@@ -196,7 +196,7 @@ impl Application {
                 limits: limits.clone(),
                 refusals: refusals.clone(),
                 metrics: metrics.clone(),
-                process: Arc::clone(&process),
+                registry: Arc::clone(&registry),
             };
             let worker = Data::new(worker);
             let chat_io = ChatIo::new(worker.clone(), connections.clone());
@@ -223,7 +223,7 @@ impl Application {
             say_where(addr);
         }
         say_what(addr, demo);
-        Ok(Self { addr, server, process: draining, shutdown_timeout, tasks, stop, mongod })
+        Ok(Self { addr, server, registry: draining, shutdown_timeout, tasks, stop, mongod })
     }
 
     /// Where it listens: the real port when 0 was asked for.
@@ -259,7 +259,7 @@ impl Application {
                 let deadline = tokio::time::Instant::now() + self.shutdown_timeout;
                 // Sockets first, since they would keep the server from stopping; until they are
                 // gone it answers, so that a load balancer sees it unready.
-                self.process.drain(self.shutdown_timeout / 4 * 3).await;
+                self.registry.drain(self.shutdown_timeout / 4 * 3).await;
                 if tokio::time::timeout_at(deadline, handle.stop(true)).await.is_err() {
                     handle.stop(false).await;
                 }

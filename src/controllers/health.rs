@@ -59,7 +59,7 @@ fn unavailable(reason: &str) -> HttpResponse {
 }
 
 async fn readiness(store: &Store, worker: &Worker) -> Result<Phase, String> {
-    if worker.process.is_draining() {
+    if worker.registry.is_draining() {
         return Err("the server stops".to_owned());
     }
     let live = || worker.feed.live().map_err(|error| error.to_string());

@@ -48,16 +48,16 @@ pub async fn metrics(
             return Err(ApiError::TokenInvalid("not METRICS_TOKEN"));
         }
     }
-    let process = &worker.process;
+    let registry = &worker.registry;
     let text = metrics.render(&Readings {
         feed: read_feed(&worker.feed),
-        sessions: process.sessions(),
+        sessions: registry.sessions(),
         engine_io_connections: connections.len(),
-        connections: process.connections().count(),
+        connections: registry.connections().count(),
         password_queue: passwords.waiting(),
-        panics: connections.panics() + process.panics(),
+        panics: connections.panics() + registry.panics(),
         unread: connections.unread(),
-        limits: limits.refused().into_iter().chain(process.refused()).collect(),
+        limits: limits.refused().into_iter().chain(registry.refused()).collect(),
         refusals: worker.refusals.counts().to_vec(),
     });
     Ok(HttpResponse::Ok().content_type(CONTENT_TYPE).body(text))

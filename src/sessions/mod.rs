@@ -53,8 +53,8 @@ pub struct Session<T> {
     window: SessionWindow,
     /// Set when what ends this session is to be polled.
     end_flag: WakeFlag,
-    told_to_end: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    ending: Option<(Pin<Box<Sleep>>, EndReason)>,
+    cancelled: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    end_timer: Option<(Pin<Box<Sleep>>, EndReason)>,
     // Given back at the very end.
     _permit: ConnectionPermit,
 }
@@ -113,7 +113,7 @@ impl<T> Session<T> {
     /// `None` is an anonymous one, which only that lets in.
     pub fn new(worker: Data<Worker>, permit: ConnectionPermit, claims: Option<Claims>) -> Self {
         let member = Member::new(&worker.hub);
-        let ending = worker.ending(claims);
+        let end_timer = worker.end_timer(claims);
         Self {
             worker,
             user: claims.map(|claims| claims.user),
@@ -124,8 +124,8 @@ impl<T> Session<T> {
             waiting: VecDeque::new(),
             window: SessionWindow::default(),
             end_flag: WakeFlag::default(),
-            told_to_end: Some(Box::pin(permit.end.clone().cancelled_owned())),
-            ending,
+            cancelled: Some(Box::pin(permit.end.clone().cancelled_owned())),
+            end_timer,
             _permit: permit,
         }
     }
@@ -224,17 +224,17 @@ impl<T> Session<T> {
 
     fn poll_end(&mut self, context: &Context<'_>) -> Option<EndReason> {
         let mut context = self.end_flag.take(context)?;
-        if let Some(told) = &mut self.told_to_end
+        if let Some(told) = &mut self.cancelled
             && told.as_mut().poll(&mut context).is_ready()
         {
-            self.told_to_end = None;
-            if !self.worker.process.is_draining() {
+            self.cancelled = None;
+            if !self.worker.registry.is_draining() {
                 return Some(EndReason::TakenOver);
             }
-            let at = Instant::now() + self.worker.process.time_left();
-            self.ending = Some((Box::pin(sleep_until(at)), EndReason::Draining));
+            let at = Instant::now() + self.worker.registry.drain_delay();
+            self.end_timer = Some((Box::pin(sleep_until(at)), EndReason::Draining));
         }
-        let (sleep, end) = self.ending.as_mut()?;
+        let (sleep, end) = self.end_timer.as_mut()?;
         sleep.as_mut().poll(&mut context).is_ready().then_some(*end)
     }
 }
@@ -242,7 +242,7 @@ impl<T> Session<T> {
 impl Worker {
     /// When a session with this token is over. The original never looked at tokens of sockets, so
     /// with `LEGACY_TRUST` none ends by time.
-    fn ending(&self, claims: Option<Claims>) -> Option<(Pin<Box<Sleep>>, EndReason)> {
+    fn end_timer(&self, claims: Option<Claims>) -> Option<(Pin<Box<Sleep>>, EndReason)> {
         let claims = claims.filter(|_| !self.config.legacy_trust)?;
         Some((Box::pin(sleep_until(expiry(claims))), EndReason::Expired))
     }

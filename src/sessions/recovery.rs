@@ -79,7 +79,7 @@ impl RecoveryRecord {
             pid: random_id(),
             sid: random_id(),
             user: claims.user,
-            owner: Owner { instance: worker.process.instance, generation: 0 },
+            owner: Owner { instance: worker.registry.instance, generation: 0 },
             window,
             expires: Cell::new(expiry(claims, window)),
             stored: Cell::new(false),
@@ -222,19 +222,19 @@ impl Worker {
             None => None,
         };
         let sockets = &self.store.sockets;
-        match self.process.end_and_wait(pid, claims.user, TAKEOVER_WAIT).await {
+        match self.registry.end_and_wait(pid, claims.user, TAKEOVER_WAIT).await {
             Some(true) => {}
             Some(false) => return Ok(None),
             None => match sockets.instance_of(pid, claims.user).await? {
                 None => return Ok(None),
-                Some(instance) if instance == self.process.instance => {}
+                Some(instance) if instance == self.registry.instance => {}
                 // It may be killed, or about to read a disconnect packet.
                 Some(_) => sleep(TAKEOVER_GRACE).await,
             },
         }
-        let claimed = sockets.claim(pid, claims.user, self.process.instance, expires).await?;
+        let claimed = sockets.claim(pid, claims.user, self.registry.instance, expires).await?;
         let Some(stored) = claimed else { return Ok(None) };
-        self.process.take_over(pid, stored.owner.generation);
+        self.registry.take_over(pid, stored.owner.generation);
         let record = RecoveryRecord {
             sockets: sockets.clone(),
             pid: stored.pid,

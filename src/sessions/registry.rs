@@ -29,12 +29,12 @@ pub const INBOX: Bounds = Bounds { events: 1_024, bytes: 1 << 20 };
 
 /// How long after one another sessions are ended by a drain, as long as there is time: so many
 /// clients do not come back elsewhere in one instant.
-const DRAIN_PACE: Duration = Duration::from_millis(1);
+const DRAIN_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How often the records of other instances are looked through for sessions that moved there.
-const SWEEP: Duration = Duration::from_secs(10);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// How many records one query of a sweep names.
-const SWEEP_AT_ONCE: usize = 1_000;
+const SWEEP_BATCH: usize = 1_000;
 
 /// The parts that a session uses: one for each worker.
 pub struct Worker {
@@ -57,12 +57,12 @@ pub struct Worker {
     /// What is counted.
     pub metrics: Data<Metrics>,
     /// What all workers share.
-    pub process: Arc<Process>,
+    pub registry: Arc<SessionRegistry>,
 }
 
-/// The process as sessions see it.
+/// The sessions of this process: how many there are, which can be resumed, and whether they are ended.
 #[derive(Debug)]
-pub struct Process {
+pub struct SessionRegistry {
     /// Names this process in the records of sockets.
     pub instance: ObjectId,
     max_sessions: usize,
@@ -72,7 +72,7 @@ pub struct Process {
     connections: Connections,
     max_connections: usize,
     sessions: AtomicUsize,
-    refused: Refused,
+    refused: RefusedCounts,
     panics: AtomicU64,
     addresses: Mutex<HashMap<Address, usize>>,
     drain: CancellationToken,
@@ -84,7 +84,7 @@ pub struct Process {
 
 /// How many sockets were refused, by what there was too much of.
 #[derive(Debug, Default)]
-struct Refused {
+struct RefusedCounts {
     sockets: Tally,
     of_address: Tally,
 }
@@ -103,7 +103,7 @@ struct ResumableSession {
 /// Permits one session. The process has a bounded number of these; dropping it makes room for another.
 #[derive(Debug)]
 pub struct ConnectionPermit {
-    process: Arc<Process>,
+    registry: Arc<SessionRegistry>,
     /// Cancelled when the session must end: another connection took it over, or a drain began.
     pub end: CancellationToken,
     /// The private id, and how often the session had changed hands.
@@ -113,7 +113,7 @@ pub struct ConnectionPermit {
     address: Option<Address>,
 }
 
-impl Process {
+impl SessionRegistry {
     /// A process without sessions that allows what `capacity` says, and `max_per_address` of one
     /// address, where 0 is no limit.
     pub fn new(capacity: Capacity, max_per_address: usize) -> Self {
@@ -124,7 +124,7 @@ impl Process {
             connections: Connections::new(capacity.connections),
             max_connections: capacity.for_sockets,
             sessions: AtomicUsize::new(0),
-            refused: Refused::default(),
+            refused: RefusedCounts::default(),
             panics: AtomicU64::new(0),
             addresses: Mutex::default(),
             drain: CancellationToken::new(),
@@ -134,14 +134,14 @@ impl Process {
     }
 
     /// A permit for one more session; `None` when there are too many, or the process stops.
-    pub fn enter(self: &Arc<Self>, address: Address) -> Option<ConnectionPermit> {
+    pub fn acquire(self: &Arc<Self>, address: Address) -> Option<ConnectionPermit> {
         if self.is_draining() {
             return None;
         }
         let taken = self.sessions.fetch_add(1, Ordering::Relaxed);
         // Made at once, so that it gives back what was taken also when that was too much.
         let mut permit = ConnectionPermit {
-            process: Arc::clone(self),
+            registry: Arc::clone(self),
             end: self.drain.child_token(),
             resumable: None,
             _ended: None,
@@ -167,9 +167,9 @@ impl Process {
         None
     }
 
-    /// Whether a connection may begin that will [enter](Self::enter) later, beside `waiting` that
+    /// Whether a connection may begin that will [enter](Self::acquire) later, beside `waiting` that
     /// may have done so or not.
-    pub fn has_room_beside(&self, waiting: usize) -> bool {
+    pub fn has_capacity_beside(&self, waiting: usize) -> bool {
         if self.is_draining() {
             return false;
         }
@@ -198,7 +198,7 @@ impl Process {
     }
 
     /// One did.
-    pub fn note_panic(&self) {
+    pub fn count_panic(&self) {
         self.panics.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -230,7 +230,7 @@ impl Process {
     /// gone.
     pub async fn drain(&self, most: Duration) {
         let sessions = u32::try_from(self.sessions()).unwrap_or(u32::MAX);
-        let spread = DRAIN_PACE.saturating_mul(sessions).min(most / 2);
+        let spread = DRAIN_INTERVAL.saturating_mul(sessions).min(most / 2);
         let millis = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
         self.drain_spread.store(millis, Ordering::Relaxed);
         self.drain.cancel();
@@ -241,7 +241,7 @@ impl Process {
     }
 
     /// How long a session may go on while the process drains.
-    pub fn time_left(&self) -> Duration {
+    pub fn drain_delay(&self) -> Duration {
         let spread = self.drain_spread.load(Ordering::Relaxed);
         let mut random = [0; 8];
         // Without randomness all end at once, which is allowed.
@@ -275,9 +275,9 @@ impl Process {
     /// Ends sessions that moved to other instances, for ever. To be spawned once.
     pub async fn sweep(self: Arc<Self>, store: Store) {
         loop {
-            tokio::time::sleep(SWEEP).await;
+            tokio::time::sleep(SWEEP_INTERVAL).await;
             let pids: Vec<String> = self.resumable().keys().cloned().collect();
-            for pids in pids.chunks(SWEEP_AT_ONCE) {
+            for pids in pids.chunks(SWEEP_BATCH) {
                 match store.sockets.taken_over(pids, self.instance).await {
                     Ok(taken) => taken.iter().for_each(|(pid, generation)| {
                         self.take_over(pid, *generation);
@@ -297,8 +297,8 @@ impl ConnectionPermit {
     /// Makes the session one that `user` may resume with this private id. Of two connections that
     /// resume one session at the same time, the later owner stays.
     pub fn make_resumable(&mut self, pid: &str, user: UserId, generation: i64) {
-        self.process.take_over(pid, generation);
-        match self.process.resumable().entry(pid.to_owned()) {
+        self.registry.take_over(pid, generation);
+        match self.registry.resumable().entry(pid.to_owned()) {
             Entry::Occupied(_) => self.end.cancel(),
             Entry::Vacant(free) => {
                 let ended = CancellationToken::new();
@@ -312,9 +312,9 @@ impl ConnectionPermit {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.process.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.registry.sessions.fetch_sub(1, Ordering::Relaxed);
         if let Some(address) = self.address
-            && let Entry::Occupied(mut count) = self.process.addresses().entry(address)
+            && let Entry::Occupied(mut count) = self.registry.addresses().entry(address)
         {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
@@ -322,7 +322,7 @@ impl Drop for ConnectionPermit {
             }
         }
         if let Some((pid, generation)) = self.resumable.take()
-            && let Entry::Occupied(own) = self.process.resumable().entry(pid)
+            && let Entry::Occupied(own) = self.registry.resumable().entry(pid)
             && own.get().generation == generation
         {
             own.remove();
@@ -336,8 +336,8 @@ mod tests {
 
     use super::*;
 
-    fn process(max_sessions: usize, max_per_address: usize) -> Arc<Process> {
-        Arc::new(Process::new(Capacity::within(1 << 20, 0, max_sessions), max_per_address))
+    fn registry(max_sessions: usize, max_per_address: usize) -> Arc<SessionRegistry> {
+        Arc::new(SessionRegistry::new(Capacity::within(1 << 20, 0, max_sessions), max_per_address))
     }
 
     fn address(last: u8) -> Address {
@@ -346,54 +346,54 @@ mod tests {
 
     #[test]
     fn permits_are_bounded_and_given_back() {
-        let process = process(2, 0);
-        let permits: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
+        let registry = registry(2, 0);
+        let permits: Vec<_> = (0..3).map(|_| registry.acquire(address(1))).collect();
         assert_eq!(permits.iter().filter(|permit| permit.is_some()).count(), 2);
-        assert_eq!(process.sessions(), 2);
+        assert_eq!(registry.sessions(), 2);
         drop(permits);
-        assert_eq!(process.sessions(), 0);
-        assert!(process.enter(address(1)).is_some());
+        assert_eq!(registry.sessions(), 0);
+        assert!(registry.acquire(address(1)).is_some());
     }
 
     #[test]
     fn an_address_has_its_share() {
-        let process = process(9, 2);
-        let permits: Vec<_> = (0..3).map(|_| process.enter(address(1))).collect();
+        let registry = registry(9, 2);
+        let permits: Vec<_> = (0..3).map(|_| registry.acquire(address(1))).collect();
         assert_eq!(permits.iter().filter(|permit| permit.is_some()).count(), 2);
-        assert!(process.enter(address(2)).is_some());
+        assert!(registry.acquire(address(2)).is_some());
         drop(permits);
-        assert!(process.addresses().is_empty() && process.sessions() == 0);
+        assert!(registry.addresses().is_empty() && registry.sessions() == 0);
     }
 
     #[test]
     fn who_takes_over_ends_the_other_and_stays() {
-        let process = process(9, 0);
-        let mut old = process.enter(address(1)).unwrap();
+        let registry = registry(9, 0);
+        let mut old = registry.acquire(address(1)).unwrap();
         old.make_resumable("pid", UserId::new(), 0);
-        process.take_over("pid", 1);
-        let mut new = process.enter(address(1)).unwrap();
+        registry.take_over("pid", 1);
+        let mut new = registry.acquire(address(1)).unwrap();
         new.make_resumable("pid", UserId::new(), 1);
         assert!(old.end.is_cancelled() && !new.end.is_cancelled());
         drop(old);
-        process.take_over("pid", 1);
+        registry.take_over("pid", 1);
         assert!(!new.end.is_cancelled(), "it is the owner");
-        process.take_over("pid", 2);
+        registry.take_over("pid", 2);
         assert!(new.end.is_cancelled());
     }
 
     #[test]
     fn of_two_who_come_back_at_once_the_later_owner_stays() {
         for order in [[1, 2], [2, 1]] {
-            let process = process(9, 0);
+            let registry = registry(9, 0);
             let permits = order.map(|generation| {
-                let mut permit = process.enter(address(1)).unwrap();
+                let mut permit = registry.acquire(address(1)).unwrap();
                 permit.make_resumable("pid", UserId::new(), generation);
                 (generation, permit)
             });
             for (generation, permit) in permits {
                 assert_eq!(permit.end.is_cancelled(), generation == 1, "{order:?}");
             }
-            assert!(process.resumable().is_empty());
+            assert!(registry.resumable().is_empty());
         }
     }
 }

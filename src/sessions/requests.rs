@@ -273,7 +273,7 @@ impl<T> Session<T> {
             Outcome::Sent(json) => String::from_utf8(json).expect("views write UTF-8"),
             Outcome::Extended(claims) => {
                 self.user = Some(claims.user);
-                self.ending = self.worker.ending(Some(claims));
+                self.end_timer = self.worker.end_timer(Some(claims));
                 self.end_flag.set();
                 format!(r#"{{"expires":{}}}"#, claims.expires)
             }

@@ -74,7 +74,7 @@ impl Application for ChatIo {
         if let Err(reached) = self.worker.limits.connect.take(address) {
             return Err(ConnectError::TooMany { seconds: reached.seconds() });
         }
-        let has_room = self.worker.process.has_room_beside(self.connections.len());
+        let has_room = self.worker.registry.has_capacity_beside(self.connections.len());
         if has_room { Ok(()) } else { Err(ConnectError::Unavailable) }
     }
 
@@ -128,7 +128,7 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
     };
     // From here on a client that cannot be served is not refused, which would be for good, but
     // disconnected: it comes back by itself.
-    let Some(mut permit) = worker.process.enter(address(worker, &request.handshake)) else {
+    let Some(mut permit) = worker.registry.acquire(address(worker, &request.handshake)) else {
         request.close();
         return None;
     };

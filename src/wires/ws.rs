@@ -74,13 +74,13 @@ pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -
                 .finish();
         }
     };
-    let Some(permit) = worker.process.enter(address) else {
+    let Some(permit) = worker.registry.acquire(address) else {
         return HttpResponse::ServiceUnavailable()
             .insert_header((header::RETRY_AFTER, "1"))
             .finish();
     };
-    let process = Arc::clone(&worker.process);
-    let note = move || process.note_panic();
+    let registry = Arc::clone(&worker.registry);
+    let note = move || registry.count_panic();
     actix_web::rt::spawn(catch_panic(serve(worker, permit, socket, token), note));
     answer
 }
