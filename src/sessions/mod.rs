@@ -149,7 +149,7 @@ impl<T> Session<T> {
 
     /// Enters rooms that an earlier connection of this client was in; what was missed there is
     /// given first.
-    pub fn enter(&mut self, rooms: impl IntoIterator<Item = (RoomId, Start)>) {
+    pub fn rejoin(&mut self, rooms: impl IntoIterator<Item = (RoomId, Start)>) {
         for (room, start) in rooms {
             self.member.join(room, start);
         }

@@ -52,7 +52,7 @@ pub struct RecoveryRecord {
     /// Whether there is a record: a session without rooms needs none.
     stored: Cell<bool>,
     /// Whether there may be one, since its insert was tried.
-    tried: Cell<bool>,
+    insert_tried: Cell<bool>,
     /// Nobody can come back to the session, so nothing more is written down.
     ended: Cell<bool>,
 }
@@ -83,7 +83,7 @@ impl RecoveryRecord {
             window,
             expires: Cell::new(expiry(claims, window)),
             stored: Cell::new(false),
-            tried: Cell::new(false),
+            insert_tried: Cell::new(false),
             ended: Cell::new(false),
         }
     }
@@ -97,7 +97,7 @@ impl RecoveryRecord {
             return Ok(());
         }
         if !self.stored.get() {
-            self.tried.set(true);
+            self.insert_tried.set(true);
             let record = SocketRecord {
                 pid: self.pid.clone(),
                 sid: self.sid.clone(),
@@ -116,7 +116,7 @@ impl RecoveryRecord {
             }
         }
         let joined = self.sockets.join(&self.pid, self.owner, room, &entry.to_string()).await?;
-        self.still_ours(joined)
+        self.check_owned(joined)
     }
 
     /// Writes down that the session left a room.
@@ -128,7 +128,7 @@ impl RecoveryRecord {
             return Ok(());
         }
         let left = self.sockets.leave(&self.pid, self.owner, room).await?;
-        self.still_ours(left)
+        self.check_owned(left)
     }
 
     /// Writes down that the session has a newer token.
@@ -141,7 +141,7 @@ impl RecoveryRecord {
             return Ok(());
         }
         let kept = self.sockets.keep_until(&self.pid, self.owner, self.expires.get()).await?;
-        self.still_ours(kept)
+        self.check_owned(kept)
     }
 
     /// Writes down nothing more: the client has disconnected and will not come back to it.
@@ -152,7 +152,7 @@ impl RecoveryRecord {
     /// Removes the record.
     pub async fn remove(&self) {
         // An insert that was given up may have been done all the same.
-        if !self.tried.get() {
+        if !self.insert_tried.get() {
             return;
         }
         let removing = self.sockets.remove(&self.pid, self.owner);
@@ -165,7 +165,7 @@ impl RecoveryRecord {
         }
     }
 
-    fn still_ours(&self, ours: bool) -> Result<(), ApiError> {
+    fn check_owned(&self, ours: bool) -> Result<(), ApiError> {
         // A record that is over is nobody's: only LEGACY_TRUST lets a session outlive its token, and
         // then it goes on without one. Otherwise the connection that took it over also ends this.
         if ours || self.expires.get() < DateTime::now() {
@@ -181,7 +181,7 @@ impl Worker {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn recovers(&self) -> Result<bool, ApiError> {
+    pub async fn can_recover(&self) -> Result<bool, ApiError> {
         if self.config.recovery_window.is_zero() || self.hub.through().is_none() {
             return Ok(false);
         }
@@ -192,7 +192,7 @@ impl Worker {
 
     /// A session that begins anew. Its client keeps the offset of an earlier one until it gets
     /// another.
-    pub async fn begin(&self, offset: Option<&str>, claims: Claims) -> Resumed {
+    pub async fn new_session(&self, offset: Option<&str>, claims: Claims) -> Resumed {
         let offset = offset.and_then(|offset| offset.parse::<Offset>().ok());
         let joins = offset.as_ref().and_then(|offset| offset.joins).unwrap_or(0);
         // One that is still to come is none of this cluster, and would stand for ever.
@@ -244,7 +244,7 @@ impl Worker {
             window,
             expires: Cell::new(expires),
             stored: Cell::new(true),
-            tried: Cell::new(true),
+            insert_tried: Cell::new(true),
             ended: Cell::new(false),
         };
         let mut rooms = Vec::with_capacity(stored.rooms.len());

@@ -167,7 +167,7 @@ impl SessionRegistry {
         None
     }
 
-    /// Whether a connection may begin that will [enter](Self::acquire) later, beside `waiting` that
+    /// Whether a connection may begin that will [acquire a permit](Self::acquire) later, beside `waiting` that
     /// may have done so or not.
     pub fn has_capacity_beside(&self, waiting: usize) -> bool {
         if self.is_draining() {

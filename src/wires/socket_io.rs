@@ -144,11 +144,11 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
         request.close();
         return None;
     }
-    let Ok(recovers) = worker.recovers().await else {
+    let Ok(can_recover) = worker.can_recover().await else {
         request.close();
         return None;
     };
-    if auth.offsets == Offsets::None || !recovers {
+    if auth.offsets == Offsets::None || !can_recover {
         return enter(request, permit);
     }
     let Ok(resumed) = resume(worker, &auth, claims).await else {
@@ -160,14 +160,14 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
     }
     let resumed = match resumed {
         Some(resumed) => resumed,
-        None => worker.begin(auth.offset.as_deref(), claims).await,
+        None => worker.new_session(auth.offset.as_deref(), claims).await,
     };
     let record = Rc::new(resumed.record);
     permit.make_resumable(&record.pid, claims.user, record.owner.generation);
     let mut session = Session::new(worker.clone(), permit, Some(claims));
     session.set_recovery_record(Rc::clone(&record), resumed.known, resumed.joins);
     let socket = request.accept(&record.sid, Some(&record.pid));
-    session.enter(resumed.rooms);
+    session.rejoin(resumed.rooms);
     Some(Client::new(worker, socket, session, Some(record), auth.offsets))
 }
 
