@@ -45,20 +45,20 @@ struct Auth {
     pid: Option<String>,
     offset: Option<String>,
     /// How it wants to be told its offset.
-    offsets: Offsets,
+    offsets: OffsetMode,
 }
 
 /// How a client is told its offset, with which it can come back. socket.io-client keeps the last
 /// argument of any event, when that is a string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Offsets {
+enum OffsetMode {
     /// Not at all: `recovery: false`.
-    None,
+    Off,
     /// By an event of its own, `position`, behind all events that are written together. So a
     /// message has one argument, as in the original. A cut between the two repeats those events.
-    Behind,
+    Separate,
     /// As the last argument of each event: `recovery: true`. Nothing is repeated.
-    Inside,
+    Inline,
 }
 
 impl ChatIo {
@@ -94,7 +94,7 @@ impl Application for ChatIo {
         async move {
             // Boxed, as what happens once should not take memory for as long as the client stays.
             let Some(mut client) = admit(&worker, request).boxed_local().await else { return };
-            let end = client.converse(&worker).await;
+            let end = client.run(&worker).await;
             client.finish(end).boxed_local().await;
         }
     }
@@ -105,7 +105,7 @@ struct Client {
     socket: Socket,
     session: Session<Option<u64>>,
     record: Option<Rc<RecoveryRecord>>,
-    offsets: Offsets,
+    offsets: OffsetMode,
     open: OpenSocket,
 }
 
@@ -135,7 +135,7 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
     let enter = |request: ConnectRequest, permit| {
         let session = Session::new(worker.clone(), permit, claims);
         let socket = request.accept(&random_id(), None);
-        Some(Client::new(worker, socket, session, None, Offsets::None))
+        Some(Client::new(worker, socket, session, None, OffsetMode::Off))
     };
     let Some(claims) = claims else { return enter(request, permit) };
     // Before the feed has begun nothing is known of positions, and without them it could not come
@@ -148,7 +148,7 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
         request.close();
         return None;
     };
-    if auth.offsets == Offsets::None || !can_recover {
+    if auth.offsets == OffsetMode::Off || !can_recover {
         return enter(request, permit);
     }
     let Ok(resumed) = resume(worker, &auth, claims).await else {
@@ -202,9 +202,9 @@ impl Auth {
     fn read(json: &str) -> Self {
         let mut fields = Fields::from_json(json).unwrap_or_default();
         let offsets = match fields.take("recovery") {
-            Js::Bool(false) => Offsets::None,
-            Js::Bool(true) => Offsets::Inside,
-            _ => Offsets::Behind,
+            Js::Bool(false) => OffsetMode::Off,
+            Js::Bool(true) => OffsetMode::Inline,
+            _ => OffsetMode::Separate,
         };
         let mut text = |name| match fields.take(name) {
             Js::String(text) if !text.is_empty() => Some(text),
@@ -214,12 +214,12 @@ impl Auth {
     }
 }
 
-impl Offsets {
+impl OffsetMode {
     /// How events are written.
     fn wire(self) -> Wire {
         match self {
-            Self::None | Self::Behind => Wire::SocketIo,
-            Self::Inside => Wire::SocketIoOffset,
+            Self::Off | Self::Separate => Wire::SocketIo,
+            Self::Inline => Wire::SocketIoOffset,
         }
     }
 }
@@ -230,13 +230,13 @@ impl Client {
         socket: Socket,
         session: Session<Option<u64>>,
         record: Option<Rc<RecoveryRecord>>,
-        offsets: Offsets,
+        offsets: OffsetMode,
     ) -> Self {
         Self { socket, session, record, offsets, open: worker.metrics.open(WireName::SocketIo) }
     }
 
     /// Serves it until its session is to be ended for a reason, or it has gone.
-    async fn converse(&mut self, worker: &Worker) -> Option<EndReason> {
+    async fn run(&mut self, worker: &Worker) -> Option<EndReason> {
         let Self { socket, session, offsets, open, .. } = self;
         let offsets = *offsets;
         let deliveries = open.deliveries();
@@ -261,7 +261,7 @@ impl Client {
                             if bytes < WRITE_AT_ONCE {
                                 next = session.next_event();
                             }
-                            if next.is_none() && offsets == Offsets::Behind {
+                            if next.is_none() && offsets == OffsetMode::Separate {
                                 // Of what was given so far: nothing is taken after this.
                                 offset = session.offset_frame(&event).map(Encoded::Latest);
                             }
@@ -350,7 +350,7 @@ impl Client {
 /// Events that are written while the session's task sleeps.
 struct EventWriter {
     sender: Sender,
-    offsets: Offsets,
+    offsets: OffsetMode,
     deliveries: Deliveries,
 }
 
@@ -358,8 +358,8 @@ impl DirectWriter for EventWriter {
     fn write(&self, delivery: &Delivery) -> bool {
         // The offset of a session that is written to directly is the position of the event.
         let offset = match self.offsets {
-            Offsets::Behind => delivery.offset_frame(),
-            Offsets::None | Offsets::Inside => None,
+            OffsetMode::Separate => delivery.offset_frame(),
+            OffsetMode::Off | OffsetMode::Inline => None,
         };
         let event = delivery.frame(self.offsets.wire());
         let written = self.sender.send_now(std::iter::once(event).chain(offset));

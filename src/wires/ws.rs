@@ -36,17 +36,17 @@ use crate::sessions::{Answer, EndReason, Output, Request, RequestKind, Session};
 /// The longest frame, in bytes.
 const MAX_FRAME: usize = 128 * 1024;
 /// How long a client without a token may take to authenticate.
-const AUTHENTICATE: Duration = Duration::from_secs(10);
+const AUTHENTICATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two pings.
-const PING: Duration = Duration::from_secs(25);
+const PING_INTERVAL: Duration = Duration::from_secs(25);
 /// A client that was silent for so long is gone.
-const IDLE: Duration = Duration::from_secs(45);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// With so much unwritten, the client's frames wait until it reads their answers.
 const MAX_UNWRITTEN: usize = 512 * 1024;
 /// How long a client whose token has expired may take to hear so: it does not keep the connection
 /// by not reading.
-const EXPIRED_GOODBYE: Duration = Duration::from_millis(500);
+const EXPIRED_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// No token, an invalid one, or one that expired.
 const TOKEN_REFUSED: CloseCode = CloseCode::Other(4401);
@@ -105,7 +105,7 @@ async fn serve(
         }
         Err(absent @ TokenRefused::Missing(_)) => {
             let first = tokio::select! {
-                first = timeout(AUTHENTICATE, first_frame(&worker, &mut socket)) => Some(first),
+                first = timeout(AUTHENTICATE_TIMEOUT, authenticate(&worker, &mut socket)) => Some(first),
                 () = permit.end.cancelled() => None,
             };
             match first.map(|first| first.unwrap_or(Err(absent))) {
@@ -114,15 +114,15 @@ async fn serve(
                     drop(permit);
                     return socket.close(CloseCode::Away, &EndReason::Draining.to_string()).await;
                 }
-                Some(Err(refused)) => return refuse(&worker, socket, &refused).await,
+                Some(Err(refused)) => return reject(&worker, socket, &refused).await,
             }
         }
         // Browsers cannot see an HTTP status, so the upgrade is accepted and then closed.
-        Err(refused) => return refuse(&worker, socket, &refused).await,
+        Err(refused) => return reject(&worker, socket, &refused).await,
     };
     let mut session = Session::new(worker.clone(), permit, claims);
     let mut open = worker.metrics.open(WireName::Plain);
-    let closing = converse(&worker, &mut session, &mut socket, &mut open).await;
+    let closing = run(&worker, &mut session, &mut socket, &mut open).await;
     // Boxed, so that a connection has no room for this while it lasts.
     Box::pin(finish(session, socket, open, closing)).await;
 }
@@ -159,7 +159,7 @@ async fn finish(
     let closed = async {
         let closing = socket.close(code, &reason);
         if code == TOKEN_REFUSED {
-            let _ = timeout(EXPIRED_GOODBYE, closing).await;
+            let _ = timeout(EXPIRED_CLOSE_TIMEOUT, closing).await;
         } else {
             closing.await;
         }
@@ -169,7 +169,7 @@ async fn finish(
 }
 
 /// The token that a client sends before anything else; its answer is written here.
-async fn first_frame(worker: &Worker, socket: &mut Socket) -> Result<Claims, TokenRefused> {
+async fn authenticate(worker: &Worker, socket: &mut Socket) -> Result<Claims, TokenRefused> {
     #[derive(Deserialize)]
     struct Token {
         token: String,
@@ -197,7 +197,7 @@ async fn first_frame(worker: &Worker, socket: &mut Socket) -> Result<Claims, Tok
     }
 }
 
-async fn refuse(worker: &Worker, socket: Socket, refused: &TokenRefused) {
+async fn reject(worker: &Worker, socket: Socket, refused: &TokenRefused) {
     worker.refusals.note_token(refused);
     let (text, _) = refused.error().sentence(worker.config.errors);
     socket.close(TOKEN_REFUSED, &format!("{text} ({refused})")).await;
@@ -216,19 +216,19 @@ impl From<Closed> for Closing {
     }
 }
 
-async fn converse(
+async fn run(
     worker: &Worker,
     session: &mut Session<Option<Box<RawValue>>>,
     socket: &mut Socket,
     open: &mut OpenSocket,
 ) -> Closing {
-    match try_converse(worker, session, socket, open).await {
+    match try_run(worker, session, socket, open).await {
         Ok(never) => match never {},
         Err(closing) => closing,
     }
 }
 
-async fn try_converse(
+async fn try_run(
     worker: &Worker,
     session: &mut Session<Option<Box<RawValue>>>,
     socket: &mut Socket,
@@ -238,12 +238,12 @@ async fn try_converse(
     if let Some(writer) = socket.opened().await? {
         session.set_direct_writer(EventWriter { writer, deliveries: deliveries.clone() });
     }
-    let mut heard = Instant::now();
-    let mut ping_due = heard + PING;
+    let mut last_received = Instant::now();
+    let mut ping_due = last_received + PING_INTERVAL;
     let mut timer = pin!(sleep_until(ping_due));
     loop {
         let unwritten = socket.buffered();
-        let hears = session.has_room() && unwritten < MAX_UNWRITTEN;
+        let reads = session.has_room() && unwritten < MAX_UNWRITTEN;
         let ready = async {
             if unwritten >= WRITE_AT_ONCE {
                 // What the client has not read is written first; it waits in its inbox, which is
@@ -275,9 +275,9 @@ async fn try_converse(
                 }
                 socket.write_now()?;
             }
-            turn = socket.turn(hears), if hears || !socket.is_broken() => {
+            turn = socket.turn(reads), if reads || !socket.is_broken() => {
                 let Turn::Received(message) = turn? else { continue };
-                heard = Instant::now();
+                last_received = Instant::now();
                 match message {
                     Message::Text(text) => {
                         if let Err((error, id)) = request(session, &text) {
@@ -297,16 +297,16 @@ async fn try_converse(
             }
             () = timer.as_mut() => {
                 let now = Instant::now();
-                if now >= heard + IDLE {
+                if now >= last_received + IDLE_TIMEOUT {
                     open.closes_because("idle");
                     let reason = "nothing heard from the client".to_owned();
                     return Err(Closing::With(CloseCode::Policy, reason));
                 }
                 if now >= ping_due {
                     socket.feed(Frame::Ping).await?;
-                    ping_due = now + PING;
+                    ping_due = now + PING_INTERVAL;
                 }
-                timer.as_mut().reset(ping_due.min(heard + IDLE));
+                timer.as_mut().reset(ping_due.min(last_received + IDLE_TIMEOUT));
             }
         }
     }
