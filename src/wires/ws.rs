@@ -28,7 +28,7 @@ use crate::metrics::{Deliveries, OpenSocket, WireName};
 use crate::protocols::cors;
 use crate::protocols::panics::catch_panic;
 use crate::protocols::websocket::{
-    CloseCode, Closed, Frame, Message, NotAccepted, Socket, Turn, WRITE_AT_ONCE, WriteHandle,
+    CloseCode, Closed, Frame, Message, NotAccepted, Progress, Socket, WRITE_AT_ONCE, WriteHandle,
 };
 use crate::sessions::registry::{ConnectionPermit, Worker};
 use crate::sessions::{Answer, EndReason, Output, Request, RequestKind, Session};
@@ -144,7 +144,7 @@ async fn finish(
     );
     // What follows a mistake of the client is not for the application.
     if !is_mistake {
-        for message in socket.take_arrived() {
+        for message in socket.drain_received() {
             if let Message::Text(text) = message {
                 // Nobody is there to be told what is wrong with it.
                 let _ = request(&mut session, &text);
@@ -275,8 +275,8 @@ async fn try_run(
                 }
                 socket.write_now()?;
             }
-            turn = socket.turn(reads), if reads || !socket.is_broken() => {
-                let Turn::Received(message) = turn? else { continue };
+            progress = socket.advance(reads), if reads || !socket.is_broken() => {
+                let Progress::Received(message) = progress? else { continue };
                 last_received = Instant::now();
                 match message {
                     Message::Text(text) => {

@@ -16,7 +16,7 @@ use super::packet::Packet;
 use super::registry::Registry;
 use super::session::{Message, Session, Side, Transport};
 use crate::protocols::panics::catch_panic;
-use crate::protocols::websocket::{self, CloseCode, Frame, Socket, Turn, WRITE_AT_ONCE};
+use crate::protocols::websocket::{self, CloseCode, Frame, Progress, Socket, WRITE_AT_ONCE};
 
 /// How long a client may take to hear a goodbye that has no code.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -84,7 +84,7 @@ async fn probe(session: Arc<Session>, mut socket: Socket) {
     } else {
         if upgraded {
             // The session ended in this moment; the client sent the rest here.
-            take_arrived(&session, &mut socket);
+            drain_received(&session, &mut socket);
         }
         drop(receiving);
         socket.close(CloseCode::Normal, "").await;
@@ -118,7 +118,7 @@ pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Optio
     let Err(lost) = carry(&session, &mut socket, open).await;
     // What has arrived was sent before the end, unless the client itself has ended the session.
     if !matches!(lost, CloseReason::Client | CloseReason::Parse | CloseReason::TooLong) {
-        take_arrived(&session, &mut socket);
+        drain_received(&session, &mut socket);
     }
     session.end(lost, None);
     drop(receiving);
@@ -173,10 +173,10 @@ async fn carry(
                 socket.write_now().map_err(|closed| lost(&closed))?;
             }
             () = session.wait_for_room(), if !receives => {}
-            turn = socket.turn(receives), if receives || !socket.is_broken() => {
-                match turn.map_err(|closed| lost(&closed))? {
-                    Turn::Written => {}
-                    Turn::Received(message) => session.deliver(take(session, message)?),
+            progress = socket.advance(receives), if receives || !socket.is_broken() => {
+                match progress.map_err(|closed| lost(&closed))? {
+                    Progress::Written => {}
+                    Progress::Received(message) => session.deliver(take(session, message)?),
                 }
             }
         }
@@ -184,8 +184,8 @@ async fn carry(
 }
 
 /// Hands the application what the client has sent and nobody has read yet.
-fn take_arrived(session: &Session, socket: &mut Socket) {
-    for message in socket.take_arrived() {
+fn drain_received(session: &Session, socket: &mut Socket) {
+    for message in socket.drain_received() {
         let Ok(message) = take(session, message) else { return };
         session.deliver(message);
     }

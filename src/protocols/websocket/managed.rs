@@ -10,7 +10,7 @@ use actix_web::{Error, HttpRequest, HttpResponse};
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, Session};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Closed, Frame, Message, Turn, WRITE_DEADLINE};
+use super::{Closed, Frame, Message, Progress, WRITE_DEADLINE};
 
 pub(super) struct ManagedSocket {
     session: Session,
@@ -64,13 +64,13 @@ impl ManagedSocket {
         self.broken
     }
 
-    fn give_up(&mut self) {
+    fn discard_output(&mut self) {
         self.broken = true;
         self.unsent = VecDeque::new();
         self.bytes = 0;
     }
 
-    pub(super) async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
+    pub(super) async fn advance(&mut self, receive: bool) -> Result<Progress, Closed> {
         if receive && self.closed {
             return Err(Closed::ByClient);
         }
@@ -82,25 +82,25 @@ impl ManagedSocket {
                 sent = send(&mut self.session, self.unsent.front()), if !self.unsent.is_empty() => {
                     if sent.is_err() {
                         // What the client sent before can still be received.
-                        self.give_up();
-                        return Ok(Turn::Written);
+                        self.discard_output();
+                        return Ok(Progress::Written);
                     }
                     self.progress = Instant::now();
                     self.bytes -= self.unsent.pop_front().map_or(0, |frame| frame.len());
                     if self.unsent.is_empty() {
-                        return Ok(Turn::Written);
+                        return Ok(Progress::Written);
                     }
                 }
                 message = self.messages.recv(), if receive => {
-                    return self.take(message).await.map(Turn::Received);
+                    return self.take(message).await.map(Progress::Received);
                 }
                 () = sleep_until(deadline), if !self.unsent.is_empty() => {
-                    self.give_up();
+                    self.discard_output();
                     return Err(Closed::NotRead);
                 }
                 else => {
                     if self.broken {
-                        return Ok(Turn::Written);
+                        return Ok(Progress::Written);
                     }
                     return std::future::pending().await;
                 }
@@ -137,7 +137,7 @@ impl ManagedSocket {
     pub(super) async fn close(mut self, code: CloseCode, reason: &str) {
         let reason = (code, reason.to_owned()).into();
         let closing = async {
-            if self.unsent.is_empty() || self.turn(false).await.is_ok() {
+            if self.unsent.is_empty() || self.advance(false).await.is_ok() {
                 let _ = self.session.close(Some(reason)).await;
             }
         };
@@ -164,6 +164,6 @@ fn reason(error: &ProtocolError) -> Closed {
             io::ErrorKind::Other if error.to_string().contains("maximum") => Closed::TooLong,
             _ => Closed::ByClient,
         },
-        error => Closed::against(error),
+        error => Closed::from_protocol_error(error),
     }
 }

@@ -1,15 +1,15 @@
 //! A WebSocket, as sessions of either wire use it: messages in, frames out, every write in time.
 //!
 //! The one place that knows how the protocol (RFC 6455) is spoken. Behind a
-//! server that hands connections over ([`Handover`]) a socket owns its TCP connection (`bare`), which
+//! server that hands connections over ([`Handover`]) a socket owns its TCP connection (`owned`), which
 //! costs an idle one a fifth of the memory and a delivery half of the processor time; behind any
-//! other actix server actix-ws serves it (`managed`). Reading and writing go on side by side ([`Socket::turn`]), so a
+//! other actix server actix-ws serves it (`managed`). Reading and writing go on side by side ([`Socket::advance`]), so a
 //! client that does not read holds nothing up but itself, and is gone after ten seconds in which
 //! nothing could be written; one that reads slowly is not.
 
-mod bare;
 mod handover;
 mod managed;
+mod owned;
 mod subprotocol;
 mod write_handle;
 
@@ -27,26 +27,26 @@ pub use actix_http::ws::CloseCode;
 pub use handover::{Connection, Guard, Handover};
 pub use write_handle::WriteHandle;
 
-use bare::BareSocket;
 use managed::ManagedSocket;
+use owned::OwnedSocket;
 
 /// How many bytes are written at once, when so much waits.
 pub const WRITE_AT_ONCE: usize = 32 * 1024;
 
 /// How many messages that have arrived are still taken when a connection ends.
-const MAX_ARRIVED: usize = 1_024;
+const MAX_DRAINED: usize = 1_024;
 /// The same in bytes; the last message may exceed it.
-const MAX_ARRIVED_BYTES: usize = 1 << 20;
+const MAX_DRAINED_BYTES: usize = 1 << 20;
 
 /// How long the client may take to make room for more of what is sent.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A server's end of a WebSocket. Dropping it, and the [`WriteHandle`]s to it, ends the connection without a
 /// closing handshake.
-pub struct Socket(Carrier);
+pub struct Socket(Implementation);
 
-enum Carrier {
-    Bare(Box<BareSocket>),
+enum Implementation {
+    Owned(Box<OwnedSocket>),
     Managed(Box<ManagedSocket>),
 }
 
@@ -73,9 +73,9 @@ pub enum Frame {
     Ping,
 }
 
-/// What became of a [turn](Socket::turn).
+/// What one [advance] has done(Socket::advance).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Turn {
+pub enum Progress {
     /// A message came.
     Received(Message),
     /// All that was fed is written.
@@ -124,7 +124,7 @@ impl Closed {
         }
     }
 
-    fn against(error: &ProtocolError) -> Self {
+    fn from_protocol_error(error: &ProtocolError) -> Self {
         match error {
             ProtocolError::Overflow => Self::TooLong,
             error => Self::Protocol(error.to_string()),
@@ -172,14 +172,14 @@ impl Socket {
             Some(handover) => {
                 let mut response =
                     actix_http::ws::handshake(req.head()).map_err(|_| NotAccepted::NoUpgrade)?;
-                let socket = BareSocket::new(handover.accept(), max_message);
+                let socket = OwnedSocket::new(handover.accept(), max_message);
                 let response = response.finish().map_into_boxed_body();
-                (HttpResponse::from(response), Self(Carrier::Bare(Box::new(socket))))
+                (HttpResponse::from(response), Self(Implementation::Owned(Box::new(socket))))
             }
             None => {
                 let (response, socket) = ManagedSocket::accept(req, payload, max_message)
                     .map_err(|_| NotAccepted::NoUpgrade)?;
-                (response, Self(Carrier::Managed(Box::new(socket))))
+                (response, Self(Implementation::Managed(Box::new(socket))))
             }
         };
         if let Some(protocol) = protocol {
@@ -194,7 +194,7 @@ impl Socket {
     /// Nothing more will come; the error says what to close with.
     pub async fn recv(&mut self) -> Result<Message, Closed> {
         loop {
-            if let Turn::Received(message) = self.turn(true).await? {
+            if let Progress::Received(message) = self.advance(true).await? {
                 return Ok(message);
             }
         }
@@ -202,41 +202,41 @@ impl Socket {
 
     /// Writes what was [fed](Self::feed), and receives meanwhile if it is to `receive`; answers
     /// what is done first. With nothing to do it waits for ever. Cancel-safe, and the time that
-    /// the client has to read goes on counting in the next turn. After a failed write
+    /// the client has to read goes on counting in the next advance. After a failed write
     /// ([`is_broken`](Self::is_broken)) reading still works.
     ///
     /// # Errors
     /// The socket is of no more use; the error says what to close with.
-    pub async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
+    pub async fn advance(&mut self, receive: bool) -> Result<Progress, Closed> {
         match &mut self.0 {
-            Carrier::Bare(socket) => socket.turn(receive).await,
-            Carrier::Managed(socket) => socket.turn(receive).await,
+            Implementation::Owned(socket) => socket.advance(receive).await,
+            Implementation::Managed(socket) => socket.advance(receive).await,
         }
     }
 
     /// Sends a frame, and what was [fed](Self::feed) before, and waits until it is written.
     ///
     /// # Errors
-    /// Those of [`turn`](Self::turn), or the connection has broken.
+    /// Those of [`advance`](Self::advance), or the connection has broken.
     pub async fn send(&mut self, frame: Frame) -> Result<(), Closed> {
         self.feed(frame).await?;
-        self.turn(false).await?;
+        self.advance(false).await?;
         if self.is_broken() { Err(Closed::ByClient) } else { Ok(()) }
     }
 
     /// What the client has sent and nobody has received yet, without waiting for more, up to a
     /// bound of messages and bytes.
-    pub fn take_arrived(&mut self) -> Vec<Message> {
+    pub fn drain_received(&mut self) -> Vec<Message> {
         let (mut messages, mut bytes) = (Vec::new(), 0);
-        while messages.len() < MAX_ARRIVED && bytes < MAX_ARRIVED_BYTES {
+        while messages.len() < MAX_DRAINED && bytes < MAX_DRAINED_BYTES {
             // Without the budget of the task, which may be used up although more has arrived.
-            let turn = tokio::task::unconstrained(self.turn(true)).now_or_never();
-            match turn {
-                Some(Ok(Turn::Received(message))) => {
+            let progress = tokio::task::unconstrained(self.advance(true)).now_or_never();
+            match progress {
+                Some(Ok(Progress::Received(message))) => {
                     bytes += message.len();
                     messages.push(message);
                 }
-                Some(Ok(Turn::Written)) => {}
+                Some(Ok(Progress::Written)) => {}
                 Some(Err(_)) | None => break,
             }
         }
@@ -247,20 +247,20 @@ impl Socket {
     /// before; what is fed is dropped.
     pub fn is_broken(&self) -> bool {
         match &self.0 {
-            Carrier::Bare(socket) => socket.writer().is_some_and(WriteHandle::is_broken),
-            Carrier::Managed(socket) => socket.is_broken(),
+            Implementation::Owned(socket) => socket.writer().is_some_and(WriteHandle::is_broken),
+            Implementation::Managed(socket) => socket.is_broken(),
         }
     }
 
-    /// Adds a frame to what the next [`turn`](Self::turn) writes, so that several frames cost one
+    /// Adds a frame to what the next [`advance`](Self::advance) writes, so that several frames cost one
     /// write. Waits for nothing but the upgrade itself.
     ///
     /// # Errors
-    /// Those of [`turn`](Self::turn).
+    /// Those of [`advance`](Self::advance).
     pub async fn feed(&mut self, frame: Frame) -> Result<(), Closed> {
         match &mut self.0 {
-            Carrier::Bare(socket) => socket.feed(frame).await,
-            Carrier::Managed(socket) => {
+            Implementation::Owned(socket) => socket.feed(frame).await,
+            Implementation::Managed(socket) => {
                 socket.feed(frame);
                 Ok(())
             }
@@ -270,24 +270,26 @@ impl Socket {
     /// Writes of what was fed what can be written now.
     ///
     /// # Errors
-    /// Those of [`turn`](Self::turn), unless the next turn will say so.
+    /// Those of [`advance`](Self::advance), unless the next advance will say so.
     pub fn write_now(&mut self) -> Result<(), Closed> {
         match &mut self.0 {
-            Carrier::Bare(socket) => {
-                // That the connection has broken is told by the next turn.
+            Implementation::Owned(socket) => {
+                // That the connection has broken is told by the next advance.
                 socket.writer().into_iter().for_each(WriteHandle::write_now);
                 Ok(())
             }
-            Carrier::Managed(socket) if socket.buffered() == 0 => Ok(()),
-            Carrier::Managed(socket) => socket.turn(false).now_or_never().transpose().map(drop),
+            Implementation::Managed(socket) if socket.buffered() == 0 => Ok(()),
+            Implementation::Managed(socket) => {
+                socket.advance(false).now_or_never().transpose().map(drop)
+            }
         }
     }
 
     /// How many bytes were fed and are not written.
     pub fn buffered(&self) -> usize {
         match &self.0 {
-            Carrier::Bare(socket) => socket.writer().map_or(0, WriteHandle::buffered),
-            Carrier::Managed(socket) => socket.buffered(),
+            Implementation::Owned(socket) => socket.writer().map_or(0, WriteHandle::buffered),
+            Implementation::Managed(socket) => socket.buffered(),
         }
     }
 
@@ -298,8 +300,10 @@ impl Socket {
     /// The client has gone meanwhile.
     pub async fn opened(&mut self) -> Result<Option<WriteHandle>, Closed> {
         match &mut self.0 {
-            Carrier::Bare(socket) => socket.opened().await.map(|writer| Some(writer.clone())),
-            Carrier::Managed(_) => Ok(None),
+            Implementation::Owned(socket) => {
+                socket.opened().await.map(|writer| Some(writer.clone()))
+            }
+            Implementation::Managed(_) => Ok(None),
         }
     }
 
@@ -307,8 +311,8 @@ impl Socket {
     pub async fn close(self, code: CloseCode, reason: &str) {
         // Boxed, so that a connection has no room for this while it lasts.
         match self.0 {
-            Carrier::Bare(socket) => Box::pin(socket.close(code, reason)).await,
-            Carrier::Managed(socket) => Box::pin(socket.close(code, reason)).await,
+            Implementation::Owned(socket) => Box::pin(socket.close(code, reason)).await,
+            Implementation::Managed(socket) => Box::pin(socket.close(code, reason)).await,
         }
     }
 }

@@ -19,12 +19,12 @@ use super::handover::Guard;
 use super::{Closed, Frame, WRITE_DEADLINE};
 
 /// No larger buffer is kept for the next socket.
-const KEPT: usize = 4 * 1024;
+const MAX_SPARE: usize = 4 * 1024;
 
 thread_local! {
     /// What the next socket writes from, which is in the processor's cache when one after another
     /// writes the same event.
-    static SPARE: Cell<BytesMut> = Cell::default();
+    static SPARE_BUFFER: Cell<BytesMut> = Cell::default();
 }
 
 /// Writes to a socket from any thread without waking the task that owns it, while nothing else waits to
@@ -75,13 +75,13 @@ impl WriteHandle {
             outgoing.bytes.clear();
             return false;
         }
-        self.write_or_leave(&mut outgoing);
+        self.write_or_wake(&mut outgoing);
         true
     }
 
     /// Writes what was fed, as far as that can be done at once.
     pub fn write_now(&self) {
-        self.write_or_leave(&mut self.outgoing());
+        self.write_or_wake(&mut self.outgoing());
     }
 
     /// How many bytes wait to be written.
@@ -95,7 +95,7 @@ impl WriteHandle {
     }
 
     /// Drops what waits to be written, and all that is sent from now on.
-    pub(super) fn give_up(&self) {
+    pub(super) fn discard_output(&self) {
         let mut outgoing = self.outgoing();
         outgoing.broken = true;
         outgoing.bytes = BytesMut::new();
@@ -150,7 +150,7 @@ impl WriteHandle {
 
     /// A last look at a client that seems not to read: the system calls a socket writable only
     /// when a good part of its buffer is free, but takes bytes as soon as there is any room.
-    pub(super) fn write_against_readiness(&self) -> Result<(), Closed> {
+    pub(super) fn write_despite_readiness(&self) -> Result<(), Closed> {
         let mut outgoing = self.outgoing();
         if outgoing.bytes.is_empty() {
             // Somebody else has written it meanwhile.
@@ -166,11 +166,11 @@ impl WriteHandle {
     }
 
     /// Nothing more will be sent.
-    pub(super) fn shut(&self) -> io::Result<()> {
+    pub(super) fn shutdown_write(&self) -> io::Result<()> {
         SockRef::from(&self.0.io).shutdown(Shutdown::Write)
     }
 
-    fn write_or_leave(&self, outgoing: &mut Outgoing) {
+    fn write_or_wake(&self, outgoing: &mut Outgoing) {
         if !matches!(self.try_write(outgoing), Ok(true))
             && let Some(task) = &outgoing.task
         {
@@ -207,10 +207,10 @@ impl Outgoing {
         self.closing = matches!(message, ws::Message::Close(_));
         if self.bytes.is_empty() {
             self.progress = Instant::now();
-            self.bytes = SPARE.take();
+            self.bytes = SPARE_BUFFER.take();
         }
         let encoded = Codec::new().encode(message, &mut self.bytes);
-        encoded.map_err(|error| Closed::against(&error))
+        encoded.map_err(|error| Closed::from_protocol_error(&error))
     }
 
     fn has_written(&mut self, count: usize) {
@@ -222,8 +222,8 @@ impl Outgoing {
         let mut written = std::mem::take(&mut self.bytes);
         written.clear();
         // One that could hold more than this is let go, however much of it was used.
-        if !written.try_reclaim(KEPT + 1) {
-            SPARE.set(written);
+        if !written.try_reclaim(MAX_SPARE + 1) {
+            SPARE_BUFFER.set(written);
         }
     }
 }

@@ -16,21 +16,21 @@ use tokio::time::{Sleep, sleep_until, timeout};
 
 use super::handover::Connection;
 use super::write_handle::WriteHandle;
-use super::{Closed, Frame, Message, Turn, WRITE_DEADLINE};
+use super::{Closed, Frame, Message, Progress, WRITE_DEADLINE};
 
 /// How much is read at once.
 const READ: usize = 16 * 1024;
 /// With so much unwritten, a ping is not answered: its sender does not read.
-const TOO_MUCH_FOR_PONGS: usize = 64 * 1024;
+const MAX_BUFFERED_FOR_PONG: usize = 64 * 1024;
 /// How long after a close the client may take to close, too.
-const GOODBYE: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 thread_local! {
     /// What every socket of a thread reads into: an idle one has no buffer of its own.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
+    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
 }
 
-pub(super) struct BareSocket {
+pub(super) struct OwnedSocket {
     state: State,
     max_message: usize,
 }
@@ -45,7 +45,7 @@ enum State {
 struct Open {
     writer: WriteHandle,
     /// Set while the client keeps us waiting.
-    stalled: Option<Pin<Box<Sleep>>>,
+    write_timer: Option<Pin<Box<Sleep>>>,
     codec: Codec,
     read: BytesMut,
     /// The frames of a message so far, and whether it is a text.
@@ -55,7 +55,7 @@ struct Open {
     max_message: usize,
 }
 
-impl BareSocket {
+impl OwnedSocket {
     pub(super) fn new(connection: oneshot::Receiver<Connection>, max_message: usize) -> Self {
         Self { state: State::Upgrading(connection), max_message }
     }
@@ -74,9 +74,9 @@ impl BareSocket {
         }
     }
 
-    pub(super) async fn turn(&mut self, receive: bool) -> Result<Turn, Closed> {
+    pub(super) async fn advance(&mut self, receive: bool) -> Result<Progress, Closed> {
         let open = self.open().await.ok_or(Closed::ByClient)?;
-        poll_fn(|context| open.poll_turn(context, receive)).await
+        poll_fn(|context| open.poll_advance(context, receive)).await
     }
 
     pub(super) async fn feed(&mut self, frame: Frame) -> Result<(), Closed> {
@@ -107,20 +107,20 @@ impl Open {
         // The buffer of the HTTP connection is larger than what is left in it.
         let read = BytesMut::from(&*read);
         let codec = Codec::new().max_size(max_message);
-        Self { writer, stalled: None, codec, read, partial: None, closed: false, max_message }
+        Self { writer, write_timer: None, codec, read, partial: None, closed: false, max_message }
     }
 
-    fn poll_turn(
+    fn poll_advance(
         &mut self,
         context: &mut Context<'_>,
         receive: bool,
-    ) -> Poll<Result<Turn, Closed>> {
+    ) -> Poll<Result<Progress, Closed>> {
         match self.poll_write(context) {
-            Poll::Ready(Ok(())) => return Poll::Ready(Ok(Turn::Written)),
+            Poll::Ready(Ok(())) => return Poll::Ready(Ok(Progress::Written)),
             Poll::Ready(Err(closed)) => {
                 // What the client sent before can still be read.
-                self.writer.give_up();
-                self.stalled = None;
+                self.writer.discard_output();
+                self.write_timer = None;
                 if closed != Closed::ByClient {
                     return Poll::Ready(Err(closed));
                 }
@@ -130,7 +130,7 @@ impl Open {
         if !receive {
             // Nobody waits for a write that will never take place.
             let broken = self.writer.is_broken();
-            return if broken { Poll::Ready(Ok(Turn::Written)) } else { Poll::Pending };
+            return if broken { Poll::Ready(Ok(Progress::Written)) } else { Poll::Pending };
         }
         if self.closed {
             return Poll::Ready(Err(Closed::ByClient));
@@ -138,7 +138,7 @@ impl Open {
         loop {
             while let Some(frame) = self.decode()? {
                 if let Some(message) = self.take(frame)? {
-                    return Poll::Ready(Ok(Turn::Received(message)));
+                    return Poll::Ready(Ok(Progress::Received(message)));
                 }
             }
             ready!(self.writer.io().poll_read_ready(context)).map_err(|_| Closed::ByClient)?;
@@ -151,15 +151,16 @@ impl Open {
         loop {
             let written = self.writer.poll_write(context)?;
             let Some(deadline) = self.writer.deadline() else {
-                self.stalled = None;
+                self.write_timer = None;
                 return written.map(Ok);
             };
-            let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-            if stalled.deadline() != deadline {
-                stalled.as_mut().reset(deadline);
+            let write_timer =
+                self.write_timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            if write_timer.deadline() != deadline {
+                write_timer.as_mut().reset(deadline);
             }
-            ready!(stalled.as_mut().poll(context));
-            self.writer.write_against_readiness()?;
+            ready!(write_timer.as_mut().poll(context));
+            self.writer.write_despite_readiness()?;
             if self.writer.buffered() == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -167,7 +168,7 @@ impl Open {
     }
 
     fn try_read(&mut self) -> Result<(), Closed> {
-        SCRATCH.with_borrow_mut(|scratch| match self.writer.io().try_read(scratch) {
+        READ_BUFFER.with_borrow_mut(|scratch| match self.writer.io().try_read(scratch) {
             Ok(0) => Err(Closed::ByClient),
             Ok(count) => {
                 self.read.extend_from_slice(scratch.get(..count).unwrap_or_default());
@@ -184,7 +185,7 @@ impl Open {
             self.read = BytesMut::new();
             return Ok(None);
         }
-        self.codec.decode(&mut self.read).map_err(|error| Closed::against(&error))
+        self.codec.decode(&mut self.read).map_err(|error| Closed::from_protocol_error(&error))
     }
 
     /// Takes a frame; `None` when it is not the end of a message.
@@ -194,7 +195,7 @@ impl Open {
             ws::Frame::Binary(bytes) => Ok(Some(Message::Binary(bytes))),
             ws::Frame::Continuation(item) => self.continue_with(item),
             ws::Frame::Ping(data) => {
-                if self.writer.buffered() < TOO_MUCH_FOR_PONGS
+                if self.writer.buffered() < MAX_BUFFERED_FOR_PONG
                     && self.writer.feed_message(ws::Message::Pong(data)).is_ok()
                 {
                     self.writer.write_now();
@@ -245,20 +246,21 @@ impl Open {
         if self.writer.feed_message(ws::Message::Close(Some(reason))).is_err() {
             return;
         }
-        let writing = poll_fn(|context| self.poll_turn(context, false));
+        let writing = poll_fn(|context| self.poll_advance(context, false));
         if !matches!(timeout(WRITE_DEADLINE, writing).await, Ok(Ok(_))) || self.writer.is_broken() {
             return;
         }
-        if self.writer.shut().is_err() {
+        if self.writer.shutdown_write().is_err() {
             return;
         }
-        let goodbye = async {
+        let closed_by_client = async {
             loop {
                 self.read = BytesMut::new();
                 if self.writer.io().readable().await.is_err() {
                     return;
                 }
-                let read = SCRATCH.with_borrow_mut(|scratch| self.writer.io().try_read(scratch));
+                let read =
+                    READ_BUFFER.with_borrow_mut(|scratch| self.writer.io().try_read(scratch));
                 match read {
                     Ok(0) => return,
                     Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
@@ -266,7 +268,7 @@ impl Open {
                 }
             }
         };
-        let _ = timeout(GOODBYE, goodbye).await;
+        let _ = timeout(CLOSE_TIMEOUT, closed_by_client).await;
     }
 }
 
