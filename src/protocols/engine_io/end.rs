@@ -63,7 +63,7 @@ impl CloseReason {
 #[derive(Debug, Clone)]
 pub(super) struct End {
     pub(super) reason: CloseReason,
-    pub(super) last_word: Option<Packet>,
+    pub(super) final_packet: Option<Packet>,
     pub(super) at: Instant,
 }
 
@@ -74,9 +74,9 @@ const LATE_POLL: Duration = Duration::from_millis(100);
 const NEXT_POLL: Duration = Duration::from_secs(20);
 
 impl End {
-    /// Until when a poll that comes late is told the last word. After a mistake of the client's
+    /// Until when a poll that comes late is answered with the final packet. After a mistake of the client's
     /// there is none for it.
-    pub(super) fn told_until(&self) -> Instant {
+    pub(super) fn reachable_until(&self) -> Instant {
         let wait = match self.reason {
             CloseReason::Client => LATE_POLL,
             CloseReason::Server | CloseReason::GoingAway | CloseReason::Panic => NEXT_POLL,

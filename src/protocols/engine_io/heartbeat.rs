@@ -19,10 +19,10 @@ pub(super) enum Heartbeat {
 
 /// A request that comes as little as this before the deadline comes at it: timers of clients count
 /// whole milliseconds.
-const EARLY: Duration = Duration::from_millis(1);
+const PONG_TOLERANCE: Duration = Duration::from_millis(1);
 
-/// A ping so late that the heartbeat itself is gone. It is never reached by a living one.
-const LATE: Duration = Duration::from_secs(60);
+/// A ping so late that the heartbeat itself is gone. A running one never reaches it.
+const HEARTBEAT_LOST: Duration = Duration::from_secs(60);
 
 impl Heartbeat {
     fn deadline(self) -> Instant {
@@ -34,8 +34,8 @@ impl Heartbeat {
     /// Whether the session has ended by it, at this time.
     pub(super) fn is_overdue(self, now: Instant) -> bool {
         match self {
-            Self::PongDue(due) => due <= now + EARLY,
-            Self::PingDue(due) => due + LATE <= now,
+            Self::PongDue(due) => due <= now + PONG_TOLERANCE,
+            Self::PingDue(due) => due + HEARTBEAT_LOST <= now,
         }
     }
 }
@@ -43,7 +43,7 @@ impl Heartbeat {
 impl Session {
     /// Pings at each interval after the last pong and ends the session when one is late. Runs
     /// also while an upgrade is tried, so that none that is abandoned is kept.
-    pub(super) async fn beat(&self) {
+    pub(super) async fn run_heartbeat(&self) {
         loop {
             let deadline = self.state().heartbeat.deadline();
             let moved = self.wait_for(Side::Application, |state| {
@@ -67,7 +67,7 @@ impl Session {
                     state.heartbeat = Heartbeat::PongDue(due + self.config.ping_timeout);
                     // Not through `send`: a ping must go out even when the queue is full.
                     state.push(Packet::Ping(ByteString::new()));
-                    state.give_to_transport();
+                    state.flush_queue();
                 }
                 Heartbeat::PongDue(_) => {
                     drop(state);

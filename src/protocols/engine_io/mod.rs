@@ -329,7 +329,7 @@ impl<A: Application> Server<A> {
                 let session = self.begin(transport);
                 let open = session.open_packet(&[]);
                 let carried = websocket::serve(Arc::clone(&session), socket, Some(open));
-                let carried = websocket::guarded(&session, &self.registry, carried);
+                let carried = websocket::with_panic_caught(&session, &self.registry, carried);
                 let served = self.serve(Arc::clone(&session), handshake);
                 actix_web::rt::spawn(join(served, carried));
                 Ok(response)
@@ -356,26 +356,26 @@ impl<A: Application> Server<A> {
         let registry = self.registry.clone();
         let (ended, counted) = (Arc::clone(&session), registry.clone());
         let mut serving = Box::pin(catch_panic(serving, move || {
-            counted.note_panic();
+            counted.count_panic();
             ended.end(CloseReason::Panic, Some(Packet::Close));
         }));
         async move {
-            let mut beating = pin!(session.beat());
+            let mut heartbeat = pin!(session.run_heartbeat());
             let mut flag = WakeFlag::default();
             // Made when it is needed, so that a connection has no room for it while it lasts.
             let mut grace: Option<Pin<Box<Sleep>>> = None;
             loop {
                 // The heartbeat ends only with the session; the application may outlive that,
                 // to work off what was read before, and to put its things in order.
-                let beat = poll_fn(|context| match flag.take(context) {
-                    Some(mut context) => beating.as_mut().poll(&mut context),
+                let ended = poll_fn(|context| match flag.take(context) {
+                    Some(mut context) => heartbeat.as_mut().poll(&mut context),
                     None => Poll::Pending,
                 });
                 tokio::select! {
                     biased;
                     _ = &mut serving => break,
-                    () = beat, if grace.is_none() => {
-                        registry.retire(&session);
+                    () = ended, if grace.is_none() => {
+                        registry.mark_ended(&session);
                         grace = Some(Box::pin(sleep(session.config.grace)));
                     }
                     () = OptionFuture::from(grace.as_mut()).map(|_| ()), if grace.is_some() =>
@@ -390,10 +390,10 @@ impl<A: Application> Server<A> {
             let left = session.abandon();
             // After a parse error the remaining messages are not counted: they are discarded.
             if session.ended().is_none_or(|end| end.reason != CloseReason::Parse) {
-                registry.note_unread(left);
+                registry.count_unread(left);
             }
-            registry.retire(&session);
-            registry.forget(&session).await;
+            registry.mark_ended(&session);
+            registry.remove_ended(&session).await;
         }
     }
 

@@ -69,8 +69,8 @@ async fn poll(session: &Arc<Session>, req: &HttpRequest) -> Result<HttpResponse,
     let mut guard = Request { session, of: |state| &mut state.polling, done: false };
     let waiting = session.wait_for(Side::Transport, |state| {
         if let Some(end) = &mut state.end {
-            let last_word = end.last_word.take().map(|last_word| vec![last_word]);
-            return Some(last_word.ok_or(RequestError::UnknownSession));
+            let final_packet = end.final_packet.take().map(|final_packet| vec![final_packet]);
+            return Some(final_packet.ok_or(RequestError::UnknownSession));
         }
         match state.transport {
             Transport::Polling => state.take_queue(&session.config).map(Ok),

@@ -23,15 +23,15 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Sessions {
-    living: HashMap<String, Arc<Session>>,
-    /// Ended ones that may still owe a poll their last word.
+    open: HashMap<String, Arc<Session>>,
+    /// Ended ones whose final packet may still be the answer to a poll.
     ended: HashMap<String, Arc<Session>>,
 }
 
 impl Registry {
     /// How many sessions live.
     pub fn len(&self) -> usize {
-        self.sessions().living.len()
+        self.sessions().open.len()
     }
 
     /// Whether none does.
@@ -49,33 +49,33 @@ impl Registry {
         self.0.unread.load(Ordering::Relaxed)
     }
 
-    pub(super) fn note_unread(&self, count: usize) {
+    pub(super) fn count_unread(&self, count: usize) {
         self.0.unread.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn note_panic(&self) {
+    pub(super) fn count_panic(&self) {
         self.0.panics.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ends all sessions by closing their transports.
     pub fn close_all(&self) {
-        let living: Vec<_> = self.sessions().living.values().cloned().collect();
-        for session in living {
+        let open: Vec<_> = self.sessions().open.values().cloned().collect();
+        for session in open {
             session.end(CloseReason::Server, Some(super::Packet::Close));
         }
     }
 
     pub(super) fn insert(&self, session: &Arc<Session>) {
-        self.sessions().living.insert(session.sid.clone(), Arc::clone(session));
+        self.sessions().open.insert(session.sid.clone(), Arc::clone(session));
     }
 
-    /// A living session.
+    /// An open session.
     pub(super) fn find(&self, sid: &str) -> Option<Arc<Session>> {
-        let session = self.sessions().living.get(sid).cloned()?;
+        let session = self.sessions().open.get(sid).cloned()?;
         session.ended().is_none().then_some(session)
     }
 
-    /// A living session; for one poll an ended one that has a last word for it, for a post one that
+    /// An open session; for one poll an ended one that has a final packet for it, for a post one that
     /// still takes what was sent before its end.
     pub(super) fn find_for_poll(&self, sid: &str, method: &Method) -> Option<Arc<Session>> {
         if let Some(session) = self.find(sid) {
@@ -83,31 +83,31 @@ impl Registry {
         }
         let sessions = self.sessions();
         if *method == Method::POST {
-            let session = sessions.living.get(sid).or_else(|| sessions.ended.get(sid))?;
+            let session = sessions.open.get(sid).or_else(|| sessions.ended.get(sid))?;
             return session.is_receiving().then(|| Arc::clone(session));
         }
         if *method != Method::GET {
             return None;
         }
         // It may have ended without its task having come round to moving it.
-        let session = sessions.living.get(sid).or_else(|| sessions.ended.get(sid)).cloned()?;
+        let session = sessions.open.get(sid).or_else(|| sessions.ended.get(sid)).cloned()?;
         drop(sessions);
         let end = session.ended()?;
-        (Instant::now() < end.told_until()).then_some(session)
+        (Instant::now() < end.reachable_until()).then_some(session)
     }
 
     /// A session that has ended is only found by one more poll.
-    pub(super) fn retire(&self, session: &Arc<Session>) {
+    pub(super) fn mark_ended(&self, session: &Arc<Session>) {
         let mut sessions = self.sessions();
-        if let Some(session) = sessions.living.remove(&session.sid) {
+        if let Some(session) = sessions.open.remove(&session.sid) {
             sessions.ended.insert(session.sid.clone(), session);
         }
     }
 
     /// Forgets a session that has ended, once it has nothing more to say.
-    pub(super) async fn forget(&self, session: &Session) {
+    pub(super) async fn remove_ended(&self, session: &Session) {
         if let Some(end) = session.ended() {
-            tokio::time::sleep_until(end.told_until()).await;
+            tokio::time::sleep_until(end.reachable_until()).await;
         }
         self.sessions().ended.remove(&session.sid);
     }

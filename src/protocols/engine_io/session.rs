@@ -88,16 +88,16 @@ pub(super) struct State {
     /// The WebSocket that carries the session, while nothing is queued; whoever sends may write to
     /// it, if nothing waits there either.
     writer: Option<WriteHandle>,
-    transports: Waiting,
-    application: Waiting,
+    transports: Wakers,
+    application: Wakers,
 }
 
 /// The tasks that wait for a change.
 #[derive(Debug, Default)]
-struct Waiting(Vec<Waker>);
+struct Wakers(Vec<Waker>);
 
 /// An empty incoming queue with more room than this gives its memory back: most sessions are idle.
-const KEPT_INCOMING: usize = 4;
+const MAX_IDLE_INCOMING: usize = 4;
 
 /// The queue has no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -123,8 +123,8 @@ impl Session {
                 heartbeat: ping_due,
                 end: None,
                 writer: None,
-                transports: Waiting::default(),
-                application: Waiting::default(),
+                transports: Wakers::default(),
+                application: Wakers::default(),
             }),
         })
     }
@@ -153,7 +153,7 @@ impl Session {
             self.end(CloseReason::TooSlow, None);
             return Err(Ended);
         }
-        state.give_to_transport();
+        state.flush_queue();
         Ok(())
     }
 
@@ -181,7 +181,7 @@ impl Session {
     /// Waits until little is queued: until the client has taken what was sent before.
     pub(super) async fn ready(&self) {
         self.wait_for(Side::Application, |state| {
-            (state.holds_little(&self.config) || state.end.is_some()).then_some(())
+            (state.has_little_queued(&self.config) || state.end.is_some()).then_some(())
         })
         .await;
     }
@@ -196,7 +196,7 @@ impl Session {
             if state.incoming.len() + 1 == self.config.incoming {
                 state.wake(Side::Transport);
             }
-            if state.incoming.is_empty() && state.incoming.capacity() > KEPT_INCOMING {
+            if state.incoming.is_empty() && state.incoming.capacity() > MAX_IDLE_INCOMING {
                 state.incoming = VecDeque::new();
             }
             Some(Some(message))
@@ -266,7 +266,7 @@ impl Session {
             match look(&mut state) {
                 Some(found) => Poll::Ready(found),
                 None => {
-                    state.waiting(side).add(context.waker());
+                    state.wakers(side).add(context.waker());
                     Poll::Pending
                 }
             }
@@ -274,14 +274,14 @@ impl Session {
         .await
     }
 
-    /// Ends the session, unless it has ended. `last_word` is what a poll that is pending, or the
+    /// Ends the session, unless it has ended. `final_packet` is what a poll that is pending, or the
     /// next one, is answered.
-    pub(super) fn end(&self, reason: CloseReason, last_word: Option<Packet>) {
+    pub(super) fn end(&self, reason: CloseReason, final_packet: Option<Packet>) {
         let mut state = self.state();
         if state.end.is_some() {
             return;
         }
-        state.end = Some(End { reason, last_word, at: Instant::now() });
+        state.end = Some(End { reason, final_packet, at: Instant::now() });
         state.queue = VecDeque::new();
         state.bytes = 0;
         state.writer = None;
@@ -347,7 +347,7 @@ impl State {
     }
 
     /// Sees to it that what is queued is sent: at once, if possible.
-    pub(super) fn give_to_transport(&mut self) {
+    pub(super) fn flush_queue(&mut self) {
         // What its own task has left there is that one's to write: it waits for the end of it.
         if let Some(writer) = self.writer.take().filter(|writer| writer.buffered() == 0) {
             while writer.buffered() < WRITE_AT_ONCE
@@ -371,14 +371,14 @@ impl State {
 
     /// Takes the first packet that is queued.
     pub(super) fn take_packet(&mut self, config: &Config) -> Option<Packet> {
-        let held_little = self.holds_little(config);
+        let held_little = self.has_little_queued(config);
         let packet = self.queue.pop_front()?;
         self.bytes -= packet.len();
         if self.queue.is_empty() {
             // Most sessions are idle, and the next one writes to the same memory.
             self.queue = VecDeque::new();
         }
-        if !held_little && self.holds_little(config) {
+        if !held_little && self.has_little_queued(config) {
             self.wake(Side::Application);
         }
         Some(packet)
@@ -394,11 +394,11 @@ impl State {
         (!packets.is_empty()).then_some(packets)
     }
 
-    fn holds_little(&self, config: &Config) -> bool {
+    fn has_little_queued(&self, config: &Config) -> bool {
         self.queue.len() <= config.max_queue / 4 && self.bytes <= config.max_queue_bytes / 4
     }
 
-    fn waiting(&mut self, side: Side) -> &mut Waiting {
+    fn wakers(&mut self, side: Side) -> &mut Wakers {
         match side {
             Side::Transport => &mut self.transports,
             Side::Application => &mut self.application,
@@ -407,11 +407,11 @@ impl State {
 
     /// Lets whoever waits on this side look again. Under the lock, as waking runs nothing.
     pub(super) fn wake(&mut self, side: Side) {
-        self.waiting(side).0.drain(..).for_each(Waker::wake);
+        self.wakers(side).0.drain(..).for_each(Waker::wake);
     }
 }
 
-impl Waiting {
+impl Wakers {
     fn add(&mut self, waker: &Waker) {
         if !self.0.iter().any(|known| known.will_wake(waker)) {
             self.0.push(waker.clone());

@@ -19,7 +19,7 @@ use crate::protocols::panics::catch_panic;
 use crate::protocols::websocket::{self, CloseCode, Frame, Progress, Socket, WRITE_AT_ONCE};
 
 /// How long a client may take to hear a goodbye that has no code.
-const FAREWELL: Duration = Duration::from_millis(500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Tries a WebSocket for a session that polls. One that comes at the wrong time is accepted and
 /// closed, as the session must not suffer.
@@ -38,7 +38,7 @@ pub(super) fn upgrade(
     drop(state);
     if begins {
         let probing = probe(Arc::clone(&session), socket);
-        actix_web::rt::spawn(guarded(&session, registry, probing));
+        actix_web::rt::spawn(with_panic_caught(&session, registry, probing));
     } else {
         actix_web::rt::spawn(socket.close(CloseCode::Normal, ""));
     }
@@ -46,14 +46,14 @@ pub(super) fn upgrade(
 }
 
 /// What carries a session, which ends with it when that panics.
-pub(super) fn guarded(
+pub(super) fn with_panic_caught(
     session: &Arc<Session>,
     registry: &Registry,
     carrying: impl Future<Output = ()> + 'static,
 ) -> impl Future<Output = ()> + 'static {
     let (session, registry) = (Arc::clone(session), registry.clone());
     let note = move || {
-        registry.note_panic();
+        registry.count_panic();
         session.end(CloseReason::Panic, None);
     };
     catch_panic(carrying, note).map(drop)
@@ -115,7 +115,7 @@ async fn probed(socket: &mut Socket) -> bool {
 /// Carries a session until it ends.
 pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Option<Packet>) {
     let receiving = session.receiving();
-    let Err(lost) = carry(&session, &mut socket, open).await;
+    let Err(lost) = run_transport(&session, &mut socket, open).await;
     // What has arrived was sent before the end, unless the client itself has ended the session.
     if !matches!(lost, CloseReason::Client | CloseReason::Parse | CloseReason::TooLong) {
         drain_received(&session, &mut socket);
@@ -126,7 +126,7 @@ pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Optio
     let (code, text) = match reason {
         CloseReason::Client | CloseReason::Server => {
             // Its token may have expired: it does not keep the connection by not reading.
-            let _ = timeout(FAREWELL, socket.close(CloseCode::Normal, "")).await;
+            let _ = timeout(CLOSE_TIMEOUT, socket.close(CloseCode::Normal, "")).await;
             return;
         }
         CloseReason::GoingAway => (CloseCode::Away, "the server stops"),
@@ -140,15 +140,15 @@ pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Optio
     socket.close(code, text).await;
 }
 
-async fn carry(
+async fn run_transport(
     session: &Session,
     socket: &mut Socket,
     open: Option<Packet>,
 ) -> Result<Infallible, CloseReason> {
     if let Some(open) = open {
-        socket.feed(open.into()).await.map_err(|closed| lost(&closed))?;
+        socket.feed(open.into()).await.map_err(|closed| reason_of(&closed))?;
     }
-    let writer = socket.opened().await.map_err(|closed| lost(&closed))?;
+    let writer = socket.opened().await.map_err(|closed| reason_of(&closed))?;
     loop {
         let unwritten = socket.buffered();
         let has_room = unwritten < WRITE_AT_ONCE;
@@ -166,15 +166,15 @@ async fn carry(
                 // What else is queued already goes with it.
                 let mut next = Some(packet.ok_or(CloseReason::Server)?);
                 while let Some(packet) = next {
-                    socket.feed(packet.into()).await.map_err(|closed| lost(&closed))?;
+                    socket.feed(packet.into()).await.map_err(|closed| reason_of(&closed))?;
                     let more = socket.buffered() < WRITE_AT_ONCE;
                     next = more.then(|| session.state().take_packet(&session.config)).flatten();
                 }
-                socket.write_now().map_err(|closed| lost(&closed))?;
+                socket.write_now().map_err(|closed| reason_of(&closed))?;
             }
             () = session.wait_for_room(), if !receives => {}
             progress = socket.advance(receives), if receives || !socket.is_broken() => {
-                match progress.map_err(|closed| lost(&closed))? {
+                match progress.map_err(|closed| reason_of(&closed))? {
                     Progress::Written => {}
                     Progress::Received(message) => session.deliver(take(session, message)?),
                 }
@@ -214,7 +214,7 @@ impl From<Packet> for Frame {
     }
 }
 
-fn lost(closed: &websocket::Closed) -> CloseReason {
+fn reason_of(closed: &websocket::Closed) -> CloseReason {
     match closed {
         websocket::Closed::ByClient | websocket::Closed::NotRead => CloseReason::Transport,
         websocket::Closed::TooLong => CloseReason::TooLong,
