@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::protocols::engine_io::{
     self, CloseReason, ConnectError, Connection, Handshake, Message, Rejection,
-    packet::Packet as Carrier,
+    packet::Packet as EnginePacket,
 };
 use packet::{Arguments, AttachmentLimits, Body, Decoder, InvalidPacket, Packet};
 
@@ -83,7 +83,7 @@ pub struct ConnectRequest {
 pub struct Socket {
     namespace: ByteString,
     sender: engine_io::Sender,
-    events: Rc<Events>,
+    events: Rc<EventQueue>,
     state: Rc<State>,
 }
 
@@ -108,7 +108,7 @@ pub enum Encoded {
     Latest(ByteString),
 }
 
-impl From<Encoded> for Carrier {
+impl From<Encoded> for EnginePacket {
     fn from(event: Encoded) -> Self {
         match event {
             Encoded::Event(frame) => Self::Text(frame),
@@ -121,7 +121,7 @@ impl From<Encoded> for Carrier {
 #[derive(Debug)]
 struct State {
     /// Whether the client was let in anywhere, which all namespaces of a connection share.
-    entered: Rc<Cell<bool>>,
+    admitted: Rc<Cell<bool>>,
     left: Cell<bool>,
 }
 
@@ -133,7 +133,7 @@ impl ConnectRequest {
             Some(pid) => format!(r#"{{"sid":"{sid}","pid":"{pid}"}}"#),
             None => format!(r#"{{"sid":"{sid}"}}"#),
         };
-        self.socket.state.entered.set(true);
+        self.socket.state.admitted.set(true);
         self.socket.send(Body::Connect(json.into()), Vec::new());
         self.socket
     }
@@ -190,7 +190,7 @@ impl Socket {
     /// Sends events of the main namespace that are encoded already, together.
     pub fn emit_encoded(&self, events: impl IntoIterator<Item = Encoded>) {
         // Whoever is too slow finds out by `recv`.
-        let _ = self.sender.send(events.into_iter().map(Carrier::from));
+        let _ = self.sender.send(events.into_iter().map(EnginePacket::from));
     }
 
     /// What sends, for [`engine_io::Sender::ready`].
@@ -210,8 +210,8 @@ impl Socket {
 
     fn send(&self, body: Body, attachments: Vec<Bytes>) {
         let packet = Packet { namespace: self.namespace.clone(), body };
-        let header = Carrier::Text(format!("4{packet}").into());
-        let attachments = attachments.into_iter().map(Carrier::Binary);
+        let header = EnginePacket::Text(format!("4{packet}").into());
+        let attachments = attachments.into_iter().map(EnginePacket::Binary);
         let _ = self.sender.send(std::iter::once(header).chain(attachments));
     }
 }
@@ -249,18 +249,18 @@ struct Namespaces<A> {
     sender: engine_io::Sender,
     handshake: Rc<Handshake>,
     /// Mostly one, as in `serving`.
-    open: Vec<Open>,
+    open: Vec<OpenNamespace>,
     /// Whether the client was let into one, even if it has left since.
-    entered: Rc<Cell<bool>>,
+    admitted: Rc<Cell<bool>>,
     /// The applications, until each is done.
     serving: Vec<(Rc<State>, LocalBoxFuture<'static, ()>)>,
     /// An event of a namespace that has no room for it yet. Until it has, nothing is read.
     blocked: Option<(ByteString, Event)>,
 }
 
-struct Open {
+struct OpenNamespace {
     namespace: ByteString,
-    events: Rc<Events>,
+    events: Rc<EventQueue>,
     state: Rc<State>,
 }
 
@@ -272,12 +272,12 @@ async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, c
         sender: sender.clone(),
         handshake: Rc::clone(&connection.handshake),
         open: Vec::new(),
-        entered: Rc::default(),
+        admitted: Rc::default(),
         serving: Vec::new(),
         blocked: None,
     };
     let is_late = |namespaces: &Namespaces<A>, decoder: &Decoder| {
-        !namespaces.entered.get() || decoder.is_waiting()
+        !namespaces.admitted.get() || decoder.is_waiting()
     };
     let mut decoder = Decoder::new(config.attachments);
     let mut deadline = Instant::now() + config.connect_timeout;
@@ -344,7 +344,7 @@ impl<A: Application> Namespaces<A> {
         Some((namespace, event))
     }
 
-    fn find(&self, namespace: &str) -> Option<&Open> {
+    fn find(&self, namespace: &str) -> Option<&OpenNamespace> {
         self.open.iter().find(|open| open.namespace == namespace)
     }
 
@@ -378,8 +378,8 @@ impl<A: Application> Namespaces<A> {
             return;
         }
         let known = self.application.has(&namespace);
-        let events = Rc::<Events>::default();
-        let state = Rc::new(State { entered: Rc::clone(&self.entered), left: Cell::default() });
+        let events = Rc::<EventQueue>::default();
+        let state = Rc::new(State { admitted: Rc::clone(&self.admitted), left: Cell::default() });
         let socket = Socket {
             namespace: namespace.clone(),
             sender: self.sender.clone(),
@@ -392,7 +392,7 @@ impl<A: Application> Namespaces<A> {
         }
         let serving = self.application.connect(request).boxed_local();
         self.open.reserve_exact(1);
-        self.open.push(Open { namespace, events, state: Rc::clone(&state) });
+        self.open.push(OpenNamespace { namespace, events, state: Rc::clone(&state) });
         self.serving.reserve_exact(1);
         self.serving.push((state, serving));
     }
@@ -404,7 +404,7 @@ impl Drop for Socket {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenNamespace {
     fn drop(&mut self) {
         self.events.close();
     }
@@ -412,16 +412,16 @@ impl Drop for Open {
 
 /// The events that wait for an application, whose future runs in the task that puts them in.
 #[derive(Default)]
-struct Events(RefCell<Queue>);
+struct EventQueue(RefCell<QueueState>);
 
 #[derive(Default)]
-struct Queue {
+struct QueueState {
     waiting: VecDeque<Event>,
     closed: bool,
     reader: Option<Waker>,
 }
 
-impl Events {
+impl EventQueue {
     /// Gives the event back when there is no room for it. After the application has dropped its
     /// end, nobody wants it.
     fn put(&self, event: Event) -> Result<(), Event> {
