@@ -97,6 +97,7 @@ async function demo(browser) {
   await two.bringToFront();
   await shows(two, 'said while you were away');
   await until(two, () => document.querySelector('#recovered').textContent.startsWith('yes'));
+  await change(one, two, say, shows);
   const folder = process.argv[2];
   for (const scheme of ['light', 'dark']) {
     await two.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
@@ -108,6 +109,101 @@ async function demo(browser) {
   assert.ok(overflow <= 0, `the page is ${overflow} pixels too wide for a phone`);
   await two.screenshot({ path: path.join(folder, 'demo-phone.png') });
   for (const tab of [one, two]) assert.deepEqual(tab.errors, []);
+}
+
+// Edits and deletes messages of the first tab; the second one sees them live, recovered and reread.
+async function change(one, two, say, shows) {
+  const press = async (tab, name, text) => {
+    await tab.bringToFront();
+    await shows(tab, text);
+    await tab.evaluate((name, text) => {
+      const item = [...document.querySelectorAll('#messages li')].find(item => item.textContent.includes(text));
+      item.querySelector(name).focus();
+    }, name, text);
+    await tab.keyboard.press('Enter');
+  };
+  const hidesOf = (tab, text) => until(tab, text => !document.documentElement.textContent.includes(text), text);
+  const buttons = tab => tab.$$eval('#messages .own', all => all.filter(own => !own.hidden).length);
+  const typed = async (tab, text) => {
+    await tab.keyboard.down('Control');
+    await tab.keyboard.press('a');
+    await tab.keyboard.up('Control');
+    await tab.keyboard.type(text);
+  };
+  one.on('dialog', dialog => dialog.accept());
+  assert.deepEqual([await buttons(one), await buttons(two)], [2, 0]);
+
+  // Live, by keyboard only. Escape changes nothing, and the focus is where it was.
+  await press(one, '.edit', 'hello from the first tab');
+  await typed(one, 'never said');
+  await one.keyboard.press('Escape');
+  assert.equal(await one.evaluate(() => document.activeElement.textContent), 'Edit');
+  await press(one, '.edit', 'hello from the first tab');
+  await typed(one, 'hello, edited');
+  await one.keyboard.press('Enter');
+  for (const tab of [one, two]) {
+    await shows(tab, 'hello, edited');
+    await shows(tab, 'first tab, ');
+    await shows(tab, ', edited');
+    await hidesOf(tab, 'hello from the first tab');
+  }
+  assert.equal(await one.evaluate(() => document.activeElement.textContent), 'Edit');
+  await say(one, 'a secret');
+  await shows(two, 'a secret');
+  await press(one, '.delete', 'a secret');
+  for (const tab of [one, two]) {
+    await shows(tab, 'This message was deleted.');
+    await hidesOf(tab, 'a secret');
+  }
+  assert.equal(await one.evaluate(() => document.activeElement.id), 'content');
+
+  // An edit of an older version keeps what was typed, and may replace the newer one.
+  await press(one, '.edit', 'hello, edited');
+  await typed(one, 'hello, at last');
+  await one.evaluate(async () => {
+    const [{ message }] = state.shown.values();
+    await ask('editMessage', { message: message._id, content: 'hello, meanwhile' });
+  });
+  for (const tab of [one, two]) await shows(tab, 'hello, meanwhile');
+  await one.keyboard.press('Enter');
+  await until(one, () => document.querySelector('#problem').textContent.includes('__v'));
+  await one.keyboard.press('Enter');
+  for (const tab of [one, two]) await shows(tab, 'hello, at last');
+
+  // While the second tab is away; once it comes back with a position, once with one that says nothing.
+  for (const position of [null, 'nonsense']) {
+    await say(one, 'to edit');
+    await say(one, 'to delete');
+    await shows(two, 'to delete');
+    await two.bringToFront();
+    await two.click('#cut');
+    await until(two, () => document.querySelector('#state').textContent === 'cut by you');
+    if (position) await two.evaluate(position => state.position = position, position);
+    await press(one, '.edit', 'to edit');
+    await typed(one, `edited with ${position}`);
+    await one.keyboard.press('Enter');
+    await press(one, '.delete', 'to delete');
+    await say(one, `new with ${position}`);
+    await two.bringToFront();
+    await shows(two, `new with ${position}`);
+    await shows(two, `edited with ${position}`);
+    await hidesOf(two, 'to delete');
+    const recovered = await two.evaluate(() => document.querySelector('#recovered').textContent);
+    assert.ok(recovered.startsWith(position ? 'no' : 'yes'), recovered);
+  }
+  const lines = tab => tab.$$eval('#messages li', items => items.map(item => item.querySelector('p').textContent));
+  assert.deepEqual(await lines(two), await lines(one));
+  assert.deepEqual(await lines(two), [
+    'hello, at last', 'said while you were away', 'This message was deleted.',
+    'edited with null', 'This message was deleted.', 'new with null',
+    'edited with nonsense', 'This message was deleted.', 'new with nonsense',
+  ]);
+  // A tab that comes later shows the same.
+  const three = await enter(one.browser(), 'third tab');
+  await three.evaluate(() => [...document.querySelectorAll('#rooms button')].find(room => room.textContent === 'demo room').click());
+  await shows(three, 'new with nonsense');
+  assert.deepEqual(await lines(three), await lines(one));
+  await three.close();
 }
 
 // A tab with the page, in which somebody new has registered by keyboard.
