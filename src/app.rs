@@ -181,8 +181,13 @@ impl Application {
         let server = server::serve(listener, options, move || {
             let database = connector.connect().expect("the same options have connected before");
             let store = Store::new(database, &shared);
-            let chat =
-                Chat::new(store.clone(), Arc::clone(&feed), limits.clone(), config.legacy_trust);
+            let chat = Chat::new(
+                store.clone(),
+                Arc::clone(&feed),
+                limits.clone(),
+                metrics.clone(),
+                config.legacy_trust,
+            );
             let hub = Hub::new(Arc::clone(feed.ring()), INBOX);
             // This closure runs on the worker's thread, and so will the hub.
             actix_web::rt::spawn(hub.clone().run());

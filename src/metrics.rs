@@ -30,6 +30,7 @@ pub struct Metrics {
     sockets: IntGaugeVec,
     deliveries: IntCounterVec,
     recoveries: IntCounterVec,
+    message_changes: IntCounterVec,
     disconnects: IntCounterVec,
     limits: IntCounterVec,
     refusals: IntCounterVec,
@@ -65,6 +66,28 @@ pub enum WireName {
     Plain,
     /// `/socket.io/`.
     SocketIo,
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageChange {
+    /// The message gets another content.
+    Edit,
+    /// The message is deleted.
+    Deletion,
+}
+
+/// What became of a request to change a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The change was stored.
+    Stored,
+    /// An earlier request had stored the change.
+    Repeated,
+    /// The client may not make it, or made a mistake.
+    Refused,
+    /// The server or its database could not make it.
+    Failed,
 }
 
 /// A socket that is open; counted as long as this lives.
@@ -117,7 +140,7 @@ pub struct FeedReadings {
     pub is_live: bool,
     /// How far the feed is behind MongoDB, in seconds.
     pub lag: u64,
-    /// Messages that were read.
+    /// Messages, edits and deletions that were read.
     pub events: u64,
     /// Inserted documents that are no messages.
     pub poison: u64,
@@ -140,6 +163,26 @@ impl WireName {
         match self {
             Self::Plain => "ws",
             Self::SocketIo => "socket.io",
+        }
+    }
+}
+
+impl MessageChange {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Edit => "edit",
+            Self::Deletion => "deletion",
+        }
+    }
+}
+
+impl Outcome {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Repeated => "repeated",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
         }
     }
 }
@@ -177,6 +220,11 @@ impl Metrics {
                 "Joins and resumed sessions that named a position, by outcome.",
                 &["outcome"],
             ),
+            message_changes: new.counters(
+                "chat_message_changes_total",
+                "Requests to edit or delete a message, by change and outcome.",
+                &["change", "outcome"],
+            ),
             disconnects: new.counters(
                 "chat_disconnects_total",
                 "Sockets that were closed, by wire and reason.",
@@ -195,7 +243,10 @@ impl Metrics {
             feed: FeedMetrics {
                 live: new.gauge("chat_feed_live", "1 while messages are delivered."),
                 lag: new.gauge("chat_feed_lag_seconds", "Seconds that the feed is behind MongoDB."),
-                events: new.counter("chat_feed_events_total", "Messages that the feed has read."),
+                events: new.counter(
+                    "chat_feed_events_total",
+                    "Messages, edits and deletions that the feed has read.",
+                ),
                 poison: new.counter(
                     "chat_feed_poison_total",
                     "Inserted documents without a readable room.",
@@ -255,6 +306,11 @@ impl Metrics {
     pub fn recovery(&self, recovered: bool) {
         let outcome = if recovered { "recovered" } else { "resync" };
         self.recoveries.with_label_values(&[outcome]).inc();
+    }
+
+    /// A request to change a message was answered.
+    pub fn message_change(&self, change: MessageChange, outcome: Outcome) {
+        self.message_changes.with_label_values(&[change.label(), outcome.label()]).inc();
     }
 
     /// Messages could not be stored after the connection of their client had ended.

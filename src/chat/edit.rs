@@ -9,9 +9,11 @@ use bson::{DateTime, RawDocument, RawDocumentBuf};
 
 use super::Chat;
 use crate::casts::{required_id, required_text};
+use crate::config::ErrorMode;
 use crate::error::ApiError;
 use crate::feed::event::Event;
 use crate::js::{Fields, Js};
+use crate::metrics::{MessageChange, Outcome};
 use crate::models::{IdempotencyKey, MessageId, Revision, UserId};
 use crate::views;
 
@@ -30,7 +32,8 @@ pub struct Edit {
 #[derive(Debug)]
 pub struct Changed {
     document: RawDocumentBuf,
-    /// Whether an idempotency key was used before, so that this is what the first request stored.
+    /// Whether nothing was stored, since an earlier request has done it: one with the same
+    /// idempotency key, or a deletion.
     pub replayed: bool,
 }
 
@@ -69,6 +72,17 @@ impl Chat {
     /// than the request says, a field cannot be cast, the idempotency key belongs to another
     /// request, or the user sends too much.
     pub async fn edit(
+        &self,
+        edit: Edit,
+        user: Option<UserId>,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Changed, ApiError> {
+        let edited = self.replace_content(edit, user, key).await;
+        self.metrics.message_change(MessageChange::Edit, outcome(&edited));
+        edited
+    }
+
+    async fn replace_content(
         &self,
         edit: Edit,
         user: Option<UserId>,
@@ -125,6 +139,16 @@ impl Chat {
     /// There is no such message, somebody else has sent it, the id cannot be cast, or the user
     /// sends too much.
     pub async fn delete(&self, message: &Js, user: Option<UserId>) -> Result<Changed, ApiError> {
+        let deleted = self.replace_by_tombstone(message, user).await;
+        self.metrics.message_change(MessageChange::Deletion, outcome(&deleted));
+        deleted
+    }
+
+    async fn replace_by_tombstone(
+        &self,
+        message: &Js,
+        user: Option<UserId>,
+    ) -> Result<Changed, ApiError> {
         let user = user.ok_or(ApiError::TokenMissing)?;
         let id: MessageId = required_id("message", message)?;
         self.limits.send.take(user)?;
@@ -132,7 +156,8 @@ impl Chat {
         let _turn = messages.turn(id).await;
         for _ in 0..ATTEMPTS {
             let stored = self.changeable(id, user).await?;
-            let document = if stored.is_deleted() {
+            let replayed = stored.is_deleted();
+            let document = if replayed {
                 stored.document().to_owned()
             } else {
                 let tombstone = stored.tombstone(user, DateTime::now());
@@ -144,7 +169,7 @@ impl Chat {
             };
             // Also after the message was found deleted: the first request may have failed here.
             messages.forget(id).await?;
-            return Ok(Changed { document, replayed: false });
+            return Ok(Changed { document, replayed });
         }
         Err(contended())
     }
@@ -198,6 +223,15 @@ fn version(value: &Js) -> Result<Option<i32>, ApiError> {
             field: "__v",
             problem: "must be a whole number from 0 on",
         }),
+    }
+}
+
+fn outcome(changed: &Result<Changed, ApiError>) -> Outcome {
+    match changed {
+        Ok(Changed { replayed: false, .. }) => Outcome::Stored,
+        Ok(Changed { replayed: true, .. }) => Outcome::Repeated,
+        Err(error) if error.status(ErrorMode::Precise).is_server_error() => Outcome::Failed,
+        Err(_) => Outcome::Refused,
     }
 }
 

@@ -9,6 +9,7 @@ use actix_web::web::Data;
 
 use crate::feed::Feed;
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::models::Store;
 
 pub use edit::{Changed, Edit};
@@ -20,6 +21,7 @@ pub struct Chat {
     store: Store,
     feed: Arc<Feed>,
     limits: Data<Limits>,
+    metrics: Data<Metrics>,
     believes_senders: bool,
 }
 
@@ -29,8 +31,9 @@ impl Chat {
         store: Store,
         feed: Arc<Feed>,
         limits: Data<Limits>,
+        metrics: Data<Metrics>,
         believes_senders: bool,
     ) -> Self {
-        Self { store, feed, limits, believes_senders }
+        Self { store, feed, limits, metrics, believes_senders }
     }
 }

@@ -52,6 +52,40 @@ async fn what_happens_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn edits_and_deletions_are_counted_by_their_outcome() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let message = ada.send(&room, "hello").await["_id"].as_str().unwrap().to_owned();
+    let path = format!("/api/chat/message/{message}");
+    let edit = json!({ "content": "hello!", "__v": 0 });
+    for (method, body, status) in [
+        (Method::PATCH, Some(&edit), 200),
+        (Method::PATCH, Some(&edit), 409),
+        (Method::DELETE, None, 200),
+        (Method::DELETE, None, 200),
+        (Method::PATCH, Some(&edit), 410),
+    ] {
+        assert_eq!(ada.request(method, &path, body).await.status(), status);
+    }
+    let mut socket = Socket::connect(&server, &server.register("bob").await.token).await;
+    socket.ask("deleteMessage", json!(message)).await;
+    for (change, outcome, count) in [
+        ("edit", "stored", Some(1.0)),
+        ("edit", "repeated", None),
+        ("edit", "refused", Some(2.0)),
+        ("deletion", "stored", Some(1.0)),
+        ("deletion", "repeated", Some(1.0)),
+        ("deletion", "refused", Some(1.0)),
+    ] {
+        let name =
+            format!("chat_message_changes_total{{change=\"{change}\",outcome=\"{outcome}\"}}");
+        assert_eq!(sample(&server, &name).await, count, "{name}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unknown_paths_share_one_label() {
     let server = TestServer::start().await;
     for path in ["/a", "/b/c", "/api/chat/nothing"] {
@@ -98,6 +132,7 @@ async fn the_dashboard_shows_metrics_that_exist_and_all_of_them() {
     let ada = server.register("ada").await;
     let room = ada.create_room("lounge").await;
     // A series is there once it has counted something.
+    ada.request(Method::DELETE, "/api/chat/message/none", None).await;
     let mut socket = Socket::connect(&server, &ada.token).await;
     socket.join(&room).await;
     let since = json!({ "room": room, "since": "nonsense" });
