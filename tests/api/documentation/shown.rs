@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use realtime_chat_backend::sessions::RequestKind;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
@@ -37,7 +38,8 @@ async fn the_page_about_realtime_is_that_of_the_repository() {
     for anchor in markdown::anchors(&page("docs/realtime.md")) {
         assert!(ids.contains(&*anchor), "{anchor}");
     }
-    for event in ["joinRoom", "leaveRoom", "sendMessage", "authenticate", "receiveMessage"] {
+    let told = ["receiveMessage", "messageEdited", "messageDeleted", "resync", "position", "error"];
+    for event in RequestKind::ALL.map(RequestKind::name).into_iter().chain(told) {
         assert!(
             shown.contains(&format!("<td data-column=\"Event\"><code>{event}</code>")),
             "{event}"
