@@ -73,7 +73,7 @@ pub enum Frame {
     Ping,
 }
 
-/// What one [advance] has done(Socket::advance).
+/// What [`Socket::advance`] has done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
     /// A message came.
