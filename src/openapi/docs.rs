@@ -1,11 +1,11 @@
 //! Pages and their files.
 
-use super::refusals::{BOTH, parameter, refusals};
+use super::refusals::{PRECISE, parameter, refusals};
 use crate::error::ApiError;
 
 refusals! {
     /// `GET /docs/{file}`.
-    FileRefusals(BOTH) = parameter();
+    FileRefusals(PRECISE) = parameter();
     /// `GET /demo`.
-    DemoRefusals(BOTH) = [ApiError::NotFound];
+    DemoRefusals(PRECISE) = [ApiError::NotFound];
 }

@@ -1,9 +1,10 @@
 //! Metrics.
 
-use super::refusals::{BOTH, refusals};
+use super::refusals::{PRECISE, refusals};
 use crate::error::ApiError;
 
 refusals! {
     /// `GET /metrics`.
-    MetricsRefusals(BOTH) = [ApiError::TokenMissing, ApiError::TokenInvalid("not METRICS_TOKEN")];
+    MetricsRefusals(PRECISE) =
+        [ApiError::TokenMissing, ApiError::TokenInvalid("not METRICS_TOKEN")];
 }

@@ -58,13 +58,13 @@ table! {
     Guarded Configured messages::send_message;
     Guarded Precise messages::edit_message;
     Guarded Precise messages::delete_message;
-    Open Configured health::healthz;
-    Open Configured health::readyz;
-    Open Configured metrics::metrics;
-    Open Configured demo::demo;
-    Open Configured docs::openapi;
-    Open Configured docs::page;
-    Open Configured docs::file;
+    Open Precise health::healthz;
+    Open Precise health::readyz;
+    Open Precise metrics::metrics;
+    Open Precise demo::demo;
+    Open Precise docs::openapi;
+    Open Precise docs::page;
+    Open Precise docs::file;
 }
 
 /// A row of the table.

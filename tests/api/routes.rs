@@ -33,6 +33,37 @@ async fn nothing_of_a_route_is_forgotten() {
     assert!(forgotten.is_empty(), "\n\n{}\n", forgotten.join("\n"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_cannot_be_read_is_refused_as_the_table_says() {
+    let large = "x".repeat(102_401);
+    let bodies = [
+        ("{", "application/json", 400, "malformed_json"),
+        (large.as_str(), "application/json", 413, "body_too_large"),
+        ("{}", "application/json; charset=latin1", 415, "unsupported_media_type"),
+    ];
+    for mode in ["original", "precise"] {
+        let server = TestServer::start_with(&[("ERRORS", mode)]).await;
+        for endpoint in endpoints() {
+            let url = server.url(&with_parameter(&endpoint.path, ID));
+            for (body, content_type, status, code) in bodies {
+                let method = endpoint.method.as_str().parse().unwrap();
+                let request = client().request(method, &url);
+                let request = request.header("Content-Type", content_type).body(body.to_owned());
+                let answer = request.send().await.unwrap();
+                let claim = format!("{}, ERRORS={mode}, {code}", name(endpoint));
+                assert_eq!(answer.status(), status, "{claim}");
+                let is_precise = mode == "precise" || endpoint.errors == Errors::Precise;
+                match answer.json::<Value>().await {
+                    Ok(answer) if is_precise => assert_eq!(answer["code"], code, "{claim}"),
+                    // A page.
+                    answer => assert!(!is_precise && answer.is_err(), "{claim}: {answer:?}"),
+                }
+            }
+        }
+        server.stop().await;
+    }
+}
+
 /// Handlers whose attribute says a route that the table does not have.
 fn handlers_without_row() -> Vec<String> {
     let table = endpoints().iter().map(name).collect::<BTreeSet<_>>();
@@ -274,14 +305,19 @@ async fn ask(
     parameter: &str,
     body: &'static str,
 ) -> Answer {
-    let segments = path.split('/');
-    let segments = segments.map(|text| if text.starts_with('{') { parameter } else { text });
-    let path = segments.collect::<Vec<_>>().join("/");
-    let request = client().request(method.parse().unwrap(), server.url(&path));
+    let url = server.url(&with_parameter(path, parameter));
+    let request = client().request(method.parse().unwrap(), url);
     let request = request.header("Content-Type", "application/json").body(body);
     let answer = request.send().await.unwrap();
     let allow = answer.headers().get("allow").map(|allow| allow.to_str().unwrap().to_owned());
     Answer { status: answer.status(), allow, body: answer.json().await.unwrap_or_default() }
+}
+
+/// A path of the table with one value for all its parameters.
+fn with_parameter(path: &str, parameter: &str) -> String {
+    let segments = path.split('/');
+    let segments = segments.map(|text| if text.starts_with('{') { parameter } else { text });
+    segments.collect::<Vec<_>>().join("/")
 }
 
 fn name(endpoint: &Endpoint) -> String {
