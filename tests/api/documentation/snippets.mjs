@@ -368,8 +368,11 @@ async function olderClient() {
   const room = globalThis.room = await newRoom();
   const given = recorded();
   const current = globalThis.socket;
-  globalThis.socket = io(server, { auth: callback => callback({ token: TOKEN }), forceNew: true });
+  const auth = callback => callback({ token: TOKEN });
+  globalThis.socket = io(server, { auth, forceNew: true, autoConnect: false });
   await run(realtime('Older Socket.IO clients'));
+  // Once the handlers are there.
+  globalThis.socket.connect();
   await until('joined', () => given.histories === 1);
   const { message } = await say(room, 'live');
   await shows(given.updated, 'live');
