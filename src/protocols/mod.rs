@@ -1,5 +1,5 @@
-//! The protocols that clients speak, ignorant of the chat: nothing here uses another part of this
-//! program, so that this folder could be a crate of its own.
+//! The protocols that clients use. Nothing here knows the chat or uses another part of this
+//! program, so this folder could be a separate crate.
 //!
 //! `socket_io` runs over `engine_io`, which runs over HTTP and `websocket`.
 

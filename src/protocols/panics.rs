@@ -1,13 +1,13 @@
-//! A panic ends the session in which it happens, and no other.
+//! A panic ends only the session in which it happens.
 
 use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt;
 
-/// Runs the future that serves one client. When it panics, the panic is logged and `note` is called; all
-/// that the future held is dropped by then, and the result is `None`.
+/// Runs the future that serves one client. If it panics: drops all that the future held, logs the
+/// panic, calls `note` and returns `None`.
 ///
-/// No `async fn`, which would keep the future twice.
+/// Not an `async fn`: its state would contain the future twice.
 pub fn catch_panic<T>(
     future: impl Future<Output = T>,
     note: impl FnOnce(),

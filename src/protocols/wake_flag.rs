@@ -1,8 +1,8 @@
-//! Parts of a task that are polled only after they were woken.
+//! Polls a part of a task only after that part was woken.
 //!
-//! A task that waits for many things is polled as a whole when one of them happens. For a session
-//! most of these polls are for an event to deliver, while what ends it and what keeps it alive
-//! hardly ever happen; polling those each time reads memory that is in no cache.
+//! When any part of a task is woken, the whole task is polled. Most polls of a session's task
+//! deliver an event; its end and its heartbeat are rarely due. Polling those parts each time would
+//! read memory that is not in the CPU cache.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +10,8 @@ use std::task::{Context, Wake, Waker};
 
 use futures::task::AtomicWaker;
 
-/// A waker that records that it was woken, and wakes the task. Set at first, so that the part is
-/// polled once.
+/// A waker that records that it was woken, and wakes the task. The flag is set at first, so that
+/// the part is polled once.
 pub struct WakeFlag {
     shared: Arc<Shared>,
     waker: Waker,
@@ -32,14 +32,15 @@ impl Default for WakeFlag {
 }
 
 impl WakeFlag {
-    /// Clears the flag. Gives the context to poll the part with when the flag was set, and `None`
-    /// when there is no reason to poll. The part must then be polled until it is pending.
+    /// Clears the flag. Returns the context for polling the part if the flag was set, else `None`.
+    /// The caller must then poll the part until it is pending.
     pub fn take(&mut self, context: &Context<'_>) -> Option<Context<'_>> {
         let knows = |task: &Waker| task.will_wake(context.waker());
         let is_new = !self.task.as_ref().is_some_and(knows);
         let mut was_set = self.shared.is_set.swap(false, Ordering::AcqRel);
         if was_set || is_new {
-            // The waker forgets the task when it is woken, which may have happened in between.
+            // A wake removes the task from the `AtomicWaker`, so register it again. Then check the
+            // flag once more: a wake may have come in between.
             self.shared.task.register(context.waker());
             was_set |= self.shared.is_set.swap(false, Ordering::AcqRel);
         }

@@ -1,4 +1,4 @@
-//! Cross-origin resource sharing as npm's `cors` does it: for every answer, of every path.
+//! Cross-origin resource sharing (CORS), as npm's `cors` does it: on every response of every path.
 
 mod origins;
 
@@ -9,17 +9,17 @@ use crate::protocols::headers::joined;
 
 pub use origins::{BadOrigin, OriginList};
 
-/// Which origins a browser lets read our answers.
+/// The origins whose pages may read our responses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CorsOrigins {
-    /// `*`: all of them.
+    /// `*`: every origin.
     Any,
-    /// These.
+    /// Only the origins of this list.
     List(OriginList),
 }
 
 impl CorsOrigins {
-    /// Whether a page of this origin may talk to us.
+    /// Whether pages of this origin may use this server.
     pub fn allows(&self, origin: &str) -> bool {
         match self {
             Self::Any => true,
@@ -28,7 +28,7 @@ impl CorsOrigins {
     }
 }
 
-/// Answers a preflight: 204, with the requested headers echoed.
+/// Answers a preflight request with 204, and allows the requested headers.
 pub fn preflight(headers: &HeaderMap, methods: &'static str) -> HttpResponse {
     let mut res = HttpResponse::NoContent();
     res.insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, methods))
@@ -39,8 +39,8 @@ pub fn preflight(headers: &HeaderMap, methods: &'static str) -> HttpResponse {
     res.insert_header((header::CONTENT_LENGTH, "0")).finish()
 }
 
-/// Adds `Access-Control-Allow-Origin`: `*`, or the request's own origin when it is on the list,
-/// and then whether it may send cookies along.
+/// Adds `Access-Control-Allow-Origin`: `*`, or the request's origin if the list allows it. For a
+/// listed origin, also adds `Access-Control-Allow-Credentials` if cookies are allowed.
 pub fn allow_origin(headers: &mut HeaderMap, origins: &CorsOrigins, origin: Option<&HeaderValue>) {
     let CorsOrigins::List(list) = origins else {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
@@ -57,7 +57,8 @@ pub fn allow_origin(headers: &mut HeaderMap, origins: &CorsOrigins, origin: Opti
     }
 }
 
-/// The header `Origin` of a page that may not talk to us. A client that names none is no page.
+/// The `Origin` header of a page that may not use this server. `None` if the origin is allowed, or
+/// if there is none: then the client is not a web page.
 pub fn foreign<'a>(headers: &'a HeaderMap, origins: &CorsOrigins) -> Option<&'a HeaderValue> {
     let origin = headers.get(header::ORIGIN)?;
     let allowed = origin.to_str().is_ok_and(|origin| origins.allows(origin));

@@ -1,8 +1,7 @@
-//! The origins whose pages may read our answers, compared as URLs are.
+//! A list of allowed origins, which are compared like URLs.
 //!
-//! An origin is a scheme, a host and a port (RFC 6454). The case of scheme and host does not
-//! matter, nor does a port that is the scheme's own, nor how a host with other letters than ASCII
-//! is written.
+//! An origin is a scheme, a host and a port (RFC 6454). Scheme and host are case-insensitive, the
+//! default port of the scheme may be omitted, and a non-ASCII host equals its Punycode form.
 
 use url::{Host, Url};
 
@@ -10,25 +9,25 @@ use url::{Host, Url};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginList {
     origins: Vec<AllowedOrigin>,
-    /// Whether their pages may send cookies along.
+    /// Whether pages of these origins may send cookies.
     pub credentials: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum AllowedOrigin {
-    /// `null`: files, and pages in a sandbox.
+    /// `null`: the origin of files and of sandboxed pages.
     Null,
-    /// One, as browsers write it.
+    /// One origin, as browsers write it.
     One(String),
     /// Every subdomain of a host.
     Subdomains(Origin),
 }
 
-/// An origin in its parts, all in the form that browsers write.
+/// The parts of an origin, in the form that browsers write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Origin {
     scheme: String,
-    /// Empty for files, where a scheme has no hosts.
+    /// Empty for schemes without hosts, such as `file`.
     host: String,
     port: Option<u16>,
 }
@@ -43,7 +42,7 @@ pub struct BadOrigin {
 }
 
 impl OriginList {
-    /// Reads a list with commas.
+    /// Parses a comma-separated list.
     ///
     /// # Errors
     /// An entry that can match no page.
@@ -57,14 +56,14 @@ impl OriginList {
         Ok(Self { origins, credentials: false })
     }
 
-    /// Whether pages without an origin of their own are in it.
+    /// Whether the list contains `null`.
     pub fn has_null(&self) -> bool {
         self.origins.contains(&AllowedOrigin::Null)
     }
 
-    /// Whether a page of this origin, as its browser writes it, may talk to us.
+    /// Whether the list allows this origin, as a browser writes it.
     pub fn allows(&self, origin: &str) -> bool {
-        // Nearly always it is written as browsers do.
+        // Browsers nearly always write an origin in exactly this form.
         let is_same = |allowed: &AllowedOrigin| match allowed {
             AllowedOrigin::Null => origin == NULL,
             AllowedOrigin::One(allowed) => allowed == origin,
@@ -91,10 +90,10 @@ impl AllowedOrigin {
             return Ok(Self::Null);
         }
         if text.is_empty() {
-            return Err("there is nothing between two commas, or behind the last one");
+            return Err("there is nothing between two commas, or after the last one");
         }
         if text == "*" {
-            return Err("* is all origins, so it must be the only entry");
+            return Err("* means all origins, so it must be the only entry");
         }
         if text.contains(['[', '"', '\'']) && !text.contains("://[") {
             return Err(
@@ -126,7 +125,7 @@ impl Origin {
         if text.contains('*') {
             return Err("* can only stand for subdomains: https://*.example.com");
         }
-        // The parser is lenient with what browsers never write.
+        // `Url::parse` also accepts text that browsers never write.
         let (_, rest) = text.split_once("://").ok_or(FORM)?;
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.contains(['/', '\\', '?', '#']) {
@@ -143,7 +142,7 @@ impl Origin {
         Ok(Self { scheme: url.scheme().to_owned(), host, port: url.port() })
     }
 
-    /// Whether it is an origin of a subdomain.
+    /// Whether this is an origin of a subdomain of `parent`.
     fn is_below(&self, parent: &Self) -> bool {
         let label = self.host.strip_suffix(parent.host.as_str());
         let label = label.and_then(|rest| rest.strip_suffix('.'));
@@ -153,7 +152,7 @@ impl Origin {
     }
 }
 
-/// As browsers write it.
+/// The origin as browsers write it.
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}://{}", self.scheme, self.host)?;

@@ -1,4 +1,4 @@
-//! How sessions end, and what their clients are still told of it.
+//! Why sessions end, and the final packet for their clients.
 
 use std::time::Duration;
 
@@ -9,31 +9,31 @@ use super::packet::Packet;
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum CloseReason {
-    /// The client said so.
+    /// The client closed the session.
     #[error("closed by the client")]
     Client,
-    /// The application did.
+    /// The application closed the session.
     #[error("closed by the server")]
     Server,
-    /// The server stops.
+    /// The server is stopping.
     #[error("the server stops")]
     GoingAway,
-    /// The transport went away: a lost WebSocket, an aborted poll or post.
+    /// The transport was lost: a broken WebSocket, or an aborted poll or post.
     #[error("the transport was lost")]
     Transport,
     /// The client did not answer a ping in time.
     #[error("ping timeout")]
     PingTimeout,
-    /// What it sent is no packet, or one that it may not send.
+    /// The client sent an invalid packet, or one that it may not send.
     #[error("parse error")]
     Parse,
-    /// Two polls or two posts at once.
+    /// The client made two polls or two posts at once.
     #[error("overlapping requests")]
     Overlap,
-    /// A message that is longer than allowed.
+    /// The client sent a message that is longer than allowed.
     #[error("a message is too long")]
     TooLong,
-    /// It did not take what was queued for it.
+    /// The client did not take its queued packets fast enough.
     #[error("too slow")]
     TooSlow,
     /// The application panicked.
@@ -42,7 +42,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// A word for counters.
+    /// The label of the reason in metrics.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Client => "client",
@@ -59,7 +59,7 @@ impl CloseReason {
     }
 }
 
-/// The end of a session, and what one poll is still told of it.
+/// The end of a session, and the final packet for one poll.
 #[derive(Debug, Clone)]
 pub(super) struct End {
     pub(super) reason: CloseReason,
@@ -67,15 +67,15 @@ pub(super) struct End {
     pub(super) at: Instant,
 }
 
-/// How long a session that its client has closed is still found: a poll may be under way on
-/// another worker while the close arrives.
+/// How long a poll still finds a session that its client has closed: the poll may be in flight on
+/// another worker when the close arrives.
 const LATE_POLL: Duration = Duration::from_millis(100);
-/// How long one that the server has closed is: until the client polls again.
+/// How long a poll still finds a session that the server has closed: until the client polls again.
 const NEXT_POLL: Duration = Duration::from_secs(20);
 
 impl End {
-    /// Until when a poll that comes late is answered with the final packet. After a mistake of the client's
-    /// there is none for it.
+    /// Until when a late poll gets the final packet. After an error of the client, no late poll
+    /// does.
     pub(super) fn reachable_until(&self) -> Instant {
         let wait = match self.reason {
             CloseReason::Client => LATE_POLL,

@@ -1,5 +1,5 @@
-//! The heartbeat of a session: the server pings, the client answers, and a session whose client does
-//! not is ended.
+//! The heartbeat of a session: the server pings, and the session ends if the client does not
+//! answer.
 
 use std::time::Duration;
 
@@ -10,18 +10,19 @@ use super::end::CloseReason;
 use super::packet::Packet;
 use super::session::{Session, Side};
 
-/// Absolute times, so that delays of the timer do not add up.
+/// The next deadline. It is absolute, so that delays of the timer do not add up.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Heartbeat {
     PingDue(Instant),
     PongDue(Instant),
 }
 
-/// A request that comes as little as this before the deadline comes at it: timers of clients count
-/// whole milliseconds.
+/// A pong's deadline counts as reached this much earlier: timers of clients count whole
+/// milliseconds.
 const PONG_TOLERANCE: Duration = Duration::from_millis(1);
 
-/// A ping so late that the heartbeat itself is gone. A running one never reaches it.
+/// If a ping is this late, the heartbeat itself has stopped. A running heartbeat never reaches
+/// this.
 const HEARTBEAT_LOST: Duration = Duration::from_secs(60);
 
 impl Heartbeat {
@@ -31,7 +32,7 @@ impl Heartbeat {
         }
     }
 
-    /// Whether the session has ended by it, at this time.
+    /// Whether the session has timed out at this time.
     pub(super) fn is_overdue(self, now: Instant) -> bool {
         match self {
             Self::PongDue(due) => due <= now + PONG_TOLERANCE,
@@ -41,8 +42,8 @@ impl Heartbeat {
 }
 
 impl Session {
-    /// Pings at each interval after the last pong and ends the session when one is late. Runs
-    /// also while an upgrade is tried, so that none that is abandoned is kept.
+    /// Pings at each interval after the last pong, and ends the session when a pong is late. Also
+    /// runs during an upgrade, so that a client that abandons the upgrade times out.
     pub(super) async fn run_heartbeat(&self) {
         loop {
             let deadline = self.state().heartbeat.deadline();
@@ -59,7 +60,7 @@ impl Session {
                 return;
             }
             if state.heartbeat.deadline() > Instant::now() {
-                // A pong came, maybe in this very moment.
+                // A pong has just arrived.
                 continue;
             }
             match state.heartbeat {

@@ -1,10 +1,9 @@
 //! An Engine.IO server, protocol revision 4: sessions over HTTP long-polling and WebSocket.
 //!
-//! [`Server::handle`] is the one handler for every method below its path. A session begins with a
-//! handshake on either transport and may be upgraded from polling to WebSocket; to its
-//! application it is a [`Connection`], served by one task on the worker of the handshake. Nothing
-//! here knows what the messages mean. The protocol:
-//! <https://github.com/socketio/engine.io-protocol>.
+//! [`Server::handle`] handles every method below the server's path. A session begins with a
+//! handshake on either transport, and can be upgraded from polling to WebSocket. The application
+//! sees it as a [`Connection`], which one task serves on the worker of the handshake. Nothing here
+//! interprets messages. The protocol: <https://github.com/socketio/engine.io-protocol>.
 
 mod compression;
 mod end;
@@ -47,13 +46,13 @@ use crate::protocols::websocket::Socket;
 use packet::Packet;
 use session::{Session, Side, Transport};
 
-/// The methods that a preflight is told.
+/// The allowed methods, for preflight responses.
 const METHODS: &str = "GET,POST";
 
-/// What can be set. [`Config::default`] is what the Node server uses.
+/// The settings. [`Config::default`] has the values of the Node server.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Between a pong and the next ping.
+    /// The time between a pong and the next ping.
     pub ping_interval: Duration,
     /// How long a pong may take.
     pub ping_timeout: Duration,
@@ -63,14 +62,14 @@ pub struct Config {
     pub max_payload: usize,
     /// How many packets may wait for a client.
     pub max_queue: usize,
-    /// How many bytes they may have.
+    /// How many bytes these packets may have.
     pub max_queue_bytes: usize,
     /// How many messages may wait for the application.
     pub incoming: usize,
-    /// How long the application may go on after the end of a session, to work off what was read
-    /// before.
+    /// How long the application may run after the end of a session, to process messages that were
+    /// read before.
     pub grace: Duration,
-    /// Who may connect from a browser page.
+    /// The origins whose pages may connect.
     pub origins: CorsOrigins,
 }
 
@@ -90,20 +89,20 @@ impl Default for Config {
     }
 }
 
-/// What runs on top.
+/// The application on top of this server.
 pub trait Application: 'static {
-    /// Whether a session may begin; refused before anything is kept of it.
+    /// Whether a session may begin. Called before any state of the session is kept.
     ///
     /// # Errors
-    /// The client is told so.
+    /// The client is refused; the error sets the response.
     fn admit(&self, handshake: &Handshake) -> Result<(), ConnectError>;
 
     /// Called for each client that the server itself rejects.
     fn on_rejection(&self, _: &Rejection<'_>) {}
 
-    /// Serves a connection until the application is done with it; dropping the [`Connection`]
-    /// ends it. After the end of a session it is dropped itself when it is not done within
-    /// [`Config::grace`]. Runs on the worker of the handshake.
+    /// Serves a connection on the worker of the handshake. The session ends when the [`Connection`]
+    /// is dropped. If the session ends first, this future is dropped unless it completes within
+    /// [`Config::grace`].
     fn serve(&self, connection: Connection) -> impl Future<Output = ()> + 'static;
 }
 
@@ -116,7 +115,7 @@ pub enum ConnectError {
     Unavailable,
     /// 429: this address makes too many handshakes.
     TooMany {
-        /// After so many seconds it may try again.
+        /// The client may try again after this many seconds.
         seconds: u64,
     },
 }
@@ -124,52 +123,52 @@ pub enum ConnectError {
 /// Why the server itself rejects a client.
 #[derive(Debug, Clone, Copy)]
 pub enum Rejection<'a> {
-    /// It speaks another revision of the protocol.
+    /// The client uses another revision of the protocol.
     Revision,
-    /// A page of this origin, which its browser keeps from reading the answer, or which is refused
-    /// where the browser does not.
+    /// The page has this foreign origin. Its browser hides the response from it, or, for a
+    /// WebSocket, the server refuses the handshake.
     Origin(&'a HeaderValue),
 }
 
-/// What the request of the handshake said, as far as applications ask for it.
+/// The parts of the handshake request that applications need.
 #[derive(Debug, Clone)]
 pub struct Handshake {
-    /// The query string, which may hold a token: not for the log.
+    /// The query string. It may contain a token, so it must not be logged.
     pub query: Box<str>,
     /// The header `Authorization`.
     pub authorization: Option<HeaderValue>,
     /// The lines of the header `X-Forwarded-For`.
     pub forwarded_for: Box<[HeaderValue]>,
-    /// The address at the other end.
+    /// The remote address of the TCP connection.
     pub peer: Option<SocketAddr>,
 }
 
-/// An application's end of a session.
+/// An application's side of a session.
 #[derive(Debug)]
 pub struct Connection {
     session: Arc<Session>,
-    /// What the handshake said.
+    /// The handshake request.
     pub handshake: Rc<Handshake>,
 }
 
-/// Sends to one session, from anywhere.
+/// Sends to one session, from any thread.
 #[derive(Debug, Clone)]
 pub struct Sender(Arc<Session>);
 
 impl Connection {
-    /// The next message; `None` when the session has ended and all that was read before its end
-    /// was given. Cancel-safe.
+    /// The next message. `None` when the session has ended and all messages that were read before
+    /// its end were returned. Cancel-safe.
     pub async fn recv(&mut self) -> Option<Message> {
         self.session.receive().await
     }
 
-    /// A handle that sends.
+    /// A handle for sending.
     pub fn sender(&self) -> Sender {
         Sender(Arc::clone(&self.session))
     }
 }
 
-/// The application is done with it.
+/// Ends the session.
 impl Drop for Connection {
     fn drop(&mut self) {
         self.session.end(CloseReason::Server, Some(Packet::Close));
@@ -177,53 +176,52 @@ impl Drop for Connection {
 }
 
 impl Sender {
-    /// Queues packets without waiting, all together: nothing comes between them.
+    /// Queues packets together, without waiting: no other packet comes between them.
     ///
     /// # Errors
-    /// The session has ended; it does when its client is too slow.
+    /// The session has ended. It also ends here if its client is too slow.
     pub fn send(&self, packets: impl IntoIterator<Item = Packet>) -> Result<(), Ended> {
         self.0.send(packets)
     }
 
-    /// Sends texts, each with its `4`, if they can be written at once, together and behind nothing
-    /// else; otherwise it sends none of them and is `false`. It costs no turn of the session's task.
+    /// Sends texts, each with its `4`, in one direct write if nothing else waits to be written;
+    /// otherwise sends none of them and returns `false`. Does not wake the session's task.
     pub fn send_now(&self, texts: impl IntoIterator<Item = ByteString>) -> bool {
         self.0.send_now(texts)
     }
 
-    /// Waits until the client has taken most of what was sent before.
+    /// Waits until the client has received most of what was sent before.
     pub async fn ready(&self) {
         self.0.ready().await;
     }
 
-    /// Ends the session by closing its transport: clients come back by themselves.
+    /// Ends the session by closing its transport: clients reconnect by themselves.
     pub fn close(&self, reason: CloseReason) {
-        // A poll that ends in a close packet is a goodbye to some clients (python-engineio), after
-        // which they stay away; one that fails is not.
+        // After a poll with a close packet, some clients (python-engineio) do not reconnect. After
+        // a failed poll, they do.
         let goodbye = (reason == CloseReason::Parse).then_some(Packet::Close);
         self.0.end(reason, goodbye);
     }
 
-    /// Resolves when the session has ended. What was read before may still be there to be received.
+    /// Resolves when the session has ended. Messages that were read before may still be received.
     pub async fn ended(&self) {
         self.0.wait_for_end(Side::Application).await;
     }
 
-    /// Why it ended, once it has.
+    /// Why the session ended; `None` before its end.
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.0.ended().map(|end| end.reason)
     }
 }
 
-/// The server: one for each worker, over a registry that all share.
+/// The server. Each worker has one; all of them share a registry.
 pub struct Server<A> {
     application: A,
     config: Arc<Config>,
     registry: Registry,
 }
 
-/// The parameters of a query that mean something here. Of several with one name the last counts,
-/// as in Node.
+/// The query parameters of the protocol. If a name is repeated, its last value counts, as in Node.
 #[derive(Debug, Default)]
 struct Parameters<'a> {
     revision: Option<Cow<'a, str>>,
@@ -231,7 +229,7 @@ struct Parameters<'a> {
     sid: Option<Cow<'a, str>>,
 }
 
-/// The errors that the protocol knows, in the words of the original.
+/// The errors of the protocol, with the messages of the original.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RequestError {
     UnknownTransport,
@@ -245,7 +243,7 @@ enum RequestError {
 }
 
 impl<A: Application> Server<A> {
-    /// A server on this worker; sessions are found by every server of the same registry.
+    /// A server for this worker. Servers with the same registry find each other's sessions.
     pub fn new(application: A, config: Config, registry: Registry) -> Self {
         Self { application, config: Arc::new(config), registry }
     }
@@ -337,14 +335,14 @@ impl<A: Application> Server<A> {
         }
     }
 
-    /// A new session, which is found from now on.
+    /// Begins a session and registers it.
     fn begin(&self, transport: Transport) -> Arc<Session> {
         let session = Session::new(random_id(), Arc::clone(&self.config), transport);
         self.registry.insert(&session);
         session
     }
 
-    /// Serves a session until the application is done with it and nobody asks for it any more.
+    /// Serves a session until the application is done with it and no late poll asks for it.
     fn serve(
         &self,
         session: Arc<Session>,
@@ -362,11 +360,11 @@ impl<A: Application> Server<A> {
         async move {
             let mut heartbeat = pin!(session.run_heartbeat());
             let mut flag = WakeFlag::default();
-            // Made when it is needed, so that a connection has no room for it while it lasts.
+            // Allocated only when needed, so that an open connection has no memory for it.
             let mut grace: Option<Pin<Box<Sleep>>> = None;
             loop {
-                // The heartbeat ends only with the session; the application may outlive that,
-                // to work off what was read before, and to put its things in order.
+                // The heartbeat ends with the session. The application may run longer, to process
+                // messages that were read before and to clean up.
                 let ended = poll_fn(|context| match flag.take(context) {
                     Some(mut context) => heartbeat.as_mut().poll(&mut context),
                     None => Poll::Pending,
@@ -397,7 +395,7 @@ impl<A: Application> Server<A> {
         }
     }
 
-    /// A WebSocket is not bound by CORS, so its origin is checked here.
+    /// CORS does not apply to WebSockets, so their origin is checked here.
     fn check_origin(&self, req: &HttpRequest) -> Result<(), RequestError> {
         match cors::foreign(req.headers(), &self.config.origins) {
             Some(origin) if is_upgrade(req.headers()) => {
@@ -408,7 +406,8 @@ impl<A: Application> Server<A> {
         }
     }
 
-    /// A browser keeps the answer from a foreign page, so its handshake ends here.
+    /// Reports a handshake of a foreign page. It fails, since the browser hides the response from
+    /// the page.
     fn note_foreign(&self, req: &HttpRequest) {
         if let Some(origin) = cors::foreign(req.headers(), &self.config.origins) {
             self.application.on_rejection(&Rejection::Origin(origin));
@@ -501,12 +500,13 @@ fn is_upgrade(headers: &HeaderMap) -> bool {
     upgrade.is_some_and(|value| value.eq_ignore_ascii_case("websocket"))
 }
 
-/// 120 random bits in 20 characters of `[A-Za-z0-9_-]`: whoever has a session's id can use it.
+/// 120 random bits in 20 characters of `[A-Za-z0-9_-]`. A session's id must stay secret, since it
+/// alone gives access to the session.
 ///
 /// # Panics
-/// When the system has no randomness left, and with it no secrets.
+/// If the system provides no random bytes.
 pub fn random_id() -> String {
     let mut random = [0; 15];
-    getrandom::fill(&mut random).expect("the system has randomness");
+    getrandom::fill(&mut random).expect("the system provides random bytes");
     URL_SAFE_NO_PAD.encode(random)
 }

@@ -1,4 +1,4 @@
-//! Engine.IO packets, protocol revision 4: text in, value out, and back. No task, no clock.
+//! Parses and writes Engine.IO packets, protocol revision 4. Without I/O and timers.
 //!
 //! On a WebSocket a packet is a frame; over polling, packets are joined into a payload by
 //! [`SEPARATOR`], and binary ones are written in base64.
@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use bytestring::ByteString;
 
-/// Between the packets of a payload. JSON escapes it, so no text packet holds one.
+/// The separator of the packets in a payload. JSON escapes it, so no packet with JSON contains it.
 pub const SEPARATOR: char = '\x1e';
 
 /// A packet that either side may send after the handshake.
@@ -20,21 +20,21 @@ pub enum Packet {
     Open(ByteString),
     /// `1`: the end of the session.
     Close,
-    /// `2`: are you there? With `probe` it tries a WebSocket before an upgrade.
+    /// `2`: a heartbeat request. With the data `probe` it tests a WebSocket before an upgrade.
     Ping(ByteString),
-    /// `3`: I am.
+    /// `3`: the answer to a ping, with the same data.
     Pong(ByteString),
-    /// `4…`: a text message, as it is on the wire, so with its `4`. That way a text that goes to
-    /// many is made once and shared by all.
+    /// `4…`: a text message as on the wire, including its `4`, so that many recipients can share
+    /// one text.
     Text(ByteString),
-    /// `4…`: a text message that makes every earlier one of this variant useless. When several wait
-    /// for a poll, only the last is sent.
+    /// `4…`: a text message that supersedes every earlier one of this variant. If several wait for
+    /// a poll, only the last is sent.
     Latest(ByteString),
     /// A binary message: raw on a WebSocket, `b` and base64 in a payload.
     Binary(Bytes),
     /// `5`: the WebSocket is the transport from now on.
     Upgrade,
-    /// `6`: nothing, which ends a poll.
+    /// `6`: no content; ends a poll.
     Noop,
 }
 
@@ -52,7 +52,7 @@ impl Packet {
     /// Reads one text packet; its text is shared, not copied.
     ///
     /// # Errors
-    /// Empty, of an unknown type, or broken base64.
+    /// The text is empty, of an unknown type, or has broken base64.
     pub fn parse(text: &ByteString) -> Result<Self, InvalidPacket> {
         let rest = text.get(1..).ok_or(InvalidPacket)?;
         match text.as_bytes().first() {
@@ -78,7 +78,7 @@ impl Packet {
         }
     }
 
-    /// How many bytes it keeps.
+    /// The size of the packet in bytes.
     pub fn len(&self) -> usize {
         match self {
             Self::Open(text) | Self::Ping(text) | Self::Pong(text) => 1 + text.len(),
@@ -88,7 +88,7 @@ impl Packet {
         }
     }
 
-    /// Never: every packet has a type.
+    /// Always false: every packet has a type.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -110,10 +110,10 @@ impl fmt::Display for Packet {
     }
 }
 
-/// Reads a payload: what a client posts, or what a poll answers.
+/// Parses a payload: the body of a post, or of the response to a poll.
 ///
 /// # Errors
-/// One of its packets is none; an empty payload is one empty packet.
+/// A packet is invalid. An empty payload is one empty packet.
 pub fn parse_payload(
     payload: &ByteString,
 ) -> impl Iterator<Item = Result<Packet, InvalidPacket>> + '_ {

@@ -1,4 +1,5 @@
-//! The polling transport: one GET that waits for packets, one POST that brings them.
+//! The long-polling transport: a GET waits for packets of the server, a POST brings packets of the
+//! client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,16 +18,17 @@ use super::packet::{Packet, join_payload, parse_payload};
 use super::session::{Message, Session, Side, Transport};
 use super::{RequestError, compression};
 
-/// How long a poll waits while an upgrade is tried: the client waits for its end.
+/// How long a poll waits during an upgrade: the client waits for the end of the poll.
 const POLL_WHILE_PROBING: Duration = Duration::from_millis(100);
-/// How long the body of a post may take to arrive, and its messages to be taken.
+/// How long the body of a post may take to arrive, and how long its messages may have to wait for
+/// room.
 const POST_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long after an aborted poll a post is still taken, which was sent before.
+/// How long after an aborted poll a post that was sent before is still accepted.
 const LATE_POST: Duration = Duration::from_millis(250);
-/// How long it may still take to arrive when the session has ended in the meantime.
+/// How long the body of a post may still take to arrive after the session has ended.
 const LATE_BODY: Duration = Duration::from_secs(1);
 
-/// A request of a session that polls.
+/// Handles a request of a session that polls.
 pub(super) async fn handle(
     session: Arc<Session>,
     req: &HttpRequest,
@@ -38,12 +40,12 @@ pub(super) async fn handle(
     match *req.method() {
         Method::GET => poll(&session, req).await,
         Method::POST => post(&session, req.headers(), payload).await,
-        // Not a reason to end the session.
+        // Another method does not end the session.
         _ => Err(RequestError::BadRequest),
     }
 }
 
-/// Packets as a poll is answered.
+/// The response to a poll.
 pub(super) async fn answer(payload: String, req: &HttpRequest) -> HttpResponse {
     let mut answer = HttpResponse::Ok();
     answer
@@ -74,8 +76,8 @@ async fn poll(session: &Arc<Session>, req: &HttpRequest) -> Result<HttpResponse,
         }
         match state.transport {
             Transport::Polling => state.take_queue(&session.config).map(Ok),
-            // Who polls in the midst of an upgrade and does not wait for the answer before
-            // completing it has come too late. What is queued is the WebSocket's.
+            // The poll began during the upgrade, and the client completed the upgrade without
+            // waiting for it. Queued packets belong to the WebSocket now.
             Transport::WebSocket if in_upgrade => Some(Err(RequestError::BadRequest)),
             Transport::WebSocket => Some(Ok(vec![Packet::Noop])),
         }
@@ -97,8 +99,8 @@ async fn poll(session: &Arc<Session>, req: &HttpRequest) -> Result<HttpResponse,
     answer
 }
 
-/// Takes what the client sends. Its answer waits until the application has taken the messages,
-/// which is what slows a client down.
+/// Accepts packets of the client. The response waits until the application has room for more
+/// messages, which slows the client down.
 async fn post(
     session: &Arc<Session>,
     headers: &HeaderMap,
@@ -116,39 +118,39 @@ async fn post(
     let receiving = session.receiving();
     let collecting = async {
         if is_binary {
-            return Err(Rejected::Broken(CloseReason::Parse));
+            return Err(Rejected::EndsSession(CloseReason::Parse));
         }
         collect(payload, session.config.max_payload).await
     };
     let ended = async {
         session.wait_for_end(Side::Transport).await;
-        // The body was sent before the client could know.
+        // The client may have sent the body before it could know of the end.
         sleep(LATE_BODY).await;
     };
     let body = tokio::select! {
         biased;
         body = collecting => body,
-        () = sleep(POST_TIMEOUT) => Err(Rejected::Broken(CloseReason::Transport)),
-        () = ended => Err(Rejected::Broken(CloseReason::Server)),
+        () = sleep(POST_TIMEOUT) => Err(Rejected::EndsSession(CloseReason::Transport)),
+        () = ended => Err(Rejected::EndsSession(CloseReason::Server)),
     };
-    let taken = body.and_then(|body| take(session, body).map_err(Rejected::Broken));
+    let taken = body.and_then(|body| take(session, body).map_err(Rejected::EndsSession));
     drop(receiving);
     let taken = match taken {
         Ok(()) => timeout(POST_TIMEOUT, session.wait_for_room())
             .await
-            .map_err(|_| Rejected::Broken(CloseReason::Transport)),
+            .map_err(|_| Rejected::EndsSession(CloseReason::Transport)),
         rejected => rejected,
     };
     guard.done = true;
     drop(guard);
     match taken {
         Ok(()) => Ok(accepted()),
-        // The close of a client is a packet like any other; its pending poll gets a noop.
-        Err(Rejected::Broken(CloseReason::Client)) => {
+        // A close of the client is answered like any packet; its pending poll gets a noop.
+        Err(Rejected::EndsSession(CloseReason::Client)) => {
             session.end(CloseReason::Client, Some(Packet::Noop));
             Ok(accepted())
         }
-        Err(Rejected::Broken(reason)) => {
+        Err(Rejected::EndsSession(reason)) => {
             session.end(reason, Some(Packet::Close));
             Err(RequestError::BadRequest)
         }
@@ -158,7 +160,7 @@ async fn post(
     }
 }
 
-/// The answer to a post that was taken.
+/// The response to an accepted post.
 fn accepted() -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, "text/html"))
@@ -166,16 +168,16 @@ fn accepted() -> HttpResponse {
         .body("ok")
 }
 
-/// A post that is not taken.
+/// Why a post is not accepted.
 enum Rejected {
     TooLarge,
-    Broken(CloseReason),
+    EndsSession(CloseReason),
 }
 
 async fn collect(mut payload: Payload, max: usize) -> Result<Bytes, Rejected> {
     let mut body = BytesMut::new();
     while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(|_| Rejected::Broken(CloseReason::Transport))?;
+        let chunk = chunk.map_err(|_| Rejected::EndsSession(CloseReason::Transport))?;
         if body.len() + chunk.len() > max {
             return Err(Rejected::TooLarge);
         }
@@ -184,7 +186,7 @@ async fn collect(mut payload: Payload, max: usize) -> Result<Bytes, Rejected> {
     Ok(body.freeze())
 }
 
-/// Hands the messages of a body to the application, as far as its packets can be read.
+/// Hands the messages of a body to the application, up to the first invalid packet.
 fn take(session: &Session, body: Bytes) -> Result<(), CloseReason> {
     let payload = ByteString::try_from(body).map_err(|_| CloseReason::Parse)?;
     for packet in parse_payload(&payload) {
@@ -195,8 +197,8 @@ fn take(session: &Session, body: Bytes) -> Result<(), CloseReason> {
     Ok(())
 }
 
-/// A poll or post under way. One that its client aborts ends the session: what it would have
-/// carried is lost.
+/// A poll or post in progress. If its client aborts it, the session ends, since packets may be
+/// lost.
 struct Request<'a> {
     session: &'a Arc<Session>,
     of: fn(&mut super::session::State) -> &mut bool,
@@ -209,7 +211,7 @@ impl Drop for Request<'_> {
         if self.done {
             return;
         }
-        // A page that is closed aborts its poll and its post in any order.
+        // When a page is closed, its poll and its post are aborted in any order.
         let receiving = self.session.receiving();
         self.session.end(CloseReason::Transport, None);
         actix_web::rt::spawn(async move {

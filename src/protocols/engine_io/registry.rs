@@ -1,4 +1,4 @@
-//! The sessions of this process, found by their secret names from every worker.
+//! The sessions of this process by their secret ids, shared by all workers.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::end::CloseReason;
 use super::session::Session;
 
-/// Shared by all workers; clones are the same registry.
+/// All clones share one registry.
 #[derive(Debug, Clone, Default)]
 pub struct Registry(Arc<Shared>);
 
@@ -24,17 +24,17 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Sessions {
     open: HashMap<String, Arc<Session>>,
-    /// Ended ones whose final packet may still be the answer to a poll.
+    /// Ended sessions that may still have a final packet for a poll.
     ended: HashMap<String, Arc<Session>>,
 }
 
 impl Registry {
-    /// How many sessions live.
+    /// How many sessions are open.
     pub fn len(&self) -> usize {
         self.sessions().open.len()
     }
 
-    /// Whether none does.
+    /// Whether no session is open.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -44,7 +44,7 @@ impl Registry {
         self.0.panics.load(Ordering::Relaxed)
     }
 
-    /// How many messages were read from clients and not taken by their application.
+    /// How many messages were read from clients but not received by the application.
     pub fn unread(&self) -> u64 {
         self.0.unread.load(Ordering::Relaxed)
     }
@@ -75,8 +75,8 @@ impl Registry {
         session.ended().is_none().then_some(session)
     }
 
-    /// An open session; for one poll an ended one that has a final packet for it, for a post one that
-    /// still takes what was sent before its end.
+    /// An open session. For a poll, also an ended session that has a final packet; for a post, also
+    /// one that still accepts what was sent before its end.
     pub(super) fn find_for_poll(&self, sid: &str, method: &Method) -> Option<Arc<Session>> {
         if let Some(session) = self.find(sid) {
             return Some(session);
@@ -89,14 +89,14 @@ impl Registry {
         if *method != Method::GET {
             return None;
         }
-        // It may have ended without its task having come round to moving it.
+        // The session may have ended before its task has moved it to `ended`.
         let session = sessions.open.get(sid).or_else(|| sessions.ended.get(sid)).cloned()?;
         drop(sessions);
         let end = session.ended()?;
         (Instant::now() < end.reachable_until()).then_some(session)
     }
 
-    /// A session that has ended is only found by one more poll.
+    /// Marks a session as ended: only one more poll finds it.
     pub(super) fn mark_ended(&self, session: &Arc<Session>) {
         let mut sessions = self.sessions();
         if let Some(session) = sessions.open.remove(&session.sid) {
@@ -104,7 +104,7 @@ impl Registry {
         }
     }
 
-    /// Forgets a session that has ended, once it has nothing more to say.
+    /// Removes an ended session after the time for late polls.
     pub(super) async fn remove_ended(&self, session: &Session) {
         if let Some(end) = session.ended() {
             tokio::time::sleep_until(end.reachable_until()).await;

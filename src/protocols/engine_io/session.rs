@@ -1,13 +1,15 @@
-//! One Engine.IO session: its queues, and the requests that carry it.
+//! One Engine.IO session: its queues and its transports.
 //!
-//! The session outlives the requests that carry it. Polls and posts come on any worker, a
-//! WebSocket may take over; all of them meet here, under one lock that is never held across an
-//! await. There is one outgoing queue, so the order survives an upgrade, and it is bounded:
-//! overflow ends the session, since a packet that is dropped in silence is worse. A WebSocket that
-//! has nothing else to write is written to by whoever sends, without the queue. The incoming queue
-//! is bounded as well: a transport that has filled it reads no more until there is room, which
-//! slows the client down. Messages that were read before the end of the session stay in that queue:
-//! the application is given all of them before it is told of the end.
+//! A session outlives its requests. Polls and posts arrive on any worker, and a WebSocket may
+//! replace them. All of them share this state under one lock, which is never held across an await.
+//!
+//! There is one outgoing queue, so the order survives an upgrade. It is bounded: on overflow the
+//! session ends, since a silent loss of a packet would be worse. While a WebSocket has nothing else
+//! to write, packets are written to it directly, without the queue.
+//!
+//! The incoming queue is bounded as well: a transport that has filled it stops reading until there
+//! is room, which slows the client down. Messages that were read before the end of the session stay
+//! in that queue: the application receives all of them before it learns of the end.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -24,7 +26,7 @@ use super::heartbeat::Heartbeat;
 use super::packet::Packet;
 use crate::protocols::websocket::{WRITE_AT_ONCE, WriteHandle};
 
-/// What an application exchanges with its client.
+/// A message between an application and its client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// A text, without the packet's `4`.
@@ -34,7 +36,7 @@ pub enum Message {
 }
 
 impl Message {
-    /// The message that a packet is; the others are the transport's.
+    /// The message in a packet; `None` for packets that only concern the transport.
     pub(super) fn of(packet: Packet) -> Option<Self> {
         match (packet.text(), packet) {
             (Some(text), _) => Some(Self::Text(text)),
@@ -44,7 +46,7 @@ impl Message {
     }
 }
 
-/// How packets reach the client at this moment.
+/// How packets currently reach the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transport {
     Polling,
@@ -54,13 +56,14 @@ pub(super) enum Transport {
 /// Shared by the application's task, the heartbeat and every request of the session.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// The session's secret name.
+    /// The session's secret id.
     pub(super) sid: String,
     pub(super) config: Arc<Config>,
     state: Mutex<State>,
 }
 
-/// On whose behalf somebody waits: each change concerns one side, but for the end of the session.
+/// The side for which a task waits. Each change concerns one side; the end of the session concerns
+/// both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     /// A poll, a post or a WebSocket.
@@ -72,21 +75,20 @@ pub(super) enum Side {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) transport: Transport,
-    /// A WebSocket is being tried. Polls are answered soon meanwhile, if only by a noop.
+    /// A WebSocket is being tried. Meanwhile polls are answered soon, at least with a noop.
     pub(super) probing: bool,
     pub(super) polling: bool,
     pub(super) posting: bool,
     queue: VecDeque<Packet>,
     bytes: usize,
     incoming: VecDeque<Message>,
-    /// How many transports may still bring messages: a WebSocket, or a post whose body arrives.
+    /// How many transports may still bring messages: a WebSocket, or a post whose body is arriving.
     receivers: usize,
-    /// The application is gone, so that nobody takes messages any more.
+    /// The application has ended, so messages are no longer accepted.
     abandoned: bool,
     pub(super) heartbeat: Heartbeat,
     pub(super) end: Option<End>,
-    /// The WebSocket that carries the session, while nothing is queued; whoever sends may write to
-    /// it, if nothing waits there either.
+    /// The session's WebSocket, for direct writes. Set only while nothing is queued.
     writer: Option<WriteHandle>,
     transports: Wakers,
     application: Wakers,
@@ -96,10 +98,10 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 struct Wakers(Vec<Waker>);
 
-/// An empty incoming queue with more room than this gives its memory back: most sessions are idle.
+/// An empty incoming queue with more capacity than this is freed: most sessions are idle.
 const MAX_IDLE_INCOMING: usize = 4;
 
-/// The queue has no room.
+/// The session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the session has ended")]
 pub struct Ended;
@@ -129,13 +131,14 @@ impl Session {
         })
     }
 
-    /// The state, which is never left inconsistent, so that a panic elsewhere does not matter.
+    /// Locks the state. A panic elsewhere does not matter, since the state is never left
+    /// inconsistent.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues packets, all together, so that nothing comes between a header and its attachments.
-    /// Beyond the bounds the session ends.
+    /// Queues packets together, so that nothing comes between a header and its attachments. If the
+    /// queue exceeds its bounds, the session ends.
     pub(super) fn send(&self, packets: impl IntoIterator<Item = Packet>) -> Result<(), Ended> {
         let mut state = self.state();
         if state.end.is_some() {
@@ -145,7 +148,7 @@ impl Session {
         for packet in packets {
             state.push(packet);
         }
-        // One call alone always fits, however large: its reader has not been slow.
+        // A single call always fits, however large: the client has not been slow.
         let full =
             state.queue.len() > self.config.max_queue || state.bytes > self.config.max_queue_bytes;
         if full && before > 0 {
@@ -157,8 +160,8 @@ impl Session {
         Ok(())
     }
 
-    /// Sends texts if they can be written at once, together and behind nothing else; otherwise it
-    /// sends none of them and is `false`.
+    /// Sends texts in one direct write if nothing else waits to be written; otherwise sends none of
+    /// them and returns `false`.
     pub(super) fn send_now(&self, texts: impl IntoIterator<Item = ByteString>) -> bool {
         let mut state = self.state();
         let Some(writer) = &state.writer else { return false };
@@ -169,8 +172,7 @@ impl Session {
         sent
     }
 
-    /// Lets everybody write to the WebSocket that carries the session, on which nothing waits,
-    /// until something does.
+    /// Allows direct writes to the session's idle WebSocket, until bytes have to wait there.
     pub(super) fn share_writer(&self, writer: &Option<WriteHandle>) {
         let mut state = self.state();
         if state.writer.is_none() && state.queue.is_empty() && state.end.is_none() {
@@ -178,7 +180,7 @@ impl Session {
         }
     }
 
-    /// Waits until little is queued: until the client has taken what was sent before.
+    /// Waits until little is queued, that is, until the client has received what was sent before.
     pub(super) async fn ready(&self) {
         self.wait_for(Side::Application, |state| {
             (state.has_little_queued(&self.config) || state.end.is_some()).then_some(())
@@ -186,8 +188,8 @@ impl Session {
         .await;
     }
 
-    /// The next message for the application; `None` when the session has ended and all that was
-    /// read from its client before was given.
+    /// The next message for the application. `None` when the session has ended and all messages
+    /// that were read before were returned.
     pub(super) async fn receive(&self) -> Option<Message> {
         self.wait_for(Side::Application, |state| {
             let Some(message) = state.incoming.pop_front() else {
@@ -204,9 +206,9 @@ impl Session {
         .await
     }
 
-    /// Hands a message, if it is one, to the application: also beyond the bound, for which the next
-    /// read waits ([`wait_for_room`](Self::wait_for_room)). After the application has gone nobody
-    /// takes it.
+    /// Queues a message, if there is one, for the application. The bound is only checked before the
+    /// next read ([`wait_for_room`](Self::wait_for_room)). After the application has ended,
+    /// messages are dropped.
     pub(super) fn deliver(&self, message: Option<Message>) {
         let Some(message) = message else { return };
         let mut state = self.state();
@@ -230,11 +232,11 @@ impl Session {
         .await;
     }
 
-    /// Says that a transport may bring messages. While the answer lives, the application is not
-    /// told that the session has ended.
-    pub(super) fn receiving(self: &Arc<Self>) -> Receiving {
+    /// Registers a transport that may bring messages. Until the result is dropped, the application
+    /// does not learn of the session's end.
+    pub(super) fn receiving(self: &Arc<Self>) -> ReceiverGuard {
         self.state().receivers += 1;
-        Receiving(Arc::clone(self))
+        ReceiverGuard(Arc::clone(self))
     }
 
     /// Whether a transport may still bring messages.
@@ -243,7 +245,7 @@ impl Session {
         state.receivers > 0 && !state.abandoned
     }
 
-    /// The application is gone. Gives how many messages nobody takes any more.
+    /// Marks the application as ended. Returns how many messages it has not received.
     pub(super) fn abandon(&self) -> usize {
         let mut state = self.state();
         state.abandoned = true;
@@ -255,7 +257,7 @@ impl Session {
         self.wait_for(side, |state| state.end.is_some().then_some(())).await;
     }
 
-    /// Waits until the state gives an answer. Nothing is missed between look and wait.
+    /// Waits until `look` returns a value. No change between the check and the wait is missed.
     pub(super) async fn wait_for<T>(
         &self,
         side: Side,
@@ -274,8 +276,8 @@ impl Session {
         .await
     }
 
-    /// Ends the session, unless it has ended. `final_packet` is what a poll that is pending, or the
-    /// next one, is answered.
+    /// Ends the session, unless it has ended before. `final_packet` is the response to the pending
+    /// or next poll.
     pub(super) fn end(&self, reason: CloseReason, final_packet: Option<Packet>) {
         let mut state = self.state();
         if state.end.is_some() {
@@ -291,8 +293,8 @@ impl Session {
         log::debug!("An Engine.IO session ended: {reason}");
     }
 
-    /// Why it ended, if it has. A deadline that has passed counts, whether or not the heartbeat
-    /// has come round to it: a request at exactly that time must find the session gone.
+    /// The end of the session, if it has ended. A missed deadline counts, even if the heartbeat has
+    /// not run yet: a request at exactly that time must not find the session.
     pub(super) fn ended(&self) -> Option<End> {
         let overdue = self.state().heartbeat.is_overdue(Instant::now());
         if overdue {
@@ -301,10 +303,10 @@ impl Session {
         self.state().end.clone()
     }
 
-    /// A packet that any transport brought, but for messages, which need to wait for room.
+    /// Handles a packet of any transport, except messages, which have to wait for room.
     ///
     /// # Errors
-    /// The client may not send it.
+    /// The packet ends the session: a close, or a packet that the client may not send.
     pub(super) fn control(&self, packet: &Packet) -> Result<(), CloseReason> {
         match packet {
             Packet::Pong(_) => {
@@ -312,7 +314,7 @@ impl Session {
                 if let Heartbeat::PongDue(_) = state.heartbeat {
                     let due = Instant::now() + self.config.ping_interval;
                     state.heartbeat = Heartbeat::PingDue(due);
-                    // The heartbeat sleeps towards the old deadline.
+                    // The heartbeat still sleeps until the old deadline.
                     state.wake(Side::Application);
                 }
                 Ok(())
@@ -326,11 +328,11 @@ impl Session {
     }
 }
 
-/// A transport that may bring messages.
+/// A transport that may bring messages, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Receiving(Arc<Session>);
+pub(super) struct ReceiverGuard(Arc<Session>);
 
-impl Drop for Receiving {
+impl Drop for ReceiverGuard {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.receivers -= 1;
@@ -346,15 +348,15 @@ impl State {
         self.queue.push_back(packet);
     }
 
-    /// Sees to it that what is queued is sent: at once, if possible.
+    /// Sends what is queued: directly if possible, else by the transport's task.
     pub(super) fn flush_queue(&mut self) {
-        // What its own task has left there is that one's to write: it waits for the end of it.
+        // If the socket's task has unwritten bytes, it also writes what comes after them.
         if let Some(writer) = self.writer.take().filter(|writer| writer.buffered() == 0) {
             while writer.buffered() < WRITE_AT_ONCE
                 && let Some(packet) = self.queue.pop_front()
             {
                 self.bytes -= packet.len();
-                // After a close the packets of a session are nobody's.
+                // After a close frame, packets are dropped.
                 let _ = writer.feed(packet.into());
             }
             writer.write_now();
@@ -375,7 +377,7 @@ impl State {
         let packet = self.queue.pop_front()?;
         self.bytes -= packet.len();
         if self.queue.is_empty() {
-            // Most sessions are idle, and the next one writes to the same memory.
+            // Most sessions are idle; the memory can be reused by the next one that sends.
             self.queue = VecDeque::new();
         }
         if !held_little && self.has_little_queued(config) {
@@ -384,7 +386,8 @@ impl State {
         Some(packet)
     }
 
-    /// Takes all that is queued, of [`Packet::Latest`] the last one; `None` when nothing is.
+    /// Takes all queued packets, but only the last [`Packet::Latest`]; `None` when nothing is
+    /// queued.
     pub(super) fn take_queue(&mut self, config: &Config) -> Option<Vec<Packet>> {
         let mut packets: Vec<_> = std::iter::from_fn(|| self.take_packet(config)).collect();
         let is_latest = |packet: &Packet| matches!(packet, Packet::Latest(_));
@@ -405,7 +408,7 @@ impl State {
         }
     }
 
-    /// Lets whoever waits on this side look again. Under the lock, as waking runs nothing.
+    /// Wakes the tasks that wait on this side. Called under the lock, since waking runs no task.
     pub(super) fn wake(&mut self, side: Side) {
         self.wakers(side).0.drain(..).for_each(Waker::wake);
     }

@@ -18,11 +18,11 @@ use super::session::{Message, Session, Side, Transport};
 use crate::protocols::panics::catch_panic;
 use crate::protocols::websocket::{self, CloseCode, Frame, Progress, Socket, WRITE_AT_ONCE};
 
-/// How long a client may take to hear a goodbye that has no code.
+/// How long the close handshake may take after a normal end.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Tries a WebSocket for a session that polls. One that comes at the wrong time is accepted and
-/// closed, as the session must not suffer.
+/// Tries a WebSocket for a session that polls. At a wrong time, the WebSocket is accepted and
+/// closed, so that the session is not affected.
 pub(super) fn upgrade(
     session: Arc<Session>,
     registry: &Registry,
@@ -45,7 +45,7 @@ pub(super) fn upgrade(
     Ok(response)
 }
 
-/// What carries a session, which ends with it when that panics.
+/// Runs a session's transport, and ends the session if that panics.
 pub(super) fn with_panic_caught(
     session: &Arc<Session>,
     registry: &Registry,
@@ -83,7 +83,7 @@ async fn probe(session: Arc<Session>, mut socket: Socket) {
         serve(session, socket, None).await;
     } else {
         if upgraded {
-            // The session ended in this moment; the client sent the rest here.
+            // The session has just ended; the client sent its last messages on this WebSocket.
             drain_received(&session, &mut socket);
         }
         drop(receiving);
@@ -91,7 +91,7 @@ async fn probe(session: Arc<Session>, mut socket: Socket) {
     }
 }
 
-/// Whether the client tried this WebSocket and then chose it.
+/// Whether the client tested this WebSocket and then upgraded to it.
 async fn probed(socket: &mut Socket) -> bool {
     loop {
         let text = match socket.recv().await {
@@ -112,11 +112,12 @@ async fn probed(socket: &mut Socket) -> bool {
     }
 }
 
-/// Carries a session until it ends.
+/// Transports the packets of a session until it ends.
 pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Option<Packet>) {
     let receiving = session.receiving();
     let Err(lost) = run_transport(&session, &mut socket, open).await;
-    // What has arrived was sent before the end, unless the client itself has ended the session.
+    // Messages that have arrived were sent before the end, unless the client itself has ended the
+    // session.
     if !matches!(lost, CloseReason::Client | CloseReason::Parse | CloseReason::TooLong) {
         drain_received(&session, &mut socket);
     }
@@ -125,7 +126,8 @@ pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Optio
     let reason = session.ended().map_or(lost, |end| end.reason);
     let (code, text) = match reason {
         CloseReason::Client | CloseReason::Server => {
-            // Its token may have expired: it does not keep the connection by not reading.
+            // The client's token may have expired, so a client that does not read must not keep the
+            // connection.
             let _ = timeout(CLOSE_TIMEOUT, socket.close(CloseCode::Normal, "")).await;
             return;
         }
@@ -133,7 +135,7 @@ pub(super) async fn serve(session: Arc<Session>, mut socket: Socket, open: Optio
         CloseReason::TooLong => (CloseCode::Size, ""),
         CloseReason::TooSlow => (CloseCode::Again, "too slow"),
         CloseReason::Panic => (CloseCode::Error, ""),
-        // Nobody is there to read it.
+        // The client is not connected any more.
         CloseReason::Transport | CloseReason::PingTimeout => return,
         CloseReason::Parse | CloseReason::Overlap => (CloseCode::Protocol, "parse error"),
     };
@@ -163,7 +165,7 @@ async fn run_transport(
         });
         tokio::select! {
             packet = packet => {
-                // What else is queued already goes with it.
+                // Write the other queued packets together with this one.
                 let mut next = Some(packet.ok_or(CloseReason::Server)?);
                 while let Some(packet) = next {
                     socket.feed(packet.into()).await.map_err(|closed| reason_of(&closed))?;
@@ -183,7 +185,7 @@ async fn run_transport(
     }
 }
 
-/// Hands the application what the client has sent and nobody has read yet.
+/// Hands the application the messages that have arrived but were not read yet.
 fn drain_received(session: &Session, socket: &mut Socket) {
     for message in socket.drain_received() {
         let Ok(message) = take(session, message) else { return };
@@ -191,7 +193,7 @@ fn drain_received(session: &Session, socket: &mut Socket) {
     }
 }
 
-/// Takes a frame; gives the message for the application, if it is one.
+/// Handles a frame. Returns its message for the application, if it has one.
 fn take(session: &Session, message: websocket::Message) -> Result<Option<Message>, CloseReason> {
     match message {
         websocket::Message::Text(text) => {

@@ -1,10 +1,9 @@
 //! A Socket.IO server, protocol revision 5: namespaces, events and acks over Engine.IO.
 //!
-//! One connection carries several namespaces. An application is asked for each that a client
-//! wants to enter ([`Application::connect`]) and serves it by one future; all futures of a
-//! connection run in its one task, and each has a small queue of events, so that a client that
-//! sends faster than it is served is read more slowly. Nothing here knows what events mean. The
-//! protocol: <https://github.com/socketio/socket.io-protocol>.
+//! One connection has several namespaces. For each namespace that a client wants to enter,
+//! [`Application::connect`] returns one future that serves it. All futures of a connection run in
+//! one task. Each has a small queue of events: while it is full, the client is not read. Nothing
+//! here interprets events. The protocol: <https://github.com/socketio/socket.io-protocol>.
 
 pub mod client;
 pub mod packet;
@@ -29,16 +28,16 @@ use crate::protocols::engine_io::{
 use packet::{Arguments, AttachmentLimits, Body, Decoder, InvalidPacket, Packet};
 
 /// How many events of one namespace may wait for its application.
-const EVENTS: usize = 16;
+const MAX_EVENTS: usize = 16;
 
-/// What can be set. [`Config::default`] is what the Node server uses.
+/// The settings. [`Config::default`] has the values of the Node server.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
     /// How long a client may take to enter its first namespace.
     pub connect_timeout: Duration,
-    /// How much binary may come with one packet.
+    /// The limits of a packet's binary attachments.
     pub attachments: AttachmentLimits,
-    /// How long the attachments of a packet may take.
+    /// How long the attachments of a packet may take to arrive.
     pub attachments_timeout: Duration,
 }
 
@@ -52,12 +51,12 @@ impl Default for Config {
     }
 }
 
-/// What runs on top.
+/// The application on top of this server.
 pub trait Application: 'static {
     /// Whether a connection may begin.
     ///
     /// # Errors
-    /// The client is told so.
+    /// The client is refused; the error sets the response.
     fn admit(&self, handshake: &Handshake) -> Result<(), ConnectError>;
 
     /// Called for each client that the server itself rejects.
@@ -66,14 +65,14 @@ pub trait Application: 'static {
     /// Whether there is a namespace of this name.
     fn has(&self, namespace: &str) -> bool;
 
-    /// Serves a client in a namespace, from its wish to enter it until it is gone.
+    /// Serves a client in a namespace, from its request to enter it until it has left.
     fn connect(&self, request: ConnectRequest) -> impl Future<Output = ()> + 'static;
 }
 
 /// A client's request to enter a namespace.
 pub struct ConnectRequest {
     socket: Socket,
-    /// What it sent along: a JSON object, or empty.
+    /// The data that the client sent along: a JSON object, or empty.
     pub auth: ByteString,
     /// The handshake of its connection.
     pub handshake: Rc<Handshake>,
@@ -87,24 +86,25 @@ pub struct Socket {
     state: Rc<State>,
 }
 
-/// What a client sent.
+/// An event from a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Its name, and the values behind it.
+    /// The name of the event, and its other arguments.
     pub arguments: Arguments,
-    /// What placeholders stand for.
+    /// The binary data that placeholders refer to.
     pub attachments: Vec<Bytes>,
-    /// With this id it asks for an ack.
+    /// The id of the ack that the client asks for, if it does.
     pub ack: Option<u64>,
 }
 
-/// An event of the main namespace as an Engine.IO message with its `4`, so that many can share it.
+/// An event of the main namespace as an Engine.IO message with its `4`, so that many recipients can
+/// share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Encoded {
-    /// An event of which each is sent.
+    /// An event that is always sent.
     Event(ByteString),
-    /// An event that replaces those of its kind which are not sent yet, as far as the transport
-    /// can leave them out.
+    /// An event that supersedes earlier events of this variant. A transport may leave those out
+    /// while they are not sent yet.
     Latest(ByteString),
 }
 
@@ -117,17 +117,17 @@ impl From<Encoded> for EnginePacket {
     }
 }
 
-/// What the connection and the application know of a namespace that a client is in.
+/// The state of a client in a namespace, shared by the connection and the application.
 #[derive(Debug)]
 struct State {
-    /// Whether the client was let in anywhere, which all namespaces of a connection share.
+    /// Whether the client was admitted to any namespace. All namespaces of a connection share this.
     admitted: Rc<Cell<bool>>,
     left: Cell<bool>,
 }
 
 impl ConnectRequest {
-    /// Admits the client. `sid` is its public id. With `pid`, its private id, it can resume: it then
-    /// sends `pid` and the last string of the last event that it got.
+    /// Admits the client. `sid` is its public id. With `pid`, its private id, the client can
+    /// resume: it then sends `pid` and the last string of the last event that it received.
     pub fn accept(self, sid: &str, pid: Option<&str>) -> Socket {
         let json = match pid {
             Some(pid) => format!(r#"{{"sid":"{sid}","pid":"{pid}"}}"#),
@@ -138,7 +138,7 @@ impl ConnectRequest {
         self.socket
     }
 
-    /// Rejects it; the connection stays open for other namespaces. A client that is rejected does
+    /// Rejects the client; the connection stays open for other namespaces. A rejected client does
     /// not try again by itself.
     pub fn reject(self, message: &str, data: Option<&str>) {
         let message = serde_json::Value::from(message);
@@ -149,31 +149,31 @@ impl ConnectRequest {
         self.socket.send(Body::ConnectError(json.into()), Vec::new());
     }
 
-    /// Ends the whole connection by closing its transport: the client tries again by itself.
+    /// Ends the whole connection by closing its transport: the client reconnects by itself.
     pub fn close(self) {
         self.socket.close(CloseReason::Server);
     }
 }
 
 impl Socket {
-    /// The next event; `None` when the client has left or the connection has ended, and every
-    /// event of before was given. Cancel-safe.
+    /// The next event. `None` when the client has left or the connection has ended, and all earlier
+    /// events were returned. Cancel-safe.
     pub async fn recv(&mut self) -> Option<Event> {
         poll_fn(|context| self.events.poll_take(context)).await
     }
 
-    /// Why the connection has ended, once it has.
+    /// Why the connection ended; `None` before its end.
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.sender.close_reason()
     }
 
-    /// Whether the client left the namespace of its own accord.
+    /// Whether the client itself has left the namespace.
     pub fn has_left(&self) -> bool {
         self.state.left.get()
     }
 
-    /// Sends an event: its name as text, the other arguments as JSON. Does not wait; a client that
-    /// is too slow is disconnected, which [`recv`](Self::recv) tells.
+    /// Sends an event: its name as plain text, the other arguments as JSON. Does not wait. If the
+    /// client is too slow, it is disconnected, and [`recv`](Self::recv) returns `None`.
     pub fn emit(&self, name: &str, arguments: &[ByteString], attachments: Vec<Bytes>) {
         let name = ByteString::from(serde_json::Value::from(name).to_string());
         let values = std::iter::once(name).chain(arguments.iter().cloned()).collect();
@@ -181,29 +181,29 @@ impl Socket {
         self.send(Body::Event(arguments, None), attachments);
     }
 
-    /// Answers an event that asked for it.
+    /// Sends the ack that an event asked for.
     pub fn ack(&self, id: u64, values: Vec<ByteString>, attachments: Vec<Bytes>) {
         let arguments = Arguments { values, attachments: attachments.len() };
         self.send(Body::Ack(arguments, id), attachments);
     }
 
-    /// Sends events of the main namespace that are encoded already, together.
+    /// Sends already encoded events of the main namespace, together.
     pub fn emit_encoded(&self, events: impl IntoIterator<Item = Encoded>) {
-        // Whoever is too slow finds out by `recv`.
+        // If the client is too slow, `recv` returns `None`.
         let _ = self.sender.send(events.into_iter().map(EnginePacket::from));
     }
 
-    /// What sends, for [`engine_io::Sender::ready`].
+    /// A handle for [`engine_io::Sender::ready`].
     pub fn sender(&self) -> engine_io::Sender {
         self.sender.clone()
     }
 
-    /// Puts the client out of the namespace: it does not come back by itself.
+    /// Disconnects the client from the namespace. It does not reconnect by itself.
     pub fn disconnect(self) {
         self.send(Body::Disconnect, Vec::new());
     }
 
-    /// Ends the whole connection by closing its transport: the client comes back by itself.
+    /// Ends the whole connection by closing its transport: the client reconnects by itself.
     pub fn close(&self, reason: CloseReason) {
         self.sender.close(reason);
     }
@@ -216,14 +216,14 @@ impl Socket {
     }
 }
 
-/// A Socket.IO application as an Engine.IO one.
+/// Runs a Socket.IO application as an Engine.IO application.
 pub struct SocketIo<A> {
     application: Rc<A>,
     config: Config,
 }
 
 impl<A: Application> SocketIo<A> {
-    /// Speaks Socket.IO for `application`.
+    /// Serves `application` by Socket.IO.
     pub fn new(application: A, config: Config) -> Self {
         Self { application: Rc::new(application), config }
     }
@@ -243,18 +243,18 @@ impl<A: Application> engine_io::Application for SocketIo<A> {
     }
 }
 
-/// The namespaces that a client is in, or about to be.
+/// The namespaces that a client has entered or is about to enter.
 struct Namespaces<A> {
     application: Rc<A>,
     sender: engine_io::Sender,
     handshake: Rc<Handshake>,
-    /// Mostly one, as in `serving`.
+    /// Mostly one entry, as in `serving`.
     open: Vec<OpenNamespace>,
-    /// Whether the client was let into one, even if it has left since.
+    /// Whether the client was admitted to a namespace, even if it has left since.
     admitted: Rc<Cell<bool>>,
-    /// The applications, until each is done.
+    /// The application's futures, until each is done.
     serving: Vec<(Rc<State>, LocalBoxFuture<'static, ()>)>,
-    /// An event of a namespace that has no room for it yet. Until it has, nothing is read.
+    /// An event whose namespace has no room for it yet. Meanwhile nothing is read.
     blocked: Option<(ByteString, Event)>,
 }
 
@@ -264,7 +264,7 @@ struct OpenNamespace {
     state: Rc<State>,
 }
 
-/// Serves a connection until it ends, or breaks the protocol.
+/// Serves a connection until it ends or the client violates the protocol.
 async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, config: Config) {
     let sender = connection.sender();
     let mut namespaces = Namespaces {
@@ -298,9 +298,9 @@ async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, c
                     deadline = Instant::now() + config.attachments_timeout;
                 }
             }
-            // Made only when it is waited for.
+            // The timer is created only when it is needed.
             () = async { sleep_until(deadline).await }, if late => {
-                // It may have been let in since.
+                // The client may have been admitted since.
                 if is_late(&namespaces, &decoder) {
                     sender.close(CloseReason::Parse);
                     break;
@@ -308,10 +308,10 @@ async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, c
             }
         }
     }
-    // The queues end, and with them the applications.
+    // Close the queues, so that the application's futures end.
     namespaces.open.clear();
     namespaces.blocked = None;
-    // Engine.IO limits how long they may take for what they were given before.
+    // They may still process earlier events, for as long as Engine.IO allows.
     poll_fn(|context| {
         let _ = namespaces.poll(context);
         if namespaces.serving.is_empty() { Poll::Ready(()) } else { Poll::Pending }
@@ -320,13 +320,13 @@ async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, c
 }
 
 impl<A: Application> Namespaces<A> {
-    /// Lets the applications go on; ready when one has made room for the event that waited.
+    /// Polls the application's futures. Ready when one of them has made room for the blocked event.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let Self { open, serving, .. } = self;
         serving.retain_mut(|(state, future)| {
             let goes_on = future.as_mut().poll(context).is_pending();
             if !goes_on {
-                // Unless it was entered anew.
+                // Keep it if the client has entered the namespace again.
                 open.retain(|open| !Rc::ptr_eq(&open.state, state));
             }
             goes_on
@@ -336,8 +336,8 @@ impl<A: Application> Namespaces<A> {
         if self.blocked.is_none() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Puts an event into the queue of its namespace; gives it back when that is full. One that
-    /// is gone has no use for it.
+    /// Queues an event for its namespace, and returns the event if the queue is full. If the
+    /// namespace is gone, the event is dropped.
     fn put(&mut self, namespace: ByteString, event: Event) -> Option<(ByteString, Event)> {
         let open = self.find(&namespace)?;
         let event = open.events.put(event).err()?;
@@ -348,7 +348,7 @@ impl<A: Application> Namespaces<A> {
         self.open.iter().find(|open| open.namespace == namespace)
     }
 
-    /// Takes a message, which may block the reading.
+    /// Handles a message, which may block reading.
     fn take(&mut self, decoder: &mut Decoder, message: Message) -> Result<(), InvalidPacket> {
         let complete = match message {
             Message::Text(text) => decoder.text(&text)?,
@@ -366,7 +366,7 @@ impl<A: Application> Namespaces<A> {
                 let event = Event { arguments, attachments, ack };
                 self.blocked = self.put(namespace, event);
             }
-            // Nothing here asks for acks, and what a client cannot enter is its own business.
+            // This server asks for no acks, and has no use for connect errors of a client.
             Body::Ack(..) | Body::ConnectError(_) => {}
         }
         Ok(())
@@ -374,7 +374,7 @@ impl<A: Application> Namespaces<A> {
 
     fn connect(&mut self, namespace: ByteString, auth: ByteString) {
         if self.find(&namespace).is_some() {
-            // A client that calls `connect()` twice does this.
+            // Clients do this when `connect()` is called twice.
             return;
         }
         let known = self.application.has(&namespace);
@@ -410,7 +410,7 @@ impl Drop for OpenNamespace {
     }
 }
 
-/// The events that wait for an application, whose future runs in the task that puts them in.
+/// The events that wait for an application. Its future runs in the task that queues them.
 #[derive(Default)]
 struct EventQueue(RefCell<QueueState>);
 
@@ -422,14 +422,14 @@ struct QueueState {
 }
 
 impl EventQueue {
-    /// Gives the event back when there is no room for it. After the application has dropped its
-    /// end, nobody wants it.
+    /// Returns the event if there is no room for it. After the application has dropped its socket,
+    /// events are dropped.
     fn put(&self, event: Event) -> Result<(), Event> {
         let mut queue = self.0.borrow_mut();
         if queue.closed {
             return Ok(());
         }
-        if queue.waiting.len() >= EVENTS {
+        if queue.waiting.len() >= MAX_EVENTS {
             return Err(event);
         }
         queue.waiting.push_back(event);
@@ -437,19 +437,19 @@ impl EventQueue {
         Ok(())
     }
 
-    /// Nothing more will be put in, or taken out.
+    /// Closes the queue: no more events are added.
     fn close(&self) {
         let mut queue = self.0.borrow_mut();
         queue.closed = true;
         queue.reader.take().into_iter().for_each(Waker::wake);
     }
 
-    /// The oldest event; `None` when it was the last.
+    /// Takes the oldest event; `None` if the queue is closed and empty.
     fn poll_take(&self, context: &Context<'_>) -> Poll<Option<Event>> {
         let mut queue = self.0.borrow_mut();
         if let Some(event) = queue.waiting.pop_front() {
             if queue.waiting.is_empty() {
-                // Most clients send little.
+                // Free the memory: most clients send little.
                 queue.waiting = VecDeque::new();
             }
             return Poll::Ready(Some(event));

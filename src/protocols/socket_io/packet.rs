@@ -1,7 +1,7 @@
-//! Socket.IO packets, protocol revision 5: text in, value out, and back. No task, no clock.
+//! Parses and writes Socket.IO packets, protocol revision 5. Without I/O and timers.
 //!
-//! `<type>[<attachments>-][<namespace>,][<ack id>][json]`, read as leniently as socket.io-parser
-//! does. JSON stays text: an argument that is only passed on is never taken apart.
+//! `<type>[<attachments>-][<namespace>,][<ack id>][json]`, parsed as leniently as by
+//! socket.io-parser. JSON stays text: an argument that is only passed on is never decoded.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use bytestring::ByteString;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// The namespace that a packet belongs to when it names none.
+/// The main namespace: that of a packet that names none.
 pub const MAIN: &str = "/";
 
-/// Names that both sides use for themselves.
+/// Event names that the protocol reserves.
 const RESERVED: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
@@ -22,31 +22,31 @@ const RESERVED: [&str; 6] =
 pub struct Packet {
     /// The namespace, with its `/`.
     pub namespace: ByteString,
-    /// What it says.
+    /// The type and content.
     pub body: Body,
 }
 
-/// What a packet says.
+/// The type and content of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
-    /// `0`: enter the namespace, or the answer to that; a JSON object or empty.
+    /// `0`: the request to enter the namespace, or its acceptance; a JSON object or empty.
     Connect(ByteString),
     /// `1`: leave the namespace.
     Disconnect,
-    /// `2` and `5`.
+    /// `2`, or `5` with attachments: an event, and the id of the ack that it asks for.
     Event(Arguments, Option<u64>),
-    /// `3` and `6`: the answer to the event with this id.
+    /// `3`, or `6` with attachments: the ack of the event with this id.
     Ack(Arguments, u64),
-    /// `4`: the namespace cannot be entered; JSON.
+    /// `4`: the client may not enter the namespace; JSON.
     ConnectError(ByteString),
 }
 
 /// The JSON values of an event, its name first, or of an ack.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Arguments {
-    /// JSON each.
+    /// The values, each as JSON.
     pub values: Vec<ByteString>,
-    /// How many binary messages follow, which placeholders among the values stand for.
+    /// How many binary messages follow. Placeholders among the values refer to them.
     pub attachments: usize,
 }
 
@@ -64,7 +64,7 @@ impl Packet {
     /// Reads a packet; its parts are shared, not copied.
     ///
     /// # Errors
-    /// An unknown type, JSON that is none or not of this type, a reserved event.
+    /// The type is unknown, the JSON is invalid or not of this type, or the event name is reserved.
     pub fn parse(text: &ByteString) -> Result<Self, InvalidPacket> {
         let kind = *text.as_bytes().first().ok_or(InvalidPacket)?;
         let mut rest = text.get(1..).ok_or(InvalidPacket)?;
@@ -96,7 +96,7 @@ impl Packet {
     }
 }
 
-/// `MAIN` is no part of a text that does not name it.
+/// As `slice_ref`, also for `MAIN`, which a text without a namespace does not contain.
 trait SliceOr {
     fn slice_ref_or(&self, part: &str) -> ByteString;
 }
@@ -108,7 +108,7 @@ impl SliceOr for ByteString {
 }
 
 impl Arguments {
-    /// These values, without attachments.
+    /// Arguments without attachments.
     pub fn new(values: impl IntoIterator<Item = impl Into<ByteString>>) -> Self {
         Self { values: values.into_iter().map(Into::into).collect(), attachments: 0 }
     }
@@ -144,7 +144,7 @@ fn name_of(json: &str) -> Result<String, serde_json::Error> {
     serde_json::from_str(json)
 }
 
-/// A decimal number; nothing else, not even a sign.
+/// Parses decimal digits, without a sign.
 fn number<N: std::str::FromStr>(digits: &str) -> Option<N> {
     if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
 }
@@ -157,7 +157,7 @@ fn object_or_nothing(text: &ByteString, json: &str) -> Result<ByteString, Invali
     if json.starts_with('{') { Ok(text.slice_ref(json)) } else { Err(InvalidPacket) }
 }
 
-/// Whether every placeholder in a value stands for one of so many attachments.
+/// Whether every placeholder in a value refers to one of this many attachments.
 fn placeholders_fit(json: &str, attachments: usize) -> bool {
     fn fit(value: &Value, attachments: usize) -> bool {
         match value {
@@ -216,24 +216,24 @@ impl fmt::Display for Arguments {
     }
 }
 
-/// What comes in by an Engine.IO session, put together again: packets with their attachments.
+/// Reassembles packets and their attachments from the messages of an Engine.IO session.
 #[derive(Debug)]
 pub struct Decoder {
     limits: AttachmentLimits,
     waiting: Option<(Packet, Vec<Bytes>, usize)>,
 }
 
-/// How much may follow one packet.
+/// The limits of the attachments of one packet.
 #[derive(Debug, Clone, Copy)]
 pub struct AttachmentLimits {
-    /// How many attachments.
+    /// How many there may be.
     pub count: usize,
-    /// Their bytes in all.
+    /// How many bytes they may have in total.
     pub bytes: usize,
 }
 
 impl Decoder {
-    /// A decoder that waits for nothing.
+    /// A decoder that waits for no attachments.
     pub fn new(limits: AttachmentLimits) -> Self {
         Self { limits, waiting: None }
     }
@@ -243,10 +243,11 @@ impl Decoder {
         self.waiting.is_some()
     }
 
-    /// Takes a text; `None` when attachments must follow.
+    /// Takes a text. `None` when attachments must follow.
     ///
     /// # Errors
-    /// Not a packet, too many attachments, or another packet's are missing.
+    /// The text is no packet, has too many attachments, or comes before all attachments of another
+    /// packet.
     pub fn text(
         &mut self,
         text: &ByteString,
@@ -269,7 +270,7 @@ impl Decoder {
         Ok(None)
     }
 
-    /// Takes an attachment; answers the packet with the last of them.
+    /// Takes an attachment. Returns the packet after its last attachment.
     ///
     /// # Errors
     /// No packet waits for it, or there are too many bytes.

@@ -1,4 +1,5 @@
-//! How a connection is handed over: offered with an upgrade request, taken by whoever answers it.
+//! Hands a TCP connection over: the server offers it with an upgrade request, and the handler that
+//! answers the request may accept it.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -8,33 +9,34 @@ use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-/// What the server has attached to a connection. It is dropped when the connection ends.
+/// A value that the server attaches to a connection. It is dropped when the connection ends.
 pub type Guard = Box<dyn Any + Send + Sync>;
 
-/// A connection with what was read of it already.
+/// A TCP connection, and the bytes that were already read from it.
 pub struct Connection {
     /// The connection.
     pub io: TcpStream,
-    /// Bytes behind the request.
+    /// The bytes after the request.
     pub read: BytesMut,
     /// Kept as long as the connection.
     pub guard: Guard,
 }
 
-/// Put into the extensions of an upgrade request by a server that hands its connection over once
-/// the response is written.
+/// The offer, in the extensions of an upgrade request: the server hands its connection over after
+/// it has written the response.
 #[derive(Clone, Default)]
 pub struct Handover(Rc<RefCell<Option<oneshot::Sender<Connection>>>>);
 
 impl Handover {
-    /// Takes the offer; the connection comes when the response is written, or never.
+    /// Accepts the offer. The connection arrives after the response is written; the receiver fails
+    /// if it is lost before.
     pub fn accept(&self) -> oneshot::Receiver<Connection> {
         let (sender, receiver) = oneshot::channel();
         self.0.borrow_mut().replace(sender);
         receiver
     }
 
-    /// Whoever took the offer, if anyone did.
+    /// The sender to the handler that accepted the offer, if one did.
     pub fn taken(&self) -> Option<oneshot::Sender<Connection>> {
         self.0.borrow_mut().take()
     }

@@ -1,4 +1,4 @@
-//! A WebSocket by actix-ws, inside actix-web's own connection handling.
+//! A WebSocket served by actix-ws, within actix-web's own connection handling.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,13 +15,13 @@ use super::{Closed, Frame, Message, Progress, WRITE_DEADLINE};
 pub(super) struct ManagedSocket {
     session: Session,
     messages: AggregatedMessageStream,
-    /// What the connection has not taken yet; its own queue is short.
+    /// Frames that the connection has not accepted yet; its own queue is short.
     unsent: VecDeque<Frame>,
-    /// The bytes in it.
+    /// The bytes in `unsent`.
     bytes: usize,
-    /// When the connection last took something of it, or it was last empty.
+    /// When the connection last accepted a frame, or `unsent` was last empty.
     progress: Instant,
-    /// The connection takes nothing any more.
+    /// The connection accepts no more frames.
     broken: bool,
     /// The client has sent a close frame: what follows is discarded (RFC 6455, section 1.4).
     closed: bool,
@@ -78,10 +78,10 @@ impl ManagedSocket {
             let deadline = self.progress + WRITE_DEADLINE;
             tokio::select! {
                 biased;
-                // A frame is taken in the same poll that says so, or not at all.
+                // Cancel-safe: the poll that accepts a frame also returns ready.
                 sent = send(&mut self.session, self.unsent.front()), if !self.unsent.is_empty() => {
                     if sent.is_err() {
-                        // What the client sent before can still be received.
+                        // Messages that the client sent before can still be received.
                         self.discard_output();
                         return Ok(Progress::Written);
                     }
@@ -116,8 +116,8 @@ impl ManagedSocket {
             Some(Ok(AggregatedMessage::Text(text))) => Ok(Message::Text(text)),
             Some(Ok(AggregatedMessage::Binary(bytes))) => Ok(Message::Binary(bytes)),
             Some(Ok(AggregatedMessage::Ping(data))) => {
-                // A full queue of frames must not stop the reading; a client that pings and does
-                // not read misses its pong.
+                // A full queue of frames must not block reading. A client that pings but does not
+                // read gets no pong.
                 let pong = tokio::time::timeout(Duration::ZERO, self.session.pong(&data));
                 let _ = pong.await;
                 Ok(Message::Alive)
@@ -141,7 +141,7 @@ impl ManagedSocket {
                 let _ = self.session.close(Some(reason)).await;
             }
         };
-        // A client that does not read is closed by the end of the connection.
+        // If the client does not read, the connection is dropped without a close frame.
         let _ = tokio::time::timeout(WRITE_DEADLINE, closing).await;
     }
 }
@@ -159,7 +159,7 @@ async fn send(session: &mut Session, frame: Option<&Frame>) -> Result<(), Closed
 fn reason(error: &ProtocolError) -> Closed {
     match error {
         ProtocolError::Io(error) => match error.kind() {
-            // How actix-ws reports what it found itself, rather than the system.
+            // actix-ws reports its own errors as I/O errors of these kinds.
             io::ErrorKind::InvalidData => Closed::NotUtf8,
             io::ErrorKind::Other if error.to_string().contains("maximum") => Closed::TooLong,
             _ => Closed::ByClient,

@@ -1,11 +1,12 @@
-//! A WebSocket, as sessions of either wire use it: messages in, frames out, every write in time.
+//! A WebSocket for sessions of both wires: it receives messages and sends frames, with a write
+//! timeout.
 //!
-//! The one place that knows how the protocol (RFC 6455) is spoken. Behind a
-//! server that hands connections over ([`Handover`]) a socket owns its TCP connection (`owned`), which
-//! costs an idle one a fifth of the memory and a delivery half of the processor time; behind any
-//! other actix server actix-ws serves it (`managed`). Reading and writing go on side by side ([`Socket::advance`]), so a
-//! client that does not read holds nothing up but itself, and is gone after ten seconds in which
-//! nothing could be written; one that reads slowly is not.
+//! Only this module implements the protocol (RFC 6455). Behind a server that hands connections over
+//! ([`Handover`]), a socket owns its TCP connection (`owned`). An idle socket then needs a fifth of
+//! the memory, and a delivery half of the processor time. Behind any other actix server, actix-ws
+//! serves the socket (`managed`). A socket reads and writes concurrently ([`Socket::advance`]), so
+//! a client that does not read delays only itself. It is disconnected when nothing could be written
+//! for ten seconds; a slow reader stays connected.
 
 mod handover;
 mod managed;
@@ -30,19 +31,19 @@ pub use write_handle::WriteHandle;
 use managed::ManagedSocket;
 use owned::OwnedSocket;
 
-/// How many bytes are written at once, when so much waits.
+/// How many bytes are written at once at most.
 pub const WRITE_AT_ONCE: usize = 32 * 1024;
 
-/// How many messages that have arrived are still taken when a connection ends.
+/// How many messages that have arrived are still received when a connection ends.
 const MAX_DRAINED: usize = 1_024;
 /// The same in bytes; the last message may exceed it.
 const MAX_DRAINED_BYTES: usize = 1 << 20;
 
-/// How long the client may take to make room for more of what is sent.
+/// How long the client may accept no bytes before it is disconnected.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A server's end of a WebSocket. Dropping it, and the [`WriteHandle`]s to it, ends the connection without a
-/// closing handshake.
+/// The server's side of a WebSocket. Dropping it and its [`WriteHandle`]s ends the connection
+/// without a closing handshake.
 pub struct Socket(Implementation);
 
 enum Implementation {
@@ -50,19 +51,19 @@ enum Implementation {
     Managed(Box<ManagedSocket>),
 }
 
-/// What a client sent. Pings are answered already, and pongs are not worth telling apart from
-/// them: both show that the client is there.
+/// A message from the client. Pings are already answered. Pings and pongs are one variant, since
+/// both only show that the client is alive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
-    /// A text message, whole.
+    /// A complete text message.
     Text(ByteString),
-    /// A binary message, whole.
+    /// A complete binary message.
     Binary(Bytes),
     /// A ping or a pong.
     Alive,
 }
 
-/// What a server sends.
+/// A frame that the server sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
     /// A text message.
@@ -73,22 +74,22 @@ pub enum Frame {
     Ping,
 }
 
-/// What [`Socket::advance`] has done.
+/// The result of [`Socket::advance`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
-    /// A message came.
+    /// A message was received.
     Received(Message),
-    /// All that was fed is written.
+    /// All frames that were fed are written.
     Written,
 }
 
 /// Why an upgrade is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotAccepted {
-    /// The request is no upgrade to a WebSocket.
-    #[error("no upgrade to a WebSocket")]
+    /// The request is not a WebSocket upgrade.
+    #[error("not a WebSocket upgrade")]
     NoUpgrade,
-    /// Its subprotocols are not a list of tokens.
+    /// `Sec-WebSocket-Protocol` is not a list of distinct tokens.
     #[error("malformed subprotocols")]
     Protocols,
 }
@@ -96,25 +97,25 @@ pub enum NotAccepted {
 /// Why nothing more can be received.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Closed {
-    /// The client closed it, with a closing handshake, which is answered, or without.
+    /// The client closed the connection, with a closing handshake (which is answered) or without.
     #[error("closed by the client")]
     ByClient,
-    /// The client did not read in time what was sent.
+    /// The client did not read the sent data in time.
     #[error("the client does not read")]
     NotRead,
     /// A message was longer than allowed: close code 1009.
     #[error("a message is too long")]
     TooLong,
-    /// Text that is no UTF-8: close code 1007.
+    /// A text message was not UTF-8: close code 1007.
     #[error("a text is not UTF-8")]
     NotUtf8,
-    /// Against the protocol: close code 1002.
-    #[error("against the protocol: {0}")]
+    /// The client violated the protocol: close code 1002.
+    #[error("protocol violation: {0}")]
     Protocol(String),
 }
 
 impl Closed {
-    /// What to tell the client, if it still listens.
+    /// The close code to send, if the client can still read it.
     pub fn code(&self) -> Option<CloseCode> {
         match self {
             Self::ByClient | Self::NotRead => None,
@@ -155,12 +156,12 @@ impl Frame {
 }
 
 impl Socket {
-    /// Accepts an upgrade. The response must be returned by the handler; until then nothing is
-    /// sent or received. Messages of more than `max_message` bytes, in one frame or several, are
-    /// refused. Of the subprotocols that the client offers, the first is agreed to.
+    /// Accepts an upgrade. The handler must return the response; until then nothing is sent or
+    /// received. Messages of more than `max_message` bytes, in one frame or several, are refused.
+    /// The first subprotocol that the client offers is accepted.
     ///
     /// # Errors
-    /// The request is no upgrade to a WebSocket, or offers what is no subprotocol.
+    /// The request is not a WebSocket upgrade, or an offered subprotocol is malformed.
     pub fn accept(
         req: &HttpRequest,
         payload: Payload,
@@ -188,10 +189,10 @@ impl Socket {
         Ok((response, socket))
     }
 
-    /// The next message. Cancel-safe: a future that is dropped has taken nothing.
+    /// The next message. Cancel-safe: dropping the future loses no message.
     ///
     /// # Errors
-    /// Nothing more will come; the error says what to close with.
+    /// Nothing more can be received; [`Closed::code`] is the close code to send.
     pub async fn recv(&mut self) -> Result<Message, Closed> {
         loop {
             if let Progress::Received(message) = self.advance(true).await? {
@@ -200,13 +201,13 @@ impl Socket {
         }
     }
 
-    /// Writes what was [fed](Self::feed), and receives meanwhile if it is to `receive`; answers
-    /// what is done first. With nothing to do it waits for ever. Cancel-safe, and the time that
-    /// the client has to read goes on counting in the next advance. After a failed write
-    /// ([`is_broken`](Self::is_broken)) reading still works.
+    /// Writes the frames that were [fed](Self::feed) and, with `receive`, receives concurrently.
+    /// Returns the first result; with nothing to do, it waits forever. Cancel-safe; the write
+    /// timeout continues in the next call. After a failed write ([`is_broken`](Self::is_broken)),
+    /// receiving still works.
     ///
     /// # Errors
-    /// The socket is of no more use; the error says what to close with.
+    /// The socket can no longer be used; [`Closed::code`] is the close code to send.
     pub async fn advance(&mut self, receive: bool) -> Result<Progress, Closed> {
         match &mut self.0 {
             Implementation::Owned(socket) => socket.advance(receive).await,
@@ -214,22 +215,23 @@ impl Socket {
         }
     }
 
-    /// Sends a frame, and what was [fed](Self::feed) before, and waits until it is written.
+    /// Sends a frame after those that were [fed](Self::feed) before, and waits until all are
+    /// written.
     ///
     /// # Errors
-    /// Those of [`advance`](Self::advance), or the connection has broken.
+    /// Those of [`advance`](Self::advance), or the connection is broken.
     pub async fn send(&mut self, frame: Frame) -> Result<(), Closed> {
         self.feed(frame).await?;
         self.advance(false).await?;
         if self.is_broken() { Err(Closed::ByClient) } else { Ok(()) }
     }
 
-    /// What the client has sent and nobody has received yet, without waiting for more, up to a
-    /// bound of messages and bytes.
+    /// Receives the messages that have arrived, without waiting for more. Bounded in messages and
+    /// bytes.
     pub fn drain_received(&mut self) -> Vec<Message> {
         let (mut messages, mut bytes) = (Vec::new(), 0);
         while messages.len() < MAX_DRAINED && bytes < MAX_DRAINED_BYTES {
-            // Without the budget of the task, which may be used up although more has arrived.
+            // Unconstrained: tokio's budget for the task may be used up although more has arrived.
             let progress = tokio::task::unconstrained(self.advance(true)).now_or_never();
             match progress {
                 Some(Ok(Progress::Received(message))) => {
@@ -243,8 +245,8 @@ impl Socket {
         messages
     }
 
-    /// Whether writing has failed. Reading still works, and returns what the client had sent
-    /// before; what is fed is dropped.
+    /// Whether writing has failed. Messages that the client sent before can still be received;
+    /// frames that are fed are dropped.
     pub fn is_broken(&self) -> bool {
         match &self.0 {
             Implementation::Owned(socket) => socket.writer().is_some_and(WriteHandle::is_broken),
@@ -252,8 +254,8 @@ impl Socket {
         }
     }
 
-    /// Adds a frame to what the next [`advance`](Self::advance) writes, so that several frames cost one
-    /// write. Waits for nothing but the upgrade itself.
+    /// Queues a frame for the next [`advance`](Self::advance), so that several frames need one
+    /// write. Waits only for the upgrade.
     ///
     /// # Errors
     /// Those of [`advance`](Self::advance).
@@ -267,14 +269,14 @@ impl Socket {
         }
     }
 
-    /// Writes of what was fed what can be written now.
+    /// Writes as many queued frames as the system accepts now.
     ///
     /// # Errors
-    /// Those of [`advance`](Self::advance), unless the next advance will say so.
+    /// Those of [`advance`](Self::advance), unless the next call returns them.
     pub fn write_now(&mut self) -> Result<(), Closed> {
         match &mut self.0 {
             Implementation::Owned(socket) => {
-                // That the connection has broken is told by the next advance.
+                // The next `advance` reports a broken connection.
                 socket.writer().into_iter().for_each(WriteHandle::write_now);
                 Ok(())
             }
@@ -285,7 +287,7 @@ impl Socket {
         }
     }
 
-    /// How many bytes were fed and are not written.
+    /// How many bytes are queued and not written yet.
     pub fn buffered(&self) -> usize {
         match &self.0 {
             Implementation::Owned(socket) => socket.writer().map_or(0, WriteHandle::buffered),
@@ -293,11 +295,11 @@ impl Socket {
         }
     }
 
-    /// Waits for the upgrade; then there is a handle for others to send by, except behind a server
-    /// that keeps the connection.
+    /// Waits for the upgrade. Returns a handle for sending from other tasks, or `None` if the
+    /// server does not hand the connection over.
     ///
     /// # Errors
-    /// The client has gone meanwhile.
+    /// The client disconnected before.
     pub async fn opened(&mut self) -> Result<Option<WriteHandle>, Closed> {
         match &mut self.0 {
             Implementation::Owned(socket) => {
@@ -309,7 +311,7 @@ impl Socket {
 
     /// Closes with a code and a reason of at most 123 bytes.
     pub async fn close(self, code: CloseCode, reason: &str) {
-        // Boxed, so that a connection has no room for this while it lasts.
+        // Boxed, so that the future of an open connection reserves no memory for this.
         match self.0 {
             Implementation::Owned(socket) => Box::pin(socket.close(code, reason)).await,
             Implementation::Managed(socket) => Box::pin(socket.close(code, reason)).await,

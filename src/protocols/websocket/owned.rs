@@ -18,15 +18,15 @@ use super::handover::Connection;
 use super::write_handle::WriteHandle;
 use super::{Closed, Frame, Message, Progress, WRITE_DEADLINE};
 
-/// How much is read at once.
+/// How many bytes are read at once.
 const READ: usize = 16 * 1024;
-/// With so much unwritten, a ping is not answered: its sender does not read.
+/// From this many unwritten bytes on, pings are not answered: the client does not read.
 const MAX_BUFFERED_FOR_PONG: usize = 64 * 1024;
-/// How long after a close the client may take to close, too.
+/// How long the client may take to answer a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 thread_local! {
-    /// What every socket of a thread reads into: an idle one has no buffer of its own.
+    /// The read buffer of all sockets of a thread, so that an idle socket has none.
     static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
 }
 
@@ -44,11 +44,11 @@ enum State {
 
 struct Open {
     writer: WriteHandle,
-    /// Set while the client keeps us waiting.
+    /// The write timeout, set while bytes wait to be written.
     write_timer: Option<Pin<Box<Sleep>>>,
     codec: Codec,
     read: BytesMut,
-    /// The frames of a message so far, and whether it is a text.
+    /// The frames of an incomplete message, and whether it is text.
     partial: Option<(BytesMut, bool)>,
     /// The client has sent a close frame: what follows is discarded (RFC 6455, section 1.4).
     closed: bool,
@@ -60,7 +60,7 @@ impl OwnedSocket {
         Self { state: State::Upgrading(connection), max_message }
     }
 
-    /// The connection, once it is there; `None` when it is gone.
+    /// Waits for the connection; `None` if it was lost.
     async fn open(&mut self) -> Option<&mut Open> {
         if let State::Upgrading(connection) = &mut self.state {
             self.state = match connection.await {
@@ -104,7 +104,7 @@ impl OwnedSocket {
 impl Open {
     fn new(Connection { io, read, guard }: Connection, max_message: usize) -> Self {
         let writer = WriteHandle::new(io, guard);
-        // The buffer of the HTTP connection is larger than what is left in it.
+        // Copied, since the buffer of the HTTP connection is larger than the bytes left in it.
         let read = BytesMut::from(&*read);
         let codec = Codec::new().max_size(max_message);
         Self { writer, write_timer: None, codec, read, partial: None, closed: false, max_message }
@@ -118,7 +118,7 @@ impl Open {
         match self.poll_write(context) {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(Progress::Written)),
             Poll::Ready(Err(closed)) => {
-                // What the client sent before can still be read.
+                // Messages that the client sent before can still be read.
                 self.writer.discard_output();
                 self.write_timer = None;
                 if closed != Closed::ByClient {
@@ -128,7 +128,7 @@ impl Open {
             Poll::Pending => {}
         }
         if !receive {
-            // Nobody waits for a write that will never take place.
+            // On a broken connection no write will complete, so do not wait for one.
             let broken = self.writer.is_broken();
             return if broken { Poll::Ready(Ok(Progress::Written)) } else { Poll::Pending };
         }
@@ -146,7 +146,7 @@ impl Open {
         }
     }
 
-    /// Ready when there was something to write and all is written.
+    /// Ready when there were bytes to write and all are written.
     fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         loop {
             let written = self.writer.poll_write(context)?;
@@ -181,14 +181,14 @@ impl Open {
 
     fn decode(&mut self) -> Result<Option<ws::Frame>, Closed> {
         if self.read.is_empty() {
-            // What was parsed may still be held by a message; this must not hold it as well.
+            // A parsed message may still share this buffer, so release it here.
             self.read = BytesMut::new();
             return Ok(None);
         }
         self.codec.decode(&mut self.read).map_err(|error| Closed::from_protocol_error(&error))
     }
 
-    /// Takes a frame; `None` when it is not the end of a message.
+    /// Handles a frame. Returns the message that the frame completes, if any.
     fn take(&mut self, frame: ws::Frame) -> Result<Option<Message>, Closed> {
         match frame {
             ws::Frame::Text(bytes) => text(bytes).map(Some),
@@ -226,7 +226,7 @@ impl Open {
             Item::Continue(part) => (part, false),
             Item::Last(part) => (part, true),
         };
-        // The codec lets no part come before the first.
+        // The codec rejects a continuation without a first frame.
         let Some((message, is_text)) = &mut self.partial else { return Ok(None) };
         if message.len() + part.len() > self.max_message {
             return Err(Closed::TooLong);
@@ -240,8 +240,8 @@ impl Open {
         if is_text { text(message).map(Some) } else { Ok(Some(Message::Binary(message))) }
     }
 
-    /// Closes and waits for the client to close, too, as a connection that is dropped with unread
-    /// bytes takes back what was written.
+    /// Closes, and waits until the client closes, too: dropping a connection with unread bytes
+    /// resets it, and written bytes would be lost.
     async fn close(&mut self, reason: CloseReason) {
         if self.writer.feed_message(ws::Message::Close(Some(reason))).is_err() {
             return;

@@ -1,7 +1,7 @@
 //! `Sec-WebSocket-Protocol` (RFC 6455, sections 4.1 and 11.3.4).
 //!
-//! Nothing here speaks a subprotocol. But a browser whose page asks for one ends a connection that
-//! was accepted without, so the first that is offered is agreed to, as npm's `ws` does it.
+//! This server implements no subprotocol. But a browser fails the connection if its page asked for
+//! a subprotocol and the server agreed to none. So the first offer is accepted, as by npm's `ws`.
 
 use std::collections::HashSet;
 
@@ -11,10 +11,10 @@ use actix_web::http::header::{HeaderMap, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// The first subprotocol that is offered; `None` when none is.
+/// The first subprotocol that the client offers, if any.
 ///
 /// # Errors
-/// The client is refused, since what is no token must not be sent back.
+/// The header is not a list of distinct tokens, and must not be sent back.
 pub(super) fn first(headers: &HeaderMap) -> Result<Option<HeaderValue>, Malformed> {
     let mut seen = HashSet::new();
     let mut first = None;
@@ -33,7 +33,7 @@ pub(super) fn first(headers: &HeaderMap) -> Result<Option<HeaderValue>, Malforme
     first.map(|first| HeaderValue::from_bytes(first).map_err(|_| Malformed)).transpose()
 }
 
-/// Without optional whitespace (RFC 9110, section 5.6.3).
+/// Removes optional whitespace (RFC 9110, section 5.6.3).
 fn trim(mut text: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = text {
         text = rest;
@@ -41,7 +41,7 @@ fn trim(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// Whether it may be in a token (RFC 9110, section 5.6.2).
+/// Whether a token may contain this byte (RFC 9110, section 5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

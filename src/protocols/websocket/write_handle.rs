@@ -1,5 +1,5 @@
-//! A handle that writes to a WebSocket. The task of the socket has one, and so has every part that
-//! sends to the socket without that task.
+//! A handle that writes to a WebSocket. The socket's task has one, and so has every part that
+//! writes directly, without that task.
 
 use std::cell::Cell;
 use std::io;
@@ -18,20 +18,20 @@ use tokio::time::Instant;
 use super::handover::Guard;
 use super::{Closed, Frame, WRITE_DEADLINE};
 
-/// No larger buffer is kept for the next socket.
+/// The largest buffer that is kept for the next socket, in bytes.
 const MAX_SPARE: usize = 4 * 1024;
 
 thread_local! {
-    /// What the next socket writes from, which is in the processor's cache when one after another
-    /// writes the same event.
+    /// The buffer that the next socket writes from. It is still in the CPU cache when many sockets
+    /// write the same event.
     static SPARE_BUFFER: Cell<BytesMut> = Cell::default();
 }
 
-/// Writes to a socket from any thread without waking the task that owns it, while nothing else waits to
-/// be written. That task writes what the system does not take at once, and finds out that the
-/// connection is broken.
+/// Writes to a socket from any thread, without waking the task that owns it, if no other bytes wait
+/// to be written. The socket's task writes what the system does not accept at once, and detects a
+/// broken connection.
 ///
-/// The connection ends when the last of its handles is dropped.
+/// The connection ends when its last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct WriteHandle(Arc<Shared>);
 
@@ -45,13 +45,13 @@ struct Shared {
 #[derive(Debug)]
 struct Outgoing {
     bytes: BytesMut,
-    /// When the client last took something of it, or it was last empty.
+    /// When the client last accepted some of `bytes`, or `bytes` was last empty.
     progress: Instant,
-    /// The task of the socket.
+    /// The waker of the socket's task.
     task: Option<Waker>,
-    /// A close was sent, behind which nothing may come (RFC 6455, section 5.5.1).
+    /// A close was sent; nothing may follow it (RFC 6455, section 5.5.1).
     closing: bool,
-    /// Writing has failed, or the client did not read: what is sent from now on is dropped.
+    /// Writing has failed, or the client did not read. All that is sent from now on is dropped.
     broken: bool,
 }
 
@@ -62,8 +62,8 @@ impl WriteHandle {
         Self(Arc::new(Shared { io, _guard: guard, outgoing: Mutex::new(outgoing) }))
     }
 
-    /// Sends text messages in one write, if nothing waits to be written. Otherwise it sends none of
-    /// them and is `false`.
+    /// Sends text messages in one write, if no other bytes wait to be written. Otherwise sends none
+    /// of them and returns `false`.
     pub fn send_now(&self, texts: impl IntoIterator<Item = ByteString>) -> bool {
         let mut outgoing = self.outgoing();
         if !outgoing.bytes.is_empty() || outgoing.broken {
@@ -71,7 +71,7 @@ impl WriteHandle {
         }
         let encode = |text| outgoing.encode(ws::Message::Text(text));
         if texts.into_iter().try_for_each(encode).is_err() {
-            // What was encoded before is not sent either.
+            // Messages that were encoded before the error are not sent either.
             outgoing.bytes.clear();
             return false;
         }
@@ -79,7 +79,7 @@ impl WriteHandle {
         true
     }
 
-    /// Writes what was fed, as far as that can be done at once.
+    /// Writes as many queued bytes as the system accepts at once.
     pub fn write_now(&self) {
         self.write_or_wake(&mut self.outgoing());
     }
@@ -89,12 +89,12 @@ impl WriteHandle {
         self.outgoing().bytes.len()
     }
 
-    /// Whether writing has failed. The client may have sent something before that.
+    /// Whether writing has failed. Messages that the client sent before may still be unread.
     pub(super) fn is_broken(&self) -> bool {
         self.outgoing().broken
     }
 
-    /// Drops what waits to be written, and all that is sent from now on.
+    /// Drops the waiting bytes, and all that is sent from now on.
     pub(super) fn discard_output(&self) {
         let mut outgoing = self.outgoing();
         outgoing.broken = true;
@@ -105,10 +105,10 @@ impl WriteHandle {
         &self.0.io
     }
 
-    /// Adds a frame to what is written next.
+    /// Queues a frame for the next write.
     ///
     /// # Errors
-    /// A close was sent before. That the connection has broken is no error: the frame is dropped.
+    /// A close was sent before. A broken connection is no error: the frame is dropped.
     pub fn feed(&self, frame: Frame) -> Result<(), Closed> {
         self.feed_message(match frame {
             Frame::Text(text) => ws::Message::Text(text),
@@ -117,12 +117,12 @@ impl WriteHandle {
         })
     }
 
-    /// As [`feed`](Self::feed), also for what only sockets themselves send.
+    /// As [`feed`](Self::feed), also for pongs and closes, which only the socket itself sends.
     pub(super) fn feed_message(&self, message: ws::Message) -> Result<(), Closed> {
         self.outgoing().encode(message)
     }
 
-    /// Writes, from the task of the socket: ready when there was something and all is written.
+    /// Writes from the socket's task. Ready when there were bytes to write and all are written.
     pub(super) fn poll_write(&self, context: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         let mut outgoing = self.outgoing();
         match &mut outgoing.task {
@@ -142,18 +142,19 @@ impl WriteHandle {
         Poll::Pending
     }
 
-    /// Until when the client has to take something; `None` when nothing waits for it.
+    /// When the client must have accepted some bytes; `None` when none wait.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let outgoing = self.outgoing();
         (!outgoing.bytes.is_empty()).then(|| outgoing.progress + WRITE_DEADLINE)
     }
 
-    /// A last look at a client that seems not to read: the system calls a socket writable only
-    /// when a good part of its buffer is free, but takes bytes as soon as there is any room.
+    /// The last attempt to write to a client that seems not to read. The system reports a socket as
+    /// writable only when much of its buffer is free, but accepts bytes as soon as there is any
+    /// room.
     pub(super) fn write_despite_readiness(&self) -> Result<(), Closed> {
         let mut outgoing = self.outgoing();
         if outgoing.bytes.is_empty() {
-            // Somebody else has written it meanwhile.
+            // Another handle has written the bytes meanwhile.
             return Ok(());
         }
         match SockRef::from(&self.0.io).send(&outgoing.bytes) {
@@ -165,7 +166,7 @@ impl WriteHandle {
         }
     }
 
-    /// Nothing more will be sent.
+    /// Closes the sending direction of the connection.
     pub(super) fn shutdown_write(&self) -> io::Result<()> {
         SockRef::from(&self.0.io).shutdown(Shutdown::Write)
     }
@@ -178,7 +179,7 @@ impl WriteHandle {
         }
     }
 
-    /// Writes what the system takes now; whether that was all.
+    /// Writes what the system accepts now. Returns whether that was all.
     fn try_write(&self, outgoing: &mut Outgoing) -> Result<bool, Closed> {
         while !outgoing.bytes.is_empty() {
             match self.0.io.try_write(&outgoing.bytes) {
@@ -221,7 +222,7 @@ impl Outgoing {
         }
         let mut written = std::mem::take(&mut self.bytes);
         written.clear();
-        // One that could hold more than this is let go, however much of it was used.
+        // A buffer with a larger capacity is freed, however little of it was used.
         if !written.try_reclaim(MAX_SPARE + 1) {
             SPARE_BUFFER.set(written);
         }

@@ -1,8 +1,8 @@
-//! The client bundles that pages load from `/socket.io/socket.io.js`, as Node's server has them.
+//! The client bundles that pages load from `/socket.io/socket.io.js`, as Node's server serves them.
 //!
-//! Those of npm's socket.io 4.8.1 (MIT), with their source maps, are part of the binary, unchanged
-//! but for `gzip -9n`: nearly every client reads that, and the files are a quarter as large. Whoever
-//! needs another version names the folder of its `dist`.
+//! The binary contains the bundles of npm's socket.io 4.8.1 (MIT), with their source maps and
+//! compressed by `gzip -9n`: nearly every client accepts gzip, and the files are a quarter as
+//! large. Bundles of another version can be loaded from the folder of its `dist`.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -51,7 +51,7 @@ pub struct Bundles {
     origins: CorsOrigins,
 }
 
-/// One file, in one form or the other until the other is asked for.
+/// One file, plain or compressed; the other form is created when it is first asked for.
 #[derive(Debug)]
 struct Bundle {
     plain: OnceLock<Bytes>,
@@ -60,10 +60,10 @@ struct Bundle {
 }
 
 impl Bundles {
-    /// Those of a folder, or the ones in this binary.
+    /// Loads the bundles of a folder, or those in this binary.
     ///
     /// # Errors
-    /// The folder cannot be read, or has none of them.
+    /// The folder cannot be read, or contains no bundle.
     pub fn load(folder: Option<&Path>, origins: CorsOrigins) -> io::Result<Self> {
         let files = match folder {
             Some(folder) => read(folder)?,
@@ -72,7 +72,7 @@ impl Bundles {
         Ok(Self { files, origins })
     }
 
-    /// Answers a request for a bundle; `None` is any other request.
+    /// Answers a request for a bundle; `None` for any other request.
     pub fn respond(&self, req: &HttpRequest) -> Option<HttpResponse> {
         if *req.method() != Method::GET && *req.method() != Method::HEAD {
             return None;
@@ -89,7 +89,8 @@ impl Bundles {
                 .insert_header((header::CACHE_CONTROL, "public, max-age=0"))
                 .insert_header((header::ETAG, bundle.tag.clone()));
             if reads_gzip(req) {
-                // What is not compressed says nothing of it, as in Node, and may be given to all.
+                // As in Node, an uncompressed response has no such headers, so a cache may give it
+                // to all clients.
                 answer
                     .insert_header((header::CONTENT_ENCODING, ContentEncoding::Gzip))
                     .insert_header((header::VARY, "Accept-Encoding"))
@@ -149,7 +150,7 @@ fn read(folder: &Path) -> io::Result<HashMap<&'static str, Bundle>> {
         files.insert(name, Bundle { plain, gzip: OnceLock::new(), tag });
     }
     if files.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no socket.io.js in it"));
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the folder contains no socket.io.js"));
     }
     Ok(files)
 }
