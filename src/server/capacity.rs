@@ -1,36 +1,37 @@
-//! How many connections fit: what was asked for, or what the limit of open files leaves.
+//! How many connections are allowed: the configured number, or as many as the limit of open files
+//! permits.
 //!
-//! A process without a free file can accept nobody, connect to nothing and read no certificate,
-//! so connections are counted and refused before it comes to that. Sockets are refused first,
-//! with an answer; requests find room for longer.
+//! A process that has reached its limit of open files can accept no connection, open none and read
+//! no certificate. So connections are counted, and refused before that. Sockets are refused first,
+//! with a response; requests are served for longer.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Files of the process itself: its log, the listener, what the runtimes of the threads wait by,
-/// the embedded MongoDB's pipes, and connections to monitor every node of a replica set.
+/// Files of the process itself: its log, the listener, the event queues of the runtimes, the pipes
+/// of the embedded MongoDB, and connections that monitor the nodes of a replica set.
 const OWN_FILES: usize = 128;
-/// Connections that the system has accepted and that no worker has taken yet.
+/// Connections that the system has accepted but no worker has taken yet.
 const WAITING: usize = 1_024;
-/// Connections beyond those of the sockets, for requests: half of them only for requests.
+/// Connections beyond those of the sockets. Half of them are for requests only.
 const RESERVE: usize = 1_024;
 
-/// How many connections are taken.
+/// How many connections are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    /// Sockets, whatever carries them.
+    /// Sockets, on any transport.
     pub sockets: usize,
-    /// TCP connections with which sockets are refused.
+    /// From this many TCP connections on, sockets are refused.
     pub for_sockets: usize,
     /// TCP connections in all.
     pub connections: usize,
-    /// TCP connections that may wait for a worker, beyond those: what waits is not counted yet,
-    /// but has a file.
+    /// TCP connections beyond those that may wait for a worker. They are not counted yet, but each
+    /// has a file.
     pub waiting: usize,
 }
 
 impl Capacity {
-    /// What fits into so many open files, of which `pools` connections to the database take some,
-    /// and is no more than `wanted` sockets. A client that polls takes up to two connections.
+    /// The capacity with `files` open files and `pools` connections to the database, for at most
+    /// `wanted` sockets. A client that polls needs up to two connections.
     pub fn within(files: usize, pools: usize, wanted: usize) -> Self {
         let waiting = WAITING.min(files / 16);
         let free = files - (OWN_FILES + pools + waiting).min(files / 4);
@@ -41,10 +42,10 @@ impl Capacity {
     }
 }
 
-/// Raises the soft limit of open files to the hard one; answers how many may be open then.
+/// Raises the soft limit of open files to the hard one. Returns how many files may be open then.
 pub fn raise_open_files() -> usize {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, hard)| {
-        // A system that has a lower limit of its own refuses that, and the soft one stays.
+        // A system with a lower limit of its own refuses this; then the soft limit stays.
         let raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
         if raised { hard } else { soft }
     });

@@ -1,11 +1,10 @@
-//! The HTTP server: actix-web's, but that a WebSocket is handed its connection, and that slow and
-//! too many connections are ended.
+//! The HTTP server: actix-web's, with three changes. A WebSocket gets its TCP connection, slow
+//! connections are closed, and connections beyond the limit are refused.
 //!
-//! actix-web's own `HttpServer` keeps two buffers and a dispatcher for each connection that was
-//! upgraded. Here, an upgrade request goes to the same [`App`](actix_web::App), and when a handler
-//! accepts it ([`Handover::accept`]), the connection itself
-//! is handed to it. This uses actix-http's public seams for upgrades and streams, and nothing else
-//! differs.
+//! actix-web's own `HttpServer` keeps two buffers and a dispatcher for each upgraded connection.
+//! Here, an upgrade request goes to the same [`App`](actix_web::App), and a handler that accepts it
+//! ([`Handover::accept`]) gets the connection itself. This uses only actix-http's public extension
+//! points for upgrades and streams.
 
 pub mod capacity;
 mod stream;
@@ -41,26 +40,27 @@ use tokio_util::task::TaskTracker;
 pub use stream::Connections;
 
 use crate::protocols::websocket::{Connection, Handover};
-use stream::{Activity, Answering, Stream};
+use stream::{Activity, Stream, TrackedBody};
 
-/// What whoever finds no room is told, if there is still time.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
+/// The response to a connection beyond the limit, if it can be sent at once.
+const OVERLOADED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
     connection: close\r\ncontent-length: 0\r\n\r\n";
-/// The longest body of an answer to an upgrade request, in bytes.
-const MAX_REFUSAL: usize = 1 << 20;
+/// The longest body of a response to an upgrade request, in bytes.
+const MAX_UPGRADE_BODY: usize = 1 << 20;
 
-/// What can be set.
+/// The settings of the server.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Threads that serve requests.
     pub workers: usize,
-    /// Counts the connections, and bounds them.
+    /// Counts and limits the connections.
     pub connections: Connections,
-    /// How many connections may wait for a worker to take them, in all.
+    /// How many connections may wait for a worker, over all workers.
     pub waiting: usize,
-    /// How long an idle connection is kept for a next request.
+    /// How long an idle connection is kept for its next request.
     pub keep_alive: Duration,
-    /// How long the head of a request may take to arrive, and a part of its answer to be taken.
+    /// How long the head of a request may take to arrive, and how long the client may take to
+    /// accept a part of the response.
     pub head_timeout: Duration,
     /// How long running requests may take when the server stops.
     pub shutdown_timeout: Duration,
@@ -83,16 +83,16 @@ where
     B: MessageBody + 'static,
 {
     let addr = listener.local_addr()?;
-    // The standard library's queue of 128 is short when all sockets of an instance come back at
-    // once; who finds it full tries again only after a second.
+    // The standard library's backlog of 128 is too short when all sockets of an instance reconnect
+    // at once: a client that finds it full tries again only after a second.
     listen(&listener, Backlog::MAXCONN)?;
     let builder = Server::build();
     let stopping = builder.graceful_shutdown_signal();
     let server = builder
         .workers(options.workers)
-        // What a worker has taken does not count here (see `Accept`), but for the one that keeps
-        // it: this bounds what was accepted and not taken yet, and no more is accepted until some
-        // of it is. The rest waits in the system's queue, where it takes none of our files.
+        // Limits the connections that are accepted but not yet taken by a worker. Connections that
+        // a worker has taken do not count (see `ConnectionService`), except its first one. Further
+        // connections wait in the system's backlog, where they use none of our files.
         .max_concurrent_connections((options.waiting / options.workers).max(1) + 1)
         .shutdown_timeout(options.shutdown_timeout.as_secs())
         .disable_signals()
@@ -113,9 +113,10 @@ where
             let http = HttpService::build()
                 .keep_alive(options.keep_alive)
                 .client_request_timeout(options.head_timeout)
-                // An aborted long poll must end its handler, and with it what it holds.
+                // An aborted long poll must drop its handler, and everything that the handler
+                // holds.
                 .h1_allow_half_closed(false)
-                // Nobody waits for the next request of a connection when the server stops.
+                // When the server stops, idle connections are closed.
                 .graceful_shutdown_signal(move || {
                     let stopping = stopping.clone();
                     async move { stopping.notified().await }
@@ -126,7 +127,7 @@ where
                 })
                 .upgrade(upgrade)
                 .finish(app);
-            let patience = options.keep_alive + options.head_timeout;
+            let timeout = options.keep_alive + options.head_timeout;
             let connections = options.connections.clone();
             fn_factory(move || {
                 let (http, connections) = (http.new_service(()), connections.clone());
@@ -134,28 +135,29 @@ where
                     let running = TaskTracker::new();
                     running.close();
                     let http = Rc::new(http.await?);
-                    Ok::<_, ()>(Accept { http, connections, patience, running })
+                    Ok::<_, ()>(ConnectionService { http, connections, timeout, running })
                 }
             })
         })?;
     Ok(server.run())
 }
 
-/// Takes the connections of a worker, and counts them.
+/// Takes and counts the connections of a worker.
 ///
-/// actix-server counts a connection until the future of this service is done, and stops to accept
-/// when there are too many. Here that future is done as soon as the connection is counted as one
-/// of ours, so that only those count there which wait in a worker's queue. A worker that stops
-/// waits for its futures, though: so that of the first connection lasts until none is left.
-struct Accept<S> {
+/// actix-server counts a connection until the future of this service completes, and stops accepting
+/// when there are too many. Here the future completes as soon as the connection is in our own
+/// count, so actix-server counts only the connections that wait in a worker's queue. But a stopping
+/// worker waits for its futures, so the future of the first connection completes only when no
+/// connection is left.
+struct ConnectionService<S> {
     http: Rc<S>,
     connections: Connections,
-    patience: Duration,
-    /// Closed from the beginning, so that it can be waited for at any time.
+    timeout: Duration,
+    /// Closed from the beginning, so that waiting for it ends whenever no task is left.
     running: TaskTracker,
 }
 
-impl<S> Service<TcpStream> for Accept<S>
+impl<S> Service<TcpStream> for ConnectionService<S>
 where
     S: Service<Accepted, Error = DispatchError> + 'static,
 {
@@ -168,7 +170,7 @@ where
     }
 
     fn call(&self, io: TcpStream) -> Self::Future {
-        let accepted = match accept(io, &self.connections, self.patience) {
+        let accepted = match accept(io, &self.connections, self.timeout) {
             Ok(accepted) => accepted,
             Err(error) => return Box::pin(ready(Err(DispatchError::Io(error)))),
         };
@@ -186,24 +188,25 @@ where
     }
 }
 
-/// A connection that is counted, as HTTP takes it.
+/// A counted connection, in the form that actix-http's service takes.
 type Accepted = (Stream, Protocol, Option<SocketAddr>);
 
-/// Takes a connection, or says that there are too many.
-fn accept(io: TcpStream, connections: &Connections, patience: Duration) -> io::Result<Accepted> {
+/// Counts a connection, or refuses it if there are too many.
+fn accept(io: TcpStream, connections: &Connections, timeout: Duration) -> io::Result<Accepted> {
     let Some(counted) = connections.open() else {
-        // There is room for it in a buffer that is new; tokio would have to find that out first.
-        let _ = io.into_std().and_then(|mut io| io.write_all(FULL));
+        // The empty send buffer of a new connection has room for this; tokio would first wait for
+        // the event that it is writable.
+        let _ = io.into_std().and_then(|mut io| io.write_all(OVERLOADED));
         return Err(io::ErrorKind::QuotaExceeded.into());
     };
-    // Messages are small and must not wait for the acknowledgement of those before. Without it the
-    // connection works all the same.
+    // Messages are small and must not wait for the acknowledgement of earlier ones. A connection
+    // without this option still works.
     let _ = io.set_nodelay(true);
     let peer = io.peer_addr().ok();
-    Ok((Stream::new(io, counted, patience), Protocol::Http1, peer))
+    Ok((Stream::new(io, counted, timeout), Protocol::Http1, peer))
 }
 
-/// Answers an upgrade request, and hands the connection over if a handler accepted it.
+/// Answers an upgrade request, and hands the connection over if a handler has accepted it.
 async fn upgrade<S, B>(app: &S, req: Request, connection: Framed<Stream, Codec>)
 where
     S: Service<Request>,
@@ -218,33 +221,33 @@ where
         Err(error) => error.into(),
     };
     let (response, body) = response.into_parts();
-    // What refuses an upgrade is short.
-    let Ok(Ok(body)) = to_bytes_limited(body, MAX_REFUSAL).await else { return };
+    // A response that refuses an upgrade is short.
+    let Ok(Ok(body)) = to_bytes_limited(body, MAX_UPGRADE_BODY).await else { return };
     let mut response = response.set_body(body);
     let accepted =
         handover.taken().filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
     if accepted.is_none() {
         response.head_mut().set_connection_type(ConnectionType::Close);
     }
-    // An error means that the client is gone.
+    // An error means that the client has disconnected.
     let Ok(connection) = SendResponse::new(connection, response).await else { return };
     if let Some(socket) = accepted {
         let parts = connection.into_parts();
         let (io, counted) = parts.io.into_inner();
-        // Whoever accepted it may have given up in the meantime.
+        // The handler that accepted it may have given up meanwhile.
         let _ = socket.send(Connection { io, read: parts.read_buf, guard: Box::new(counted) });
     }
 }
 
-/// Makes one service of a worker and lets upgrades call it, too.
+/// Creates the service of a worker, and shares it with upgrade requests.
 struct SharedFactory<F: ServiceFactory<Request>, B> {
     factory: F,
     service: Rc<RefCell<Option<Rc<F::Service>>>>,
     body: PhantomData<B>,
 }
 
-/// The service of a worker, as it is called by connections that are not upgraded.
-struct Watched<S, B> {
+/// The service of a worker for requests other than upgrades. It counts them as running.
+struct TrackedService<S, B> {
     service: Rc<S>,
     body: PhantomData<B>,
 }
@@ -265,10 +268,10 @@ where
     <F::Service as Service<Request>>::Future: 'static,
     B: MessageBody + 'static,
 {
-    type Response = Response<Answering>;
+    type Response = Response<TrackedBody>;
     type Error = F::Error;
     type Config = F::Config;
-    type Service = Watched<F::Service, B>;
+    type Service = TrackedService<F::Service, B>;
     type InitError = F::InitError;
     type Future = LocalBoxFuture<'static, Result<Self::Service, F::InitError>>;
 
@@ -278,19 +281,19 @@ where
         Box::pin(async move {
             let service = Rc::new(service.await?);
             shared.borrow_mut().replace(Rc::clone(&service));
-            Ok(Watched { service, body: PhantomData })
+            Ok(TrackedService { service, body: PhantomData })
         })
     }
 }
 
-impl<S, B> Service<Request> for Watched<S, B>
+impl<S, B> Service<Request> for TrackedService<S, B>
 where
     S: Service<Request>,
     S::Future: 'static,
     S::Response: Into<Response<B>>,
     B: MessageBody + 'static,
 {
-    type Response = Response<Answering>;
+    type Response = Response<TrackedBody>;
     type Error = S::Error;
     type Future = LocalBoxFuture<'static, Result<Self::Response, S::Error>>;
 
@@ -303,7 +306,7 @@ where
         let answer = self.service.call(req);
         Box::pin(async move {
             let answer: Response<B> = answer.await?.into();
-            Ok(answer.map_body(|_, body| Answering::new(body.boxed(), running)))
+            Ok(answer.map_body(|_, body| TrackedBody::new(body.boxed(), running)))
         })
     }
 }

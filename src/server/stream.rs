@@ -1,8 +1,8 @@
-//! A TCP connection that is counted, and ended when its client dawdles.
+//! A TCP connection that is counted, and closed when its client is too slow.
 //!
-//! actix-http watches the head of the first request only, and nobody's reading. Here a connection
-//! on which no request is served has so long to bring the next one whole, and one that is written
-//! to so long to take something.
+//! actix-http limits only the time for the head of a connection's first request, and no time for
+//! reading a response. Here, a connection without a running request must bring the next request
+//! within a timeout, and a client must accept some bytes of the response within the same time.
 
 use std::cell::Cell;
 use std::io;
@@ -23,7 +23,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::refusals::{Tally, limit_reached};
 
-/// The open connections of a server, WebSockets among them; clones count the same.
+/// Counts the open connections of a server, including WebSockets. All clones share one count.
 #[derive(Debug, Clone)]
 pub struct Connections(Arc<Counts>);
 
@@ -35,41 +35,41 @@ struct Counts {
     slow: AtomicU64,
 }
 
-/// Counted as long as it lives.
+/// A counted connection. Dropping it removes it from the count.
 #[derive(Debug)]
-pub(super) struct Counted(Connections);
+pub(super) struct ConnectionGuard(Connections);
 
 /// See the [module](self).
 pub(super) struct Stream {
     io: TcpStream,
-    counted: Counted,
+    counted: ConnectionGuard,
     activity: Rc<Activity>,
-    /// Since when nothing more could be written.
+    /// Since when the client has accepted no bytes.
     stalled: Option<Instant>,
-    /// Set anew only when it is over, so that a request costs no timer.
+    /// Reset only when it has elapsed, so that a request does not touch the timer.
     timer: Pin<Box<Sleep>>,
 }
 
-/// What a connection is busy with.
+/// The running requests of a connection, and its deadline.
 pub(super) struct Activity {
-    patience: Duration,
+    timeout: Duration,
     /// Requests that are being served.
     running: Cell<usize>,
-    /// When the next one must be there, if none is.
+    /// When the next request must have arrived, if none is running.
     deadline: Cell<Instant>,
 }
 
 /// A request that is being served.
-pub(super) struct Running(Rc<Activity>);
+pub(super) struct RunningRequest(Rc<Activity>);
 
-/// The body of an answer, until whose end the request is being served.
-pub(super) struct Answering {
+/// The body of a response. Its request counts as running until the end of the body.
+pub(super) struct TrackedBody {
     body: BoxBody,
-    running: Option<Running>,
+    running: Option<RunningRequest>,
 }
 
 impl Connections {
-    /// None, of at most so many.
+    /// No connection is open; at most `most` may be.
     pub fn new(most: usize) -> Self {
         Self(Arc::new(Counts {
             most,
@@ -79,11 +79,12 @@ impl Connections {
         }))
     }
 
-    /// One more; `None` when there are too many.
-    pub(super) fn open(&self) -> Option<Counted> {
+    /// Counts one more connection; `None` if there are too many.
+    pub(super) fn open(&self) -> Option<ConnectionGuard> {
         let before = self.0.open.fetch_add(1, Ordering::Relaxed);
-        // Made at once, so that it takes back what was counted also when that was too much.
-        let counted = Counted(self.clone());
+        // Created before the check, so that dropping it also undoes the count of a refused
+        // connection.
+        let counted = ConnectionGuard(self.clone());
         if before < self.0.most {
             return Some(counted);
         }
@@ -92,33 +93,33 @@ impl Connections {
         None
     }
 
-    /// How many are open.
+    /// How many connections are open.
     pub fn count(&self) -> usize {
         self.0.open.load(Ordering::Relaxed)
     }
 
-    /// How many were refused, as there were too many.
+    /// How many connections were refused because there were too many.
     pub fn refused(&self) -> u64 {
         self.0.refused.count()
     }
 
-    /// How many were ended, as their client did not send or read in time.
+    /// How many connections were closed because the client did not send or read in time.
     pub fn slow(&self) -> u64 {
         self.0.slow.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Counted {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.0.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Stream {
-    /// A connection whose client may take so long.
-    pub(super) fn new(io: TcpStream, counted: Counted, patience: Duration) -> Self {
-        let deadline = Instant::now() + patience;
-        let activity = Activity { patience, running: Cell::new(0), deadline: Cell::new(deadline) };
+    /// A connection whose client has this timeout.
+    pub(super) fn new(io: TcpStream, counted: ConnectionGuard, timeout: Duration) -> Self {
+        let deadline = Instant::now() + timeout;
+        let activity = Activity { timeout, running: Cell::new(0), deadline: Cell::new(deadline) };
         let timer = Box::pin(sleep_until(deadline));
         Self { io, counted, activity: Rc::new(activity), stalled: None, timer }
     }
@@ -127,18 +128,18 @@ impl Stream {
         Rc::clone(&self.activity)
     }
 
-    /// The connection, no longer watched.
-    pub(super) fn into_inner(self) -> (TcpStream, Counted) {
+    /// The connection, without a timeout from now on.
+    pub(super) fn into_inner(self) -> (TcpStream, ConnectionGuard) {
         (self.io, self.counted)
     }
 
-    /// Fails once the client has had its time.
+    /// Fails if the client has exceeded its timeout.
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         while self.timer.as_mut().poll(context).is_ready() {
             let now = Instant::now();
-            let Activity { patience, running, deadline } = &*self.activity;
-            let read = if running.get() > 0 { now + *patience } else { deadline.get() };
-            let written = self.stalled.map_or(read, |since| since + *patience);
+            let Activity { timeout, running, deadline } = &*self.activity;
+            let read = if running.get() > 0 { now + *timeout } else { deadline.get() };
+            let written = self.stalled.map_or(read, |since| since + *timeout);
             let next = read.min(written);
             if next <= now {
                 self.counted.0.0.slow.fetch_add(1, Ordering::Relaxed);
@@ -153,7 +154,7 @@ impl Stream {
         match &result {
             Poll::Ready(_) => {
                 self.stalled = None;
-                // Who takes a long answer slowly, but takes it, is not idle.
+                // A client that accepts a long response slowly is not idle.
                 self.activity.extend();
             }
             Poll::Pending => {
@@ -210,31 +211,31 @@ impl AsyncWrite for Stream {
 }
 
 impl Activity {
-    /// A request is served from now on.
-    pub(super) fn begin(self: &Rc<Self>) -> Running {
+    /// Counts a request as running until the result is dropped.
+    pub(super) fn begin(self: &Rc<Self>) -> RunningRequest {
         self.running.set(self.running.get() + 1);
-        Running(Rc::clone(self))
+        RunningRequest(Rc::clone(self))
     }
 
     fn extend(&self) {
-        self.deadline.set(Instant::now() + self.patience);
+        self.deadline.set(Instant::now() + self.timeout);
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningRequest {
     fn drop(&mut self) {
         self.0.running.set(self.0.running.get() - 1);
         self.0.extend();
     }
 }
 
-impl Answering {
-    pub(super) fn new(body: BoxBody, running: Option<Running>) -> Self {
+impl TrackedBody {
+    pub(super) fn new(body: BoxBody, running: Option<RunningRequest>) -> Self {
         Self { body, running }
     }
 }
 
-impl MessageBody for Answering {
+impl MessageBody for TrackedBody {
     type Error = Box<dyn std::error::Error>;
 
     fn size(&self) -> BodySize {
