@@ -1,8 +1,8 @@
-//! JavaScript's dates, in UTC: milliseconds since 1970 within 100 million days.
+//! JavaScript's dates, in UTC: milliseconds since 1970, within 100 million days of it.
 //!
-//! [`parse`] is what V8 makes of a text: the format of ECMA-262, and else the many that
-//! `Date.parse` has taken since the first browsers (V8's `src/date/dateparser-inl.h`). Only UTC
-//! differs: there, a text without a zone is in the local one.
+//! [`parse`] reads a text as V8 does: in the format of ECMA-262, else in one of the many legacy
+//! formats of `Date.parse` (V8's `src/date/dateparser-inl.h`). The only difference: a text without
+//! a time zone is in UTC here, and in the local zone in V8.
 
 use std::fmt::Write;
 
@@ -10,15 +10,15 @@ use super::value::is_js_space;
 
 const DAY: i64 = 24 * 3_600_000;
 /// The largest distance from 1970, in milliseconds.
-const LAST: i64 = 100_000_000 * DAY;
+const MAX_MILLIS: i64 = 100_000_000 * DAY;
 
 /// The date of a number of milliseconds; `None` when JavaScript has no such date.
 pub fn clip(millis: f64) -> Option<i64> {
     let millis = millis.trunc();
-    (millis.abs() <= LAST as f64).then_some(millis as i64)
+    (millis.abs() <= MAX_MILLIS as f64).then_some(millis as i64)
 }
 
-/// A date by the calendar.
+/// A date and time by the calendar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Civil {
     /// The year, which may be negative.
@@ -40,7 +40,7 @@ pub struct Civil {
 }
 
 impl Civil {
-    /// Splits a date up.
+    /// Splits a date into its parts.
     pub fn of(millis: i64) -> Self {
         let (days, in_day) = (millis.div_euclid(DAY), millis.rem_euclid(DAY) as u32);
         // https://howardhinnant.github.io/date_algorithms.html#civil_from_days
@@ -65,7 +65,7 @@ impl Civil {
     }
 }
 
-/// Days from 1970 to a day, which may lie behind the end of its month.
+/// Days from 1970 to a day, which may be after the end of its month.
 fn days_to(year: i64, month: i64, day: i64) -> i64 {
     // https://howardhinnant.github.io/date_algorithms.html#days_from_civil
     let year = if month <= 2 { year - 1 } else { year };
@@ -77,7 +77,7 @@ fn days_to(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + day_of_era - 719_468
 }
 
-/// Appends what `Date.prototype.toString` answers.
+/// Appends the result of `Date.prototype.toString`.
 pub(super) fn print(out: &mut String, millis: i64) -> std::fmt::Result {
     const DAYS: [&str; 7] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
     let Civil { year, month, day, weekday, hour, minute, second, .. } = Civil::of(millis);
@@ -92,7 +92,7 @@ pub(super) fn print(out: &mut String, millis: i64) -> std::fmt::Result {
 const MONTHS: [&str; 12] =
     ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 
-/// The date that a text is; `None` when it is none.
+/// The date that a text means; `None` if the text is no date.
 pub fn parse(text: &str) -> Option<i64> {
     let mut tokens = Tokens::new(text);
     let mut date = Parts::default();
@@ -101,14 +101,14 @@ pub fn parse(text: &str) -> Option<i64> {
     date.finish()
 }
 
-/// A piece of a text.
+/// A part of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
-    /// Digits: their value, of which the first nine count, and how many there are.
+    /// Digits: the value of the first nine significant ones, and how many digits there are.
     Number(i64, usize),
     /// One of `:-+.)`.
     Symbol(char),
-    /// A word, and how many characters it has.
+    /// A word, and its number of characters.
     Word(Word, usize),
     Space,
     /// Anything else, and text in parentheses.
@@ -116,7 +116,7 @@ enum Token {
     End,
 }
 
-/// A word that means something.
+/// The meaning of a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Word {
     /// From 1 to 12.
@@ -131,7 +131,7 @@ enum Word {
 }
 
 impl Token {
-    /// A number of exactly so many digits.
+    /// The number, if it has exactly this many digits.
     fn fixed(self, digits: usize) -> Option<i64> {
         match self {
             Self::Number(number, length) if length == digits => Some(number),
@@ -153,12 +153,12 @@ impl Token {
     }
 }
 
-/// What V8 takes for space in a date: among the ends of lines only those of ASCII.
+/// Whether V8 treats a character in a date as space. Of the line ends, only those of ASCII are.
 fn is_space(char: char) -> bool {
     is_js_space(char) && !matches!(char, '\u{2028}' | '\u{2029}')
 }
 
-/// The tokens of a text, with the next one known.
+/// The tokens of a text, with a lookahead of one.
 struct Tokens<'a> {
     rest: &'a str,
     next: Token,
@@ -212,7 +212,7 @@ impl<'a> Tokens<'a> {
         token
     }
 
-    /// Takes characters as long as they fit.
+    /// Takes the leading characters that fit.
     fn split(&mut self, fits: impl Fn(char) -> bool) -> &'a str {
         let end = self.rest.find(|char| !fits(char)).unwrap_or(self.rest.len());
         let (taken, rest) = self.rest.split_at(end);
@@ -220,7 +220,7 @@ impl<'a> Tokens<'a> {
         taken
     }
 
-    /// Takes a parenthesis with all that is in it, or all when it is never closed.
+    /// Skips text in parentheses; the whole rest if they are never closed.
     fn skip_parentheses(&mut self) {
         let mut open = 0_usize;
         let end = self.rest.char_indices().find_map(|(at, char)| {
@@ -242,7 +242,7 @@ impl Word {
             *letter = char.to_ascii_lowercase();
         }
         let prefix = String::from_iter(prefix);
-        // Only the names of months may be longer than their first letters.
+        // Only names of months may have more than three letters.
         if let Some(month) = MONTHS.iter().position(|name| **name == prefix) {
             return Self::Month(month as i64 + 1);
         }
@@ -264,10 +264,10 @@ impl Word {
     }
 }
 
-/// What was read of a date so far.
+/// The parts of a date that were read so far.
 #[derive(Debug, Default)]
 struct Parts {
-    /// Up to three numbers, whose meaning is found out at the end.
+    /// Up to three numbers, whose meaning is determined at the end.
     day: Vec<i64>,
     named_month: Option<i64>,
     is_iso: bool,
@@ -280,8 +280,8 @@ struct Parts {
 }
 
 impl Parts {
-    /// Reads what is in the format of ECMA-262. The answer is the first token that is not, with
-    /// what comes before it kept; `None` when the text is no date.
+    /// Reads the format of ECMA-262. Returns the first token that does not fit, and keeps the parts
+    /// before it; `None` if the text is no date.
     fn read_iso(&mut self, tokens: &mut Tokens<'_>) -> Option<Token> {
         if let Some(sign) = tokens.next.sign() {
             let sign_token = tokens.take();
@@ -373,7 +373,7 @@ impl Parts {
         (tokens.next == Token::End).then_some(())
     }
 
-    /// Reads the rest, from this token on.
+    /// Reads the rest in the legacy formats, from this token on.
     fn read_legacy(&mut self, mut token: Token, tokens: &mut Tokens<'_>) -> Option<()> {
         let mut has_number = !self.day.is_empty();
         while token != Token::End {
@@ -390,7 +390,7 @@ impl Parts {
                     tokens.skip('-');
                 }
                 Token::Word(Word::Zone(hours), _) if has_number => self.set_zone(hours),
-                // Other words may come before the first number, and must not touch it.
+                // Other words may come before the first number, but not directly before it.
                 Token::Word(..) if has_number || matches!(tokens.next, Token::Number(..)) => {
                     return None;
                 }
@@ -407,7 +407,7 @@ impl Parts {
         Some(())
     }
 
-    /// Finds out what a number is by what comes before and behind it.
+    /// Determines the meaning of a number from what comes before and after it.
     fn add_number(&mut self, number: i64, tokens: &mut Tokens<'_>) -> Option<()> {
         if tokens.skip(':') {
             if tokens.skip(':') {
@@ -448,8 +448,8 @@ impl Parts {
         Some(())
     }
 
-    /// Reads an offset from UTC behind its sign: hours, hours and minutes, or hours with a colon
-    /// behind which the minutes come.
+    /// Reads an offset from UTC, after its sign: hours, hours and minutes, or hours and a colon
+    /// that minutes follow.
     fn add_offset(&mut self, tokens: &mut Tokens<'_>) -> Option<()> {
         let (mut number, mut digits) = (0, 0);
         if let Token::Number(value, length) = tokens.next {
@@ -473,7 +473,7 @@ impl Parts {
         Some(())
     }
 
-    /// Adds the last part of a time; what it lacks is 0.
+    /// Adds the last part of a time; missing parts are 0.
     fn finish_time(&mut self, number: i64) {
         self.time.push(number);
         self.time.resize(4, 0);
@@ -522,10 +522,10 @@ impl Parts {
         };
         let millis =
             days * DAY + hour * 3_600_000 + minute * 60_000 + second * 1_000 + millisecond - offset;
-        (millis.abs() <= LAST).then_some(millis)
+        (millis.abs() <= MAX_MILLIS).then_some(millis)
     }
 
-    /// Days from 1970. What the numbers are depends on which of them can be a day.
+    /// Days from 1970. The meaning of the numbers depends on which of them can be a day.
     fn days(&mut self) -> Option<i64> {
         let is_day = |number: i64| (1..=31).contains(&number);
         if self.day.is_empty() {
@@ -546,13 +546,13 @@ impl Parts {
                 _ => 0,
             };
         }
-        // Far beyond the calendar: with that, nothing overflows.
+        // The bound of the year is far beyond the calendar, and prevents overflows.
         let is_date = (1..=12).contains(&month) && is_day(day) && year.abs() < 1_000_000;
         is_date.then(|| days_to(year, month, day))
     }
 }
 
-/// The milliseconds that the digits behind a point are.
+/// The milliseconds that the digits after a point mean.
 fn milliseconds(token: Token) -> Option<i64> {
     let Token::Number(number, length) = token else { return None };
     Some(match length {
@@ -573,8 +573,8 @@ mod tests {
             (0, "Thu Jan 01 1970 00:00:00"),
             (-1, "Wed Dec 31 1969 23:59:59"),
             (951_782_400_000, "Tue Feb 29 2000 00:00:00"),
-            (LAST, "Sat Sep 13 275760 00:00:00"),
-            (-LAST, "Tue Apr 20 -271821 00:00:00"),
+            (MAX_MILLIS, "Sat Sep 13 275760 00:00:00"),
+            (-MAX_MILLIS, "Tue Apr 20 -271821 00:00:00"),
         ] {
             let mut out = String::new();
             print(&mut out, millis).unwrap();
@@ -590,7 +590,7 @@ mod tests {
     fn numbers_beyond_the_calendar_are_no_dates() {
         assert_eq!(clip(1.9), Some(1));
         assert_eq!(clip(-1.9), Some(-1));
-        assert_eq!(clip(8.64e15), Some(LAST));
+        assert_eq!(clip(8.64e15), Some(MAX_MILLIS));
         for millis in [8.64e15 + 1.0, -8.64e15 - 1.0, f64::INFINITY, f64::NAN] {
             assert_eq!(clip(millis), None);
         }
@@ -603,10 +603,10 @@ mod tests {
         }
 
         #[test]
-        fn what_is_printed_is_read(millis in -LAST / 1_000..=LAST / 1_000) {
+        fn what_is_printed_is_read(millis in -MAX_MILLIS / 1_000..=MAX_MILLIS / 1_000) {
             let mut out = String::new();
             print(&mut out, millis * 1_000).unwrap();
-            // Years without four digits are printed in a way that is not read.
+            // `parse` does not read printed years that have more or fewer than four digits.
             if (1_000..=9_999).contains(&Civil::of(millis * 1_000).year) {
                 proptest::prop_assert_eq!(parse(&out), Some(millis * 1_000));
             }

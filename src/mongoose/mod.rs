@@ -1,21 +1,21 @@
 //! A stored document as Mongoose shows it.
 //!
-//! The original read every document through a schema: a value of another type was cast to the
-//! type of its field, one that could not be cast was left out, and fields that no schema knows were
-//! kept. This module does the same, for everything that BSON can hold, so that an answer has the
-//! fields and values that Mongoose 8.9 with its driver (BSON 6.10) would put there. What was found
-//! out about it is recorded in `tests/documents/`.
+//! The original read every document through a schema. A value of another type was cast to the type
+//! of its field, and omitted if it could not be cast. Fields that are not in the schema were kept.
+//! This module does the same for everything that BSON can contain, so that a response has the
+//! fields and values of Mongoose 8.9 with its driver (BSON 6.10). `tests/documents/` has recorded
+//! examples.
 //!
-//! `value` reads a value as the driver does, `date` and `number` hold what JavaScript makes of
-//! texts, and the casts are here. JSON is written by [`crate::views`], queries are made by
-//! [`crate::models`]. Ordinary documents do not come here: models read them without a copy.
+//! `value` reads a value as the driver does, `date` and `number` parse texts as JavaScript does,
+//! and this file has the casts. [`crate::views`] writes JSON, and [`crate::models`] makes the
+//! queries. Ordinary documents are not read here: models read them without a copy.
 //!
-//! Where the original would answer 500 to the whole list, every document is shown here: text that
-//! is no UTF-8 with U+FFFD, a sender that is a regular expression as `null`, a field without its
-//! value. So is it where names of JavaScript's own in a document make Mongoose or the driver show
-//! something else than the document: documents in an array that is called `toString`, or a message
-//! with a field `_bsontype`. The time zone is UTC, as on most servers: it matters for texts that
-//! name none.
+//! Some documents make the original answer 500 to a whole list. Here every document is shown:
+//! invalid UTF-8 with U+FFFD, and a sender that is a regular expression as `null`; another such
+//! field is omitted. A document is also shown as it is where names that JavaScript uses itself make
+//! Mongoose or the driver show something else: documents in an array that is called `toString`, or
+//! a message with a field `_bsontype`. The time zone is UTC, as on most servers: it matters for
+//! texts without a zone.
 
 pub mod date;
 mod number;
@@ -30,14 +30,14 @@ use value::{Object, Value, is_inherited};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Type {
     ObjectId,
-    /// An id that `populate` replaces by the document behind it.
+    /// An id that `populate` replaces by the document with this id.
     Reference,
     Text,
     Date,
     Number,
 }
 
-/// The fields that a schema knows.
+/// The fields of a schema.
 type Schema = &'static [(&'static str, Type)];
 
 const MESSAGE: Schema = &[
@@ -58,7 +58,7 @@ const ROOM: Schema = &[
     ("__v", Type::Number),
 ];
 
-/// The fields of a user that anything here asks for.
+/// The fields of a user that this server reads.
 const USER: Schema = &[("_id", Type::ObjectId), ("username", Type::Text), ("password", Type::Text)];
 
 /// A document after Mongoose has read it: its fields in the order in which they are shown.
@@ -68,12 +68,12 @@ pub struct Hydrated {
     is_whole: bool,
 }
 
-/// What a field shows.
+/// The shown value of a field.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Shown {
-    /// This value.
+    /// A value.
     Value(Value),
-    /// The document of this id, or the id itself where nothing is populated.
+    /// The document with this id, or the id itself where nothing is populated.
     Reference(ObjectId),
 }
 
@@ -88,7 +88,7 @@ impl Hydrated {
         Self::read(document, ROOM)
     }
 
-    /// Reads a document of `users`, whole or a part of it.
+    /// Reads a document of `users`, or a part of one.
     pub fn user(document: &RawDocument) -> Self {
         Self::read(document, USER)
     }
@@ -104,7 +104,7 @@ impl Hydrated {
         Some(self.fields.remove(index).1)
     }
 
-    /// The id in a field of that type.
+    /// The id in a field, if the field has one.
     pub fn id(&self, name: &str) -> Option<ObjectId> {
         match self.fields.iter().find(|(field, _)| field == name)? {
             (_, Shown::Reference(id) | Shown::Value(Value::ObjectId(id))) => Some(*id),
@@ -112,26 +112,27 @@ impl Hydrated {
         }
     }
 
-    /// False when a part of the document is no BSON, so that this is only what lies before it.
+    /// False if a part of the document is invalid BSON; then only the fields before it were read.
     pub fn is_whole(&self) -> bool {
         self.is_whole
     }
 
-    /// `Document.prototype.init`, and then what `toJSON` leaves of it.
+    /// Applies `Document.prototype.init`, and then `toJSON`.
     fn read(document: &RawDocument, schema: Schema) -> Self {
         let (object, is_whole) = Object::read(document);
         let fields = object.into_fields().filter_map(|(name, value)| {
             let known = schema.iter().find(|(field, _)| *field == name);
             let shown = match known {
                 Some((_, kind)) => kind.cast(value)?,
-                // A path of this name is a method of every object to Mongoose, which casts nothing.
+                // Mongoose takes a path of this name for a method of every object, and casts
+                // nothing.
                 None if is_inherited(&name) => return None,
                 None => Shown::Value(value.hydrate()),
             };
             Some((name, shown))
         });
         let fields = Vec::from_iter(fields);
-        // Without objects there is nothing to copy deeply, and so nothing is left out.
+        // Without objects, Mongoose makes no deep copy, and so omits nothing.
         let is_flat = fields.iter().all(|(_, shown)| match shown {
             Shown::Value(value) => value.is_flat(),
             Shown::Reference(_) => false,
@@ -146,13 +147,13 @@ impl Hydrated {
 }
 
 impl Type {
-    /// The value of a field of this type; `None` when the field is left out.
+    /// The value of a field of this type; `None` if the field is omitted.
     fn cast(self, value: Value) -> Option<Shown> {
         match value {
             Value::Undefined => None,
             Value::Null => Some(Shown::Value(Value::Null)),
             value => match self {
-                // Mongoose tells the driver's types by this name, and casts none that is an id.
+                // Mongoose recognises the driver's types by this name, and does not cast an id.
                 Self::ObjectId if value.has_type_name("ObjectId") => Some(Shown::Value(value)),
                 Self::ObjectId => cast_id(&value).map(Value::ObjectId).map(Shown::Value),
                 Self::Reference => cast_reference(&value),
@@ -164,7 +165,7 @@ impl Type {
     }
 }
 
-/// `castObjectId`: an id, or what prints as one; of an object its `_id`.
+/// `castObjectId`: an id, or a value that prints as one; for an object, its `_id`.
 fn cast_id(value: &Value) -> Option<ObjectId> {
     let value = match value {
         Value::Object(object) => object.get("_id").filter(|id| id.is_truthy())?,
@@ -176,8 +177,8 @@ fn cast_id(value: &Value) -> Option<ObjectId> {
     }
 }
 
-/// The id of a document to populate. An object of any kind becomes a new document, which nobody has
-/// stored, unless it has an `_id`.
+/// The id of a document to populate. An object without an `_id` becomes a new document, which is
+/// not stored, and so `null`.
 fn cast_reference(value: &Value) -> Option<Shown> {
     match value {
         Value::Object(object) => {
@@ -195,7 +196,7 @@ fn cast_reference(value: &Value) -> Option<Shown> {
     }
 }
 
-/// `castString`: what a scalar prints; of an object its `_id` when that is a text.
+/// `castString`: a scalar as printed; for an object, its `_id` if that is a text.
 fn cast_text(value: Value) -> Option<Value> {
     let text = match value {
         Value::Text(text) => text,
@@ -209,7 +210,7 @@ fn cast_text(value: Value) -> Option<Value> {
     Some(Value::Text(text))
 }
 
-/// `castDate`: a number counts milliseconds, a text is what `Date` reads in it.
+/// `castDate`: a number counts milliseconds; a text is read as by `Date`.
 fn cast_date(value: &Value) -> Option<Value> {
     let millis = match value {
         Value::Date(date) => *date,
@@ -221,7 +222,7 @@ fn cast_date(value: &Value) -> Option<Value> {
             if number.is_nan() || (-271_820.0..275_761.0).contains(&number) {
                 date::parse(text)
             } else {
-                // Beyond the years of the calendar it counts milliseconds.
+                // A number beyond the years of the calendar counts milliseconds.
                 date::clip(number)
             }
         }
@@ -230,7 +231,7 @@ fn cast_date(value: &Value) -> Option<Value> {
     millis.map(|millis| Value::Date(Some(millis)))
 }
 
-/// `castNumber`: what `Number` makes of a scalar; of an object its `_id`.
+/// `castNumber`: a scalar as converted by `Number`; for an object, its `_id`.
 fn cast_number(value: &Value) -> Option<Value> {
     let value = match value {
         Value::Object(object) => object.get("_id")?,
@@ -261,7 +262,7 @@ mod tests {
         assert!(Hydrated::message(&whole).is_whole());
         let mut bytes = whole.into_bytes();
         let at = bytes.windows(6).position(|window| window == b"topic\0").unwrap();
-        // There is no such type.
+        // No type of BSON has this code.
         bytes[at - 1] = 0x77;
         let broken = RawDocumentBuf::from_bytes(bytes).unwrap();
         let broken = Hydrated::message(&broken);
@@ -295,7 +296,7 @@ mod tests {
             mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
             kind in 0_u8..0x14,
         ) {
-            // A document in its length and its end, with a name and a type that are known.
+            // The bytes get a valid length and end, and begin with an element of a known type.
             let length = u32::try_from(bytes.len() + 8).unwrap().to_le_bytes();
             bytes.splice(0..0, length.into_iter().chain([kind, b'a', 0]));
             bytes.push(0);

@@ -2,7 +2,7 @@
 
 use super::value::is_js_space;
 
-/// The number that a text is; NaN when it is none. Nothing but space is 0.
+/// The number that a text means; NaN if it is none. A blank text is 0.
 pub(super) fn parse(text: &str) -> f64 {
     let text = text.trim_matches(is_js_space);
     match text {
@@ -13,7 +13,7 @@ pub(super) fn parse(text: &str) -> f64 {
     }
 }
 
-/// `0x1f`, `0o17` or `0b101`, which have no sign; `None` for what does not begin like that.
+/// `0x1f`, `0o17` or `0b101`, without a sign; `None` for a text without such a prefix.
 fn radix(text: &str) -> Option<f64> {
     let (radix, digits) = match text.split_at_checked(2)? {
         ("0x" | "0X", digits) => (16, digits),
@@ -24,8 +24,8 @@ fn radix(text: &str) -> Option<f64> {
     if digits.is_empty() {
         return Some(f64::NAN);
     }
-    // As many digits as an integer holds without loss. Of those behind it only matters how many they
-    // are, and whether one is not 0: then the value is not halfway between two doubles.
+    // `value` has as many digits as fit without loss. Of the remaining digits, only matters how
+    // many they are, and whether one is not 0: then the value is not halfway between two doubles.
     let (mut value, mut scale, mut rest) = (0_u128, 1.0_f64, false);
     for digit in digits.chars() {
         let Some(digit) = digit.to_digit(radix) else { return Some(f64::NAN) };
@@ -39,7 +39,7 @@ fn radix(text: &str) -> Option<f64> {
     Some((value | u128::from(rest)) as f64 * scale)
 }
 
-/// A decimal number. Rust reads more than JavaScript does: `inf`, `nan`, and so on.
+/// A decimal number. Rust also reads `inf`, `nan` and others, which JavaScript does not.
 fn decimal(text: &str) -> f64 {
     let is_number = text.bytes().any(|byte| byte.is_ascii_digit())
         && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));

@@ -8,10 +8,10 @@ use bson::{Decimal128, RawBson, RawDocument};
 
 use super::{date, number};
 
-/// How deep documents and arrays are read. MongoDB stores none that is deeper than 180.
+/// How deeply nested documents and arrays are read. MongoDB stores none with more than 180 levels.
 const MAX_DEPTH: u8 = 200;
 
-/// The integers that the driver makes a number of; the others stay a [`Value::Long`].
+/// The integers that the driver converts to a number; others stay a [`Value::Long`].
 const SAFE: std::ops::RangeInclusive<i64> = -(1 << 53)..=1 << 53;
 
 /// A JavaScript value.
@@ -23,7 +23,7 @@ pub enum Value {
     Null,
     /// `true` or `false`.
     Bool(bool),
-    /// A number: all of BSON's but decimals and the largest integers.
+    /// A number of any type of BSON, except decimals and the largest integers.
     Number(f64),
     /// A text, or a symbol.
     Text(String),
@@ -33,7 +33,7 @@ pub enum Value {
     ObjectId(ObjectId),
     /// A decimal number.
     Decimal(Decimal128),
-    /// An integer that no JavaScript number holds.
+    /// An integer that is too large for a JavaScript number.
     Long(i64),
     /// A timestamp of the oplog.
     Timestamp(u64),
@@ -48,16 +48,16 @@ pub enum Value {
         /// The flags of JavaScript, in alphabetical order.
         flags: String,
     },
-    /// The smallest or the largest key: an object without properties.
+    /// MinKey or MaxKey: an object without properties.
     Key,
-    /// JavaScript.
+    /// JavaScript code.
     Code {
         /// Its text.
         code: String,
         /// Its variables.
         scope: Option<Object>,
     },
-    /// A reference: what it shows, which is an object.
+    /// A DBRef, as the object that it shows.
     DbRef(Object),
     /// An array.
     Array(Vec<Value>),
@@ -70,7 +70,7 @@ pub enum Value {
 pub struct Object(Vec<(String, Value)>);
 
 impl Object {
-    /// Reads a document; false when it breaks off because it is no BSON.
+    /// Reads a document. False if it contains invalid BSON, where reading stops.
     pub fn read(document: &RawDocument) -> (Self, bool) {
         Self::read_within(document, MAX_DEPTH)
     }
@@ -83,8 +83,8 @@ impl Object {
         (Self::new(fields), is_whole)
     }
 
-    /// Properties that were set in this order: one that is set again keeps its place, and indexes
-    /// come first.
+    /// An object from properties that were set in this order. A property that is set again keeps
+    /// its place, and indexes come first.
     fn new(set: Vec<(String, Value)>) -> Self {
         let mut fields: Vec<(String, Value)> = Vec::with_capacity(set.len());
         let mut places = std::collections::HashMap::with_capacity(set.len());
@@ -97,7 +97,7 @@ impl Object {
                 }
             }
         }
-        // Stable, so that the others keep their order.
+        // The sort is stable, so the others keep their order.
         fields.sort_by_key(|(name, _)| array_index(name).unwrap_or(u32::MAX));
         Self(fields)
     }
@@ -117,18 +117,19 @@ impl Object {
         self.0.into_iter()
     }
 
-    /// Whether it says that it is a value of one of the driver's types: that is how Mongoose tells
-    /// them.
+    /// Whether `_bsontype` says that this is a value of this type of the driver: Mongoose
+    /// recognises the types by it.
     fn has_type_name(&self, type_name: &str) -> bool {
         matches!(self.get("_bsontype"), Some(Value::Text(name)) if name == type_name)
     }
 
-    /// Whether it has a property that is taken for its class.
+    /// Whether Mongoose takes its property `constructor` for a class.
     fn has_constructor(&self) -> bool {
         self.get("constructor").is_some_and(Value::is_truthy) && self.get("valueOf").is_none()
     }
 
-    /// The driver's own reading of `{$ref, $id, $db}`, which it shows in another order.
+    /// Converts `{$ref, $id, $db}` to a DBRef, as the driver does. A DBRef shows its fields in
+    /// another order.
     fn into_value(self) -> Value {
         let dollars = || self.fields().map(|(name, _)| name).filter(|name| name.starts_with('$'));
         let is_reference = dollars().next().is_some()
@@ -146,7 +147,7 @@ impl Object {
                 ("$ref", Value::Text(text)) => namespace = text,
                 ("$db", Value::Text(text)) => db = Some(text),
                 ("$id", value) => id = value,
-                // It is copied by assignment, which sets the prototype instead.
+                // The driver copies by assignment, which sets the prototype instead.
                 ("__proto__", _) => {}
                 (_, value) => others.push((name, value)),
             }
@@ -156,7 +157,7 @@ impl Object {
 }
 
 impl Value {
-    /// Whether it is true as a condition.
+    /// Whether JavaScript takes it for true in a condition.
     pub fn is_truthy(&self) -> bool {
         match self {
             Self::Undefined | Self::Null => false,
@@ -167,7 +168,7 @@ impl Value {
         }
     }
 
-    /// Whether Mongoose copies it as it is, without a look into it.
+    /// Whether Mongoose copies it as it is, without inspecting its content.
     pub(super) fn is_flat(&self) -> bool {
         matches!(
             self,
@@ -182,12 +183,12 @@ impl Value {
         )
     }
 
-    /// Whether it is an object that says that it is of this type of the driver.
+    /// Whether it is an object whose `_bsontype` names this type of the driver.
     pub(super) fn has_type_name(&self, type_name: &str) -> bool {
         matches!(self, Self::Object(object) if object.has_type_name(type_name))
     }
 
-    /// What the operator `typeof` answers.
+    /// The result of the operator `typeof`.
     pub fn type_of(&self) -> &'static str {
         match self {
             Self::Undefined => "undefined",
@@ -221,7 +222,7 @@ impl Value {
             Self::Binary(bytes) => write!(out, "{}", String::from_utf8_lossy(bytes)),
             Self::Uuid(bytes) => print_uuid(out, bytes),
             Self::RegExp { source, flags } => write!(out, "/{}/{flags}", escape(source)),
-            // A property of that name is no function, so nothing can be called.
+            // A stored property `toString` is no function, so the call throws.
             Self::Object(object) if object.get("toString").is_some() => return None,
             Self::Key | Self::Code { .. } | Self::DbRef(_) | Self::Object(_) => {
                 write!(out, "[object Object]")
@@ -253,8 +254,8 @@ impl Value {
         }
     }
 
-    /// What Mongoose copies of a value that its schema does not know: of documents in documents, not
-    /// of those in arrays, only what is no property of every object.
+    /// The part that Mongoose copies of a value that is not in its schema. Documents in documents,
+    /// but not those in arrays, lose the fields whose names every object has.
     pub(super) fn hydrate(self) -> Self {
         let Self::Object(object) = self else { return self };
         let fields = object.into_fields().filter_map(|(name, value)| match value {
@@ -265,8 +266,8 @@ impl Value {
         Self::Object(Object(fields.collect()))
     }
 
-    /// What `toJSON` keeps of a value: no `undefined`, and no empty document; `None` for those.
-    /// In an array an empty document stays.
+    /// The part of a value that `toJSON` keeps; `None` for `undefined` and for an empty document.
+    /// In an array, an empty document stays.
     pub(super) fn minimize(self) -> Option<Self> {
         match self.minimize_element() {
             Self::Undefined => None,
@@ -283,7 +284,7 @@ impl Value {
             Self::Object(object) if object.has_type_name("Double") => {
                 Self::Number(object.get("value").map_or(f64::NAN, Self::to_number))
             }
-            // Taken for an object of some class, and so kept as it is.
+            // Mongoose takes it for an object of a class, and keeps it as it is.
             Self::Object(object) if object.has_constructor() => Self::Object(object),
             Self::Object(object) => {
                 let fields = object.into_fields().filter_map(|(name, value)| {
@@ -297,7 +298,7 @@ impl Value {
         }
     }
 
-    /// A reference to a document, whose namespace may name the database.
+    /// A DBRef. The namespace may contain the name of the database.
     fn reference(
         namespace: String,
         id: Self,
@@ -319,9 +320,9 @@ impl Value {
     }
 }
 
-/// Reads the elements of a document or array; false when they break off because they are no BSON.
+/// Reads the elements of a document or array. False if reading stops at invalid BSON.
 fn read_elements(document: &RawDocument, depth: u8, mut set: impl FnMut(&str, Value)) -> bool {
-    // Behind the length of the document.
+    // The elements begin after the length of the document.
     let mut at = 4;
     for element in document.iter_elements() {
         let Ok(element) = element else { return false };
@@ -340,7 +341,7 @@ fn read_elements(document: &RawDocument, depth: u8, mut set: impl FnMut(&str, Va
     true
 }
 
-/// A value and whether it is whole; `None` when it is no BSON, or too deep.
+/// Reads a value, and whether it is whole; `None` if it is invalid BSON, or too deep.
 fn read_value(
     kind: ElementType,
     element: &bson::raw::RawElement<'_>,
@@ -362,7 +363,7 @@ fn read_value(
             is_whole = read_elements(array, depth, |_, value| elements.push(value));
             Value::Array(elements)
         }
-        // The driver's type does not show what is in it.
+        // The type of the `bson` crate does not give access to its content.
         ElementType::DbPointer => {
             let (namespace, id) = bytes.split_at_checked(bytes.len().checked_sub(12)?)?;
             let namespace = namespace.get(4..namespace.len().checked_sub(1)?)?;
@@ -391,7 +392,8 @@ fn read_value(
             },
             RawBson::RegularExpression(regex) => {
                 let options = regex.options.as_str();
-                // The driver takes "s" for JavaScript's "g" and drops all others.
+                // The Node driver converts "s" to JavaScript's "g", keeps "i" and "m", and drops
+                // all others.
                 let flags = [('s', 'g'), ('i', 'i'), ('m', 'm')].into_iter();
                 let flags = flags.filter(|(option, _)| options.contains(*option));
                 Value::RegExp {
@@ -429,20 +431,21 @@ pub(super) fn is_inherited(name: &str) -> bool {
     )
 }
 
-/// What JavaScript takes for space, line ends included.
+/// Whether JavaScript treats a character as space, line ends included.
 pub(super) fn is_js_space(char: char) -> bool {
-    // Unicode's property has one more and one less.
+    // Unicode's property lacks U+FEFF and has U+0085.
     char == '\u{feff}' || (char.is_whitespace() && char != '\u{85}')
 }
 
-/// The index that a property's name is: "0" to "4294967294", without leading zeros.
+/// The array index that a property's name means: "0" to "4294967294", without leading zeros.
 fn array_index(name: &str) -> Option<u32> {
     let is_plain = name == "0"
         || matches!(name.as_bytes(), [b'1'..=b'9', rest @ ..] if rest.iter().all(u8::is_ascii_digit));
     name.parse().ok().filter(|index| is_plain && *index != u32::MAX)
 }
 
-/// The source of a regular expression as a literal has it (ECMA-262, EscapeRegExpPattern).
+/// The source of a regular expression as it is written in a literal (ECMA-262,
+/// EscapeRegExpPattern).
 fn escape(source: &str) -> String {
     if source.is_empty() {
         return "(?:)".to_owned();
@@ -459,7 +462,7 @@ fn escape(source: &str) -> String {
             _ => None,
         };
         match name {
-            // The backslash is there already.
+            // The text already has the backslash.
             Some(name) if is_escaped => out.push_str(name),
             Some(name) => out.extend(["\\", name]),
             None => out.push(char),
