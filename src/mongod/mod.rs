@@ -1,12 +1,12 @@
 //! A real `mongod`, private to this process: for trying, developing and testing.
 //!
-//! It is a replica set of one node, since change streams need one, on a free loopback port, with
-//! its data in a folder that no other process uses meanwhile. It ends with this process, however
-//! that ends: a guard holds the other end of a pipe (`guard`). Where the binary comes from is
-//! `install`'s business. Nothing here knows what the database is for.
+//! It is a replica set of one node, since change streams need one. It listens on a free loopback
+//! port, and its data is in a folder that no other process uses meanwhile. `supervisor` ends it
+//! with this process, however this process ends. `install` provides the binary. Nothing here knows
+//! what the database is for.
 
-mod guard;
 mod install;
+mod supervisor;
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -21,27 +21,27 @@ use secrecy::SecretString;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use guard::Guard;
 pub use install::{InstallError, Installer};
+use supervisor::Supervisor;
 
 /// How long a start may take, from the process to a primary.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a clean stop may take before the process is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often a starting node is asked.
+/// How often a starting node is checked.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Its log, in the folder of its data.
+/// The log of `mongod`, in the folder of its data.
 const LOG: &str = "mongod.log";
-/// The log of the start before.
+/// The log of the start before this one.
 const OLD_LOG: &str = "mongod.log.1";
-/// A file that shows whether there is room on the disk, and how much is tried, in bytes.
+/// A file that is written to find out whether the disk is full, and its size in bytes.
 const PROBE: &str = "room";
 const PROBED: usize = 1 << 20;
-/// How often it is looked whether it still runs.
+/// How often the running process is checked.
 const WATCH: Duration = Duration::from_millis(250);
-/// How long a start may be put off after the one before did not last.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The longest delay before a restart.
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(60);
 
 /// The name of the replica set of an embedded MongoDB.
 pub const REPLICA_SET: &str = "embedded";
@@ -49,7 +49,7 @@ pub const REPLICA_SET: &str = "embedded";
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The folder of the data; made when it is not there.
+    /// The folder of the data; created if it does not exist.
     pub data_dir: PathBuf,
     /// The binary.
     pub binary: PathBuf,
@@ -57,10 +57,10 @@ pub struct Options {
     pub port: u16,
     /// The replica set's name; `None` starts a standalone.
     pub replica_set: Option<String>,
-    /// Whether to make this node the only member of its set. Without, it waits for somebody else
-    /// to do that.
+    /// Whether to initiate the replica set with this node as its only member. Otherwise it has to
+    /// be initiated from outside.
     pub initiate: bool,
-    /// Whether the guard removes the data folder at the end.
+    /// Whether the supervisor removes the data folder at the end.
     pub remove_data: bool,
     /// More arguments for `mongod`.
     pub arguments: Vec<String>,
@@ -84,11 +84,11 @@ impl Options {
 /// A running `mongod`. Dropping it stops it too, without waiting.
 #[derive(Debug)]
 pub struct Mongod {
-    guard: Guard,
+    supervisor: Supervisor,
     port: u16,
     replica_set: Option<String>,
     data_dir: PathBuf,
-    /// Locked as long as this lives: the folder is ours.
+    /// The lock of the data folder, held as long as this lives.
     _lock: File,
 }
 
@@ -101,7 +101,7 @@ pub enum MongodError {
          another folder"
     )]
     Locked(PathBuf),
-    /// The folder cannot be made or written.
+    /// The folder cannot be created or written.
     #[error("the data folder {path} cannot be used: {source}")]
     Folder {
         /// The folder.
@@ -137,12 +137,12 @@ pub enum MongodError {
     /// Another process took the port.
     #[error("the port {0} is in use")]
     PortInUse(u16),
-    /// It ended with another reason.
+    /// It ended for another reason.
     #[error("mongod ended: {cause}. Its log is {log}")]
     Ended {
-        /// The last thing it said.
+        /// Its last message.
         cause: String,
-        /// The whole log.
+        /// The path of the log.
         log: PathBuf,
     },
     /// It runs, but cannot be used.
@@ -150,7 +150,7 @@ pub enum MongodError {
     NotReady {
         /// What is missing.
         cause: String,
-        /// The whole log.
+        /// The path of the log.
         log: PathBuf,
     },
 }
@@ -169,13 +169,13 @@ impl Mongod {
             port => port,
         };
         let log = options.data_dir.join(LOG);
-        // mongod would keep the log of every start beside it.
+        // Otherwise mongod would keep the log of every start.
         let _ = fs::rename(&log, options.data_dir.join(OLD_LOG));
         let command = command(&options, port, &log);
         let removed = options.remove_data.then_some(options.data_dir.as_path());
-        let guard = Guard::spawn(&command, removed).map_err(folder)?;
+        let supervisor = Supervisor::spawn(&command, removed).map_err(folder)?;
         let mut mongod = Self {
-            guard,
+            supervisor,
             port,
             replica_set: options.replica_set.clone(),
             data_dir: options.data_dir.clone(),
@@ -184,7 +184,7 @@ impl Mongod {
         let deadline = Instant::now() + START_TIMEOUT;
         let mut cause = "it does not accept connections".to_owned();
         while Instant::now() < deadline {
-            if mongod.guard.has_ended() {
+            if mongod.supervisor.has_ended() {
                 return Err(reason(&options.data_dir, port, log));
             }
             match mongod.prepare(options.initiate).await {
@@ -205,25 +205,25 @@ impl Mongod {
         }
     }
 
-    /// Its port on the loopback.
+    /// Its port on the loopback interface.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its process.
+    /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.guard.mongod()
+        self.supervisor.mongod()
     }
 
-    /// Why it has ended, if it has.
+    /// Why it has ended; `None` while it runs.
     pub fn ended(&mut self) -> Option<MongodError> {
-        if !self.guard.has_ended() {
+        if !self.supervisor.has_ended() {
             return None;
         }
         let log = self.data_dir.join(LOG);
         let reason = reason(&self.data_dir, self.port, log.clone());
-        Some(match (self.guard.signal(), reason) {
-            // Its last words have nothing to do with it then.
+        Some(match (self.supervisor.signal(), reason) {
+            // A killed process has logged no reason, so its last messages do not matter.
             (Some(signal @ 9), MongodError::Ended { .. } | MongodError::Damaged { .. }) => {
                 MongodError::Ended { cause: format!("it was killed by signal {signal}"), log }
             }
@@ -233,10 +233,10 @@ impl Mongod {
 
     /// Stops it cleanly and waits for its end.
     pub async fn stop(self) {
-        self.guard.stop(STOP_TIMEOUT).await;
+        self.supervisor.stop(STOP_TIMEOUT).await;
     }
 
-    /// One step towards a node that can be used; to be repeated until it succeeds.
+    /// One attempt to make the node usable; to be repeated until it succeeds.
     async fn prepare(&self, initiate: bool) -> mongodb::error::Result<()> {
         let admin = direct_client(self.port).await?.database("admin");
         if self.replica_set.is_none() || !initiate {
@@ -250,12 +250,12 @@ impl Mongod {
         }
         match admin.run_command(doc! { "replSetGetConfig": 1 }).await {
             Ok(answer) => {
-                if let Some(config) = moved(&answer, &host) {
+                if let Some(config) = with_host(&answer, &host) {
                     let command = doc! { "replSetReconfig": config, "force": true };
                     admin.run_command(command).await?;
                 }
             }
-            // "NotYetInitialized"; any other error is passing.
+            // "NotYetInitialized"; any other error is temporary.
             Err(error) if code(&error) == Some(94) => {
                 let name = self.replica_set.as_deref().unwrap_or(REPLICA_SET);
                 let members = [doc! { "_id": 0, "host": &host }];
@@ -268,8 +268,8 @@ impl Mongod {
     }
 }
 
-/// Watches a `mongod` and starts it again on the same port and data when it ends, until `stop`;
-/// then stops it. What happens is said in the log.
+/// Watches a `mongod`, and starts it again on the same port and data when it ends. Stops it when
+/// `stop` is cancelled. Logs what happens.
 pub async fn keep_running(mut mongod: Mongod, options: Options, stop: CancellationToken) {
     let options = Options { port: mongod.port(), ..options };
     let mut wait = Duration::from_secs(1);
@@ -283,18 +283,18 @@ pub async fn keep_running(mut mongod: Mongod, options: Options, stop: Cancellati
                 return mongod.stop().await;
             }
         };
-        // Only what does not last is put off longer and longer.
-        if started.elapsed() > LONGEST_WAIT {
+        // The delay only grows while restarts fail soon after one another.
+        if started.elapsed() > MAX_RESTART_DELAY {
             wait = Duration::from_secs(1);
         }
-        // Its lock on the data, too.
+        // Also releases the lock of the data folder.
         drop(mongod);
         log::error!("The embedded MongoDB has ended: {reason}. It is started again in {wait:?}");
         mongod = loop {
             if stop.run_until_cancelled(sleep(wait)).await.is_none() {
                 return;
             }
-            wait = (wait * 2).min(LONGEST_WAIT);
+            wait = (wait * 2).min(MAX_RESTART_DELAY);
             match stop.run_until_cancelled(Mongod::start(options.clone())).await {
                 None => return,
                 Some(Ok(mongod)) => break mongod,
@@ -307,7 +307,7 @@ pub async fn keep_running(mut mongod: Mongod, options: Options, stop: Cancellati
     }
 }
 
-/// The secret of this data folder, made at first use: 64 hexadecimal digits in a file that only
+/// The secret of this data folder, created at first use: 64 hexadecimal digits in a file that only
 /// its owner can read.
 ///
 /// # Errors
@@ -368,9 +368,9 @@ fn command(options: &Options, port: u16, log: &Path) -> Vec<std::ffi::OsString> 
     command
 }
 
-/// The stored configuration with this host, unless it has it already: the port of the last start
-/// was another one.
-fn moved(answer: &Document, host: &str) -> Option<Document> {
+/// The stored configuration with this host, since each start may have another port; `None` if the
+/// host is the same.
+fn with_host(answer: &Document, host: &str) -> Option<Document> {
     let mut config = answer.get_document("config").ok()?.clone();
     let members = config.get_array_mut("members").ok()?;
     let [member] = members.as_mut_slice() else { return None };
@@ -384,7 +384,7 @@ fn moved(answer: &Document, host: &str) -> Option<Document> {
     Some(config)
 }
 
-/// A client of this one node, whatever its set says.
+/// A client that connects to this node directly, whatever its replica set says.
 async fn direct_client(port: u16) -> mongodb::error::Result<Client> {
     let mut options = ClientOptions::parse(format!("mongodb://127.0.0.1:{port}")).await?;
     options.direct_connection = Some(true);
@@ -403,19 +403,19 @@ fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// Finds out from its log why it ended.
+/// Finds the reason for its end in its log.
 fn reason(data_dir: &Path, port: u16, log: PathBuf) -> MongodError {
     let path = data_dir.to_owned();
     let text = fs::read_to_string(&log).unwrap_or_default();
     let last: Vec<&str> = text.lines().rev().take(60).collect();
     let says =
         |words: &[&str]| words.iter().any(|word| last.iter().any(|line| line.contains(word)));
-    // The cause is the last thing that it said as an error; mongod logs one JSON object a line.
+    // The cause is its last message about an error; mongod logs one JSON object per line.
     let cause = last
         .iter()
         .find(|line| line.contains("\"s\":\"F\"") || line.contains("\"s\":\"E\""))
         .or(last.first())
-        .map_or_else(|| "it said nothing".to_owned(), |line| message(line));
+        .map_or_else(|| "it logged nothing".to_owned(), |line| message(line));
     if says(&["No space left on device"]) || is_full(&data_dir.join(PROBE)) {
         MongodError::DiskFull(path)
     } else if says(&["Address already in use"]) {
@@ -444,14 +444,14 @@ fn reason(data_dir: &Path, port: u16, log: PathBuf) -> MongodError {
     }
 }
 
-/// Whether the disk has no room for a file. A mongod that finds none cannot even say so.
+/// Whether the disk is full. Then mongod cannot even log that.
 fn is_full(probe: &Path) -> bool {
     let written = fs::write(probe, vec![0; PROBED]);
     let _ = fs::remove_file(probe);
     written.is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
 }
 
-/// The words of a line of mongod's log.
+/// The message of a line of mongod's log.
 fn message(line: &str) -> String {
     let Ok(entry) = serde_json::from_str::<serde_json::Value>(line) else { return line.to_owned() };
     let text = entry.get("msg").and_then(|text| text.as_str()).unwrap_or(line);
@@ -469,7 +469,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_noticed() {
-        // It refuses every byte as a full disk does; only a link to it is removed.
+        // `/dev/full` refuses every byte as a full disk does. Only a link to it is removed.
         let folder = tempfile::tempdir().unwrap();
         let full = folder.path().join("full");
         std::os::unix::fs::symlink("/dev/full", &full).unwrap();

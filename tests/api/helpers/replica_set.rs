@@ -32,7 +32,7 @@ pub fn binary() -> PathBuf {
     BINARY.get_or_init(find).clone()
 }
 
-/// A folder that the guard of its `mongod` removes.
+/// A folder that the supervisor of its `mongod` removes.
 fn temporary_folder() -> PathBuf {
     tempfile::Builder::new().prefix("chat-test-").tempdir().unwrap().keep()
 }
@@ -154,7 +154,7 @@ impl ReplicaSet {
     /// Kills a node as a power failure would.
     pub async fn kill(&mut self, index: usize) {
         self.signal(index, Signal::SIGKILL);
-        // Waits for the guard, which notices at once.
+        // Waits for the supervisor, which notices at once.
         self.stop_node(index).await;
     }
 
