@@ -1,8 +1,8 @@
-//! The token that a client of a socket brings: where it is looked for, and why it is refused.
+//! The token of a socket's client: where it is looked for, and why it is refused.
 //!
-//! REST has one place for it and the original's rules for that; sockets have several, since
-//! browsers cannot set a header of a WebSocket. The first place that holds a token decides. What
-//! is there for somebody else, such as a proxy's `Authorization: Basic`, is passed over.
+//! REST reads a token from one header, by the original's rules. Sockets read it from several
+//! places, since browsers cannot set headers of a WebSocket. The first place that has a token
+//! decides. Content for other purposes, such as a proxy's `Authorization: Basic`, is ignored.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use url::form_urlencoded;
 use super::{Claims, TokenError, Tokens};
 use crate::error::ApiError;
 
-/// What a client sends along with its wish to begin.
+/// The places of a handshake that may contain a token.
 #[derive(Debug, Clone, Copy)]
 pub struct Credentials<'a> {
     /// `auth.token` of Socket.IO's CONNECT.
@@ -23,7 +23,7 @@ pub struct Credentials<'a> {
     pub query: &'a str,
 }
 
-/// Where a token is.
+/// Where a token was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenSource {
     /// `auth.token` of Socket.IO's CONNECT.
@@ -36,7 +36,7 @@ pub enum TokenSource {
     Event,
 }
 
-/// Why a client has no session.
+/// Why a token is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenRefused {
     /// There is no token.
@@ -48,21 +48,21 @@ pub enum TokenRefused {
 /// Why a token is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Absence {
-    /// It is in no place of Socket.IO's handshake.
+    /// No place of Socket.IO's handshake has a token.
     OfSocketIo,
-    /// It is in no place of the upgrade to a plain WebSocket, and did not come in time.
+    /// No place of the upgrade to a plain WebSocket has a token, and none came in time.
     OfPlain,
-    /// The only thing that could be one is an `Authorization` of another scheme.
+    /// There is only an `Authorization` header with another scheme.
     Scheme,
-    /// The first frame of a plain WebSocket is no `authenticate` with a token.
+    /// The first frame of a plain WebSocket is not an `authenticate` with a token.
     FirstFrame,
 }
 
 impl Credentials<'_> {
-    /// What the token says.
+    /// Finds the token, verifies it and returns its claims.
     ///
     /// # Errors
-    /// There is none, or it is refused. `nowhere` is what an absence is called on this wire.
+    /// There is no token, or it is refused. `nowhere` is the absence to report if no place has one.
     pub fn claims(&self, tokens: &Tokens, nowhere: Absence) -> Result<Claims, TokenRefused> {
         if let Some(token) = self.auth.and_then(bare) {
             return verify(tokens, token, TokenSource::Auth);
@@ -75,7 +75,7 @@ impl Credentials<'_> {
                 .map_err(|_| TokenRefused::Invalid(TokenError::Malformed, TokenSource::Header))?;
             return verify(tokens, token, TokenSource::Header);
         }
-        // As everywhere in a query, the last one counts.
+        // If a parameter is repeated, the last one counts, as everywhere.
         let mut parameters = form_urlencoded::parse(self.query.as_bytes());
         let token = parameters.by_ref().filter(|(name, _)| name == "token").last();
         if let Some(token) = token.as_ref().and_then(|(_, token)| bare(token)) {
@@ -88,7 +88,7 @@ impl Credentials<'_> {
 /// Verifies the token of an event `authenticate`.
 ///
 /// # Errors
-/// It is empty or refused.
+/// The token is empty or refused.
 pub fn verify_event(tokens: &Tokens, token: &str) -> Result<Claims, TokenRefused> {
     let token = bare(token).ok_or(TokenRefused::Missing(Absence::FirstFrame))?;
     verify(tokens, token, TokenSource::Event)
@@ -98,8 +98,8 @@ fn verify(tokens: &Tokens, token: &str, source: TokenSource) -> Result<Claims, T
     tokens.verify(token).map_err(|error| TokenRefused::Invalid(error, source))
 }
 
-/// A token without the `Bearer` that some write in front of it everywhere; `None` when nothing is
-/// left.
+/// A token without the prefix `Bearer`, which some clients write in every place; `None` if nothing
+/// is left.
 fn bare(text: &str) -> Option<&str> {
     let text = text.trim();
     let token = match text.split_once(' ') {
@@ -110,8 +110,8 @@ fn bare(text: &str) -> Option<&str> {
     Some(token).filter(|token| !token.is_empty())
 }
 
-/// The token of an `Authorization` header, if it is one of the scheme `Bearer`, whose case does
-/// not matter (RFC 9110, section 11.1).
+/// The token of an `Authorization` header with the scheme `Bearer`, in any letter case (RFC 9110,
+/// section 11.1).
 fn of_scheme(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(BEARER.len())?;
     let is_ours = scheme.eq_ignore_ascii_case(BEARER.as_bytes()) && token.first() == Some(&b' ');
@@ -121,7 +121,7 @@ fn of_scheme(value: &[u8]) -> Option<&[u8]> {
 const BEARER: &str = "Bearer";
 
 impl TokenRefused {
-    /// The refusal as REST has it.
+    /// The same error as for REST.
     pub fn error(self) -> ApiError {
         match self {
             Self::Missing(Absence::Scheme) => ApiError::TokenFormat,
@@ -130,18 +130,18 @@ impl TokenRefused {
         }
     }
 
-    /// Whether the client brought nothing that looks like a token.
+    /// Whether the client sent nothing that looks like a token.
     pub fn is_absent(self) -> bool {
         matches!(self, Self::Missing(absence) if absence != Absence::Scheme)
     }
 
-    /// Whether a token was valid once.
+    /// Whether the token has expired.
     pub fn is_expired(self) -> bool {
         matches!(self, Self::Invalid(TokenError::Expired, _))
     }
 }
 
-/// What was wrong, and where: for people.
+/// What is wrong, and where, for a person.
 impl fmt::Display for TokenRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

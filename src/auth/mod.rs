@@ -1,4 +1,4 @@
-//! Who a client is: tokens and passwords. Nothing here knows a request or a database.
+//! Tokens and passwords of clients. Nothing here knows a request or a database.
 
 pub mod credentials;
 mod password;

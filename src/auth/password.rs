@@ -1,8 +1,8 @@
 //! Passwords: argon2id for new ones, bcrypt for those that the original stored.
 //!
-//! A hash costs tens of milliseconds and 19 MiB, so it runs on blocking threads, only as many at
-//! once as leave processors for chat, behind a bounded queue. Whoever finds the queue full is
-//! told to come back.
+//! A hash takes tens of milliseconds and 19 MiB. So hashes run on blocking threads, on half of the
+//! processors at most, behind a bounded queue. If the queue is full, the client is told to try
+//! again.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ use crate::config::{PasswordHash, cores};
 const ARGON2: (u32, u32, u32) = (19_456, 2, 1);
 /// The cost that the original used.
 const BCRYPT_COST: u32 = 10;
-/// The highest cost of a stored hash that is verified; each step doubles the time, and at 16 it is
-/// seconds. More than that in a database is a mistake that must not occupy a thread for hours.
+/// The highest cost of a stored hash that is verified. Each step doubles the time; cost 16 takes
+/// seconds. A higher cost in a database is a mistake, and must not occupy a thread for hours.
 const BCRYPT_COST_MAX: u32 = 16;
-/// How many passwords may wait for each one that is being hashed: about three seconds' worth.
+/// How many passwords may wait per hashing thread: about three seconds of work.
 const QUEUE_PER_THREAD: usize = 64;
 
 /// Hashes and verifies passwords. Cheap to clone; all clones share the threads.
@@ -30,18 +30,18 @@ pub struct Passwords {
     running: Arc<Semaphore>,
     admitted: Arc<Semaphore>,
     capacity: usize,
-    /// Verified in place of the hash of a user who does not exist, so that it takes as long.
+    /// Verified if a user does not exist, so that the response takes as long as for another user.
     dummy: Arc<str>,
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verified {
     /// The wrong password, or a stored value that is no hash.
     No,
-    /// The right one.
+    /// The right password.
     Yes,
-    /// The right one, but its hash should be replaced by one of the configured kind.
+    /// The right password, but its hash should be replaced by one of the configured kind.
     Outdated,
 }
 
@@ -51,7 +51,7 @@ pub enum PasswordError {
     /// The queue is full.
     #[error("too many passwords wait to be hashed")]
     Busy,
-    /// The system gave no randomness, or the hashing thread died.
+    /// The system provided no random bytes, or the hashing thread panicked.
     #[error("hashing failed")]
     Failed,
 }
@@ -60,11 +60,12 @@ impl Passwords {
     /// Hashes new passwords by `scheme`, on half of the processors.
     ///
     /// # Panics
-    /// When the system has no randomness at start.
+    /// If the system provides no random bytes at start.
     pub fn new(scheme: PasswordHash) -> Self {
         let threads = (cores() / 2).max(1);
         let capacity = threads * (1 + QUEUE_PER_THREAD);
-        let dummy = hash(scheme, "the password of nobody").expect("the system has randomness");
+        let dummy =
+            hash(scheme, "the password of nobody").expect("the system provides random bytes");
         Self {
             scheme,
             running: Arc::new(Semaphore::new(threads)),
@@ -74,7 +75,7 @@ impl Passwords {
         }
     }
 
-    /// How many passwords are being hashed or wait for it.
+    /// How many passwords are being hashed or queued.
     pub fn waiting(&self) -> usize {
         self.capacity.saturating_sub(self.admitted.available_permits())
     }
@@ -91,7 +92,7 @@ impl Passwords {
     /// Verifies a password against a stored value of either kind.
     ///
     /// # Errors
-    /// The queue is full, or the hashing thread died.
+    /// The queue is full, or the hashing thread panicked.
     pub async fn verify(
         &self,
         password: String,
@@ -129,7 +130,7 @@ impl Passwords {
         let running = Arc::clone(&self.running).acquire_owned().await;
         let running = running.map_err(|_| PasswordError::Failed)?;
         tokio::task::spawn_blocking(move || {
-            // Held until the work is done, also when the request was given up meanwhile.
+            // Held until the work is done, even if the request has been dropped.
             let _held = (admitted, running);
             work()
         })

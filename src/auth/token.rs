@@ -12,10 +12,10 @@ use crate::models::UserId;
 /// How long a token lasts, in seconds: the original's `expiresIn: '1h'`.
 const LIFETIME: u64 = 3600;
 
-/// The end of the year 9999: no date is later, whatever a token says.
+/// The latest expiry: the end of the year 9999. Later ones are reduced to it.
 const LATEST: u64 = 253_402_300_799;
 
-/// The header as npm's jsonwebtoken writes it; the crate's own has its keys the other way round.
+/// The header as npm's jsonwebtoken writes it; the crate writes its keys in the other order.
 const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 
 /// Issues and verifies tokens with one secret.
@@ -25,16 +25,16 @@ pub struct Tokens {
     verifying: DecodingKey,
 }
 
-/// What a valid token says.
+/// The claims of a valid token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claims {
-    /// The user whom it was issued to.
+    /// The user to whom it was issued.
     pub user: UserId,
     /// When it expires, in seconds since 1970; the year 9999 at the latest.
     pub expires: u64,
 }
 
-/// Why a token is refused. Clients read one text for all; the log tells them apart.
+/// Why a token is refused. Clients get the same text for all variants; the log distinguishes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Not a token.
@@ -87,7 +87,7 @@ impl Tokens {
         }
     }
 
-    /// A token for this user, from now on for an hour.
+    /// Issues a token for this user, which is valid for an hour.
     pub fn issue(&self, user: UserId) -> String {
         #[derive(Serialize)]
         struct Payload {
@@ -110,10 +110,11 @@ impl Tokens {
     /// Checks signature, expiry and user.
     ///
     /// # Errors
-    /// The token must be refused.
+    /// The token is refused.
     pub fn verify(&self, token: &str) -> Result<Claims, TokenError> {
         let payload = self.signed_payload(token)?;
-        // Whole seconds on our side, as npm's jsonwebtoken: a token is dead in its last second.
+        // Whole seconds, as in npm's jsonwebtoken: a token expires at the beginning of the second
+        // `exp`.
         let now = jsonwebtoken::get_current_timestamp() as f64;
         let time = |claim: &str| payload.get(claim).map(|at| at.as_f64().unwrap_or(f64::NAN));
         if time("nbf").is_some_and(|nbf| nbf.is_nan() || nbf > now) {
@@ -128,11 +129,11 @@ impl Tokens {
         Ok(Claims { user, expires: (exp as u64).min(LATEST) })
     }
 
-    /// The payload of a token that we, or a server with our secret, have signed with HS256.
+    /// The payload of a token that this server, or one with the same secret, has signed with HS256.
     ///
-    /// Only the signature is the crate's business. Its rules for headers and claims are not those
-    /// of npm's jsonwebtoken (fractions of seconds, `aud`, leeway, the types of fields that nobody
-    /// reads), whose tokens must pass here.
+    /// The crate only verifies the signature. Its rules for headers and claims differ from those of
+    /// npm's jsonwebtoken (fractions of seconds, `aud`, leeway, the types of unused fields), whose
+    /// tokens must be accepted here.
     fn signed_payload(&self, token: &str) -> Result<Value, TokenError> {
         let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
         let (header, payload) = message.split_once('.').ok_or(TokenError::Malformed)?;
