@@ -1,4 +1,4 @@
-//! The connection to MongoDB: what we decide, whatever the URI says.
+//! The connection to MongoDB: the options that this server sets, whatever the URI says.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use secrecy::ExposeSecret;
 
 use super::uri::MongoUri;
 
-/// How long the driver looks for a server. Below the deadline of a request, so that the error that
-/// a client causes in the log names the servers and not just the time.
+/// How long the driver looks for a server. Shorter than the deadline of a request, so that the
+/// logged error of a request names the servers and not only a timeout.
 const SERVER_SELECTION: Duration = Duration::from_millis(4_200);
 
-/// Connections per client; there is one client for each worker and one for the feed. A worker runs
-/// on one thread, which more operations at once than this would not speed up.
+/// Connections per client. Each worker has a client, and the feed has one. A worker runs on one
+/// thread, so more operations at once would not make it faster.
 pub const POOL_SIZE: u32 = 64;
 
-/// How to connect, parsed once; every worker makes a client of its own from it, because a client
-/// shared between runtimes costs a wake-up across threads for each operation.
+/// The parsed options of the connection. Each worker makes a client of its own from them, since a
+/// client that is shared between runtimes needs a wake-up across threads for each operation.
 #[derive(Debug, Clone)]
 pub struct Connector {
     options: ClientOptions,
@@ -28,7 +28,7 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Follows a connection string; `mongodb+srv://` is resolved here.
+    /// Reads a connection string; `mongodb+srv://` is resolved here.
     ///
     /// # Errors
     /// Its options contradict each other, or its name cannot be resolved.
@@ -38,9 +38,9 @@ impl Connector {
         options.max_pool_size.get_or_insert(POOL_SIZE);
         options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
         options.connect_timeout.get_or_insert(SERVER_SELECTION);
-        // A message is acknowledged once it cannot be rolled back, and only then does the change
-        // stream see it; with `w:1` it would see it 100 ms later. A secondary could lack what the
-        // feed has already delivered.
+        // An acknowledged message can no longer be rolled back. The change stream only shows such
+        // messages; with `w:1` it would show them 100 ms later. Reads are from the primary: a
+        // secondary could lack what the feed has already delivered.
         options.write_concern = Some(WriteConcern::builder().w(Acknowledgment::Majority).build());
         options.read_concern = Some(ReadConcern::local());
         options.selection_criteria =
@@ -48,7 +48,7 @@ impl Connector {
         Ok(Self { options, database: uri.database.clone() })
     }
 
-    /// A database handle with connections of its own, which are made when they are needed.
+    /// A database handle with its own connections, which are opened when they are needed.
     ///
     /// # Errors
     /// The options contradict each other.
@@ -57,23 +57,24 @@ impl Connector {
     }
 }
 
-/// Whether an error says that a name is not known (yet), and so may go away.
+/// Whether an error says that a name cannot be resolved yet, so that a retry may succeed.
 pub fn is_unresolved(error: &mongodb::error::Error) -> bool {
     matches!(*error.kind, ErrorKind::DnsResolve { .. } | ErrorKind::Io(_))
 }
 
-/// What to do about a certificate that rustls refuses and OpenSSL, which Node uses, may accept.
+/// What to do about a certificate that rustls refuses, but that OpenSSL, which Node uses, may
+/// accept.
 pub fn certificate_hint(error: &str) -> Option<&'static str> {
     if error.contains("UnsupportedCertVersion") {
         Some(
-            "the server's certificate is of X.509 version 1, which OpenSSL accepts and rustls, \
-             which is used here, does not: issue one of version 3",
+            "the server's certificate is of X.509 version 1. OpenSSL, which Node uses, accepts \
+             that; rustls, which this server uses, does not. Issue one of version 3",
         )
     } else if error.contains("NotValidForName") || error.contains("not valid for name") {
         Some(
-            "the server's certificate does not have the host's name in subjectAltName, where \
-             rustls, which is used here, looks for it; a name in the common name (CN) only, which \
-             Node also accepts, does not count: issue one with subjectAltName",
+            "the server's certificate does not have the host's name in subjectAltName. Node also \
+             accepts a name in the common name (CN) only; rustls, which this server uses, does \
+             not. Issue one with subjectAltName",
         )
     } else {
         None

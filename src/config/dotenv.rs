@@ -1,30 +1,30 @@
 //! The `.env` file, read as npm's dotenv 16 reads it.
 //!
-//! A deployment moves here with the file it has. A secret that two readers understand differently
-//! makes every token invalid without a word of why, so npm's reading is the meaning of the file:
-//! its grammar, its trimming, its escapes, its idea of white space. What npm passes over in
-//! silence is passed over, too, but its lines are told. Which variables exist is not known here,
-//! nor that the process environment wins over the file.
+//! A deployment brings the file that it has. If a secret were read differently here, every token
+//! would be invalid without any hint why. So the file is read exactly as by npm: with the same
+//! grammar, trimming, escapes and white space. Lines that npm ignores silently are ignored, too,
+//! but reported. This module does not know which variables exist, nor that the process environment
+//! comes before the file.
 
 use std::{io, path::Path, sync::LazyLock};
 
 use regex::Regex;
 
-/// What a file says.
+/// The content of a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dotenv {
     /// The variables, in the order in which their names first appear: each name once, with the
     /// value of its last entry.
     pub variables: Vec<(String, String)>,
-    /// The numbers, from 1, of the lines that npm's dotenv passes over although they are neither
-    /// blank nor a comment. Never their text: it may be a secret.
+    /// The numbers, from 1, of the lines that npm's dotenv ignores although they are neither blank
+    /// nor a comment. Never their text: it may be a secret.
     pub passed_over: Vec<usize>,
 }
 
-/// Reads the file at `path`; one that does not exist says nothing.
+/// Reads the file at `path`; a missing file has no variables.
 ///
 /// # Errors
-/// It exists and cannot be read.
+/// The file exists and cannot be read.
 pub fn load(path: &Path) -> io::Result<Dotenv> {
     match std::fs::read(path) {
         Ok(file) => Ok(parse(&file)),
@@ -55,15 +55,15 @@ pub fn parse(file: &[u8]) -> Dotenv {
     Dotenv { variables, passed_over }
 }
 
-/// Where JavaScript's `^` and `$` see the end of a line, once carriage returns are gone.
+/// The line ends that JavaScript's `^` and `$` recognise. Carriage returns are removed before.
 const LINE_ENDS: [char; 3] = ['\n', '\u{2028}', '\u{2029}'];
 
-/// One entry at the start of the text: perhaps `export`, a name, `=` or `:`, perhaps a value,
-/// perhaps a comment, and the line end or the end of the text.
+/// An entry at the start of the text: an optional `export`, a name, `=` or `:`, an optional value,
+/// an optional comment, and the end of the line or of the text.
 ///
-/// The alternatives of the value are tried in this order. A quote that is never closed, or has
-/// something other than a comment behind it, falls through to the last: an unquoted value, which
-/// ends at `#`. A colon needs white space behind it, and a line end is white space.
+/// The alternatives of the value are tried in this order. If a quote is not closed, or if anything
+/// but a comment follows it, the value is read as the last alternative: an unquoted value, which
+/// ends at `#`. White space must follow a colon, and a line end is white space.
 static ENTRY: LazyLock<Regex> = LazyLock::new(|| {
     let pattern = r##"(?x)
         ^ \s* (?: export \s+ )?
@@ -79,11 +79,11 @@ static ENTRY: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&pattern.replace(r"\s", JAVASCRIPT_SPACE)).expect("the grammar is a valid pattern")
 });
 
-/// What `\s` is in JavaScript: unlike in Rust, a byte order mark is and U+0085 is not.
+/// `\s` of JavaScript. Unlike `\s` of Rust, it includes the byte order mark and excludes U+0085.
 const JAVASCRIPT_SPACE: &str =
     r"[\t-\r\x20\u{a0}\u{1680}\u{2000}-\u{200a}\u{2028}\u{2029}\u{202f}\u{205f}\u{3000}\u{feff}]";
 
-/// The entry that `text` begins with, as name, value and what follows its line.
+/// The entry that `text` begins with: its name, its value and the text after its line.
 fn entry(text: &str) -> Option<(&str, String, &str)> {
     let parts = ENTRY.captures(text)?;
     let name = parts.name("name")?.as_str();
@@ -92,9 +92,9 @@ fn entry(text: &str) -> Option<(&str, String, &str)> {
     Some((name, unquote(value.trim_matches(is_space)), behind))
 }
 
-/// Takes off the quotes, when they are a pair. Only double quotes know escapes, and only two;
-/// npm expands them behind an opening quote even where the closing one is missing. (It would also
-/// unquote what follows a U+2028 inside an unquoted value; that accident is left out.)
+/// Removes the quotes if they are a pair. Only double quotes allow escapes, and only two of them.
+/// As in npm, these are expanded after an opening quote even if the closing one is missing. (npm
+/// would also unquote text after a U+2028 in an unquoted value; this mistake is not copied.)
 fn unquote(written: &str) -> String {
     let Some(quote) = written.chars().next().filter(|first| ['\'', '"', '`'].contains(first))
     else {
@@ -189,7 +189,7 @@ mod tests {
         assert!(load(folder.path()).is_err());
     }
 
-    /// The reason for a parser of our own: the usual crate reads these files differently.
+    /// Why this parser is needed: the usual crate reads these files differently.
     #[test]
     fn dotenvy_would_read_other_secrets() {
         let differs = [

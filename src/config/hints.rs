@@ -1,11 +1,11 @@
-//! What people meant: words about variables that are set, and yet not in the way that counts.
+//! Hints about variables that are set, but not in a way that has the intended effect.
 
 use super::{ConfigError, VARIABLES};
 
 /// Names that other programs read a database's connection string from.
 const OTHER_NAMES: [&str; 4] = ["MONGO_URL", "MONGODB_URL", "DB_URI", "DATABASE_URL"];
 
-/// Sentences about variables of the environment and of the file `.env`.
+/// Hints about variables of the environment and of the file `.env`, as sentences.
 pub(super) fn notices(
     environment: impl Fn(&str) -> Option<String>,
     file: impl Fn(&str) -> Option<String>,
@@ -23,7 +23,7 @@ pub(super) fn notices(
         }
         if value.is_empty() && (*name == "JWT_SECRET" || is_set(file(name))) {
             notices.push(format!(
-                "{name} is set but empty in the environment; .env is not looked at for it"
+                "{name} is set but empty in the environment; .env is not read for it"
             ));
         }
     }
@@ -40,7 +40,7 @@ pub(super) fn notices(
     notices
 }
 
-/// The same error, said for the way in which the variable was set.
+/// A more precise error, which depends on how the variable was set.
 pub(super) fn explain(
     error: ConfigError,
     environment: impl Fn(&str) -> Option<String>,
@@ -49,7 +49,7 @@ pub(super) fn explain(
     let is_empty = |value: Option<String>| value.is_some_and(|value| value.is_empty());
     match error {
         ConfigError::NoSecret if is_empty(environment("JWT_SECRET")) => {
-            ConfigError::EmptySecret { place: "in the environment; .env is not looked at for it" }
+            ConfigError::EmptySecret { place: "in the environment; .env is not read for it" }
         }
         ConfigError::NoSecret if is_empty(file("JWT_SECRET")) => {
             ConfigError::EmptySecret { place: "in .env" }

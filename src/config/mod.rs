@@ -1,8 +1,8 @@
 //! The configuration: every variable, read in one place, once.
 //!
-//! Nothing else in the program reads the environment. A value that makes no sense stops the start
-//! with a line that names the variable, the value and what is allowed. Tests build a [`Config`]
-//! from a closure instead of the environment.
+//! Nothing else in the program reads the environment. An invalid value stops the start, with a line
+//! that names the variable, the value and what is allowed. Tests build a [`Config`] from a closure
+//! instead of the environment.
 
 pub mod database;
 pub mod dotenv;
@@ -63,7 +63,7 @@ const DEFAULT_URI: &str = "mongodb://127.0.0.1:27017/realTimeChatDatabase";
 /// `MAX_CONNECTIONS` when it is not set.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 50_000;
 
-/// Everything that can be set.
+/// All settings.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `PORT`: where to listen; 0 takes a free port.
@@ -72,20 +72,21 @@ pub struct Config {
     pub host: Option<IpAddr>,
     /// `MONGO_URI`, `MONGODB_URI`, `DATA_DIR`, `MONGOD`: which MongoDB.
     pub mongo: Mongo,
-    /// `JWT_SECRET`. `None` only with [`Mongo::Embedded`] or [`Mongo::Unset`]: then one is made
-    /// and kept in the data folder.
+    /// `JWT_SECRET`. `None` only with [`Mongo::Embedded`] or [`Mongo::Unset`]: then a secret is
+    /// made and kept in the data folder.
     pub jwt_secret: Option<SecretString>,
     /// `DATA_DIR`, `MONGOD`: used when MongoDB is embedded.
     pub embedded: Embedded,
-    /// `CORS_ORIGINS`, `CORS_CREDENTIALS`: who may read the answers from a browser page.
+    /// `CORS_ORIGINS`, `CORS_CREDENTIALS`: the origins whose pages may read responses.
     pub cors: CorsOrigins,
-    /// `LEGACY_TRUST`: believe any `sender`, let sockets in without a token.
+    /// `LEGACY_TRUST`: trust any `sender`, and admit sockets without a token.
     pub legacy_trust: bool,
     /// `ERRORS`: the original's statuses and texts, or precise ones.
     pub errors: ErrorMode,
     /// `PASSWORD_HASH`: how new passwords are stored.
     pub password_hash: PasswordHash,
-    /// `RECOVERY_WINDOW`: how long an event stays recoverable at least, bytes permitting.
+    /// `RECOVERY_WINDOW`: how long an event stays recoverable at least, unless `RECOVERY_BYTES` is
+    /// reached.
     pub recovery_window: Duration,
     /// `RECOVERY_BYTES`: how much memory recent events may take.
     pub recovery_bytes: usize,
@@ -95,7 +96,7 @@ pub struct Config {
     pub keep_alive: Duration,
     /// `RATE_LIMIT_LOGIN`: registrations and logins per minute and address; 0 is no limit.
     pub rate_limit_login: u32,
-    /// `RATE_LIMIT_LOGIN_NAME`: failed logins per minute for a name from an address.
+    /// `RATE_LIMIT_LOGIN_NAME`: failed logins per minute, name and address.
     pub rate_limit_login_name: u32,
     /// `RATE_LIMIT_SEND`: messages per minute and user.
     pub rate_limit_send: u32,
@@ -108,7 +109,7 @@ pub struct Config {
     /// `TRUST_PROXY`: how many proxies in front set `X-Forwarded-For`.
     pub trust_proxy: u8,
     /// `MAX_CONNECTIONS`: sockets at once; `None` is [`DEFAULT_MAX_CONNECTIONS`], or as many as
-    /// fit without a word.
+    /// fit, without a warning.
     pub max_connections: Option<usize>,
     /// `MAX_CONNECTIONS_PER_ADDRESS`: sockets at once from one address; 0 is no limit.
     pub max_connections_per_address: usize,
@@ -122,7 +123,7 @@ pub struct Config {
     pub metrics_token: Option<SecretString>,
     /// `DEMO`: whether `/demo` is served.
     pub demo: bool,
-    /// What is to be said about the variables before the start, as sentences.
+    /// Hints about the variables, as sentences, to be logged at the start.
     pub notices: Vec<String>,
 }
 
@@ -136,8 +137,8 @@ pub enum Mongo {
     },
     /// A private one, started with the server and stopped with it.
     Embedded,
-    /// Nothing was said: the original's database when something listens on its port, else
-    /// [`Mongo::Embedded`].
+    /// Not set: [`Mongo::Embedded`]. But if something listens on the port of the original's
+    /// database, the server does not start.
     Unset,
 }
 
@@ -148,7 +149,7 @@ impl Mongo {
     }
 }
 
-/// Where the embedded MongoDB lives.
+/// The paths of the embedded MongoDB.
 #[derive(Debug, Clone)]
 pub struct Embedded {
     /// `DATA_DIR`: the folder of its data and of the generated secret.
@@ -157,12 +158,12 @@ pub struct Embedded {
     pub mongod: Option<PathBuf>,
 }
 
-/// What a refusal looks like.
+/// The form of error responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorMode {
     /// The original's statuses and texts.
     Original,
-    /// Statuses that fit, and a code.
+    /// More precise statuses, and a code.
     Precise,
 }
 
@@ -175,7 +176,7 @@ pub enum PasswordHash {
     Bcrypt,
 }
 
-/// A variable whose value makes no sense, or a needed one that is missing.
+/// An invalid variable, or a needed one that is missing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// A value that is not allowed.
@@ -185,7 +186,7 @@ pub enum ConfigError {
         name: &'static str,
         /// Its value; never that of a secret.
         value: String,
-        /// What would be.
+        /// The allowed values.
         allowed: &'static str,
     },
     /// An entry of `CORS_ORIGINS` that can match no page.
@@ -202,7 +203,7 @@ pub enum ConfigError {
          into .env, or make one: JWT_SECRET=$(openssl rand -hex 32)"
     )]
     NoSecret,
-    /// A secret without a character.
+    /// An empty secret.
     #[error(
         "JWT_SECRET is set but empty {place}. Put the secret of your Node server there, or make \
          one: JWT_SECRET=$(openssl rand -hex 32)"
@@ -223,7 +224,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads the process environment, on top of the variables of a `.env` file.
+    /// Reads the process environment. Variables that are not set there come from a `.env` file.
     ///
     /// # Errors
     /// A value that is not allowed.
@@ -235,8 +236,8 @@ impl Config {
         Self::from_sources(environment, file)
     }
 
-    /// Reads the variables of an environment, on top of those of a file; one that is empty in the
-    /// environment is not looked for in the file, as with npm's dotenv.
+    /// Reads variables from an environment, and those that are not set there from a file. A
+    /// variable that is empty in the environment counts as set there, as with npm's dotenv.
     fn from_sources(
         environment: impl Fn(&str) -> Option<String>,
         file: impl Fn(&str) -> Option<String>,
@@ -247,7 +248,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads variables from wherever `var` finds them. An empty value counts as not set.
+    /// Reads variables by `var`. An empty value counts as not set.
     ///
     /// # Errors
     /// A value that is not allowed.
@@ -459,7 +460,7 @@ mod tests {
         };
         let uri = ("MONGO_URI", "mongodb://db/chat");
         for (environment, file, said) in [
-            (&[("JWT_SECRET", ""), uri][..], &[("JWT_SECRET", "s")][..], ".env is not looked at"),
+            (&[("JWT_SECRET", ""), uri][..], &[("JWT_SECRET", "s")][..], ".env is not read"),
             (&[uri], &[("JWT_SECRET", "")], "set but empty in .env"),
             (&[uri], &[], "JWT_SECRET is not set"),
             (&[("MONGO_URI", "\"mongodb://db/x\"")], &[], "MONGO_URI is in quotes"),

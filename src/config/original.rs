@@ -1,4 +1,4 @@
-//! What listens where the original's database is, for a start that was told nothing.
+//! Finds out what listens at the address of the original's database, for a start without settings.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,44 +16,43 @@ pub const DATABASE: &str = "realTimeChatDatabase";
 pub const COLLECTIONS: [&str; 3] = ["users", "rooms", "messages"];
 
 /// How long the address may take to accept a connection.
-const KNOCK: Duration = Duration::from_millis(300);
-/// How long what listens there may take for all answers together.
-const PATIENCE: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long all answers together may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What listens there.
+/// What listens at an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Where.
+    /// The address.
     pub addr: SocketAddr,
-    /// What it is.
+    /// What listens there.
     pub what: What,
 }
 
-/// What was learned from its answers.
+/// What its answers say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// It does not answer as MongoDB does.
+    /// Something other than MongoDB.
     Stranger,
-    /// MongoDB, which tells nobody without a password what it holds.
+    /// MongoDB that lists its collections only after a login.
     Locked {
         /// Its version.
         version: String,
     },
-    /// MongoDB.
+    /// MongoDB that lists its collections without a login.
     Open {
         /// Its version.
         version: String,
-        /// Those of the original's collections that its database has, with how many documents
-        /// each holds.
+        /// The original's collections that its database has, and how many documents each contains.
         collections: Vec<(&'static str, u64)>,
     },
 }
 
 /// Finds out what listens at an address; `None` when nothing does.
 pub async fn look(addr: SocketAddr) -> Option<Found> {
-    let knock = tokio::net::TcpStream::connect(addr);
-    tokio::time::timeout(KNOCK, knock).await.ok()?.ok()?;
-    let what = tokio::time::timeout(PATIENCE, ask(addr)).await;
+    let connecting = tokio::net::TcpStream::connect(addr);
+    tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.ok()?.ok()?;
+    let what = tokio::time::timeout(ANSWER_TIMEOUT, ask(addr)).await;
     Some(Found { addr, what: what.ok().and_then(Result::ok).unwrap_or(What::Stranger) })
 }
 
@@ -61,7 +60,7 @@ async fn ask(addr: SocketAddr) -> mongodb::error::Result<What> {
     let host = ServerAddress::Tcp { host: addr.ip().to_string(), port: Some(addr.port()) };
     let mut options = ClientOptions::builder().hosts(vec![host]).build();
     options.direct_connection = Some(true);
-    options.server_selection_timeout = Some(PATIENCE);
+    options.server_selection_timeout = Some(ANSWER_TIMEOUT);
     let database = Client::with_options(options)?.database(DATABASE);
     let build: Document = database.run_command(doc! { "buildInfo": 1 }).await?;
     let version = build.get_str("version").unwrap_or_default().to_owned();
@@ -86,11 +85,11 @@ impl fmt::Display for Found {
         let addr = self.addr;
         match &self.what {
             What::Stranger => {
-                write!(f, "something listens on {addr} that does not answer as MongoDB does")
+                write!(f, "something other than MongoDB listens on {addr}")
             }
             What::Locked { version } => write!(
                 f,
-                "MongoDB {version} listens on {addr}; it asks for a password, so nobody knows \
+                "MongoDB {version} listens on {addr}; it requires a password, so it is unknown \
                  whether it has the Node server's collections"
             ),
             What::Open { version, collections } if collections.is_empty() => write!(
@@ -108,7 +107,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// `12 users, 3 rooms, 40 messages`.
+/// The counts as text: `12 users, 3 rooms, 40 messages`.
 pub fn counts(collections: &[(&'static str, u64)]) -> String {
     let counts: Vec<_> =
         collections.iter().map(|(name, documents)| format!("{documents} {name}")).collect();

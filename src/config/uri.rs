@@ -1,9 +1,10 @@
-//! The connection string: what it means to the Node driver, said so that the Rust driver takes it.
+//! The connection string: translates its meaning for the Node driver into a string for the Rust
+//! driver.
 //!
-//! A deployment moves here with the string that it gave to Mongoose. So the database is the one
-//! that Mongoose would use, and every option of the Node driver is known, in any letter case: it
-//! is handed on, decided by this server, without meaning here, or refused with a reason. What the
-//! Node driver refuses is refused. The table `tests/uris.json` holds the Node driver's answers.
+//! A deployment brings the string that it gave to Mongoose. So the database is the one that
+//! Mongoose would use, and every option of the Node driver is known, in any letter case. An option
+//! is passed on, decided by this server, ignored, or refused with a reason. Strings that the Node
+//! driver refuses are refused. `tests/uris.json` has the results of the Node driver.
 
 use std::collections::HashSet;
 
@@ -15,21 +16,21 @@ use secrecy::SecretString;
 const DEFAULT_DATABASE: &str = "test";
 /// The longest name of a database, in bytes.
 const MAX_NAME: usize = 63;
-/// The least time between two checks of a node, in milliseconds. The Node driver raises what is
-/// less, too.
+/// The shortest time between two checks of a node, in milliseconds. The Node driver raises shorter
+/// ones, too.
 const MIN_HEARTBEAT: u32 = 500;
 
-/// A connection string, understood.
+/// A parsed connection string.
 pub struct MongoUri {
-    /// For the driver; may hold a password.
+    /// The string for the driver; it may contain a password.
     pub(super) text: SecretString,
     /// The name of the database.
     pub database: String,
     /// Whether the string names the database.
     pub names_database: bool,
-    /// The name that stands for the nodes, which has to be resolved before anything is known.
+    /// The name in `mongodb+srv://`, which has to be resolved to find the nodes.
     pub srv_name: Option<String>,
-    /// The options that have no meaning here.
+    /// The options that are ignored.
     pub passed_over: Vec<&'static str>,
     /// How many connections each client may have, if the string says so.
     pub pool_size: Option<u32>,
@@ -41,7 +42,7 @@ pub enum UriError {
     /// An option that the Node driver does not know either.
     #[error("{0:?} is not an option of a connection string")]
     Unknown(String),
-    /// An option that the Node driver knows, and that cannot be followed here.
+    /// An option of the Node driver that is not supported here.
     #[error("its option {name} {why}")]
     Refused {
         /// The option.
@@ -49,18 +50,18 @@ pub enum UriError {
         /// Why, and what to do.
         why: &'static str,
     },
-    /// A value that makes no sense.
+    /// An invalid value.
     #[error("its option {name} must be {allowed}")]
     Value {
         /// The option.
         name: &'static str,
-        /// What would be allowed.
+        /// The allowed values.
         allowed: &'static str,
     },
-    /// An option twice.
-    #[error("its option {0} is there more than once")]
+    /// A repeated option.
+    #[error("its option {0} is repeated")]
     Repeated(&'static str),
-    /// A name that no database can have.
+    /// An invalid name of a database.
     #[error(
         "{0:?} cannot be the name of a database: at most {MAX_NAME} bytes, without spaces and any \
          of / \\ . \" $"
@@ -72,37 +73,37 @@ pub enum UriError {
          (such as %3F for ?, %40 for @, %2F for /)"
     )]
     Userinfo,
-    /// What the driver says.
+    /// The error of the driver.
     #[error("{0}")]
     Malformed(String),
 }
 
-/// What an option of the Node driver means here.
+/// How an option of the Node driver is handled.
 #[derive(Clone, Copy)]
 enum Meaning {
-    /// Handed on as it is.
+    /// Passed on as it is.
     Text,
-    /// Handed on; `true` or `false`.
+    /// Passed on; `true` or `false`.
     Flag,
-    /// Handed on; a whole number.
+    /// Passed on; a whole number.
     Number,
-    /// Handed on, but for 0, which lifts a limit that stays here.
+    /// Passed on, except 0, which would remove a limit that stays here.
     Limit,
     /// The name of the database, unless the path has one.
     Database,
-    /// How to authenticate.
+    /// The mechanism of authentication.
     Mechanism,
-    /// Decided by this server, whose choice is this value.
+    /// Decided by this server, which uses this value.
     Decided(&'static str),
-    /// Nothing.
-    Nothing,
-    /// Cannot be followed, unless it is `false`.
+    /// Ignored.
+    Ignored,
+    /// Not supported, unless it is `false`.
     Refused(&'static str),
-    /// Only code can set it; no connection string can.
+    /// Can only be set by code, not by a connection string.
     Code,
 }
 
-use Meaning::{Code, Database, Decided, Flag, Limit, Mechanism, Nothing, Number, Refused, Text};
+use Meaning::{Code, Database, Decided, Flag, Ignored, Limit, Mechanism, Number, Refused, Text};
 
 const NODE_TLS: &str = "sets up TLS in a way that only Node knows: use tlsCAFile and \
                         tlsCertificateKeyFile, which name files";
@@ -111,28 +112,28 @@ const PROXY: &str = "asks for a SOCKS proxy, which cannot be used here";
 /// The options of the Node driver 6.12, which Mongoose 8.9 uses.
 const OPTIONS: &[(&str, Meaning)] = &[
     ("appName", Text),
-    ("auth", Nothing),
+    ("auth", Ignored),
     ("authMechanism", Mechanism),
     ("authMechanismProperties", Text),
     ("authSource", Text),
     ("autoEncryption", Code),
-    ("autoSelectFamily", Nothing),
-    ("autoSelectFamilyAttemptTimeout", Nothing),
-    ("bsonRegExp", Nothing),
+    ("autoSelectFamily", Ignored),
+    ("autoSelectFamilyAttemptTimeout", Ignored),
+    ("bsonRegExp", Ignored),
     ("serverApi", Code),
-    ("checkKeys", Nothing),
-    ("compressors", Nothing),
+    ("checkKeys", Ignored),
+    ("compressors", Ignored),
     ("connectTimeoutMS", Limit),
     ("dbName", Database),
     ("directConnection", Flag),
     ("driverInfo", Code),
-    ("enableUtf8Validation", Nothing),
-    ("family", Nothing),
+    ("enableUtf8Validation", Ignored),
+    ("family", Ignored),
     ("fieldsAsRaw", Code),
-    ("forceServerObjectId", Nothing),
-    ("fsync", Nothing),
+    ("forceServerObjectId", Ignored),
+    ("fsync", Ignored),
     ("heartbeatFrequencyMS", Number),
-    ("ignoreUndefined", Nothing),
+    ("ignoreUndefined", Ignored),
     ("j", Decided("true")),
     ("journal", Decided("true")),
     ("loadBalanced", Flag),
@@ -141,22 +142,22 @@ const OPTIONS: &[(&str, Meaning)] = &[
     ("maxIdleTimeMS", Number),
     ("maxPoolSize", Limit),
     ("maxStalenessSeconds", Decided("-1")),
-    ("minInternalBufferSize", Nothing),
+    ("minInternalBufferSize", Ignored),
     ("minPoolSize", Number),
-    ("minHeartbeatFrequencyMS", Nothing),
-    ("monitorCommands", Nothing),
-    ("name", Nothing),
-    ("noDelay", Nothing),
+    ("minHeartbeatFrequencyMS", Ignored),
+    ("monitorCommands", Ignored),
+    ("name", Ignored),
+    ("noDelay", Ignored),
     ("pkFactory", Code),
-    ("promoteBuffers", Nothing),
-    ("promoteLongs", Nothing),
-    ("promoteValues", Nothing),
-    ("useBigInt64", Nothing),
+    ("promoteBuffers", Ignored),
+    ("promoteLongs", Ignored),
+    ("promoteValues", Ignored),
+    ("useBigInt64", Ignored),
     ("proxyHost", Refused(PROXY)),
     ("proxyPassword", Refused(PROXY)),
     ("proxyPort", Refused(PROXY)),
     ("proxyUsername", Refused(PROXY)),
-    ("raw", Nothing),
+    ("raw", Ignored),
     ("readConcern", Code),
     ("readConcernLevel", Decided("local")),
     ("readPreference", Decided("primary")),
@@ -164,15 +165,15 @@ const OPTIONS: &[(&str, Meaning)] = &[
     ("replicaSet", Text),
     ("retryReads", Flag),
     ("retryWrites", Flag),
-    ("serializeFunctions", Nothing),
+    ("serializeFunctions", Ignored),
     ("serverMonitoringMode", Text),
     ("serverSelectionTimeoutMS", Limit),
     ("servername", Refused(NODE_TLS)),
-    ("socketTimeoutMS", Nothing),
+    ("socketTimeoutMS", Ignored),
     ("srvMaxHosts", Number),
     ("srvServiceName", Text),
     ("ssl", Flag),
-    ("timeoutMS", Nothing),
+    ("timeoutMS", Ignored),
     ("tls", Flag),
     ("tlsAllowInvalidCertificates", Flag),
     (
@@ -193,33 +194,34 @@ const OPTIONS: &[(&str, Meaning)] = &[
              protect the file instead",
         ),
     ),
-    // The driver's TLS has no weaker check than none, so both ask for the same.
+    // The Rust driver has one switch for this: like `tlsAllowInvalidCertificates`, it turns off all
+    // checks.
     ("tlsInsecure", Flag),
     ("w", Decided("majority")),
-    ("waitQueueTimeoutMS", Nothing),
+    ("waitQueueTimeoutMS", Ignored),
     ("writeConcern", Decided("majority")),
     ("wtimeout", Decided("0")),
     ("wtimeoutMS", Decided("0")),
-    ("zlibCompressionLevel", Nothing),
-    ("connectionType", Nothing),
-    ("srvPoller", Nothing),
+    ("zlibCompressionLevel", Ignored),
+    ("connectionType", Ignored),
+    ("srvPoller", Ignored),
     ("allowPartialTrustChain", Refused(NODE_TLS)),
     ("minDHSize", Refused(NODE_TLS)),
     ("pskCallback", Refused(NODE_TLS)),
     ("secureContext", Refused(NODE_TLS)),
-    ("enableTrace", Nothing),
-    ("requestCert", Nothing),
-    // Node compares it with the boolean false, which no string is.
-    ("rejectUnauthorized", Nothing),
+    ("enableTrace", Ignored),
+    ("requestCert", Ignored),
+    // Node compares it with the boolean `false`, and a string never equals that.
+    ("rejectUnauthorized", Ignored),
     ("checkServerIdentity", Refused(NODE_TLS)),
-    ("ALPNProtocols", Nothing),
-    ("SNICallback", Nothing),
-    ("session", Nothing),
-    ("requestOCSP", Nothing),
-    ("localAddress", Nothing),
-    ("localPort", Nothing),
-    ("hints", Nothing),
-    ("lookup", Nothing),
+    ("ALPNProtocols", Ignored),
+    ("SNICallback", Ignored),
+    ("session", Ignored),
+    ("requestOCSP", Ignored),
+    ("localAddress", Ignored),
+    ("localPort", Ignored),
+    ("hints", Ignored),
+    ("lookup", Ignored),
     ("ca", Refused(NODE_TLS)),
     ("cert", Refused(NODE_TLS)),
     ("ciphers", Refused(NODE_TLS)),
@@ -229,18 +231,18 @@ const OPTIONS: &[(&str, Meaning)] = &[
     ("passphrase", Refused(NODE_TLS)),
     ("pfx", Refused(NODE_TLS)),
     ("secureProtocol", Refused(NODE_TLS)),
-    ("index", Nothing),
-    ("useNewUrlParser", Nothing),
-    ("useUnifiedTopology", Nothing),
-    ("mongodbLogPath", Nothing),
+    ("index", Ignored),
+    ("useNewUrlParser", Ignored),
+    ("useUnifiedTopology", Ignored),
+    ("mongodbLogPath", Ignored),
     ("mongodbLogComponentSeverities", Code),
-    ("mongodbLogMaxDocumentLength", Nothing),
+    ("mongodbLogMaxDocumentLength", Ignored),
 ];
 
 const MECHANISMS: &[&str] = &["SCRAM-SHA-1", "SCRAM-SHA-256", "MONGODB-X509", "PLAIN"];
 
 impl MongoUri {
-    /// Understands a connection string; asks no network.
+    /// Parses a connection string, without using the network.
     ///
     /// # Errors
     /// It cannot be used; the error says why and shows no password.
@@ -259,7 +261,7 @@ impl MongoUri {
         let mut options = Options::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             options.take(pair).map_err(|error| match error {
-                // What stands there may be the rest of a password, which nobody may read.
+                // The name of the option may be the rest of a password, which must not be shown.
                 UriError::Unknown(_) if query.contains('@') => UriError::Userinfo,
                 error => error,
             })?;
@@ -280,7 +282,7 @@ impl MongoUri {
             userinfo => format!("{userinfo}@"),
         };
         let path = named.as_deref().map(encoded).unwrap_or_default();
-        let text = format!("{scheme}://{userinfo}{hosts}/{path}?{}", options.handed_on.join("&"));
+        let text = format!("{scheme}://{userinfo}{hosts}/{path}?{}", options.passed_on.join("&"));
         let text = text.trim_end_matches('?');
         let parsed =
             ConnectionString::parse(text).map_err(|error| UriError::Malformed(words(&error)))?;
@@ -302,10 +304,11 @@ impl MongoUri {
 /// The options while they are being read.
 #[derive(Default)]
 struct Options {
-    /// As they are written, since the Node driver tells letter cases apart when it counts.
+    /// The names as they are written: the Node driver only counts a name in the same letter case as
+    /// repeated.
     seen: HashSet<String>,
     named: HashSet<&'static str>,
-    handed_on: Vec<String>,
+    passed_on: Vec<String>,
     passed_over: Vec<&'static str>,
     tls: Vec<String>,
     database: Option<String>,
@@ -327,12 +330,12 @@ impl Options {
                 return Err(UriError::Value { name, allowed: "followed by = and a value" });
             }
         }
-        // In another letter case it is there again; then the first one counts.
+        // A repetition in another letter case: the first one counts.
         if !self.named.insert(name) && !may_repeat {
             return Ok(());
         }
         match meaning {
-            Text => self.hand_on(name, &value),
+            Text => self.pass_on(name, &value),
             Flag => {
                 if !["true", "false"].contains(&&*value) {
                     return Err(UriError::Value { name, allowed: "true or false" });
@@ -340,7 +343,7 @@ impl Options {
                 if ["tls", "ssl"].contains(&name) {
                     self.tls.push(value.to_string());
                 }
-                self.hand_on(name, &value);
+                self.pass_on(name, &value);
             }
             Number | Limit => {
                 let number = whole_number(&value)
@@ -350,9 +353,9 @@ impl Options {
                         allowed: "a whole number that is not negative",
                     })?;
                 match name {
-                    _ if number == 0 && matches!(meaning, Limit) => self.pass_over(name),
-                    "heartbeatFrequencyMS" => self.hand_on(name, &number.max(MIN_HEARTBEAT)),
-                    _ => self.hand_on(name, &number),
+                    _ if number == 0 && matches!(meaning, Limit) => self.ignore(name),
+                    "heartbeatFrequencyMS" => self.pass_on(name, &number.max(MIN_HEARTBEAT)),
+                    _ => self.pass_on(name, &number),
                 }
                 if name == "maxPoolSize" && number > 0 {
                     self.pool_size = Some(number);
@@ -367,15 +370,15 @@ impl Options {
                     if !known {
                         return Err(UriError::Refused { name, why });
                     }
-                    self.hand_on(name, &value);
+                    self.pass_on(name, &value);
                 }
             }
             Decided(ours) => {
                 if value != ours {
-                    self.pass_over(name);
+                    self.ignore(name);
                 }
             }
-            Nothing => self.pass_over(name),
+            Ignored => self.ignore(name),
             Refused(_) if value == "false" => {}
             Refused(why) => return Err(UriError::Refused { name, why }),
             Code => return Err(UriError::Refused { name, why: "can only be set by code" }),
@@ -383,19 +386,19 @@ impl Options {
         Ok(())
     }
 
-    fn hand_on(&mut self, name: &str, value: &impl ToString) {
-        self.handed_on.push(format!("{name}={}", encoded(&value.to_string())));
+    fn pass_on(&mut self, name: &str, value: &impl ToString) {
+        self.passed_on.push(format!("{name}={}", encoded(&value.to_string())));
     }
 
-    fn pass_over(&mut self, name: &'static str) {
+    fn ignore(&mut self, name: &'static str) {
         if !self.passed_over.contains(&name) {
             self.passed_over.push(name);
         }
     }
 }
 
-/// The number that a value begins with, as `Number.parseInt` reads it, and at most what the driver
-/// takes.
+/// The number at the beginning of a value, as `Number.parseInt` reads it, limited to what the
+/// driver takes.
 fn whole_number(value: &str) -> Option<u32> {
     let value = value.trim_start();
     let value = value.strip_prefix('+').unwrap_or(value);
@@ -431,11 +434,11 @@ mod tests {
 
     use super::*;
 
-    /// What Node's driver made of connection strings; `tests/uris.js` recorded it.
+    /// Results of Node's driver for connection strings; `tests/uris.js` recorded them.
     #[derive(Deserialize)]
     struct Table {
         uris: Vec<Recorded>,
-        /// The options, each with a value that is taken, if any is.
+        /// Each option, with a value that is taken, if there is one.
         options: Vec<(String, Option<String>)>,
     }
 
@@ -443,7 +446,7 @@ mod tests {
     struct Recorded {
         uri: String,
         database: Option<String>,
-        /// The database with the user.
+        /// The database that has the user.
         source: Option<String>,
         #[serde(default)]
         refused: bool,
@@ -517,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_handed_on() {
+    fn values_are_passed_on() {
         let uri = "mongodb://u:p@h:1/?maxpoolsize=7x&TLS=true&tlsCAFile=%2Ftmp%2Fa+b.pem\
                    &connectTimeoutMS=5&replicaSet=r%26s";
         let uri = MongoUri::parse(uri).unwrap();

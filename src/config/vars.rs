@@ -1,5 +1,4 @@
-//! How the variables are read: the conversions that more than one of them needs, and those of one
-//! that are long.
+//! Conversions of variables: those that several variables need, and long ones.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
@@ -11,7 +10,7 @@ use crate::protocols::cors::{CorsOrigins, OriginList};
 /// The most that `RECOVERY_BYTES` may be.
 const MAX_RECOVERY_BYTES: usize = 16 << 30;
 
-/// The variables, with the conversions that more than one of them needs.
+/// The variables, and conversions of them.
 pub(super) struct Vars<'a>(pub(super) &'a dyn Fn(&str) -> Option<String>);
 
 impl Vars<'_> {
@@ -54,7 +53,7 @@ impl Vars<'_> {
         }
     }
 
-    /// A duration, of which the default and the most are in seconds.
+    /// A duration; `default` and `most` are in seconds.
     pub(super) fn duration(
         &self,
         name: &'static str,
@@ -76,8 +75,8 @@ impl Vars<'_> {
             .ok_or(ConfigError::Invalid { name, value, allowed })
     }
 
-    /// An address. Shells and conda export the name of the machine in a variable of this name, for
-    /// another purpose: then it is as if nothing was said.
+    /// An address. Shells and conda export the name of the machine in `HOST` for another purpose:
+    /// then it counts as not set.
     pub(super) fn host(&self, notices: &mut Vec<String>) -> Result<Option<IpAddr>, ConfigError> {
         let Some(value) = self.get("HOST") else { return Ok(None) };
         let host = value.trim();
@@ -127,8 +126,8 @@ impl Vars<'_> {
         }
     }
 
-    /// A URI wins; a secret alone means the original's `.env`, so its database; nothing at all
-    /// leaves the choice to the start.
+    /// A URI decides. With a secret alone, the `.env` file is the original's, so its database is
+    /// used. Without both, the start decides.
     pub(super) fn mongo(&self, secret_is_set: bool) -> Result<Mongo, ConfigError> {
         for name in ["MONGO_URI", "MONGODB_URI"] {
             let Some(uri) = self.get(name) else { continue };
@@ -139,7 +138,7 @@ impl Vars<'_> {
             if !uri.starts_with("mongodb://") && !uri.starts_with("mongodb+srv://") {
                 return Err(ConfigError::Invalid {
                     name,
-                    // A connection string may hold a password: only what it begins with is shown.
+                    // A connection string may contain a password, so only its beginning is shown.
                     value: uri.chars().take_while(char::is_ascii_alphanumeric).take(16).collect(),
                     allowed: "mongodb://…, mongodb+srv://… or embedded",
                 });
@@ -166,7 +165,7 @@ impl Vars<'_> {
                 }
                 CorsOrigins::List(list) if list.has_null() => {
                     return refused(
-                        "not with null in CORS_ORIGINS, which any page can be in a sandbox",
+                        "not with null in CORS_ORIGINS, the origin of every sandboxed page",
                     );
                 }
                 CorsOrigins::List(list) => list.credentials = true,

@@ -105,7 +105,7 @@ fn what_is_set_in_vain_is_said() {
     let log = text(&checked.stderr);
     for said in [
         ".env: line 2 is passed over",
-        "ERRORS is set but empty in the environment; .env is not looked at for it",
+        "ERRORS is set but empty in the environment; .env is not read for it",
         "HOST=build-host is a name",
     ] {
         assert!(log.contains(said), "{said}: {log}");
