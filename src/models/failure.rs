@@ -1,8 +1,8 @@
-//! What an error of the driver means, in sentences of ours.
+//! Describes the errors of the driver in our own sentences.
 //!
-//! The driver prints whole replies, pipelines and topologies with an error, and the server names
-//! values of documents. None of that is for the log or for a client, so every text about a failed
-//! operation is made here.
+//! The driver prints whole replies, pipelines and topologies with an error, and the server's
+//! messages contain values of documents. Neither the log nor a client may show those, so every text
+//! about a failed operation is made here.
 
 use std::fmt;
 
@@ -15,17 +15,17 @@ pub enum Failure {
     Unreachable,
     /// A host name of the connection string cannot be resolved.
     UnknownHost,
-    /// It was connected, but an answer did not come in time, or no majority confirmed a write.
+    /// MongoDB was connected, but did not answer in time, or no majority confirmed a write.
     Timeout,
-    /// A member of a replica set that was never initiated.
+    /// The replica set was never initiated.
     NotInitiated,
     /// Members of the set can be reached, but none of them is the primary.
     NoPrimary,
-    /// The member that was asked is not the primary.
+    /// The connected member is not the primary.
     NotPrimary,
     /// The user name or the password is wrong.
     Credentials,
-    /// The user may not do this.
+    /// The user lacks a privilege.
     Privilege,
     /// Anything else: the same operation will fail again.
     Other,
@@ -39,7 +39,7 @@ pub(super) const NO_COLLECTION: i32 = 26;
 pub(super) const INDEX_CONFLICTS: [i32; 2] = [85, 86];
 /// `Unauthorized`.
 const UNAUTHORIZED: i32 = 13;
-/// `AuthenticationFailed`, and what Atlas says instead.
+/// `AuthenticationFailed`, and the code of Atlas for the same.
 const CREDENTIALS: [i32; 2] = [18, 8000];
 /// `NotYetInitialized`.
 const NOT_INITIATED: i32 = 94;
@@ -53,7 +53,7 @@ const TIMEOUT: [i32; 5] = [50, 64, 89, 100, 262];
 const INTERRUPTED: [i32; 8] = [6, 7, 91, 189, 9001, 11600, 11601, 11602];
 
 impl Failure {
-    /// What kind an error of the driver is.
+    /// The kind of an error of the driver.
     pub fn of(error: &Error) -> Self {
         match error.kind.as_ref() {
             ErrorKind::Authentication { .. } => Self::Credentials,
@@ -66,12 +66,12 @@ impl Failure {
             ErrorKind::Write(WriteFailure::WriteConcernError(_)) => Self::Timeout,
             ErrorKind::Write(WriteFailure::WriteError(write)) => Self::of_code(write.code),
             ErrorKind::InsertMany(failed) if failed.write_concern_error.is_some() => Self::Timeout,
-            _ if is_labelled_as_passing(error) => Self::Unreachable,
+            _ if is_transient(error) => Self::Unreachable,
             _ => Self::Other,
         }
     }
 
-    /// What kind a code of the server is.
+    /// The kind of an error code of the server.
     pub(super) fn of_code(code: i32) -> Self {
         match code {
             UNAUTHORIZED => Self::Privilege,
@@ -84,7 +84,7 @@ impl Failure {
         }
     }
 
-    /// The driver has the types of all members in the text of its error and nowhere else.
+    /// The driver gives the types of the members only in the text of its error.
     fn of_selection(message: &str) -> Self {
         let has_member = |kind: &str| message.contains(&format!(", Type: {kind},"));
         if has_member("RsGhost") {
@@ -110,20 +110,20 @@ impl fmt::Display for Failure {
                  MONGO_URI must name the whole replica set"
             }
             Self::Credentials => "MongoDB refuses the user name or the password",
-            Self::Privilege => "the user of MONGO_URI lacks a privilege, which readWrite has",
+            Self::Privilege => "the user of MONGO_URI lacks a privilege of the role readWrite",
             Self::Other => "MongoDB refuses the operation",
         })
     }
 }
 
-/// Whether the driver or the server says that the same operation may succeed later.
-pub(super) fn is_labelled_as_passing(error: &Error) -> bool {
+/// Whether a label of the error says that the same operation may succeed later.
+pub(super) fn is_transient(error: &Error) -> bool {
     ["RetryableWriteError", "TransientTransactionError", "SystemOverloadedError"]
         .iter()
         .any(|label| error.contains_label(label))
 }
 
-/// What an error of the driver says, as one sentence of at most some hundred bytes without values
+/// Describes an error of the driver in one sentence of a few hundred bytes at most, without values
 /// of documents.
 pub fn describe(error: &Error) -> String {
     let failure = Failure::of(error);
@@ -155,13 +155,14 @@ fn detail(error: &Error) -> Option<String> {
     }
 }
 
-/// The server's message, without what it repeats of the command: those parts follow a brace.
+/// The server's message and code, without the parts of the command that the message repeats: those
+/// follow a brace.
 fn coded(code: i32, message: &str) -> String {
     let message = message.split(" { ").next().unwrap_or_default();
     if message.is_empty() { format!("code {code}") } else { format!("{message} (code {code})") }
 }
 
-/// Why the first member that has an error cannot be connected to.
+/// The error of the first member that cannot be connected to.
 fn first_cause(selection: &str) -> Option<&str> {
     let (_, cause) = selection.split_once("Error: Kind: ")?;
     Some(cause.split_once(", labels: ").map_or(cause, |(cause, _)| cause))
@@ -177,7 +178,7 @@ fn shortened(text: &str) -> String {
     if rest.is_empty() { kept.to_owned() } else { format!("{kept}…") }
 }
 
-/// A unique index that has refused a document.
+/// A unique index that refused a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusingIndex {
     /// The collection.
@@ -187,7 +188,7 @@ pub struct RefusingIndex {
 }
 
 impl RefusingIndex {
-    /// The index that an error names, if it is one about a duplicate key.
+    /// The index that an error about a duplicate key names; `None` for other errors.
     pub(super) fn of(error: &Error) -> Option<Self> {
         let (code, message) = match error.kind.as_ref() {
             ErrorKind::Write(WriteFailure::WriteError(write)) => (write.code, &write.message),
@@ -199,10 +200,11 @@ impl RefusingIndex {
 
     /// The index that the server's message names:
     /// `E11000 duplicate key error collection: <database>.<collection> index: <name> dup key: {…}`,
-    /// since 4.2 with ` collation: {…}` behind the name where the index has one. The reply has
-    /// `keyPattern`, too, but the driver gives write errors without it.
+    /// since 4.2 with ` collation: {…}` after the name if the index has one. The reply has
+    /// `keyPattern`, too, but the driver does not pass it on for write errors.
     ///
-    /// A message of another form names an index that nobody has, so that it is never ours.
+    /// For a message of another form, the name is one that no index has, so that it never matches
+    /// ours.
     pub(super) fn of_message(message: &str) -> Self {
         Self::parse(message).unwrap_or_else(|| Self {
             collection: "a collection".to_owned(),
@@ -212,7 +214,7 @@ impl RefusingIndex {
 
     fn parse(message: &str) -> Option<Self> {
         let (_, named) = message.split_once("E11000 duplicate key error collection: ")?;
-        // Behind the name are values, which can hold any text.
+        // The values after the name can contain any text.
         let (named, _) = named.split_once(" dup key: {")?;
         let (namespace, index) = named.split_once(" index: ")?;
         let index = index.split_once(" collation: {").map_or(index, |(index, _)| index);
@@ -242,7 +244,7 @@ mod tests {
                 "name_1 collation: { locale: \"en\", strength: 2 } dup key: { name: \"0x2b\" }",
                 "name_1",
             ),
-            // Values are text of clients.
+            // Values are text that clients sent.
             ("x_1 dup key: { x: \" index: _id_ dup key: { _id: 1 }\" }", "x_1"),
             ("x_1 dup key: { x: \"\u{1f600} } index: _id_ collation: { \" }", "x_1"),
         ] {

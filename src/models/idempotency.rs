@@ -1,10 +1,10 @@
 //! Idempotency keys: a retry finds the message that the first attempt prepared.
 //!
-//! The key is written first and holds the whole message, its id included. Whoever comes with the
-//! same key, on any instance and after any failure in between, stores that same message; its `_id`
-//! makes sure that there is one. An edit under a key is prepared in the same way; the version of
-//! the prepared document tells whether it was stored. The message documents themselves hold nothing
-//! of this.
+//! The key is written first, with the whole message, including its id. A retry with the same key
+//! stores that same message, on any instance and after any failure in between; the unique `_id`
+//! ensures that it is stored only once. An edit with a key is prepared in the same way; the version
+//! of the prepared document tells whether it was stored. The message documents themselves contain
+//! nothing of this.
 
 use bson::{DateTime, Document, RawDocument, RawDocumentBuf, doc, rawdoc};
 
@@ -12,7 +12,7 @@ use super::message::Malformed;
 use super::own::{self, KEYS, Own};
 use super::{Message, MessageId, StoreError, UserId};
 
-/// How often a key is claimed that expires whenever it is looked for.
+/// How often a claim is tried if the key expires between the insert and the lookup.
 const CLAIMS: u32 = 3;
 
 /// The longest key, in bytes.
@@ -44,13 +44,13 @@ pub(super) struct Prepared {
     pub action: Action,
     /// The whole document of the message.
     pub document: RawDocumentBuf,
-    /// The message was deleted since, and its text is gone from the record too.
+    /// The message was deleted since, and its text was removed from the record, too.
     pub forgotten: bool,
 }
 
-/// The [own] collection of [`KEYS`]: `{_id: {user, key}, message, edit?, forgotten?, createdAt,
-/// app}`, gone after a day. `edit` is true when the key was used to edit the message, `forgotten`
-/// when the message was deleted since.
+/// The [own] collection of [`KEYS`]:
+/// `{_id: {user, key}, message, edit?, forgotten?, createdAt, app}`, removed after a day. `edit` is
+/// true when the key was used to edit the message, `forgotten` when the message was deleted since.
 #[derive(Clone)]
 pub struct Idempotency {
     pub(super) keys: Own<RawDocumentBuf>,
@@ -65,13 +65,13 @@ impl Prepared {
     /// The message.
     ///
     /// # Errors
-    /// [`StoreError::Malformed`] when the record holds none.
+    /// [`StoreError::Malformed`] when the record contains none.
     pub fn message(&self) -> Result<Message<'static>, StoreError> {
         let message = Message::from_document(&self.document);
         message.map(Message::into_owned).map_err(|Malformed(_)| malformed())
     }
 
-    /// Whether this was prepared by a request to edit the same message to the same content.
+    /// Whether this is an edit of the same message to the same content.
     pub fn is_edit_like(&self, edit: &RawDocument) -> bool {
         let same = |field| {
             let (one, other) = (self.document.get(field), edit.get(field));
@@ -89,7 +89,7 @@ impl Prepared {
 }
 
 impl Idempotency {
-    /// Claims a key for a request. Gives `None` when the key is new, else what the first attempt
+    /// Claims a key for a request. Returns `None` if the key is new, else what the first attempt
     /// prepared.
     pub(super) async fn claim(
         &self,
@@ -118,9 +118,9 @@ impl Idempotency {
             if let Some(first) = self.find(user, key).await? {
                 return Ok(Some(first));
             }
-            // It expired in this moment: the same as a key that was never used.
+            // The key has just expired, so it counts as one that was never used.
         }
-        let cause = "a key is there and is not there".to_owned();
+        let cause = "an idempotency key exists, but cannot be found".to_owned();
         Err(StoreError::Unavailable(mongodb::error::Error::custom(cause)))
     }
 
@@ -135,9 +135,9 @@ impl Idempotency {
         record.map(|record| Prepared::of(&record)).transpose()
     }
 
-    /// Prepares something in the place of what was prepared before. False when that is no longer
-    /// there.
-    pub(super) async fn prepare_anew(
+    /// Replaces the document that was prepared before. Returns false if the record no longer has
+    /// that document.
+    pub(super) async fn replace_prepared(
         &self,
         user: UserId,
         key: &IdempotencyKey,
@@ -158,7 +158,7 @@ impl Idempotency {
     /// Removes the text of a deleted message from every record.
     pub(super) async fn forget(&self, message: MessageId) -> Result<(), StoreError> {
         let keys = match self.keys.get().await {
-            // Nothing was ever written there.
+            // The collection is not ours, so nothing was ever written there.
             Err(StoreError::Off(_)) => return Ok(()),
             keys => keys?,
         };

@@ -1,8 +1,8 @@
-//! The indexes of the original's collections: which there should be, and what keeps them there.
+//! The indexes of the original's collections: which ones are needed, and how they are kept.
 //!
-//! A database can be dropped, restored or tidied up under a running server. So the indexes are
-//! looked at every few seconds, which only reads, and built when one is missing. None is ever
-//! changed or dropped: one of ours under another name or with other options is said and left.
+//! A database can be dropped, restored or cleaned up while a server uses it. So the indexes are
+//! checked every few seconds, which only reads, and a missing index is built. No index is ever
+//! changed or dropped: an existing one that conflicts with one of ours is reported and kept.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,10 +16,10 @@ use mongodb::{Collection, Database, IndexModel};
 use super::failure::{DUPLICATE_KEY, INDEX_CONFLICTS, NO_COLLECTION};
 use super::{Failure, Store, StoreError, duplicates};
 
-/// How often the indexes and the own collections are looked at.
+/// How often the indexes and the own collections are checked.
 const PERIOD: Duration = Duration::from_secs(5);
-/// After what time an index is tried again that duplicates have forbidden: to find that out,
-/// MongoDB reads the whole collection.
+/// After what time the server tries again to build an index that duplicates have prevented. MongoDB
+/// reads the whole collection for each attempt.
 const AFTER_DUPLICATES: Duration = Duration::from_secs(600);
 
 /// `DatabaseDropPending` and `IndexBuildAborted`.
@@ -30,17 +30,17 @@ const DROPPED: [i32; 2] = [215, 276];
 pub struct Wanted {
     /// The collection.
     pub collection: &'static str,
-    /// Its name, as Mongoose and the server would make it.
+    /// The name of the index, as Mongoose and the server would choose it.
     pub name: &'static str,
     /// The fields, each ascending.
     pub fields: &'static [&'static str],
     /// Whether it is unique.
     pub is_unique: bool,
-    /// When it is partial: the field that must be at least 1 for a document to be in it.
+    /// For a partial index: the field that must be at least 1 in an indexed document.
     pub at_least_one: Option<&'static str>,
 }
 
-/// `users.username_1`, unique: Mongoose's.
+/// `users.username_1`, unique: an index of Mongoose.
 pub static USERNAME: Wanted = Wanted {
     collection: "users",
     name: "username_1",
@@ -48,7 +48,7 @@ pub static USERNAME: Wanted = Wanted {
     is_unique: true,
     at_least_one: None,
 };
-/// `rooms.name_1`, unique: Mongoose's.
+/// `rooms.name_1`, unique: an index of Mongoose.
 pub static ROOM_NAME: Wanted = Wanted {
     collection: "rooms",
     name: "name_1",
@@ -56,7 +56,7 @@ pub static ROOM_NAME: Wanted = Wanted {
     is_unique: true,
     at_least_one: None,
 };
-/// `messages.room_1__id_1`: ours, so that the history of a room is read in its order.
+/// `messages.room_1__id_1`: ours, for reading the history of a room in order.
 pub static BY_ROOM: Wanted = Wanted {
     collection: "messages",
     name: "room_1__id_1",
@@ -64,7 +64,7 @@ pub static BY_ROOM: Wanted = Wanted {
     is_unique: false,
     at_least_one: None,
 };
-/// `messages.room_1_updatedAt_1`: ours, of messages that were edited or deleted only. It tells
+/// `messages.room_1_updatedAt_1`: ours, only of messages that were edited or deleted. It tells
 /// whether a client that was away for long has missed a change.
 pub static CHANGES: Wanted = Wanted {
     collection: "messages",
@@ -73,11 +73,11 @@ pub static CHANGES: Wanted = Wanted {
     is_unique: false,
     at_least_one: Some("__v"),
 };
-/// All of them.
+/// All needed indexes.
 pub static WANTED: [&Wanted; 4] = [&USERNAME, &ROOM_NAME, &BY_ROOM, &CHANGES];
 
-/// Which index holds a value unique; shared by all workers. That of the wanted name, and the one
-/// that was found in its place, if there is one.
+/// The index that keeps a value unique; shared by all workers. It has the wanted name, or the name
+/// of an equivalent index that was found.
 #[derive(Debug, Clone)]
 pub struct UniqueIndex {
     wanted: &'static Wanted,
@@ -90,7 +90,7 @@ impl UniqueIndex {
         Self { wanted, found: Arc::default() }
     }
 
-    /// Whether the index of this name is it.
+    /// Whether the index has this name.
     pub(super) fn is(&self, name: &str) -> bool {
         let found = self.found.read().unwrap_or_else(PoisonError::into_inner);
         name == self.wanted.name || found.as_deref() == Some(name)
@@ -104,25 +104,25 @@ impl UniqueIndex {
     }
 }
 
-/// What there is of a wanted index.
+/// Whether a needed index exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Presence {
-    /// It is there, or another one that does the same.
+    /// It exists, or an equivalent index does.
     There {
-        /// Its name.
+        /// The name of the existing index.
         name: String,
     },
-    /// Nothing stands in its way.
+    /// It does not exist and can be built.
     Missing,
-    /// An index of this name, or of these fields and with other options, stands in its way.
+    /// It cannot be built: another index has its name, or its fields with other options.
     Other {
-        /// Its name.
+        /// The name of the existing index.
         name: String,
     },
 }
 
 impl Wanted {
-    /// Looks for it, and changes nothing.
+    /// Looks for the index, without changing anything.
     ///
     /// # Errors
     /// The database failed.
@@ -135,12 +135,12 @@ impl Wanted {
             let name = index.options.as_ref().and_then(|options| options.name.clone());
             name.unwrap_or_default()
         };
-        if let Some(index) = indexes.iter().find(|index| self.is_done_by(index)) {
+        if let Some(index) = indexes.iter().find(|index| self.is_equivalent(index)) {
             return Presence::There { name: name_of(index) };
         }
-        let stands_in_the_way =
+        let conflicts =
             |index: &&IndexModel| name_of(index) == self.name || self.has_fields_of(index);
-        match indexes.iter().find(stands_in_the_way) {
+        match indexes.iter().find(conflicts) {
             Some(index) => Presence::Other { name: name_of(index) },
             None => Presence::Missing,
         }
@@ -157,9 +157,9 @@ impl Wanted {
             && index.keys.keys().map(String::as_str).eq(self.fields.iter().copied())
     }
 
-    /// Whether an index finds or refuses all documents that this one would. A unique one may
-    /// refuse more by its collation.
-    fn is_done_by(&self, index: &IndexModel) -> bool {
+    /// Whether an index serves the same purpose as this one. A unique index may refuse more because
+    /// of its collation.
+    fn is_equivalent(&self, index: &IndexModel) -> bool {
         let Some(options) = &index.options else { return false };
         self.has_fields_of(index)
             && self.is_covered_by(options.partial_filter_expression.as_ref())
@@ -172,7 +172,7 @@ impl Wanted {
             }
     }
 
-    /// Whether an index with this filter has all documents that this one has.
+    /// Whether an index with this filter contains all documents of this one.
     fn is_covered_by(&self, filter: Option<&Document>) -> bool {
         filter.is_none() || filter == self.filter().as_ref()
     }
@@ -194,7 +194,7 @@ impl Wanted {
     }
 }
 
-/// The indexes of a collection; none if there is no such collection.
+/// The indexes of a collection; empty if the collection does not exist.
 pub(super) async fn list(collection: &Collection<Document>) -> Result<Vec<IndexModel>, StoreError> {
     let mut indexes = Vec::new();
     let mut found = match collection.list_indexes().await {
@@ -208,40 +208,40 @@ pub(super) async fn list(collection: &Collection<Document>) -> Result<Vec<IndexM
     Ok(indexes)
 }
 
-/// Keeps the indexes and the own collections of a database as they should be.
+/// Maintains the indexes and the own collections of a database.
 pub struct Upkeep {
     store: Store,
-    /// What was last said of each index and own collection.
-    said: HashMap<&'static str, String>,
-    /// When an index that duplicates have forbidden is tried again.
-    later: HashMap<&'static str, Instant>,
+    /// The last warning about each index.
+    warned: HashMap<&'static str, String>,
+    /// When the server tries again to build an index that duplicates have prevented.
+    retry_at: HashMap<&'static str, Instant>,
 }
 
 impl Upkeep {
-    /// To be run once in a process.
+    /// Run once in a process.
     pub fn new(store: Store) -> Self {
-        Self { store, said: HashMap::new(), later: HashMap::new() }
+        Self { store, warned: HashMap::new(), retry_at: HashMap::new() }
     }
 
-    /// Looks every few seconds, for ever.
+    /// Checks every few seconds, forever.
     pub async fn run(mut self) {
         loop {
             tokio::time::sleep(PERIOD).await;
             if let Err(error) = self.round().await {
-                log::debug!("The indexes cannot be looked at: {error}");
+                log::debug!("The indexes cannot be checked: {error}");
             }
         }
     }
 
-    /// Builds what is missing. What cannot be built is a warning; a unique index that is missing
-    /// does not keep the server from refusing duplicates, since it looks before each insert.
+    /// Builds missing indexes, and warns about those that cannot be built. Without a unique index,
+    /// the server still refuses duplicates, since it checks before each insert.
     ///
     /// # Errors
     /// The database could not be reached.
     pub async fn round(&mut self) -> Result<(), StoreError> {
         self.store.check_own().await?;
         for wanted in WANTED {
-            if self.later.get(wanted.name).is_some_and(|at| *at > Instant::now()) {
+            if self.retry_at.get(wanted.name).is_some_and(|at| *at > Instant::now()) {
                 continue;
             }
             match self.keep(wanted).await {
@@ -259,24 +259,24 @@ impl Upkeep {
     async fn keep(&mut self, wanted: &'static Wanted) -> Result<(), StoreError> {
         let collection = self.store.database().collection::<Document>(wanted.collection);
         match wanted.presence(&list(&collection).await?) {
-            Presence::There { name } => self.is_there(wanted, &name),
+            Presence::There { name } => self.found(wanted, &name),
             Presence::Missing => match collection.create_index(wanted.model()).await {
-                Ok(_) => self.is_there(wanted, wanted.name),
+                Ok(_) => self.found(wanted, wanted.name),
                 Err(error) if has_code(&error, &[DUPLICATE_KEY]) => {
-                    self.later.insert(wanted.name, Instant::now() + AFTER_DUPLICATES);
+                    self.retry_at.insert(wanted.name, Instant::now() + AFTER_DUPLICATES);
                     let field = wanted.fields.first().copied().unwrap_or_default();
                     let values = duplicates(&collection, field).await?;
                     let text = format!(
-                        "{}.{field} is not unique, so its index cannot be built: {values}. New \
-                         duplicates are refused by a look before each insert, which two inserts at \
-                         the same moment can pass. Rename the duplicates; the index is tried again \
+                        "{}.{field} is not unique, so its index cannot be built: {values}. Before \
+                         each insert, the server checks for duplicates, but two inserts at the \
+                         same time can both pass. Rename the duplicates; the index is tried again \
                          every ten minutes",
                         wanted.collection,
                     );
                     self.warn(wanted.name, text);
                 }
-                // Another program has built one since we looked, or has dropped the collection
-                // meanwhile: the next round sees which.
+                // Another program has just built an index or dropped the collection: the next round
+                // finds out which.
                 Err(error) if has_code(&error, &INDEX_CONFLICTS) || has_code(&error, &DROPPED) => {}
                 Err(error) => return Err(error.into()),
             },
@@ -284,8 +284,8 @@ impl Upkeep {
                 let fields = wanted.fields.join(", ");
                 let unique = if wanted.is_unique { "unique " } else { "" };
                 let text = format!(
-                    "{} has the index {name}, which stands in the way of the {unique}index {} on \
-                     {fields}. It is left as it is; drop it if nothing needs it",
+                    "{} has the index {name}, which conflicts with the {unique}index {} on \
+                     {fields}. It is kept; drop it if nothing needs it",
                     wanted.collection, wanted.name,
                 );
                 self.warn(wanted.name, text);
@@ -294,7 +294,7 @@ impl Upkeep {
         Ok(())
     }
 
-    fn is_there(&mut self, wanted: &Wanted, name: &str) {
+    fn found(&mut self, wanted: &Wanted, name: &str) {
         if wanted.is_unique {
             for index in [&self.store.users.name_index, &self.store.rooms.name_index] {
                 if (index.wanted.collection, index.wanted.name) == (wanted.collection, wanted.name)
@@ -303,19 +303,19 @@ impl Upkeep {
                 }
             }
         }
-        self.said.remove(wanted.name);
+        self.warned.remove(wanted.name);
     }
 
-    /// Says what is new about something.
+    /// Logs a warning, unless it was the last one about this index.
     fn warn(&mut self, what: &'static str, text: String) {
-        if self.said.get(what) != Some(&text) {
+        if self.warned.get(what) != Some(&text) {
             log::warn!("{text}");
-            self.said.insert(what, text);
+            self.warned.insert(what, text);
         }
     }
 }
 
-/// Whether the same may succeed without anyone changing anything.
+/// Whether the operation may succeed later without any other change.
 fn is_outage(error: &StoreError) -> bool {
     matches!(error, StoreError::Unavailable(error) if Failure::of(error) != Failure::Privilege)
 }

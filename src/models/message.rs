@@ -1,4 +1,4 @@
-//! Messages: the document that Mongoose's `Message` model writes, read and made byte for byte.
+//! Messages: reads and writes the document of Mongoose's `Message` model, byte for byte.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use super::batcher::Batcher;
 use super::failure::{DUPLICATE_KEY, Failure, RefusingIndex};
 use super::idempotency::{Action, Prepared};
 use super::ordinary::Fields;
-use super::revision::{Turns, not_deleted};
+use super::revision::{MessageLocks, not_deleted};
 use super::{Idempotency, IdempotencyKey, MessageId, RoomId, StoreError, UserId};
 
 /// A message as the collection `messages` holds it.
@@ -25,11 +25,11 @@ pub struct Message<'a> {
     pub id: MessageId,
     /// `room`: the room that it was sent to.
     pub room: RoomId,
-    /// `sender`: a user, who may be gone.
+    /// `sender`: the id of a user, who may no longer exist.
     pub sender: UserId,
     /// `content`: never empty when stored by this program or by the original.
     pub content: Cow<'a, str>,
-    /// `createdAt`; missing in documents that a person wrote.
+    /// `createdAt`; missing in documents that were written by hand.
     pub created_at: Option<DateTime>,
     /// `updatedAt`, equal to `created_at` at insert.
     pub updated_at: Option<DateTime>,
@@ -37,8 +37,7 @@ pub struct Message<'a> {
     pub version: Option<i32>,
 }
 
-/// A document in `messages` that no message can be made of: a field that is missing or of the
-/// wrong type.
+/// A document in `messages` that is no valid message: a field is missing or of the wrong type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the field {0} is missing or of the wrong type")]
 pub struct Malformed(pub &'static str);
@@ -58,8 +57,8 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Reads an ordinary document, as this program and the original store it: these fields of these
-    /// types in this order, without the last three at most. `None` for every other, which
+    /// Reads an ordinary document, as this program and the original store it: exactly these fields,
+    /// types and order; only the last three may be missing. `None` for any other document, which
     /// [`Hydrated`](crate::mongoose::Hydrated) reads.
     pub fn ordinary(document: &'a RawDocument) -> Option<Self> {
         let mut fields = Fields::of(document);
@@ -77,7 +76,7 @@ impl<'a> Message<'a> {
         let (mut id, mut room, mut sender, mut content) = (None, None, None, None);
         let (mut created_at, mut updated_at, mut version) = (None, None, None);
         for element in document {
-            // Bytes that are no BSON at all: nothing behind them can be read either.
+            // Invalid BSON: nothing after it can be read either.
             let Ok((key, value)) = element else { break };
             match (key.as_str(), value) {
                 ("_id", RawBsonRef::ObjectId(value)) => id = Some(MessageId(value)),
@@ -127,7 +126,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// How many documents a batch of a long list holds at most; the server ends one at 16 MiB too.
+/// How many documents a batch of a long list has at most; the server also ends a batch at 16 MiB.
 pub(super) const BATCH: u32 = 500;
 
 /// By how many seconds the clocks of senders and of the cluster may differ.
@@ -138,14 +137,14 @@ const CLOCK_SLACK: u32 = 10;
 pub struct Messages {
     pub(super) collection: Collection<RawDocumentBuf>,
     pub(super) idempotency: Idempotency,
-    pub(super) turns: Turns,
+    pub(super) turns: MessageLocks,
     inserts: Batcher<RawDocumentBuf, Result<(), StoreError>>,
 }
 
 /// A message that is stored by a majority of the replica set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stored<'a> {
-    /// The message; with an idempotency key that was used before, the first one.
+    /// The message; if the idempotency key was used before, the first message.
     pub message: Message<'a>,
     /// True when the key was used before.
     pub replayed: bool,
@@ -162,18 +161,19 @@ pub enum SendError {
     Store(#[from] StoreError),
 }
 
-/// A part of a history: the newest messages before one, the oldest after one, or in between.
+/// A part of a history: the newest messages before an id, the oldest after an id, or those between
+/// two ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Page {
     /// How many messages at most.
     pub limit: u16,
     /// Only messages with a lower id.
     pub before: Option<MessageId>,
-    /// Only messages with a higher id; then the oldest of them.
+    /// Only messages with a higher id; the page then has the oldest of them.
     pub after: Option<MessageId>,
 }
 
-/// Whether a history shows what is left of deleted messages.
+/// Whether a history shows deleted messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deleted {
     /// It leaves them out.
@@ -197,23 +197,23 @@ impl Messages {
     pub(super) fn new(
         collection: Collection<RawDocumentBuf>,
         idempotency: Idempotency,
-        turns: Turns,
+        turns: MessageLocks,
     ) -> Self {
         let written = collection.clone();
         let inserts = Batcher::new(move |documents| insert_all(written.clone(), documents));
         Self { collection, idempotency, turns, inserts }
     }
 
-    /// Stores a message: the one way for REST and sockets alike.
+    /// Stores a message, for REST and sockets alike.
     ///
     /// # Errors
-    /// [`StoreError::Duplicate`] when there is a document of this `_id`; or the database failed.
+    /// [`StoreError::Duplicate`] when a document with this `_id` exists; or the database failed.
     pub async fn insert(&self, message: &Message<'_>) -> Result<(), StoreError> {
         self.inserts.call_one(message.to_document()).await?
     }
 
-    /// Stores messages in this order, which is that of the stream too; says of each whether it is
-    /// stored.
+    /// Stores messages in this order, which the change stream keeps. Returns for each message
+    /// whether it is stored.
     pub async fn insert_all(&self, messages: &[&Message<'_>]) -> Vec<Result<(), StoreError>> {
         let documents = messages.iter().map(|message| message.to_document()).collect();
         let stored = self.inserts.call(documents).await;
@@ -235,20 +235,21 @@ impl Messages {
             None => (message, false),
             Some(first) if first.action != Action::Send => return Err(SendError::Conflict),
             Some(first) => {
-                let said = first.message()?;
+                let prepared_message = first.message()?;
                 let is_same = if first.forgotten {
-                    (said.room, said.sender) == (message.room, message.sender)
+                    (prepared_message.room, prepared_message.sender)
+                        == (message.room, message.sender)
                 } else {
-                    said.says_the_same_as(&message)
+                    prepared_message.has_same_content_as(&message)
                 };
                 if !is_same {
                     return Err(SendError::Conflict);
                 }
                 if first.forgotten {
-                    // It was stored, and deleted since: it must not come back.
-                    return Ok(Stored { message: said, replayed: true });
+                    // It was stored and has been deleted since, so it must not be stored again.
+                    return Ok(Stored { message: prepared_message, replayed: true });
                 }
-                (said, true)
+                (prepared_message, true)
             }
         };
         match self.insert(&message).await {
@@ -260,7 +261,7 @@ impl Messages {
         Ok(Stored { message, replayed })
     }
 
-    /// Looks for what a key has prepared for an edit of this message to this content.
+    /// The document that a key has prepared for an edit of this message to this content.
     ///
     /// # Errors
     /// The key was used for another request, or the database failed.
@@ -276,8 +277,8 @@ impl Messages {
         }
     }
 
-    /// Prepares an edit under a key, in the place of what was prepared before. False when somebody
-    /// else was faster: then nothing was written.
+    /// Prepares an edit under a key, and replaces what was prepared before. Returns false if
+    /// another request was faster: then nothing was written.
     ///
     /// # Errors
     /// The database failed.
@@ -291,7 +292,7 @@ impl Messages {
         let prepared = Prepared::new(Action::Edit, edit.to_owned());
         match before {
             None => Ok(self.idempotency.claim(user, key, &prepared).await?.is_none()),
-            Some(before) => self.idempotency.prepare_anew(user, key, &before, &prepared).await,
+            Some(before) => self.idempotency.replace_prepared(user, key, &before, &prepared).await,
         }
     }
 
@@ -327,10 +328,10 @@ impl Messages {
         Ok(history.sort(doc! { "_id": 1 }).batch_size(BATCH).batch().await?)
     }
 
-    /// Whether a room may have got a message, an edit or a deletion at or after a time, in seconds
-    /// since 1970. Ids and dates are made by the clocks of those who send, so those of the last
-    /// moments before count too. What another program has changed without a higher `__v`, or
-    /// removed, is not seen.
+    /// Whether a room may have got a message, an edit or a deletion since a time, in seconds since
+    /// 1970. Ids and dates come from the clocks of the servers that store, so changes shortly
+    /// before that time count, too. Documents that another program has removed, or changed without
+    /// a higher `__v`, are not detected.
     ///
     /// # Errors
     /// The database failed.
@@ -343,7 +344,7 @@ impl Messages {
             return Ok(true);
         }
         let since = DateTime::from_millis(i64::from(since) * 1000);
-        // As the index of changes has it, whose filter this must imply.
+        // This must imply the filter of the index of changes.
         let changed = doc! { "room": room.0, "updatedAt": { "$gte": since }, "__v": { "$gte": 1 } };
         self.any(changed).await
     }
@@ -353,8 +354,8 @@ impl Messages {
         Ok(found.await?.is_some())
     }
 
-    /// One page of the history of a room, in `_id` order. Deleted messages that are hidden do not
-    /// count.
+    /// One page of the history of a room, in `_id` order. Hidden deleted messages do not count
+    /// towards the limit.
     ///
     /// # Errors
     /// The database failed.
@@ -365,8 +366,8 @@ impl Messages {
         deleted: Deleted,
     ) -> Result<Vec<RawDocumentBuf>, StoreError> {
         let mut filter = deleted.in_room(room);
-        // A comparison of expressions has one order for ids of all types, that of the index. The
-        // usual one passes over those that are no `ObjectId`.
+        // `$expr` compares ids of all types, in the order of the index. A plain `$lt` would skip
+        // ids that are no `ObjectId`.
         let mut bounds = Vec::new();
         if let Some(before) = page.before {
             bounds.push(doc! { "$lt": ["$_id", before.0] });
@@ -395,8 +396,8 @@ impl Messages {
     }
 }
 
-/// Inserts documents in one operation; of each, whether that was done. Those of one shard come into
-/// the stream in their order.
+/// Inserts documents in one operation. Returns for each whether it was inserted. Documents of one
+/// shard keep their order in the change stream.
 async fn insert_all(
     collection: Collection<RawDocumentBuf>,
     documents: Vec<RawDocumentBuf>,
@@ -405,7 +406,7 @@ async fn insert_all(
         let inserted = collection.insert_one(document).await.map(drop);
         return Ok(vec![inserted.map_err(|error| StoreError::from(error).or_duplicate_id())]);
     }
-    // Those behind one that cannot be stored are stored nevertheless, still in their order.
+    // Documents after one that cannot be stored are stored nevertheless, in the same order.
     let error = match collection.insert_many(&documents).ordered(false).await {
         Ok(_) => return Ok(documents.iter().map(|_| Ok(())).collect()),
         Err(error) => error,
@@ -431,13 +432,13 @@ async fn insert_all(
 }
 
 impl Message<'_> {
-    /// Whether a client would call both the same message: what it sent is equal.
-    fn says_the_same_as(&self, other: &Message<'_>) -> bool {
+    /// Whether room, sender and content are equal.
+    fn has_same_content_as(&self, other: &Message<'_>) -> bool {
         (self.room, self.sender, &self.content) == (other.room, other.sender, &other.content)
     }
 }
 
-/// A whole number, in whichever of BSON's number types a shell or a driver stored it.
+/// A whole number of any of BSON's number types.
 pub(super) fn integer(value: RawBsonRef<'_>) -> Option<i32> {
     match value {
         RawBsonRef::Int32(value) => Some(value),

@@ -1,7 +1,7 @@
 //! The documents of the database and every query on them.
 //!
-//! Documents know BSON and nothing of HTTP or JSON; an id leaves this module as a type of its
-//! own, so that a room's id cannot be passed where a user's is meant.
+//! This module knows BSON, but neither HTTP nor JSON. Each kind of id has a type of its own, so
+//! that a room's id cannot be passed as a user's.
 
 mod batcher;
 pub mod failure;
@@ -44,7 +44,7 @@ macro_rules! id {
         pub struct $name(pub ObjectId);
 
         impl $name {
-            /// Makes a fresh id, as the original's driver does: by this process, from its clock.
+            /// Makes a new id in this process, from its clock, as the original's driver does.
             #[expect(clippy::new_without_default, reason = "a default id would be a surprise")]
             pub fn new() -> Self {
                 Self(ObjectId::new())
@@ -63,7 +63,8 @@ macro_rules! id {
             }
         }
 
-        /// 24 hexadecimal digits in either case. Mongoose's other forms are casts, not ids.
+        /// Parses 24 hexadecimal digits in either case. Mongoose's casts of other forms are not
+        /// done here.
         impl std::str::FromStr for $name {
             type Err = NotAnId;
 
@@ -88,15 +89,15 @@ id!(
 #[error("not an id of 24 hexadecimal digits")]
 pub struct NotAnId;
 
-/// What all workers know together: names of users, rooms that were seen, which indexes hold names
-/// unique, and which own collections can be used.
+/// What all workers share: cached names of users, cached rooms, the indexes that keep names unique,
+/// and which own collections can be used.
 #[derive(Clone)]
 pub struct Shared {
     names: user::Names,
     rooms: room::Seen,
     username_index: UniqueIndex,
     room_name_index: UniqueIndex,
-    turns: revision::Turns,
+    turns: revision::MessageLocks,
     keys: own::State,
     sockets: own::State,
     ready: Arc<Mutex<Option<Instant>>>,
@@ -109,7 +110,7 @@ impl Default for Shared {
             rooms: room::seen(),
             username_index: UniqueIndex::new(&indexes::USERNAME),
             room_name_index: UniqueIndex::new(&indexes::ROOM_NAME),
-            turns: revision::Turns::default(),
+            turns: revision::MessageLocks::default(),
             keys: own::State::new(&own::KEYS),
             sockets: own::State::new(&own::SOCKETS),
             ready: Arc::default(),
@@ -126,16 +127,16 @@ pub struct Store {
     pub rooms: Rooms,
     /// `messages`, and their idempotency keys.
     pub messages: Messages,
-    /// What sessions leave for when their clients come back.
+    /// The records of sessions whose clients may reconnect.
     pub sockets: Sockets,
     own: [own::State; 2],
-    /// When it was last found to be ready.
+    /// When the database was last found to be ready.
     ready: Arc<Mutex<Option<Instant>>>,
     database: Database,
 }
 
 impl Store {
-    /// The collections of this database. Connects when the first query does.
+    /// The collections of this database. The first query connects.
     pub fn new(database: Database, shared: &Shared) -> Self {
         Self {
             users: Users {
@@ -160,12 +161,12 @@ impl Store {
         }
     }
 
-    /// The database itself, for what is no query of a model.
+    /// The database, for commands that belong to no model.
     pub fn database(&self) -> &Database {
         &self.database
     }
 
-    /// Looks at the own collections, and claims those that are free.
+    /// Checks the own collections, and claims those that are free.
     async fn check_own(&self) -> Result<(), StoreError> {
         for state in &self.own {
             state.check(&self.database).await?;
@@ -174,26 +175,26 @@ impl Store {
     }
 }
 
-/// What a query can meet.
+/// Why a query failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// A unique index of ours holds this value already.
+    /// A unique index of ours already has this value.
     #[error("the value exists already")]
     Duplicate,
-    /// Another unique index refuses the document, as one that an older schema has left.
+    /// A unique index that is not ours refuses the document, for example one of an older schema.
     #[error(
         "the unique index {} on {} refuses a document and is not one of this server's. Drop it, or \
          make it partial so that it leaves out documents without its fields", .0.index, .0.collection
     )]
     Refused(RefusingIndex),
-    /// An own collection cannot be used, so that what it is for is off.
+    /// An own collection cannot be used, so its feature is off.
     #[error("{} is off, since {} cannot be used", .0.feature, .0.collection)]
     Off(&'static own::Purpose),
-    /// MongoDB cannot be reached, has no primary, does not let us in, or did not finish in time.
+    /// MongoDB cannot be reached, has no primary, refuses the user, or did not finish in time.
     /// Whether a write happened is unknown.
     #[error("{}", failure::describe(.0))]
     Unavailable(Error),
-    /// A stored document lacks what every document must have: collection and field.
+    /// A stored document lacks a required field: the collection and the field.
     #[error("a document in {0} has no valid {1}")]
     Malformed(&'static str, &'static str),
     /// Anything else that the server refuses.
@@ -202,7 +203,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The same, or [`Duplicate`](Self::Duplicate) if a document of this `_id` is there.
+    /// [`Duplicate`](Self::Duplicate) if a document with this `_id` exists, else the same error.
     fn or_duplicate_id(self) -> Self {
         match self {
             Self::Refused(refusing) if refusing.index == ID_INDEX => Self::Duplicate,
@@ -220,13 +221,13 @@ impl From<Error> for StoreError {
             return Self::Refused(refusing);
         }
         match Failure::of(&error) {
-            Failure::Other if !failure::is_labelled_as_passing(&error) => Self::Database(error),
+            Failure::Other if !failure::is_transient(&error) => Self::Database(error),
             _ => Self::Unavailable(error),
         }
     }
 }
 
-/// Up to five values that several documents share, as a text for a person.
+/// Up to five values that several documents share, as text for a person.
 async fn duplicates(collection: &Collection<Document>, field: &str) -> Result<String, StoreError> {
     let mut found = collection
         .aggregate([

@@ -1,7 +1,7 @@
-//! Ordinary documents: these fields, of these types, in this order, and no others.
+//! Ordinary documents: exactly the expected fields, types and order.
 //!
-//! Nearly all documents are, and are read where they lie. The others are read by
-//! [`mongoose`](crate::mongoose).
+//! Nearly all documents are ordinary and are read without a copy. [`mongoose`](crate::mongoose)
+//! reads the others.
 
 use std::iter::Peekable;
 
@@ -14,7 +14,7 @@ use crate::mongoose::date;
 /// The fields of a document, taken one by one.
 pub(super) struct Fields<'a>(Peekable<RawIter<'a>>);
 
-/// `createdAt`, `updatedAt` and `__v`, each as far as it is there.
+/// `createdAt`, `updatedAt` and `__v`; each is `None` if it is missing.
 type Stamps = (Option<DateTime>, Option<DateTime>, Option<i32>);
 
 impl<'a> Fields<'a> {
@@ -32,7 +32,7 @@ impl<'a> Fields<'a> {
         self.take(name)?.as_str()
     }
 
-    /// What Mongoose puts at the end; `None` when anything else is there.
+    /// The fields that Mongoose appends; `None` if the rest of the document has anything else.
     pub(super) fn stamps(mut self) -> Option<Stamps> {
         let date = |value: RawBsonRef<'_>| {
             value.as_datetime().filter(|at| date::clip(at.timestamp_millis() as f64).is_some())

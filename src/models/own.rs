@@ -1,14 +1,15 @@
-//! The collections that this server has beside the original's three.
+//! The collections that this server adds to the original's three.
 //!
-//! Their names have a [prefix](PREFIX) that no other program uses, and each holds one document
-//! that says whose it is, the marker. Before a collection is first used, and again every few
-//! seconds, it is looked at: one without the marker is claimed if it is not there, empty, or holds
-//! nothing but our documents, as after it was dropped under the running server. One that holds
-//! anything else is never written to or indexed; what it is for is off until somebody has made
-//! room, and a warning says how.
+//! Their names have a [prefix](PREFIX) that no other program uses. Each contains one document that
+//! says whose it is, the marker. A collection is checked before its first use, and then every few
+//! seconds. A collection without the marker is claimed if it does not exist, is empty, or contains
+//! only our documents, for example after it was dropped while the server ran. A collection with
+//! anything else is never written to or indexed. Its feature is then off until a person renames or
+//! drops the collection; a warning says so.
 //!
-//! Every document has a [field](FIELD) that says the same as the marker. The index by which old
-//! documents are removed covers only those, so that no document of another program can be.
+//! Every document of ours has a [field](FIELD) with the same value as the marker's. The index that
+//! removes old documents covers only documents with this field, so it removes no document of
+//! another program.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,21 +23,21 @@ use super::failure::INDEX_CONFLICTS;
 use super::indexes::{has_code, list};
 use super::{Failure, ID_INDEX, StoreError};
 
-/// What the names of all own collections begin with.
+/// The prefix of the names of all own collections.
 pub const PREFIX: &str = "realtime_chat_backend_";
 
 /// The `_id` of the marker, and the value of [`FIELD`].
 pub const MARK: &str = "realtime-chat-backend";
 
-/// The field by which a document is known as ours.
+/// The field that marks a document as ours.
 pub const FIELD: &str = "app";
 
-/// Writes into a document that it is ours.
+/// Marks a document as ours.
 pub(super) fn mark(document: &mut RawDocumentBuf) {
     document.append(bson::cstr!("app"), MARK);
 }
 
-/// How long the search for documents of others may take in a collection without a marker.
+/// How long the search for foreign documents may take in a collection without a marker.
 const SEARCH: Duration = Duration::from_secs(2);
 
 /// One collection of our own.
@@ -44,7 +45,7 @@ const SEARCH: Duration = Duration::from_secs(2);
 pub struct Purpose {
     /// The name of the collection, which begins with [`PREFIX`].
     pub collection: &'static str,
-    /// What is off without it, as the subject of a sentence.
+    /// The feature that needs the collection, as the subject of a sentence.
     pub feature: &'static str,
     /// The field with the date from which the age of a document counts.
     dated_by: &'static str,
@@ -54,7 +55,7 @@ pub struct Purpose {
     looked_up_by: Option<&'static str>,
 }
 
-/// The records of sockets whose clients may come back.
+/// The records of sockets whose clients may reconnect.
 pub static SOCKETS: Purpose = Purpose {
     collection: "realtime_chat_backend_sockets",
     feature: "Connection state recovery",
@@ -72,10 +73,10 @@ pub static KEYS: Purpose = Purpose {
     looked_up_by: Some("message._id"),
 };
 
-/// All of them.
+/// All own collections.
 pub static ALL: [&Purpose; 2] = [&SOCKETS, &KEYS];
 
-/// What is found where an own collection belongs.
+/// What a collection with the name of an own collection contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holding {
     /// Our marker.
@@ -87,7 +88,7 @@ pub enum Holding {
 }
 
 impl Purpose {
-    /// Looks at the collection, and changes nothing.
+    /// Checks the collection, without changing anything.
     ///
     /// # Errors
     /// The database failed.
@@ -95,7 +96,7 @@ impl Purpose {
         Ok(self.examine(database).await?.0)
     }
 
-    /// What the collection holds, and which of its indexes are missing.
+    /// What the collection contains, and which of its indexes are missing.
     async fn examine(&self, database: &Database) -> Result<(Holding, Vec<IndexModel>), StoreError> {
         let collection = database.collection::<Document>(self.collection);
         let others = |found| Ok((Holding::Others(found), Vec::new()));
@@ -128,9 +129,9 @@ impl Purpose {
         Ok((if is_marked { Holding::Ours } else { Holding::Free }, missing))
     }
 
-    /// The type of what has the collection's name, if anything has.
+    /// The type of the collection or view of this name, if there is one.
     async fn kind(&self, database: &Database) -> Result<Option<String>, StoreError> {
-        // Allowed to every user, unlike a list with options.
+        // Every user may do this, unlike a list with options.
         let question = doc! {
             "listCollections": 1,
             "filter": { "name": self.collection },
@@ -143,7 +144,7 @@ impl Purpose {
         Ok(first.and_then(|found| found.get_str("type").ok()).map(str::to_owned))
     }
 
-    /// Claims the collection if it is free, and has its old documents removed.
+    /// Claims the collection if it is free, and builds its indexes.
     async fn claim(&self, database: &Database) -> Result<Holding, StoreError> {
         let (holding, missing) = self.examine(database).await?;
         let collection = database.collection::<Document>(self.collection);
@@ -156,13 +157,14 @@ impl Purpose {
                     FIELD: MARK,
                     "about": format!(
                         "{} of realtime-chat-backend needs this collection. While this document is \
-                         here, its others are written and removed by that program",
+                         here, that program writes and removes the other documents",
                         self.feature
                     ),
                 };
                 if let Err(error) = collection.insert_one(marker).await {
                     match StoreError::from(error).or_duplicate_id() {
-                        // Another instance was faster; whoever it was is looked at.
+                        // Another instance was faster, or the document is of another program: find
+                        // out which.
                         StoreError::Duplicate => {}
                         error => return Err(error),
                     }
@@ -172,7 +174,7 @@ impl Purpose {
                 }
             }
         }
-        // An operator may have given it another age.
+        // An operator may have built the index with another age.
         for index in missing {
             match collection.create_index(index).await {
                 Err(error) if has_code(&error, &INDEX_CONFLICTS) => {}
@@ -206,7 +208,7 @@ fn held(id: &Bson) -> String {
     format!("holds documents of another program, such as the one with _id {id}")
 }
 
-/// What is known of an own collection; shared by all workers.
+/// The status of an own collection; shared by all workers.
 #[derive(Debug, Clone)]
 pub(super) struct State(Arc<Known>);
 
@@ -229,13 +231,13 @@ impl State {
         Self(Arc::new(Known { purpose, status, reason }))
     }
 
-    /// Claims the collection, or finds out that it is not ours; says when that changes.
+    /// Claims the collection, or finds out that it is not ours. Logs when that changes.
     pub(super) async fn check(&self, database: &Database) -> Result<(), StoreError> {
         let Purpose { collection, feature, .. } = self.0.purpose;
         let reason = match self.0.purpose.claim(database).await {
             Ok(Holding::Others(found)) => format!(
                 "{collection} {found}. It is left alone, and {feature} is off. Rename or drop it; \
-                 it is looked at again every few seconds"
+                 it is checked again every few seconds"
             ),
             Ok(Holding::Ours | Holding::Free) => {
                 self.0.status.store(OURS, Ordering::Relaxed);
@@ -256,7 +258,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether that was another one before.
+    /// Sets the reason. Returns whether it has changed.
     fn set_reason(&self, reason: Option<String>) -> bool {
         let mut known = self.0.reason.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = *known != reason;
@@ -265,7 +267,7 @@ impl State {
     }
 }
 
-/// Whether the database would answer the same again, so that waiting is of no use.
+/// Whether the database would refuse again, so that waiting is of no use.
 fn is_refusal(error: &StoreError) -> bool {
     match error {
         StoreError::Unavailable(error) => Failure::of(error) == Failure::Privilege,
@@ -274,7 +276,7 @@ fn is_refusal(error: &StoreError) -> bool {
     }
 }
 
-/// An own collection over the connections of one worker.
+/// An own collection, with the connections of one worker.
 #[derive(Debug, Clone)]
 pub(super) struct Own<T: Send + Sync> {
     database: Database,

@@ -1,4 +1,4 @@
-//! Whether requests can succeed, found out without writing anything.
+//! Checks whether requests can succeed, without writing anything.
 
 use std::time::{Duration, Instant};
 
@@ -8,20 +8,20 @@ use mongodb::options::{ReadPreference, SelectionCriteria};
 
 use super::{Failure, Store, StoreError};
 
-/// For how long an answer counts, so that whoever asks often costs MongoDB little.
+/// How long a positive result is kept, so that frequent probes cost MongoDB little.
 const VALID: Duration = Duration::from_secs(1);
 
-/// What every request together needs: collections and actions.
+/// The collections and actions that requests need.
 const NEEDED: [(&str, &[&str]); 3] = [
     ("users", &["find", "insert"]),
     ("rooms", &["find", "insert"]),
     ("messages", &["find", "insert"]),
 ];
 
-/// Why requests cannot succeed, for everybody to read.
+/// Why requests cannot succeed. Anybody may read this text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unready {
-    /// A question has failed.
+    /// A check has failed.
     #[error("{0}")]
     Failed(Failure),
     /// The user of the connection string lacks the privilege for an action on a collection.
@@ -36,10 +36,10 @@ pub enum Unready {
 
 impl Store {
     /// Whether reads and writes are possible: there is a primary, a document can be read, and the
-    /// user may do what is needed.
+    /// user has the needed privileges.
     ///
     /// # Errors
-    /// They are not.
+    /// Reads or writes are not possible.
     pub async fn ready(&self) -> Result<(), Unready> {
         // A standard lock: nothing awaits while it is held.
         let lock = || self.ready.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -100,7 +100,8 @@ pub struct Privileges {
 }
 
 impl Privileges {
-    /// Asks the server. `None` when nobody is authenticated: then all is allowed, or nothing.
+    /// Asks the server. `None` when no user is authenticated: then everything is allowed, or
+    /// nothing.
     ///
     /// # Errors
     /// The database failed.

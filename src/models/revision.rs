@@ -1,8 +1,9 @@
 //! Messages that change: a stored message, and the documents that replace it.
 //!
-//! An edit and a deletion replace the whole document. The change stream then carries everything
-//! that a client is told, and no document has to be looked up for it. A replacement is guarded by
-//! what was read ([`Messages::replace`]): of two writers at the same moment, one has to read again.
+//! An edit or a deletion replaces the whole document. So the change stream contains everything that
+//! clients are told, without a lookup. A replacement depends on what was read
+//! ([`Messages::replace`]): if two requests change a message at the same time, one of them has to
+//! read it again.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::message::integer;
 use super::{MessageId, Messages, RoomId, StoreError, UserId};
 use crate::mongoose::Hydrated;
 
-/// The fields that must still be as they were read when a document is replaced.
+/// The fields that must be unchanged when a document is replaced.
 const GUARDS: [&str; 4] = ["room", "sender", "updatedAt", "__v"];
 
 /// The fields of a message that a deletion keeps.
@@ -88,9 +89,9 @@ impl Revision {
         document
     }
 
-    /// What is left of a deleted message: `_id`, `room`, `sender` and `createdAt` as they are, an
-    /// empty `content`, `updatedAt`, `__v`, `deletedAt` and `deletedBy`. Nothing else stays, since
-    /// any other field may hold a text.
+    /// What a deletion leaves of a message: `_id`, `room`, `sender` and `createdAt` as they are, an
+    /// empty `content`, `updatedAt`, `__v`, `deletedAt` and `deletedBy`. No other field stays,
+    /// since it may contain text.
     pub fn tombstone(&self, by: UserId, at: DateTime) -> RawDocumentBuf {
         let mut document = RawDocumentBuf::new();
         for element in self.elements() {
@@ -107,7 +108,7 @@ impl Revision {
     }
 
     fn elements(&self) -> impl Iterator<Item = RawElement<'_>> {
-        // The document was read to its end before.
+        // `of` has read the document to its end.
         self.document.iter_elements().flatten()
     }
 
@@ -115,7 +116,7 @@ impl Revision {
         !matches!(self.document.get(field), Ok(Some(_)))
     }
 
-    /// Matches the document as long as nobody has written to it since.
+    /// Matches the document unless it has been written since.
     fn guard(&self) -> Result<Document, StoreError> {
         let mut guard = doc! { "_id": self.value("_id")? };
         for field in GUARDS {
@@ -142,8 +143,8 @@ fn copy(element: RawElement<'_>, to: &mut RawDocumentBuf) {
     }
 }
 
-/// Whether a document of `messages` is what a deletion leaves. Fields of the same names that
-/// another program has written do not make one.
+/// Whether a document of `messages` is a tombstone, as a deletion leaves it. The fields must have
+/// the types that this server writes, since another program may use the same names.
 pub fn is_tombstone(document: &RawDocument) -> bool {
     let kind = |field| document.get(field).ok().flatten().map(|value| value.element_type());
     kind("deletedAt") == Some(ElementType::DateTime)
@@ -151,7 +152,7 @@ pub fn is_tombstone(document: &RawDocument) -> bool {
         && document.get_str("content").is_ok_and(str::is_empty)
 }
 
-/// Matches every document of `messages` but those that a deletion leaves.
+/// Matches every document of `messages` except tombstones.
 pub(super) fn not_deleted() -> Document {
     doc! { "$nor": [{
         "content": "",
@@ -160,30 +161,30 @@ pub(super) fn not_deleted() -> Document {
     }] }
 }
 
-/// How many changes are made at the same time at most, of different messages.
-const TURNS: usize = 256;
+/// The number of locks, and so of messages that can be changed at the same time.
+const LOCKS: usize = 256;
 
-/// Lets changes of one message be made one after another. Shared by all workers.
+/// Locks that make changes of one message run one after another. Shared by all workers.
 ///
-/// A message has one of a fixed number of locks, so that there is nothing to remove; different
-/// messages share one now and then.
+/// A message has one of a fixed number of locks, so no lock has to be removed. Different messages
+/// may have the same lock.
 #[derive(Clone)]
-pub(super) struct Turns(Arc<[Mutex<()>]>);
+pub(super) struct MessageLocks(Arc<[Mutex<()>]>);
 
-impl Default for Turns {
+impl Default for MessageLocks {
     fn default() -> Self {
-        Self((0..TURNS).map(|_| Mutex::default()).collect())
+        Self((0..LOCKS).map(|_| Mutex::default()).collect())
     }
 }
 
 impl Messages {
-    /// Waits until no other change of this message is under way in this process.
+    /// Waits until no other change of this message is running in this process.
     pub async fn turn(&self, message: MessageId) -> MutexGuard<'_, ()> {
         let mut hasher = DefaultHasher::new();
         message.hash(&mut hasher);
         let turns = &self.turns.0;
         let number = hasher.finish() % turns.len() as u64;
-        turns.get(number as usize).expect("a number below that of the locks").lock().await
+        turns.get(number as usize).expect("the remainder is below the number of locks").lock().await
     }
 
     /// A message as it is now, deleted or not.
@@ -199,8 +200,8 @@ impl Messages {
         revision.map(Some).ok_or(StoreError::Malformed("messages", "room"))
     }
 
-    /// Replaces a message, by a majority of the replica set. False when it has changed since it
-    /// was read: then nothing is written.
+    /// Replaces a message, confirmed by a majority of the replica set. Returns false if it has
+    /// changed since it was read: then nothing is written.
     ///
     /// # Errors
     /// The database failed. Whether the message was replaced is unknown.

@@ -15,18 +15,18 @@ use super::message::BATCH;
 use super::ordinary::Fields;
 use super::{RoomId, StoreError, UniqueIndex};
 
-/// How long a room that was seen counts as there. No client can remove one; a person who removes a
-/// document by hand may see messages stored for it for so long.
-const SEEN_AGE: Duration = Duration::from_secs(1);
-/// How many rooms are remembered.
-const SEEN: u64 = 10_000;
+/// How long a room that was found counts as existing. No client can remove a room. If a person
+/// removes its document, messages may still be stored for it for this long.
+const CACHE_AGE: Duration = Duration::from_secs(1);
+/// How many rooms are cached.
+const CACHE_SIZE: u64 = 10_000;
 
-/// Rooms that were there a moment ago, shared by all workers: most messages go to few rooms.
+/// Rooms that existed a moment ago, shared by all workers: most messages go to few rooms.
 pub type Seen = Cache<RoomId, ()>;
 
 /// An empty cache of rooms, bounded in number and age.
 pub(super) fn seen() -> Seen {
-    Cache::builder().max_capacity(SEEN).time_to_live(SEEN_AGE).build()
+    Cache::builder().max_capacity(CACHE_SIZE).time_to_live(CACHE_AGE).build()
 }
 
 /// A room as the collection `rooms` holds it.
@@ -36,7 +36,7 @@ pub struct Room<'a> {
     pub id: RoomId,
     /// `name`, unique.
     pub name: Cow<'a, str>,
-    /// `createdAt`; missing in documents that a person wrote.
+    /// `createdAt`; missing in documents that were written by hand.
     pub created_at: Option<DateTime>,
     /// `updatedAt`.
     pub updated_at: Option<DateTime>,
@@ -45,8 +45,8 @@ pub struct Room<'a> {
 }
 
 impl<'a> Room<'a> {
-    /// Reads an ordinary document, as this program and the original store it: these fields of these
-    /// types in this order, without the last three at most. `None` for every other, which
+    /// Reads an ordinary document, as this program and the original store it: exactly these fields,
+    /// types and order; only the last three may be missing. `None` for any other document, which
     /// [`Hydrated`](crate::mongoose::Hydrated) reads.
     pub fn ordinary(document: &'a RawDocument) -> Option<Self> {
         let mut fields = Fields::of(document);
@@ -82,7 +82,7 @@ impl Rooms {
     /// # Errors
     /// [`StoreError::Duplicate`] when a room of this name exists.
     pub async fn insert<'a>(&self, name: &'a str) -> Result<Room<'a>, StoreError> {
-        // The index may be missing, as after the database was dropped.
+        // The index may be missing, for example after the database was dropped.
         if self.is_taken(name).await? {
             return Err(StoreError::Duplicate);
         }
@@ -134,13 +134,13 @@ impl Rooms {
             return Ok(true);
         }
         let found = self.existence.call(ids.to_vec()).await?;
-        for (id, _) in ids.iter().zip(&found).filter(|(_, is_there)| **is_there) {
+        for (id, _) in ids.iter().zip(&found).filter(|(_, exists)| **exists) {
             self.seen.insert(*id, ());
         }
         Ok(found.contains(&true))
     }
 
-    /// All rooms, in the order stored.
+    /// All rooms, in stored order.
     ///
     /// # Errors
     /// The database failed.
@@ -149,7 +149,7 @@ impl Rooms {
     }
 }
 
-/// Of each of these rooms, whether it exists.
+/// Returns for each of these rooms whether it exists.
 async fn which_exist(
     collection: Collection<RawDocumentBuf>,
     ids: Vec<RoomId>,

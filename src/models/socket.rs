@@ -1,10 +1,9 @@
-//! Sockets that may come back: what a Socket.IO session leaves for whichever instance its client
-//! reaches next.
+//! The records of Socket.IO sessions, with which a client can resume its session at any instance.
 //!
-//! A record is made at the first join and written by a majority before the session enters a room,
-//! so that no instance can forget a room that its client believes to be in. It belongs to one
-//! connection at a time, the newest; every write of an older one finds nothing to change. The
-//! position texts are opaque here.
+//! A record is created at the first join, and written by a majority before the session enters a
+//! room, so that no instance can forget a room that its client has joined. It belongs to one
+//! connection at a time, the newest; writes of an older connection match no record. Positions are
+//! opaque texts here.
 
 use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, doc};
@@ -16,24 +15,24 @@ use super::{RoomId, StoreError, UserId};
 /// The connection that a record belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
-    /// The process, by an id that it makes at start.
+    /// The id of the process, which it creates at its start.
     pub instance: ObjectId,
-    /// How often the record has changed hands.
+    /// How often the record was taken over.
     pub generation: i64,
 }
 
-/// What a client that comes back gets again.
+/// The state of a session that a client can resume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SocketRecord {
-    /// The private id that the client proves itself with.
+    /// The private id, which the client sends to resume.
     pub pid: String,
-    /// The public id of its socket, which it keeps.
+    /// The public id of the socket, which stays the same.
     pub sid: String,
-    /// Whose session it is.
+    /// The user of the session.
     pub user: UserId,
-    /// Which connection it belongs to.
+    /// The connection that the record belongs to.
     pub owner: Owner,
-    /// The rooms that it is in, and how it came into each.
+    /// The rooms of the session, each with the position of its join.
     pub rooms: Vec<(RoomId, String)>,
 }
 
@@ -45,7 +44,7 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Whether sessions can leave records at all.
+    /// Whether records can be stored.
     ///
     /// # Errors
     /// The database failed.
@@ -57,10 +56,10 @@ impl Sockets {
         }
     }
 
-    /// Makes the record of a session that joins its first room.
+    /// Creates the record of a session that joins its first room.
     ///
     /// # Errors
-    /// [`StoreError::Duplicate`] when there is one; or the database failed.
+    /// [`StoreError::Duplicate`] when a record with this `pid` exists; or the database failed.
     pub async fn insert(&self, record: &SocketRecord, expires: DateTime) -> Result<(), StoreError> {
         let rooms: Document = record
             .rooms
@@ -86,8 +85,8 @@ impl Sockets {
         Ok(())
     }
 
-    /// Writes down that the session is in a room from a position on. False when the record
-    /// belongs to another connection, or is gone.
+    /// Records that the session has joined a room, with its position. Returns false if the record
+    /// belongs to another connection or no longer exists.
     ///
     /// # Errors
     /// The database failed.
@@ -101,7 +100,7 @@ impl Sockets {
         self.change(pid, owner, doc! { "$set": { format!("rooms.{room}"): position } }).await
     }
 
-    /// Writes down that the session left a room.
+    /// Records that the session has left a room.
     ///
     /// # Errors
     /// The database failed.
@@ -109,8 +108,8 @@ impl Sockets {
         self.change(pid, owner, doc! { "$unset": { format!("rooms.{room}"): "" } }).await
     }
 
-    /// Sets when the record ends: with the token while connected, the recovery window after a
-    /// clean end.
+    /// Sets when the record expires: with the token while the client is connected, after the
+    /// recovery window once the connection has ended.
     ///
     /// # Errors
     /// The database failed.
@@ -123,7 +122,7 @@ impl Sockets {
         self.change(pid, owner, doc! { "$set": { "expires": expires } }).await
     }
 
-    /// Removes the record of a session that cannot or need not come back.
+    /// Removes the record of a session that cannot or need not be resumed.
     ///
     /// # Errors
     /// The database failed.
@@ -132,8 +131,8 @@ impl Sockets {
         Ok(())
     }
 
-    /// Takes a record over for a new connection of the same user, whoever owned it before. `None`
-    /// when there is none, it has ended or it is another user's.
+    /// Takes a record over for a new connection of the same user, whichever connection had it
+    /// before. `None` if there is no such record, or it has expired or belongs to another user.
     ///
     /// # Errors
     /// The database failed.
@@ -149,7 +148,7 @@ impl Sockets {
             .get()
             .await?
             .find_one_and_update(
-                living(pid, user),
+                unexpired(pid, user),
                 doc! {
                     "$set": { "owner.instance": instance, "expires": expires },
                     "$inc": { "owner.generation": 1_i64 },
@@ -160,8 +159,8 @@ impl Sockets {
         claimed.map(|document| read(pid, user, &document)).transpose()
     }
 
-    /// Which instance owns a record; `None` when there is none, it has ended or it is another
-    /// user's.
+    /// Which instance owns a record; `None` if there is no such record, or it has expired or
+    /// belongs to another user.
     ///
     /// # Errors
     /// The database failed.
@@ -174,15 +173,15 @@ impl Sockets {
             .records
             .get()
             .await?
-            .find_one(living(pid, user))
+            .find_one(unexpired(pid, user))
             .projection(doc! { "owner.instance": 1 })
             .await?;
         let owner = record.as_ref().and_then(|record| record.get_document("owner").ok());
         Ok(owner.and_then(|owner| owner.get_object_id("instance").ok()))
     }
 
-    /// Which of these records, all once owned by `instance`, belong to another one now, and how
-    /// often they have changed hands.
+    /// Those of these records, all once owned by `instance`, that now belong to another instance,
+    /// each with its generation.
     ///
     /// # Errors
     /// The database failed.
@@ -216,7 +215,7 @@ impl Sockets {
     }
 }
 
-fn living(pid: &str, user: UserId) -> Document {
+fn unexpired(pid: &str, user: UserId) -> Document {
     doc! { "_id": pid, "user": user.0, "expires": { "$gt": DateTime::now() } }
 }
 

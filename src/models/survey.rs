@@ -1,7 +1,7 @@
-//! What a database holds, before this server writes anything into it.
+//! Inspects a database before this server writes anything into it.
 //!
-//! Each question is asked on its own, has a time limit, and changes nothing. What cannot be found
-//! out is said as that, and the other questions are asked all the same.
+//! Each check runs on its own, has a time limit, and changes nothing. If a check fails, the report
+//! says so, and the other checks still run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,25 +14,26 @@ use super::indexes::{self, Presence, WANTED};
 use super::own::{self, Holding};
 use super::{ID_INDEX, Privileges, StoreError, duplicates};
 
-/// How long one question may take: a large collection must not be scanned for ever.
-const QUESTION: Duration = Duration::from_secs(20);
+/// How long one check may take: a large collection must not be scanned forever.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The collections of the original, each with the field whose values are unique in it, if one is.
+/// The collections of the original, each with its unique field, if it has one.
 const COLLECTIONS: [(&str, Option<&str>); 3] =
     [("users", Some("username")), ("rooms", Some("name")), ("messages", None)];
 
-/// What the user of the connection string has to be allowed: the server's names of actions.
+/// The actions that the user of the connection string needs, by the server's names.
 const NEEDED: [(&str, &[&str]); 3] = [
     ("users", &["find", "insert", "update", "createIndex"]),
     ("rooms", &["find", "insert", "createIndex"]),
     ("messages", &["find", "insert", "update", "createIndex", "changeStream"]),
 ];
-/// What the change stream of the whole database needs. Without it, that of `messages` is followed.
+/// The actions that the change stream of the whole database needs. Without them, the change stream
+/// of `messages` is used.
 const NEEDED_OF_DATABASE: [&str; 2] = ["find", "changeStream"];
-/// The same for each collection of our own.
+/// The actions that each own collection needs.
 const NEEDED_OF_OWN: &[&str] = &["find", "insert", "update", "remove", "createIndex"];
 
-/// One answer, as a sentence for a person.
+/// The result of a check, as a sentence for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     /// All is well.
@@ -45,7 +46,7 @@ pub enum Finding {
 
 use Finding::{Good, Note, Problem};
 
-/// Asks all questions about a database.
+/// Runs all checks on a database.
 ///
 /// # Errors
 /// The database cannot be reached.
@@ -59,10 +60,10 @@ pub async fn survey(database: &Database) -> Result<Vec<Finding>, StoreError> {
         findings.push(Problem(text.to_owned()));
     }
     let about = |what: &str, answer: Result<Vec<Finding>, StoreError>| {
-        answer.unwrap_or_else(|error| vec![Note(format!("{what} cannot be found out: {error}"))])
+        answer.unwrap_or_else(|error| vec![Note(format!("{what} could not be checked: {error}"))])
     };
-    findings.extend(about("what the database holds", contents(database).await));
-    findings.extend(about("what the user may do", privileges(database).await));
+    findings.extend(about("the collections", contents(database).await));
+    findings.extend(about("the privileges of the user", privileges(database).await));
     for (name, unique_field) in COLLECTIONS {
         let collection = database.collection::<Document>(name);
         let of = |what: &str| format!("{what} of {name}");
@@ -77,7 +78,7 @@ pub async fn survey(database: &Database) -> Result<Vec<Finding>, StoreError> {
         let text = match wanted.look(database).await {
             Ok(Presence::There { name }) if name == wanted.name => continue,
             Ok(Presence::There { name }) => format!(
-                "{}.{name} does what this server's index {} is for, which is not built",
+                "{}.{name} replaces this server's index {}, which is not built",
                 wanted.collection, wanted.name
             ),
             Ok(Presence::Missing) => format!(
@@ -87,12 +88,12 @@ pub async fn survey(database: &Database) -> Result<Vec<Finding>, StoreError> {
                 wanted.fields.join(", ")
             ),
             Ok(Presence::Other { name }) => format!(
-                "{} has the index {name}, which stands in the way of the index {}. It is left; this \
-                 server works without its own, more slowly",
+                "{} has the index {name}, which conflicts with the index {}. It is kept; this \
+                 server works without its own index, but more slowly",
                 wanted.collection, wanted.name
             ),
             Err(error) => {
-                format!("{}.{} cannot be looked at: {error}", wanted.collection, wanted.name)
+                format!("{}.{} could not be checked: {error}", wanted.collection, wanted.name)
             }
         };
         findings.push(Note(text));
@@ -108,7 +109,7 @@ pub async fn survey(database: &Database) -> Result<Vec<Finding>, StoreError> {
                 "{} {found}. It would be left alone, and {} would be off: rename or drop it",
                 purpose.collection, purpose.feature
             )),
-            Err(error) => Note(format!("{} cannot be looked at: {error}", purpose.collection)),
+            Err(error) => Note(format!("{} could not be checked: {error}", purpose.collection)),
         });
     }
     findings.extend(about("the password hashes", hashes(database).await));
@@ -129,7 +130,7 @@ fn deployment(hello: &Document, version: &str) -> Finding {
     }
 }
 
-/// The collections, and what of the original's three would not take our documents.
+/// The collections, and whether the original's three accept our documents.
 async fn contents(database: &Database) -> Result<Vec<Finding>, StoreError> {
     let question = doc! { "listCollections": 1, "authorizedCollections": false };
     let answer = database.run_command(question).await?;
@@ -170,7 +171,8 @@ async fn contents(database: &Database) -> Result<Vec<Finding>, StoreError> {
     Ok(findings)
 }
 
-/// Whether the validator of a collection, if it has one, takes a document as this server writes it.
+/// Whether the validator of a collection, if it has one, accepts a document as this server writes
+/// it.
 async fn validator(
     database: &Database,
     name: &str,
@@ -180,14 +182,14 @@ async fn validator(
     if options.get_str("validationLevel").is_ok_and(|level| level == "off") {
         return Ok(None);
     }
-    // A stage that gives one document, also for an empty collection.
+    // `$collStats` gives one document, also for an empty collection.
     let pipeline = [
         doc! { "$collStats": { "count": {} } },
         doc! { "$replaceWith": { "$literal": written(name) } },
         doc! { "$match": validator },
     ];
     let collection = database.collection::<Document>(name);
-    let mut taken = collection.aggregate(pipeline).max_time(QUESTION).await?;
+    let mut taken = collection.aggregate(pipeline).max_time(CHECK_TIMEOUT).await?;
     if taken.advance().await? {
         return Ok(Some(Good(format!("the validator of {name} takes this server's documents"))));
     }
@@ -213,7 +215,7 @@ fn written(collection: &str) -> Document {
     document
 }
 
-/// Unique indexes that are not this server's, and would refuse a second document of it.
+/// Unique indexes that are not this server's and would refuse its second document.
 async fn foreign_indexes(
     collection: &Collection<Document>,
     unique_field: Option<&str>,
@@ -222,7 +224,7 @@ async fn foreign_indexes(
     for index in indexes::list(collection).await? {
         let options = index.options.unwrap_or_default();
         let name = options.name.unwrap_or_default();
-        // What differs in every document of ours makes the whole key differ.
+        // If one field differs in every document of ours, the whole key differs.
         let differs = |field: &String| field == "_id" || unique_field == Some(field.as_str());
         if options.unique != Some(true) || name == ID_INDEX || index.keys.keys().any(differs) {
             continue;
@@ -242,7 +244,7 @@ async fn foreign_indexes(
     Ok(findings)
 }
 
-/// Documents whose fields are not of the types that the original's schema has.
+/// Documents with fields of other types than the original's schema has.
 async fn odd_documents(collection: &Collection<Document>) -> Result<Vec<Finding>, StoreError> {
     let is_not = |field: &str, kind: &str| doc! { field: { "$not": { "$type": kind } } };
     let (filter, consequence) = match collection.name() {
@@ -252,11 +254,11 @@ async fn odd_documents(collection: &Collection<Document>) -> Result<Vec<Finding>
                 is_not("username", "string"),
                 is_not("password", "string"),
             ],
-            "they are answered as Mongoose does; without a hash nobody can log in",
+            "they are shown as by Mongoose; a user without a hash cannot log in",
         ),
         "rooms" => (
             vec![is_not("_id", "objectId"), is_not("name", "string")],
-            "they are listed as Mongoose does; without an ObjectId none can be joined",
+            "they are listed as by Mongoose; a room without an ObjectId cannot be joined",
         ),
         _ => (
             vec![
@@ -265,14 +267,14 @@ async fn odd_documents(collection: &Collection<Document>) -> Result<Vec<Finding>
                 is_not("sender", "objectId"),
                 is_not("content", "string"),
             ],
-            "they are shown as Mongoose does",
+            "they are shown as by Mongoose",
         ),
     };
     let pipeline = [
         doc! { "$match": { "$or": filter } },
         doc! { "$group": { "_id": null, "count": { "$sum": 1_i64 }, "one": { "$first": "$_id" } } },
     ];
-    let mut found = collection.aggregate(pipeline).max_time(QUESTION).await?;
+    let mut found = collection.aggregate(pipeline).max_time(CHECK_TIMEOUT).await?;
     if !found.advance().await? {
         return Ok(Vec::new());
     }
@@ -296,15 +298,15 @@ async fn repeated(
         Good(format!("every {field} in {name} is unique"))
     } else {
         Problem(format!(
-            "{name} has more than one document with the same {field}: {values}. The unique index \
-             cannot be built; until they are renamed, new ones are looked up before each insert"
+            "{name} has more than one document with the same {field}: {values}. Until they are \
+             renamed, the unique index cannot be built, and each insert is checked for duplicates"
         ))
     }])
 }
 
 async fn privileges(database: &Database) -> Result<Vec<Finding>, StoreError> {
     let Some(privileges) = Privileges::of(database).await? else {
-        return Ok(vec![Note("MongoDB asks nobody for a password".to_owned())]);
+        return Ok(vec![Note("MongoDB requires no password".to_owned())]);
     };
     let own = own::ALL.map(|purpose| (purpose.collection, NEEDED_OF_OWN));
     let missing: Vec<_> = NEEDED
@@ -317,9 +319,9 @@ async fn privileges(database: &Database) -> Result<Vec<Finding>, StoreError> {
     let mut findings = Vec::new();
     if !NEEDED_OF_DATABASE.iter().all(|action| privileges.allow(action, "")) {
         findings.push(Note(
-            "the user of MONGO_URI may not open a change stream on the database, so that of \
-             messages would be followed alone. It needs find and changeStream on the database, \
-             without a collection"
+            "the user of MONGO_URI may not open a change stream on the database, so only that of \
+             messages would be read. It needs find and changeStream on the database, without a \
+             collection"
                 .to_owned(),
         ));
     }
@@ -334,7 +336,7 @@ async fn privileges(database: &Database) -> Result<Vec<Finding>, StoreError> {
     Ok(findings)
 }
 
-/// Users by the kind of their password's hash.
+/// Counts users by the kind of their password hash.
 async fn hashes(database: &Database) -> Result<Vec<Finding>, StoreError> {
     // `$2b$10$…` → `$2b$`, `$argon2id$v=19$…` → `$argon2id$`. Without `$getField`, which MongoDB 4.4
     // does not know.
@@ -344,7 +346,7 @@ async fn hashes(database: &Database) -> Result<Vec<Finding>, StoreError> {
     let kind = doc! { "$cond": [is_text, matched, null] };
     let pipeline = [doc! { "$group": { "_id": kind, "count": { "$sum": 1_i64 } } }];
     let users = database.collection::<Document>("users");
-    let mut groups = users.aggregate(pipeline).max_time(QUESTION).await?;
+    let mut groups = users.aggregate(pipeline).max_time(CHECK_TIMEOUT).await?;
     let mut hashes = BTreeMap::<String, i64>::new();
     while groups.advance().await? {
         let group = groups.deserialize_current()?;
@@ -358,8 +360,8 @@ async fn hashes(database: &Database) -> Result<Vec<Finding>, StoreError> {
     let mut findings = vec![Good(format!("password hashes: {}", counts.join(", ")))];
     if hashes.keys().any(|kind| kind.starts_with("$2")) {
         findings.push(Note(
-            "with PASSWORD_HASH=argon2id, the default, bcrypt hashes are replaced at login, which \
-             bcryptjs cannot read: set PASSWORD_HASH=bcrypt while Node may come back"
+            "with PASSWORD_HASH=argon2id, the default, a login replaces a bcrypt hash by one that \
+             bcryptjs cannot read: set PASSWORD_HASH=bcrypt if you may go back to Node"
                 .to_owned(),
         ));
     }

@@ -13,18 +13,18 @@ use super::{StoreError, UniqueIndex, UserId};
 use crate::mongoose::value::Value;
 use crate::mongoose::{Hydrated, Shown};
 
-/// How old the name of a sender may be.
-const NAME_AGE: Duration = Duration::from_secs(10);
-/// How many names are remembered.
-const NAMES: u64 = 10_000;
+/// How long a name is cached.
+const CACHE_AGE: Duration = Duration::from_secs(10);
+/// How many names are cached.
+const CACHE_SIZE: u64 = 10_000;
 
-/// The names of users by id, shared by all workers; `None` for a user who is gone.
+/// The names of users by id, shared by all workers; `None` for a user who does not exist.
 pub type Names = Cache<UserId, Option<Username>>;
 
-/// The `username` of a user who is there.
+/// The `username` of an existing user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Username {
-    /// A text, or what was cast to one.
+    /// A text, or a value that was cast to text.
     Text(Arc<str>),
     /// `null`.
     Null,
@@ -34,7 +34,7 @@ pub enum Username {
 
 /// An empty cache of names, bounded in number and age.
 pub(super) fn names() -> Names {
-    Cache::builder().max_capacity(NAMES).time_to_live(NAME_AGE).build()
+    Cache::builder().max_capacity(CACHE_SIZE).time_to_live(CACHE_AGE).build()
 }
 
 /// The collection `users`.
@@ -45,12 +45,12 @@ pub struct Users {
     pub(super) name_index: UniqueIndex,
 }
 
-/// What a login needs of a user.
+/// The fields of a user that a login needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// `_id`.
     pub id: UserId,
-    /// `password`: a hash of either kind, or the JavaScript type of what is there instead.
+    /// `password`: a hash of either kind, or the JavaScript type of another value.
     pub password: Result<String, &'static str>,
 }
 
@@ -60,7 +60,7 @@ impl Users {
     /// # Errors
     /// [`StoreError::Duplicate`] when the name is taken.
     pub async fn insert(&self, username: &str, password_hash: &str) -> Result<UserId, StoreError> {
-        // The index may be missing, as after the database was dropped.
+        // The index may be missing, for example after the database was dropped.
         if self.is_taken(username).await? {
             return Err(StoreError::Duplicate);
         }
@@ -111,7 +111,7 @@ impl Users {
         Ok(Some(Credentials { id: UserId(id), password }))
     }
 
-    /// Replaces a hash, unless somebody else has replaced it meanwhile.
+    /// Replaces a hash, unless it has been replaced meanwhile.
     ///
     /// # Errors
     /// The database failed.
@@ -130,7 +130,7 @@ impl Users {
         Ok(())
     }
 
-    /// Whether a user with a bcrypt hash exists, which the default would rewrite at login.
+    /// Whether a user has a bcrypt hash, which a login would replace by default.
     ///
     /// # Errors
     /// The database failed.
@@ -139,7 +139,7 @@ impl Users {
         Ok(self.collection.find_one(bcrypt).projection(doc! { "_id": 1 }).await?.is_some())
     }
 
-    /// The names of these users, with one query for those that are not remembered.
+    /// The names of these users, with one query for those that are not cached.
     ///
     /// # Errors
     /// The database failed.
