@@ -1,4 +1,4 @@
-//! The guard: `Authorization: Bearer <jwt>`.
+//! Authentication by `Authorization: Bearer <jwt>`.
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
@@ -15,10 +15,10 @@ use crate::models::UserId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CurrentUser(pub UserId);
 
-/// Lets requests with a valid token through, for `from_fn`.
+/// Middleware for `from_fn` that refuses requests without a valid token.
 ///
 /// # Errors
-/// What the handler's own service fails with; a refusal is a response.
+/// The errors of the handler's service. A refused token is a response.
 pub async fn require_auth(
     tokens: Data<Tokens>,
     req: ServiceRequest,
@@ -53,7 +53,7 @@ impl FromRequest for CurrentUser {
     type Future = std::future::Ready<Result<Self, ApiError>>;
 
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
-        // Missing only when a route forgot the guard, and then nobody gets in.
+        // Only missing if a route lacks `require_auth`; then no request is accepted.
         let user = req.extensions().get::<Self>().copied();
         std::future::ready(user.ok_or(ApiError::TokenMissing))
     }

@@ -1,8 +1,8 @@
-//! Request bodies as `express.json()` reads them, before the router and for whatever path.
+//! Request bodies as `express.json()` reads them, before the router and for every path.
 //!
 //! Only `application/json` is read: up to 100 KiB, inflated from gzip or deflate, decoded from
-//! UTF-8 or UTF-16, and it must be an object or an array. Everything else counts as `{}` and is
-//! left on the connection.
+//! UTF-8 or UTF-16. It must be an object or an array. Any other body counts as `{}` and is not
+//! read.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -27,14 +27,14 @@ pub const MAX_BODY: usize = 102_400;
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How much is read of a body that is too large, in bytes, and for how long.
-const DRAINED: usize = 1 << 20;
+/// How many bytes of a too large body are read and discarded, and for how long.
+const MAX_DRAINED: usize = 1 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The text of a body that is valid JSON and an object or array.
 struct Json(String);
 
-/// Reads the body if `express.json()` would, and leaves it for the extractor of [`Fields`].
+/// Reads the body if `express.json()` would, and stores it for the extractor of [`Fields`].
 ///
 /// # Errors
 /// 400, 408, 413 or 415, as `express.json()` has them.
@@ -79,7 +79,7 @@ impl FromRequest for Fields {
     }
 }
 
-/// Strict mode: a JSON object or array, so that its first character tells.
+/// Strict mode: the body must be a JSON object or array, so its first character decides.
 fn validated(text: String) -> Result<String, ApiError> {
     let first = text.trim_start_matches([' ', '\t', '\n', '\r']).chars().next();
     if !matches!(first, Some('{' | '[')) {
@@ -90,7 +90,7 @@ fn validated(text: String) -> Result<String, ApiError> {
     Ok(text)
 }
 
-/// npm's `type-is`: a body is there when its length or a transfer coding is.
+/// As npm's `type-is`: a request has a body if it has a length or a transfer coding.
 fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(header::TRANSFER_ENCODING) || length(headers).is_some()
 }
@@ -99,8 +99,8 @@ fn length(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// The charset of an `application/json` body, `utf-8` when it names none; `None` for other types
-/// and for values that npm's `media-typer` refuses.
+/// The charset of an `application/json` body, `utf-8` by default; `None` for other types and for
+/// values that npm's `media-typer` refuses.
 fn json_charset(headers: &HeaderMap) -> Option<Cow<'static, str>> {
     /// A parameter: a token, or a quoted string with escapes.
     const PARAMETER: &str = r#"; *([!#$%&'*+\-.0-9A-Z^_`a-z|~]+) *= *("(?:[ !\x23-\x5b\x5d-\x7e]|\\[\x20-\x7e])*"|[!#$%&'*+\-.0-9A-Z^_`a-z|~]+) *"#;
@@ -133,7 +133,7 @@ fn json_charset(headers: &HeaderMap) -> Option<Cow<'static, str>> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Charset {
     Utf8,
-    /// By its byte order mark, else by which bytes of the first characters are zero.
+    /// The byte order mark decides the byte order, else whether the first byte is zero.
     Utf16,
     Utf16Le,
     Utf16Be,
@@ -141,7 +141,8 @@ enum Charset {
 
 impl Charset {
     fn of(name: &str) -> Option<Self> {
-        // As iconv-lite compares names, and only those that `express.json` lets through to it.
+        // Names are compared as by iconv-lite; `express.json` only accepts those that begin with
+        // `utf-`.
         let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
         match plain.as_str() {
             _ if !name.starts_with("utf-") => None,
@@ -153,7 +154,7 @@ impl Charset {
         }
     }
 
-    /// Decodes without a byte order mark; what is invalid becomes U+FFFD.
+    /// Decodes, and removes a byte order mark. Invalid text becomes U+FFFD.
     fn decode(self, bytes: &[u8]) -> String {
         let big_endian = match (self, bytes) {
             (Self::Utf8, bytes) => {
@@ -165,7 +166,7 @@ impl Charset {
             // JSON begins with ASCII, whose zero byte comes first in big endian.
             (Self::Utf16, bytes) => matches!(bytes, [0, ..]),
         };
-        // Half a unit at the end is dropped, as Node's decoder does.
+        // An incomplete unit at the end is dropped, as by Node's decoder.
         let units = bytes.as_chunks().0.iter().map(|pair| match big_endian {
             true => u16::from_be_bytes(*pair),
             false => u16::from_le_bytes(*pair),
@@ -219,8 +220,8 @@ fn inflate(decoder: impl Read) -> Result<Bytes, ApiError> {
     }
 }
 
-/// Everything that was sent, in time, and not much more than a body may have: compression can make
-/// a small body a little larger.
+/// Reads the whole body, within its time limit. It may be a little larger than `MAX_BODY`, since
+/// compression can enlarge a small body.
 async fn collect(payload: &mut Payload) -> Result<Bytes, ApiError> {
     const SLACK: usize = 4_096;
     let collecting = async {
@@ -237,11 +238,11 @@ async fn collect(payload: &mut Payload) -> Result<Bytes, ApiError> {
     tokio::time::timeout(BODY_TIMEOUT, collecting).await.unwrap_or(Err(ApiError::BodyTimeout))
 }
 
-/// Reads on in a body that is too large, as Node does: with the rest unread the connection would be
-/// closed, perhaps before the answer was read, and a request behind the body be lost. One that is
-/// larger still is not worth it.
+/// Reads and discards a body that is too large, as Node does. If it were left unread, the
+/// connection would be closed, perhaps before the client has read the response, and a request after
+/// the body would be lost. A body that is larger than `MAX_DRAINED` is left.
 async fn drain(payload: &mut Payload) {
-    let mut left = DRAINED;
+    let mut left = MAX_DRAINED;
     let draining = async {
         while left > 0
             && let Some(Ok(chunk)) = payload.next().await
@@ -249,7 +250,7 @@ async fn drain(payload: &mut Payload) {
             left = left.saturating_sub(chunk.len());
         }
     };
-    // Too slow: then the connection is closed.
+    // If the client is too slow, the connection is closed.
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, draining).await;
 }
 

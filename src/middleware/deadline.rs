@@ -1,4 +1,5 @@
-//! The deadline of a request: an answer 5 s after its last byte, whatever the database does.
+//! The deadline of a request: it is answered within 5 s after its last byte, whatever the database
+//! does.
 
 use std::time::Duration;
 
@@ -9,20 +10,20 @@ use actix_web::middleware::Next;
 
 use crate::error::ApiError;
 
-/// How long a handler may take; the rest of the 5 s is for the way out. The driver would wait
-/// longer: it looks for a primary anew for each operation of a handler.
+/// How long a handler may take; the rest of the 5 s is for the response. The driver alone would
+/// wait longer: it looks for a primary for each operation of a handler.
 pub const DEADLINE: Duration = Duration::from_millis(4_600);
 
-/// Gives up on a handler in time, for `from_fn`. A write that is under way then may still happen,
-/// which is what 503 says.
+/// Middleware for `from_fn` that answers 503 if a handler is not done in time. A write that is
+/// running then may still happen, as the 503 says.
 ///
 /// # Errors
-/// What the handler's own service fails with.
+/// The errors of the handler's service.
 pub async fn deadline(
     req: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    // A clone is allowed here, behind the router, which needs the request for itself.
+    // The router needs the request without clones, but it has already run.
     let request = req.request().clone();
     match tokio::time::timeout(DEADLINE, next.call(req)).await {
         Ok(result) => Ok(result?.map_into_boxed_body()),

@@ -1,7 +1,7 @@
 //! Entity tags and conditional requests as Express's `res.json` has them.
 //!
-//! Every JSON answer carries a weak tag of its length and SHA-1; a GET or HEAD that knows it is
-//! answered 304. Bodies that are streamed have no tag.
+//! Every JSON response has a weak tag of its length and SHA-1. A GET or HEAD with this tag is
+//! answered 304. Streamed bodies have no tag.
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::ServiceResponse;
@@ -14,7 +14,7 @@ use sha1::{Digest, Sha1};
 
 use crate::protocols::headers::joined;
 
-/// Tags a JSON answer, or replaces it by 304 when the request has it already.
+/// Adds the tag to a JSON response, or replaces the response by 304 if the client has it already.
 pub fn apply(res: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
     let is_json = res
         .headers()
@@ -48,8 +48,8 @@ fn tag(body: &Bytes) -> HeaderValue {
     HeaderValue::from_str(&tag).expect("hex, base64 and quotes are visible ASCII")
 }
 
-/// Whether the client's copy is current, by the rules of npm's `fresh`: `Cache-Control: no-cache`
-/// asks for a new one, and a date never matches, since our answers have no `Last-Modified`.
+/// Whether the client's copy is current, by the rules of npm's `fresh`. `Cache-Control: no-cache`
+/// asks for a new one, and a date never matches, since our responses have no `Last-Modified`.
 fn is_fresh(headers: &HeaderMap, tag: &HeaderValue) -> bool {
     let Some(known) = joined(headers, header::IF_NONE_MATCH) else { return false };
     let no_cache = joined(headers, header::CACHE_CONTROL)

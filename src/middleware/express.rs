@@ -1,9 +1,10 @@
-//! What Express did around every handler, in its order.
+//! The steps of Express around every handler, in its order.
 //!
-//! Node's parser refuses what is no HTTP to it, `cors` answers preflights, `express.json` reads
-//! the body of whatever path, the router finds the handler, `res.json` adds the entity tag and the
-//! final handler makes a page of what nobody answered. Each step is a file beside this one; this
-//! one only calls them. Sockets never pass here: in the original, too, they were taken out before.
+//! Node's parser refuses invalid requests, `cors` answers preflights, `express.json` reads the body
+//! for every path, the router finds the handler, `res.json` adds the entity tag, and the final
+//! handler makes an error page for an unknown route. Each step has its own file beside this one,
+//! which only calls them. Sockets do not pass through here: in the original, too, they were handled
+//! before.
 
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -21,13 +22,13 @@ use crate::limits::Limits;
 use crate::protocols::cors;
 use crate::refusals::Refusals;
 
-/// The methods that a preflight is told, whatever its path.
+/// The allowed methods, for preflight responses of every path.
 const METHODS: &str = "GET,HEAD,PUT,PATCH,POST,DELETE";
 
 /// The middleware, for `from_fn`.
 ///
 /// # Errors
-/// Only what actix itself fails with; refusals of ours are responses already.
+/// Only errors of actix itself; our own errors are already responses.
 pub async fn express(
     config: Data<Config>,
     refusals: Data<Refusals>,
@@ -35,13 +36,15 @@ pub async fn express(
     mut req: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    if !is_http_to_node(&req) {
-        // Node answers these before any handler: no header of ours, and the connection closes.
+    if !is_valid_for_node(&req) {
+        // Node answers these before any handler: without a header of ours, and it closes the
+        // connection.
         return Ok(req.into_response(HttpResponse::BadRequest().force_close().finish()));
     }
     let origin = req.headers().get(header::ORIGIN).cloned();
     let mut res = if req.method() == Method::OPTIONS {
-        // Nobody but a browser asks, for a page of another origin, which it then keeps away.
+        // Only browsers send a preflight. This one is for a page of a foreign origin, which the
+        // browser then blocks.
         if let Some(origin) = cors::foreign(req.headers(), &config.cors) {
             refusals.note_origin(origin.as_bytes());
         }
@@ -59,7 +62,7 @@ pub async fn express(
     cors::allow_origin(res.headers_mut(), &config.cors, origin.as_ref());
     let is_streamed = res.response().body().size() == BodySize::Stream;
     if is_streamed && res.request().version() < Version::HTTP_11 {
-        // Older clients know no chunks: the body ends with the connection.
+        // Older clients do not know chunks: the end of the connection ends the body.
         let head = res.response_mut().head_mut();
         head.no_chunking(true);
         head.set_connection_type(ConnectionType::Close);
@@ -67,8 +70,8 @@ pub async fn express(
     Ok(res)
 }
 
-/// Everything before the router. The path is found before the body is read, since its mode holds
-/// for the refusals of a body, too; that nothing has the path is said after.
+/// The steps before the router. The path is looked for before the body is read, since its mode also
+/// holds for errors of the body. An unknown path is only reported afterwards.
 async fn prepare(paths: &Paths, req: &mut ServiceRequest) -> Result<(), ApiError> {
     let found = paths.find(req.uri().path());
     if let Some(mode) = found.errors {
@@ -78,8 +81,8 @@ async fn prepare(paths: &Paths, req: &mut ServiceRequest) -> Result<(), ApiError
     path::rewrite(req, &found.spelled?)
 }
 
-/// Turns an [`ApiError`], wherever it arose, into the answer of the mode of its path, otherwise of
-/// the configured one.
+/// Turns an [`ApiError`] of any step into the response of the mode of its path, or else of the
+/// configured mode.
 fn render<B: MessageBody + 'static>(
     config: &Config,
     res: ServiceResponse<B>,
@@ -106,9 +109,8 @@ impl std::fmt::Display for Requested<'_> {
     }
 }
 
-/// Whether Node's parser would have let the request through: a method that it knows, and a `Host`
-/// when HTTP/1.1 demands one.
-fn is_http_to_node(req: &ServiceRequest) -> bool {
+/// Whether Node's parser accepts the request: it knows the method, and HTTP/1.1 has a `Host`.
+fn is_valid_for_node(req: &ServiceRequest) -> bool {
     let has_host = req.version() != Version::HTTP_11 || req.headers().contains_key(header::HOST);
     has_host && NODE_METHODS.contains(&req.method().as_str())
 }
@@ -152,8 +154,8 @@ const NODE_METHODS: [&str; 35] = [
     "UNSUBSCRIBE",
 ];
 
-/// Adds a header that a browser may only show to a page when it is named in
-/// `Access-Control-Expose-Headers`.
+/// Adds a header, and names it in `Access-Control-Expose-Headers`: otherwise a browser hides it
+/// from the page.
 pub fn insert_exposed(res: &mut HttpResponse, name: HeaderName, value: HeaderValue) {
     let exposed = HeaderValue::from_str(name.as_str()).expect("a header name is a header value");
     res.headers_mut().append(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);

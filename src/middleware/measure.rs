@@ -1,4 +1,4 @@
-//! The outermost step: how long a request took, and an id to find it in the log.
+//! The outermost middleware: measures how long a request takes, and gives it an id for the log.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,13 +15,13 @@ use super::path;
 use crate::metrics::Metrics;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The longest id of a proxy that is taken over, in bytes.
+/// The longest id of a proxy that is accepted, in bytes.
 const MAX_ID: usize = 64;
 
-/// Counts, times and logs a request, for `from_fn`.
+/// Middleware for `from_fn` that counts, times and logs a request.
 ///
 /// # Errors
-/// What the service behind it fails with.
+/// The errors of the next service.
 pub async fn measure(
     metrics: Data<Metrics>,
     req: ServiceRequest,
@@ -32,12 +32,13 @@ pub async fn measure(
     let mut res = next.call(req).await?;
     let took = began.elapsed();
     let (req, status) = (res.request(), res.status());
-    // The pattern, of which there are few; and one name for all that no route has.
+    // The route is labelled by its pattern, of which there are few; `none` is for all paths without
+    // a route.
     let route = req.match_pattern();
     let route = route.as_deref().filter(|route| !route.is_empty()).unwrap_or("none");
     let method = if req.method().as_str().len() <= 7 { req.method().as_str() } else { "other" };
     metrics.request(route, method, status.as_u16(), took);
-    // Never the query, which may hold a token.
+    // Without the query, which may contain a token.
     log::debug!(
         "{} {} {} {:.1} ms, request {}",
         req.method(),
@@ -50,12 +51,12 @@ pub async fn measure(
     Ok(res)
 }
 
-/// The id that a proxy gave, else one of ours.
+/// The id that a proxy gave, or else a new one.
 fn request_id(req: &ServiceRequest) -> HeaderValue {
     /// Tells the processes apart.
     static PROCESS: LazyLock<u32> = LazyLock::new(|| {
         let mut random = [0; 4];
-        // Only a label: without randomness it is zero.
+        // It is only a label: without random bytes it is zero.
         let _ = getrandom::fill(&mut random);
         u32::from_ne_bytes(random)
     });

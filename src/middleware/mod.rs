@@ -1,4 +1,5 @@
-//! What surrounds the handlers: Express's own behaviour, the guard and the deadline.
+//! The middleware around the handlers: Express's behaviour, authentication, the deadline and the
+//! measurements.
 
 pub mod auth;
 pub mod body;

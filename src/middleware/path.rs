@@ -1,8 +1,9 @@
-//! Paths as Express matches them: any case, one slash more at the end or behind the mount point.
+//! Paths as Express matches them: in any letter case, with one more slash at the end or after the
+//! mount point.
 //!
-//! The routes are written once, in lower case, with `{name}` where a segment is a parameter. A path
-//! that Express would have matched to one of them is rewritten to that spelling before actix routes
-//! it; parameters and the request itself keep theirs, the latter for error pages.
+//! Routes are written in lower case, with `{name}` for a segment that is a parameter. A path that
+//! Express would match is rewritten to the route's form before actix routes it. Parameters stay as
+//! they are, and the request keeps its own path for error pages.
 
 use actix_web::dev::ServiceRequest;
 use actix_web::http::Uri;
@@ -10,8 +11,8 @@ use actix_web::http::Uri;
 use crate::config::ErrorMode;
 use crate::error::ApiError;
 
-/// The original's routers, each mounted below `/api`. Express's mount point may take one slash with
-/// it when another follows.
+/// The original's routers, each mounted below `/api`. Express's mount point takes one slash if
+/// another one follows.
 const MOUNTED: [&str; 2] = ["auth", "chat"];
 
 /// The paths of all routes.
@@ -22,17 +23,17 @@ struct Route {
     errors: Option<ErrorMode>,
 }
 
-/// What is known of a request by its path.
+/// The result of looking for the path of a request.
 pub struct Found {
-    /// How the path is spelled in the route table. Otherwise [`ApiError::NotFound`] when no route
-    /// has it, or [`ApiError::MalformedPath`] when a parameter is no percent-encoded UTF-8. Express
-    /// finds both out while it matches, so before the guard and for any method.
+    /// The path as in the route table. Otherwise [`ApiError::NotFound`] when no route matches, or
+    /// [`ApiError::MalformedPath`] when a parameter is no percent-encoded UTF-8. Express detects
+    /// both when it matches, so before authentication and for any method.
     pub spelled: Result<String, ApiError>,
-    /// The mode of `ERRORS` that holds for this path, whatever is configured.
+    /// The mode of `ERRORS` for this path, whatever is configured.
     pub errors: Option<ErrorMode>,
 }
 
-/// What stands between two slashes.
+/// The text between two slashes.
 #[derive(Debug)]
 enum Segment {
     /// This text, in any case.
@@ -42,8 +43,8 @@ enum Segment {
 }
 
 impl Paths {
-    /// Paths like `/api/chat/messages/{room}`, with the mode of `ERRORS` that holds for them. The
-    /// first that matches a request is its path.
+    /// Paths like `/api/chat/messages/{room}`, each with its mode of `ERRORS`, if it has one. The
+    /// first path that matches a request is used.
     pub fn new<'a>(paths: impl IntoIterator<Item = (&'a str, Option<ErrorMode>)>) -> Self {
         let segment = |text: &str| match text.strip_prefix('{') {
             Some(_) => Segment::Parameter,
@@ -83,8 +84,8 @@ impl Route {
 }
 
 impl Segment {
-    /// Encoded letters are decoded by actix's router, not by Express's, so a literal with a `%`
-    /// matches nothing.
+    /// actix's router decodes encoded letters, but Express's does not, so a text with a `%` matches
+    /// no literal.
     fn matches(&self, text: &str) -> bool {
         match self {
             Self::Literal(literal) => literal.eq_ignore_ascii_case(text),
@@ -93,10 +94,10 @@ impl Segment {
     }
 }
 
-/// Makes the router see a path in place of that of the request.
+/// Gives the router another path than that of the request.
 ///
 /// # Errors
-/// The path is none, which is said as if no route had it.
+/// [`ApiError::NotFound`] when the path is not valid.
 pub fn rewrite(req: &mut ServiceRequest, path: &str) -> Result<(), ApiError> {
     if path != req.uri().path() {
         let uri: Uri = path.parse().map_err(|_| ApiError::NotFound)?;
@@ -105,7 +106,7 @@ pub fn rewrite(req: &mut ServiceRequest, path: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// What stands between the slashes of a path, without the slashes that Express passes over.
+/// The texts between the slashes of a path, without the slashes that Express ignores.
 fn segments(path: &str) -> Vec<&str> {
     let path = path.strip_suffix('/').unwrap_or(path);
     let mut segments: Vec<&str> = path.split('/').collect();
@@ -118,7 +119,7 @@ fn segments(path: &str) -> Vec<&str> {
     segments
 }
 
-/// Whether `decodeURIComponent` would accept it.
+/// Whether `decodeURIComponent` accepts the text.
 fn is_percent_encoded_utf8(text: &str) -> bool {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
@@ -137,8 +138,9 @@ fn hex(digit: Option<u8>) -> Option<u8> {
     char::from(digit?).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// A path as npm's `encodeurl` prints it on an error page: what no URL may hold is encoded, and so
-/// is a `%` that begins no escape, with what stands in the way of one.
+/// A path as npm's `encodeurl` writes it on an error page. Characters that no URL may contain are
+/// encoded, and so is a `%` that begins no escape. The character that makes the escape invalid is
+/// encoded as by `encodeURI`.
 pub fn encode(path: &str) -> String {
     use std::fmt::Write;
 
@@ -158,7 +160,7 @@ pub fn encode(path: &str) -> String {
             continue;
         }
         match rest {
-            // An escape, or one that only the end of the path cuts short.
+            // An escape, or one that is cut off by the end of the path.
             [one, two, ..] if one.is_ascii_hexdigit() && two.is_ascii_hexdigit() => {
                 push(b'%', true)
             }
@@ -180,12 +182,12 @@ pub fn encode(path: &str) -> String {
     encoded
 }
 
-/// What `encodeurl` leaves as it is.
+/// Whether `encodeurl` keeps the byte as it is.
 fn is_of_urls(byte: u8) -> bool {
     matches!(byte, 0x21 | 0x23..=0x3B | 0x3D | 0x3F..=0x5F | 0x61..=0x7A | 0x7C | 0x7E)
 }
 
-/// What JavaScript's `encodeURI` leaves as it is.
+/// Whether JavaScript's `encodeURI` keeps the byte as it is.
 fn is_of_components(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_.!~*'();/?:@&=+$,#".contains(&byte)
 }
@@ -282,7 +284,7 @@ mod tests {
 
     #[test]
     fn error_pages_name_paths_as_express_does() {
-        // What npm's encodeurl 2.0 answers.
+        // The results of npm's encodeurl 2.0.
         for (path, encoded) in [
             ("/%E0%A4%A", "/%E0%A4%A"),
             ("/a&b'c\"d%22%zz|{}^`", "/a&b'c%22d%22%25zz|%7B%7D^%60"),
