@@ -439,8 +439,8 @@ async fn a_change_of_before_the_memory_is_a_resync() {
     let (room, quiet) = (ada.create_room("lounge").await, ada.create_room("quiet").await);
     let sent = ada.send(&room, "hello").await;
     ada.send(&quiet, "hello").await;
-    // So that the messages are older than what clocks may differ by.
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    // So that the messages are older than what clocks may differ by, on a slow machine too.
+    tokio::time::sleep(Duration::from_secs(18)).await;
     // And the position is one of now, which nothing else moves on.
     let scratch = ada.create_room("scratch").await;
     ada.send(&scratch, "now").await;

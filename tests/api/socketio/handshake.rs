@@ -108,7 +108,7 @@ async fn refusals_name_the_field_whatever_the_mode_of_errors() {
             (
                 "shout",
                 json!("x"),
-                "event: must be joinRoom, leaveRoom, sendMessage or authenticate",
+                "event: must be joinRoom, leaveRoom, sendMessage, editMessage, deleteMessage or authenticate",
                 "unknown_event",
             ),
         ] {
