@@ -1,11 +1,11 @@
-//! Pauses between attempts that fail.
+//! Exponential backoff.
 
 use std::time::Duration;
 
 use tokio::time::sleep;
 
-/// Pauses between attempts: doubling, bounded, and jittered so that the instances do not knock
-/// all at once.
+/// Pauses between failed attempts. Each is twice as long as the one before, up to a maximum, with
+/// jitter so that the instances do not retry at the same moment.
 pub(super) struct Backoff(Duration);
 
 impl Default for Backoff {
@@ -18,7 +18,7 @@ impl Backoff {
     const LONGEST: Duration = Duration::from_secs(5);
 
     pub(super) async fn pause(&mut self) {
-        // Without entropy there is no jitter, which is no reason not to pause.
+        // Without entropy, pause without jitter.
         let jitter = f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
         sleep(self.0.mul_f64(0.5 + jitter / 2.0)).await;
         self.0 = (self.0 * 2).min(Self::LONGEST);

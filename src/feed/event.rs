@@ -1,10 +1,9 @@
-//! What sessions are told: a message was stored, edited or deleted, or events of a room may have been
-//! missed.
+//! The events that sessions send to clients: a message was stored, edited or deleted, or messages
+//! of a room may have been missed (`resync`).
 //!
-//! An [`Event`] is shared by all workers and kept by the ring, so it holds its text once. The
-//! frames of the wires are made from it by each worker, once for all members there
-//! ([`Delivery`]), and are gone when the last of them is written: what waits for a client that
-//! may come back is one text, not one for each wire.
+//! All workers share an [`Event`] in the ring, which holds its JSON once. Each worker encodes the
+//! frames of each wire once for all of its members ([`Delivery`]), and drops them when the last of
+//! them is written. So the ring keeps one text for each event, not one for each wire.
 
 use std::{
     cell::OnceCell,
@@ -31,13 +30,13 @@ use crate::{
 pub struct Event {
     kind: Kind,
     room: RoomId,
-    /// The message that it is about; `None` for a `resync`.
+    /// The message; `None` for a `resync`.
     message: Option<MessageKey>,
-    /// `None` on a standalone MongoDB, which has no order to speak of.
+    /// `None` on a standalone MongoDB, which has no change stream.
     position: Option<Position>,
-    /// The JSON of what clients are told; empty for a `resync`, which is written when it is sent.
+    /// The JSON of the event's data; empty for a `resync`, whose data is written when it is sent.
     data: Box<str>,
-    /// It carries the text of a message that was deleted since, and is not given any more.
+    /// The message was deleted later, so this event and its text are no longer delivered.
     withdrawn: AtomicBool,
 }
 
@@ -50,20 +49,21 @@ pub enum Kind {
     Edited,
     /// `messageDeleted`: the data is `{room, message, deletedAt}`.
     Deleted,
-    /// `resync`: messages may have been missed, fetch the history; the data is `{room, position}`.
+    /// `resync`: messages may have been missed, so the client fetches the history; the data is
+    /// `{room, position}`.
     Resync,
 }
 
 /// The `_id` of a message, whatever its type.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum MessageKey {
-    /// What this program and the original make.
+    /// An id of this server or of the Node server.
     Id(ObjectId),
-    /// What another program has made: the bytes of a document that holds this value alone.
+    /// An id of another type: the bytes of a document with this value as its only field.
     Other(Box<[u8]>),
 }
 
-/// A document that is gone from the collection, by another program. It does not say its room.
+/// A message that another program removed from the collection. The change does not name its room.
 #[derive(Debug)]
 pub struct Removal {
     key: MessageKey,
@@ -72,14 +72,14 @@ pub struct Removal {
     position: Position,
 }
 
-/// How a frame is written. The texts are complete: a WebSocket sends them as they are.
+/// How a frame is encoded. The text is complete: a WebSocket sends it unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wire {
     /// Plain WebSocket: `{"event":"receiveMessage","data":{…},"position":"…"}`.
     Plain,
     /// Socket.IO, in Engine.IO's message packet: `42["receiveMessage",{…}]`.
     SocketIo,
-    /// Socket.IO with the offset inside each event, for a client that asked for that:
+    /// Socket.IO with the offset as the last argument, for a client that asked for it:
     /// `42["receiveMessage",{…},"<offset>"]`.
     SocketIoOffset,
 }
@@ -114,8 +114,8 @@ impl MessageKey {
 }
 
 impl Removal {
-    /// The removal of the document with this key (`{_id}`), where it stands in the stream. `None`
-    /// for an `_id` that no client was ever told.
+    /// The removal of the document with this key (`{_id}`) at this position. `None` for an `_id`
+    /// that no client can know.
     pub fn new(key: &RawDocument, position: Position) -> Option<Self> {
         let id = text(|json| views::message_id(json, key));
         if &*id == "null" {
@@ -124,17 +124,17 @@ impl Removal {
         Some(Self { key: MessageKey::of_document(key)?, id, position })
     }
 
-    /// The message that is gone.
+    /// The removed message.
     pub fn key(&self) -> &MessageKey {
         &self.key
     }
 
-    /// Where it stands in the stream.
+    /// Its position in the stream.
     pub fn position(&self) -> Position {
         self.position
     }
 
-    /// The event for the members of the room in which the message was.
+    /// The event `messageDeleted` for the members of the message's room.
     pub fn in_room(self, room: RoomId) -> Event {
         let at = DateTime::from_millis(i64::from(self.position.seconds()) * 1000);
         let data = text(|json| views::deletion(json, room, &self.id, at));
@@ -162,12 +162,12 @@ impl Event {
         Self::new(Kind::Message, message.room, Some(key), position, json.into())
     }
 
-    /// The event of a document that was inserted: `receiveMessage`. What is no ordinary message has
-    /// the casts and fields of the history. `None` for what is left of a deleted message, which
-    /// somebody has put back.
+    /// The event of an inserted document: `receiveMessage`. A document that is not an ordinary
+    /// message is cast as in the history. `None` for a tombstone that another program has inserted
+    /// again.
     ///
     /// # Errors
-    /// Its room cannot be known.
+    /// The document has no valid room.
     pub fn inserted(
         document: &RawDocument,
         position: Option<Position>,
@@ -181,11 +181,11 @@ impl Event {
         Self::live(Kind::Message, document, position).map(Some)
     }
 
-    /// The event of a document that was replaced or changed: `messageEdited`, or `messageDeleted`
-    /// when a deletion has replaced it.
+    /// The event of a replaced or updated document: `messageEdited`, or `messageDeleted` for a
+    /// tombstone.
     ///
     /// # Errors
-    /// Its room cannot be known.
+    /// The document has no valid room.
     pub fn changed(document: &RawDocument, position: Option<Position>) -> Result<Self, Malformed> {
         if !is_tombstone(document) {
             return Self::live(Kind::Edited, document, position);
@@ -221,24 +221,25 @@ impl Event {
         self.kind
     }
 
-    /// The message that this is about; `None` for a `resync`.
+    /// The message; `None` for a `resync`.
     pub fn key(&self) -> Option<&MessageKey> {
         self.message.as_ref()
     }
 
-    /// From now on this is not given to anyone: the message was deleted, and this has its text.
+    /// Marks this event as withdrawn if it has the text of a message: the message was deleted, and
+    /// this event is not delivered any more.
     pub fn withdraw(&self) {
         if matches!(self.kind, Kind::Message | Kind::Edited) {
             self.withdrawn.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether it must not be given to anyone.
+    /// Whether this event must not be delivered.
     pub fn is_withdrawn(&self) -> bool {
         self.withdrawn.load(Ordering::Relaxed)
     }
 
-    /// The room whose members are told.
+    /// The room whose members get this event.
     pub fn room(&self) -> RoomId {
         self.room
     }
@@ -248,22 +249,22 @@ impl Event {
         self.position
     }
 
-    /// Whether this tells the members to fetch the history.
+    /// Whether this is a `resync`.
     pub fn is_resync(&self) -> bool {
         self.kind == Kind::Resync
     }
 
-    /// The length of the text that this event keeps, in bytes.
+    /// The length of its JSON, in bytes.
     pub fn len(&self) -> usize {
         self.data.len()
     }
 
-    /// Whether this event keeps no text.
+    /// Whether it has no JSON.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The frame for `wire`, with the event's own position as offset.
+    /// The frame for `wire`, with the event's position as the offset.
     pub fn encode(&self, wire: Wire) -> ByteString {
         match (wire, self.position) {
             (Wire::Plain, _) => self.encode_plain(),
@@ -272,7 +273,7 @@ impl Event {
         }
     }
 
-    /// The Socket.IO frame with an offset that is this session's own.
+    /// The Socket.IO frame with the offset of one session.
     pub fn encode_with_offset(&self, offset: impl std::fmt::Display) -> ByteString {
         self.encode_socket_io(|text| write!(text, ",\"{offset}\""))
     }
@@ -315,7 +316,7 @@ impl Event {
     }
 }
 
-/// What is written as JSON into a buffer, as a text.
+/// Runs a view and returns its JSON.
 fn text(write: impl FnOnce(&mut Vec<u8>)) -> Box<str> {
     let mut json = Vec::new();
     write(&mut json);
@@ -324,14 +325,14 @@ fn text(write: impl FnOnce(&mut Vec<u8>)) -> Box<str> {
 
 const STRINGS_GROW: &str = "writing to a string cannot fail";
 
-/// The Socket.IO frame of an offset alone, which covers what was written before it:
-/// `42["position","<offset>"]`. socket.io-client keeps the last argument of any event as its
-/// offset, when that argument is a string.
+/// The Socket.IO frame with only an offset, `42["position","<offset>"]`. The offset covers
+/// everything that was written before it. socket.io-client stores the last argument of any event as
+/// its offset, if that argument is a string.
 pub fn encode_offset(offset: impl std::fmt::Display) -> ByteString {
     format!(r#"42["position","{offset}"]"#).into()
 }
 
-/// An event on its way to members of one worker, with the frames that they share.
+/// An event for the members of one worker, with the frames that they share.
 #[derive(Debug)]
 pub struct Delivery {
     event: Arc<Event>,
@@ -345,7 +346,7 @@ impl Delivery {
         Rc::new(Self { event, frames: Default::default(), offset_frame: OnceCell::new() })
     }
 
-    /// What is delivered.
+    /// The event.
     pub fn event(&self) -> &Event {
         &self.event
     }
@@ -432,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_message_is_told_with_its_name() {
+    fn a_change_is_encoded_with_the_name_of_its_event() {
         let (id, at) = (ObjectId::new(), DateTime::from_millis(0));
         let edited = rawdoc! { "_id": id, "room": id, "content": "x", "__v": 1, "editedAt": at };
         let date = "1970-01-01T00:00:00.000Z";
@@ -450,7 +451,7 @@ mod tests {
             format!(r#"42["messageDeleted",{data},"5.2"]"#)
         );
         assert!(Event::inserted(&deleted, None).unwrap().is_none());
-        // Another program has removed it: the time of the stream is all that is known.
+        // Another program removed the message: `deletedAt` is the cluster time.
         let removal = Removal::new(&rawdoc! { "_id": id }, Position::first_of(0, 2)).unwrap();
         assert_eq!(
             removal.in_room(RoomId(id)).encode(Wire::SocketIo),
@@ -474,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_has_a_text_is_withdrawn() {
+    fn only_events_with_a_text_are_withdrawn() {
         let (message, _) = hello(None);
         let resync = Event::resync(RoomId::new(), None);
         message.withdraw();

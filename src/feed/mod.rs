@@ -1,20 +1,20 @@
-//! The one reader of the change stream, and the only publisher.
+//! The only reader of the change stream and the only writer of the ring.
 //!
-//! One task in the process reads the stream of new messages and puts them into the ring, from
-//! which every worker takes them. It begins at the cluster's own time, and opens the stream again
-//! whenever it fails, stands still or ends: at the cluster time that it had reached, dropping what
-//! was published already. When that past cannot be had, it opens the ring anew, which tells every
-//! session to fetch the history. Every way out of the stream leads to one of these two, after a
-//! pause that grows: the feed never spins and never stops in silence ([`Feed::live`]).
+//! One task of the process reads the change stream and publishes its events to the ring, which
+//! every worker reads. The stream begins at the current cluster time. When it fails, stalls or
+//! ends, the feed opens it again at the cluster time that it had reached, and skips the events that
+//! it published before. When the oplog no longer reaches back to that time, the feed clears the
+//! ring, and every session sends a `resync`. Before each attempt it pauses, with exponential
+//! backoff. [`Feed::live`] says why messages are not delivered.
 //!
-//! So that a restart loses nothing, a second stream reads the recovery window of before the start
-//! and fills it in; new messages do not wait for it.
+//! After the start, a second stream reads the events of the recovery window before the start and
+//! adds them to the ring, so clients can recover across a restart. New messages do not wait for it.
 //!
-//! On a standalone MongoDB there is no stream; then whoever stores a message publishes it here.
+//! A standalone MongoDB has no change stream. There, `chat` publishes each message that it stored.
 
+mod backfill;
 mod backoff;
 pub mod event;
-mod past;
 pub mod position;
 pub mod ring;
 pub mod stream;
@@ -39,40 +39,40 @@ use tokio::{
 
 use crate::models::{Failure, RoomId, failure::describe};
 
+use backfill::Backfill;
 use backoff::Backoff;
 use event::{Event, MessageKey};
-use past::Past;
 use position::Position;
 use ring::{Batch, Limits, Ring};
 use stream::{
     Change, ChangeStream, Cluster, ErrorClass, Poison, Reading, Reply, Scope, StreamError,
 };
 
-/// How long the stream may be silent, and how long it may stand still while the cluster moves on.
-/// A reply comes each second, and an idle cluster writes a no-op every ten.
+/// The stream is stalled when it sends nothing for so long, or does not advance while the cluster
+/// does. MongoDB replies every second, and an idle cluster writes a no-op every ten seconds.
 const STALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long a question to the cluster may take.
+/// The timeout of a `hello` command.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a standalone MongoDB is asked whether it has become a replica set.
 const STANDALONE_CHECK: Duration = Duration::from_secs(30);
 
-/// After so many failures at one point of the stream, that point is the cause.
+/// After so many failures at the same cluster time, the feed gives this time up.
 const MAX_TRIES: u32 = 3;
 
 /// See the [module](self).
 pub struct Feed {
     database: Database,
     ring: Arc<Ring>,
-    /// What is kept for recovery; the ring is filled as far back at the start.
+    /// How much the ring keeps for recovery, and how far back it is filled after the start.
     limits: Limits,
     phase: watch::Sender<Phase>,
-    /// What is to be filled in, since the ring was last opened.
-    past: watch::Sender<Option<Past>>,
+    /// What to fill in since the ring was last opened.
+    backfill: watch::Sender<Option<Backfill>>,
     // A standard lock: nothing awaits while it is held.
     health: Mutex<Health>,
-    /// Only the stream of `messages` may be opened.
+    /// The user may open the stream of `messages` only, not that of the database.
     is_narrow: AtomicBool,
     stats: Stats,
 }
@@ -80,9 +80,9 @@ pub struct Feed {
 /// How messages get to sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Not yet: the stream has not been opened since the start.
+    /// Not yet: the stream was not opened since the start.
     Starting,
-    /// By the change stream; the ring does not yet hold all of the recovery window.
+    /// By the change stream, while the backfill is not finished.
     Filling,
     /// By the change stream.
     Live,
@@ -93,15 +93,15 @@ pub enum Phase {
 /// Counters since the start of the process.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Events read, of before the start too.
+    /// Events read, including those of the backfill.
     pub events: AtomicU64,
-    /// Inserts skipped because they are no messages.
+    /// Documents skipped because they are not valid messages.
     pub poison: AtomicU64,
-    /// Inserts that became a `resync` because of their size.
+    /// Documents that became a `resync` because of their size.
     pub oversized: AtomicU64,
     /// Times that the stream had to be opened again.
     pub restarts: AtomicU64,
-    /// Times that the past was lost and every session was told to fetch the history.
+    /// Times that events were lost and every session sent a `resync`.
     pub losses: AtomicU64,
     /// Panics, each of which restarted the feed.
     pub panics: AtomicU64,
@@ -113,24 +113,24 @@ pub struct Stats {
 struct Health {
     /// When the stream last advanced, or was at the newest time of the cluster.
     advanced: Instant,
-    /// What went wrong since, for everybody to read.
+    /// Why the stream ended since then, without details that must not be public.
     cause: Option<String>,
-    /// The newest time of the cluster that was heard of.
+    /// The newest cluster time that is known.
     cluster_time: Option<Position>,
     poison_logged: Option<Instant>,
 }
 
-/// Why the feed cannot deliver; the text says more.
+/// The feed cannot deliver; the text says why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NotLive(String);
 
-/// Where the stream is to be opened.
+/// Where to open the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StreamStart {
-    /// At the cluster's own time, with the ring opened anew and filled so far back.
+    /// At the current cluster time, with an empty ring that is filled so far back.
     Fresh(Duration),
-    /// Where it was.
+    /// At the time that it had reached.
     At(Timestamp),
 }
 
@@ -141,11 +141,9 @@ enum StreamEnd {
     Failed(#[from] StreamError),
     #[error("MongoDB has closed it")]
     Closed,
-    #[error("MongoDB has not answered in time")]
+    #[error("MongoDB did not answer in time")]
     TimedOut(#[from] Elapsed),
-    #[error(
-        "it has stood still for {STALL_TIMEOUT:?} while the cluster moved on; is a majority up?"
-    )]
+    #[error("it did not advance for {STALL_TIMEOUT:?}, but the cluster did; is a majority up?")]
     Stalled,
     #[error("the collection was dropped or renamed")]
     Ended(Timestamp),
@@ -154,7 +152,7 @@ enum StreamEnd {
 }
 
 impl Feed {
-    /// A feed of the messages in `database`, which should be a client's of its own: the stream
+    /// A feed of the messages in `database`. It should have a client of its own, because the stream
     /// keeps a connection busy.
     pub fn new(database: Database, limits: Limits) -> Self {
         Self {
@@ -162,7 +160,7 @@ impl Feed {
             ring: Arc::new(Ring::new(limits)),
             limits,
             phase: watch::Sender::new(Phase::Starting),
-            past: watch::Sender::new(None),
+            backfill: watch::Sender::new(None),
             health: Mutex::new(Health {
                 advanced: Instant::now(),
                 cause: None,
@@ -179,14 +177,14 @@ impl Feed {
         &self.ring
     }
 
-    /// What was counted.
+    /// The counters.
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
 
-    /// Reads the stream for ever. To be spawned once; whoever stops it drops it as a whole.
+    /// Reads the stream for ever. Spawn it once; dropping the future stops it.
     pub async fn run(&self) {
-        join(self.run_stream(), self.run_fill()).await;
+        join(self.run_stream(), self.run_backfill()).await;
     }
 
     async fn run_stream(&self) {
@@ -220,10 +218,10 @@ impl Feed {
         }
     }
 
-    /// How messages get to sessions, or why they do not.
+    /// How messages get to sessions at this moment.
     ///
     /// # Errors
-    /// Says why, for `readyz` and the log.
+    /// Messages are not delivered; the text says why, for `/readyz` and the log.
     pub fn live(&self) -> Result<Phase, NotLive> {
         let phase = *self.phase.borrow();
         let health = self.health();
@@ -242,7 +240,7 @@ impl Feed {
         }
     }
 
-    /// How messages get to sessions, whether or not they do at this moment.
+    /// How messages get to sessions, even if the stream is interrupted at this moment.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
@@ -252,13 +250,13 @@ impl Feed {
         self.wait_for_phase(|phase| phase != Phase::Starting).await;
     }
 
-    /// Waits until the ring holds all that it can recover.
+    /// Waits until the backfill is finished.
     pub async fn filled(&self) {
         self.wait_for_phase(|phase| matches!(phase, Phase::Live | Phase::Local)).await;
     }
 
-    /// Whether the cluster has got to `position`, which this process has not seen. Asks it only
-    /// when nothing newer was heard of.
+    /// Whether the cluster has reached `position`, which this process has not seen. Asks the
+    /// cluster only if `position` is newer than the newest known cluster time.
     pub async fn cluster_reached(&self, position: Position) -> bool {
         let reached = |time: Option<Position>| time.map(Position::time) >= Some(position.time());
         if reached(self.health().cluster_time) {
@@ -270,9 +268,9 @@ impl Feed {
         reached(Some(position_of(cluster.latest)))
     }
 
-    /// Delivers what was just stored, on a standalone MongoDB; elsewhere the stream does, and the
-    /// event is not made. To be called in the order of the acknowledgements, by whoever stores
-    /// something.
+    /// Publishes an event of something that was just stored, on a standalone MongoDB. Otherwise the
+    /// change stream delivers it, and `event` is not called. Call it in the order of the
+    /// acknowledgements.
     pub fn publish_local(&self, event: impl FnOnce() -> Option<Event>) {
         if self.phase() != Phase::Local {
             return;
@@ -284,7 +282,8 @@ impl Feed {
         self.stats.events.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Opens the change stream of the database, or that of `messages` where no more is granted.
+    /// Opens the change stream of the database, or that of `messages` if the user has no privilege
+    /// for more.
     async fn open_stream(
         &self,
         at: Timestamp,
@@ -295,9 +294,9 @@ impl Feed {
             Err(StreamError::Database(error)) if Failure::of(&error) == Failure::Privilege => {
                 if !self.is_narrow.swap(true, Ordering::Relaxed) {
                     log::warn!(
-                        "The user of MONGO_URI may not open a change stream on the whole database, \
-                         so only that of messages is ended. Grant changeStream and find on the \
-                         database, without a collection ({})",
+                        "The user of MONGO_URI may not open a change stream on the database, so \
+                         only the stream of messages is opened. Grant changeStream and find on \
+                         the database, without a collection ({})",
                         describe(&error)
                     );
                 }
@@ -311,7 +310,7 @@ impl Feed {
         }
     }
 
-    /// Opens the stream and publishes what it brings, until it cannot go on.
+    /// Opens the stream and publishes its events until the stream ends.
     async fn read_stream(&self, start: &mut StreamStart) -> StreamEnd {
         match self.try_read_stream(start).await {
             Ok(never) => match never {},
@@ -343,7 +342,7 @@ impl Feed {
         let mut advanced = Instant::now();
         let mut reached = from;
         loop {
-            // A stream whose answer did not come in time is never asked again: it is dropped.
+            // After a timeout the stream is dropped: its cursor must not be used again.
             let next = timeout(STALL_TIMEOUT, stream.next(self.ring.newest())).await?;
             let reply = next.ok_or(StreamEnd::Closed)??;
             if reply.progress > reached || reply.progress >= reply.cluster_time {
@@ -355,7 +354,7 @@ impl Feed {
             reached = reply.progress;
             *start = StreamStart::At(reached);
             if let Some(end) = self.publish(reply) {
-                // Nothing can follow it in the stream of a collection that is gone.
+                // The stream of a dropped collection brings nothing more.
                 self.open(position_of(end), Duration::ZERO);
                 *start = StreamStart::At(next_of(end));
                 return Err(StreamEnd::Ended(end));
@@ -363,7 +362,8 @@ impl Feed {
         }
     }
 
-    /// Publishes a reply; returns when the collection ended, if it did.
+    /// Publishes a reply. Returns the time at which the collection was dropped or renamed, if it
+    /// was.
     fn publish(&self, reply: Reply) -> Option<Timestamp> {
         let Reply { changes, newest, progress, cluster_time, ended, poison } = reply;
         let room_of = |message: &MessageKey| self.ring.room_of(message);
@@ -380,7 +380,7 @@ impl Feed {
         ended
     }
 
-    /// Counts what a reply has brought.
+    /// Counts the events of a reply.
     fn count(&self, events: &[Event], poison: &[Poison]) {
         let oversized = events.iter().filter(|event| event.is_resync()).count();
         self.stats.events.fetch_add(events.len() as u64, Ordering::Relaxed);
@@ -388,30 +388,30 @@ impl Feed {
         self.record_poison(poison);
     }
 
-    /// Begins the ring anew behind a position, after which no other of its time comes, and has it
-    /// filled so far back.
+    /// Clears the ring. The stream goes on after `last`, the last position of its cluster time, and
+    /// the backfill reads `window` back from there.
     fn open(&self, last: Position, window: Duration) {
         let epoch = self.ring.open(last);
         log::info!("change stream open at {last}");
         self.phase.send_replace(Phase::Filling);
-        self.past.send_replace(Some(Past { epoch, last, window }));
+        self.backfill.send_replace(Some(Backfill { epoch, last, window }));
     }
 
-    /// Restarts the stream at the present, because what came before is lost.
+    /// Restarts the stream at the current cluster time, because earlier events are lost.
     fn restart_after_loss(&self, cause: &StreamEnd) -> StreamStart {
         self.stats.losses.fetch_add(1, Ordering::Relaxed);
-        log::error!("messages may have been missed, all rooms will be told to resync: {cause}");
+        log::error!("messages may have been missed, every room gets a resync: {cause}");
         StreamStart::Fresh(Duration::ZERO)
     }
 
-    /// Delivers within this process until MongoDB is no standalone any more.
+    /// Delivers within this process until MongoDB is a replica set.
     async fn deliver_locally(&self) {
         log::warn!(
             "MongoDB is a standalone: messages are delivered within this process only, without \
              recovery. To change that, restart mongod with --replSet rs0 and run rs.initiate()"
         );
         self.ring.close();
-        self.past.send_replace(None);
+        self.backfill.send_replace(None);
         self.phase.send_replace(Phase::Local);
         loop {
             sleep(STANDALONE_CHECK).await;
@@ -440,7 +440,7 @@ impl Feed {
         log::warn!("the change stream is opened again: {end}");
     }
 
-    /// Counts documents that are no messages, and logs the first of them every minute.
+    /// Counts documents that are not valid messages, and logs at most one a minute.
     fn record_poison(&self, poison: &[Poison]) {
         let Some(Poison { position, cause }) = poison.first() else { return };
         self.stats.poison.fetch_add(poison.len() as u64, Ordering::Relaxed);
@@ -478,12 +478,12 @@ impl StreamEnd {
         Self::Failed(StreamError::Standalone)
     }
 
-    /// What kind of problem it is, without what a library says of it.
+    /// The kind of problem, without the text of a library.
     fn kind(&self) -> String {
         match self {
             Self::Failed(StreamError::Database(error)) => Failure::of(error).to_string(),
             Self::Failed(StreamError::Unreadable(_)) => {
-                "MongoDB answered what cannot be read".to_owned()
+                "the answer of MongoDB cannot be read".to_owned()
             }
             end => end.to_string(),
         }
@@ -492,23 +492,23 @@ impl StreamEnd {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Failed(error) => ErrorClass::of(error),
-            // A panic over one event would come back with it.
+            // An event that causes a panic causes it again.
             Self::Panicked => ErrorClass::RetryBriefly,
             Self::Closed | Self::TimedOut(_) | Self::Stalled | Self::Ended(_) => ErrorClass::Retry,
         }
     }
 }
 
-/// What was read from a reply.
+/// The events of a reply.
 struct Read {
     events: Vec<Event>,
-    /// Messages that were removed and of which nothing is known.
+    /// Messages that were removed and whose room is not known.
     unknown: Vec<MessageKey>,
 }
 
-/// The events of changes. The room of a message that was removed is that of an event before, or
-/// the one that `room_of` knows; without it there is nobody to tell. `rooms` is kept from reply to
-/// reply.
+/// Turns changes into events. A removal does not name its room: the room is that of an earlier
+/// event of the message, in `rooms` or by `room_of`. Without a room there is no event. The caller
+/// keeps `rooms` from reply to reply.
 fn events_of(
     changes: Vec<Change>,
     rooms: &mut HashMap<MessageKey, RoomId>,

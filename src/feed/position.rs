@@ -1,20 +1,19 @@
-//! Where a message stands in the one order that all instances share.
+//! The position of a message in the order that all instances share.
 //!
-//! The order is MongoDB's: the change stream's. A position is the `clusterTime` of a message's
-//! insert and, because one transaction or one `insertMany` gives several inserts the same
-//! `clusterTime`, how many inserts of that time came before it. Each instance counts alike, so a
-//! position from one means the same at every other, also after all of them were restarted.
-//! Nothing here knows a clock or the database.
+//! The order is that of MongoDB's change stream. A position is the `clusterTime` of a change and
+//! the number of earlier changes with the same `clusterTime`, because one transaction or one
+//! `insertMany` gives several inserts one time. All instances count alike, so a position is valid
+//! at every instance and after a restart. This file knows no clock and no database.
 
 use std::{fmt, str::FromStr};
 
-/// A place in the stream of messages, written `<seconds>.<increment>` and, from the second
-/// insert of that cluster time on, `<seconds>.<increment>.<n>`.
+/// A position in the stream of messages, written `<seconds>.<increment>`, or
+/// `<seconds>.<increment>.<n>` from the second change of a cluster time on.
 ///
-/// It also stands for all that came before it: "everything up to here".
+/// It also means "everything up to here".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
-    // The order of the fields is the order of the stream.
+    // The derived `Ord` compares the fields in this order, which is the order of the stream.
     seconds: u32,
     increment: u32,
     nth: u32,
@@ -24,12 +23,12 @@ impl Position {
     /// Before everything.
     pub const ZERO: Self = Self::first_of(0, 0);
 
-    /// The first insert of a cluster time: `seconds` since 1970, `increment` within that second.
+    /// The first change of a cluster time: `seconds` since 1970, `increment` within that second.
     pub const fn first_of(seconds: u32, increment: u32) -> Self {
         Self { seconds, increment, nth: 0 }
     }
 
-    /// The next insert that shares this one's cluster time.
+    /// The next change with the same cluster time.
     pub const fn next_of_same_time(self) -> Self {
         Self { nth: self.nth.saturating_add(1), ..self }
     }
@@ -55,13 +54,13 @@ impl fmt::Display for Position {
     }
 }
 
-/// A text that is no position.
+/// The text is not a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a position")]
 pub struct InvalidPosition;
 
-/// Reads only what [`Display`](fmt::Display) writes: one text for one position, so that two
-/// texts can be compared and nothing is accepted that was never handed out.
+/// Reads only what [`Display`](fmt::Display) writes: each position has one text, so texts can be
+/// compared, and a text that no server wrote is refused.
 impl FromStr for Position {
     type Err = InvalidPosition;
 
@@ -162,7 +161,7 @@ mod tests {
         }
 
         #[test]
-        fn what_parses_is_canonical(text in "[0-9.+ a]{0,16}") {
+        fn a_text_that_parses_is_canonical(text in "[0-9.+ a]{0,16}") {
             if let Ok(position) = text.parse::<Position>() {
                 prop_assert_eq!(position.to_string(), text);
             }

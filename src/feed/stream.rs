@@ -1,12 +1,11 @@
-//! MongoDB's change stream, one reply of the server at a time.
+//! MongoDB's change stream, read one server reply at a time.
 //!
-//! This is the one file that knows what the server says: the pipeline, the events, the resume
-//! token, and which errors mean what. It reads whole replies instead of the driver's
-//! `ChangeStream`, for three reasons. A stream is resumed here by cluster time, with what was
-//! published dropped by position, so that all instances count alike; the driver would resume by
-//! token. A reply says how far the stream and the cluster are, so silence and standstill can be
-//! told apart. And no error is retried out of sight. When to open, close and open again is the
-//! feed's decision.
+//! Only this file knows the protocol: the pipeline, the events, the resume token and the meaning of
+//! errors. It reads whole replies instead of using the driver's `ChangeStream`, for three reasons.
+//! The feed resumes by cluster time and skips published events by position, so that all instances
+//! count alike; the driver would resume by token. A reply shows how far the stream and the cluster
+//! are, so a stalled stream can be told from a quiet one. And the driver retries errors by itself,
+//! which would hide them. The feed decides when to open a stream and when to open it again.
 
 use std::time::Duration;
 
@@ -25,17 +24,17 @@ use super::{
 };
 use crate::models::{Failure, RoomId, failure::describe, message::Malformed};
 
-/// A larger document is not delivered but becomes a `resync` of its room. The server cuts it, so
-/// that it costs neither side more than its room.
+/// A larger document is not delivered: it becomes a `resync` of its room. MongoDB sends only its
+/// room.
 pub const LARGEST_DOCUMENT: i32 = 256 * 1024;
 
-/// What a stream is read for.
+/// Why a stream is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// What comes.
+    /// For new events.
     Live,
-    /// What has happened.
-    Past,
+    /// For the events before the ring was opened.
+    Backfill,
 }
 
 /// An open change stream.
@@ -43,55 +42,55 @@ pub(super) struct ChangeStream {
     cursor: RawBatchCursor,
     /// Where it was opened.
     from: Timestamp,
-    /// The position of the last change that it brought.
+    /// The position of its last change.
     last: Option<Position>,
 }
 
-/// What the server answered.
+/// A reply of the server.
 #[derive(Debug)]
 pub(super) struct Reply {
-    /// Changes that were not published before, in stream order.
+    /// The changes that were not published before, in stream order.
     pub changes: Vec<Change>,
-    /// The position of the last change, published before or not.
+    /// The position of the last change, even if it was published before.
     pub newest: Option<Position>,
-    /// The stream has brought everything before this time, and may bring more of it.
+    /// Everything before this time was read. More changes of this time may follow.
     pub progress: Timestamp,
-    /// The newest time of the cluster that the server knows.
+    /// The newest cluster time that the server knows.
     pub cluster_time: Timestamp,
     /// The collection was dropped, renamed or replaced at this time; the stream ends here.
     pub ended: Option<Timestamp>,
-    /// Changes that no event could be made of.
+    /// Changes that cannot become an event.
     pub poison: Vec<Poison>,
 }
 
 /// A change of a collection.
 #[derive(Debug)]
 pub(super) enum Change {
-    /// What the members of a room are told.
+    /// An event for the members of a room.
     Event(Event),
-    /// A document is gone, whose room is not known here.
+    /// A document was removed. The change does not name its room.
     Removal(Removal),
 }
 
-/// Which stream is opened.
+/// Which stream to open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// That of the whole database, of which only our collections pass.
+    /// That of the database, filtered to this server's collections.
     Database,
-    /// That of `messages`, for a user who may not read the other one.
+    /// That of `messages`, for a user who may not open the other one.
     Messages,
 }
 
 /// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StreamError {
-    /// The server or the driver refused or failed.
+    /// An error of the server or the driver.
     #[error("{}", describe(.0))]
     Database(#[from] mongodb::error::Error),
-    /// An answer that MongoDB does not give.
-    #[error("MongoDB answered what cannot be read: {0}")]
+    /// A reply of an unknown shape.
+    #[error("the answer of MongoDB cannot be read: {0}")]
     Unreadable(String),
-    /// There are no change streams here.
+    /// A standalone has no change streams.
     #[error("this MongoDB is a standalone")]
     Standalone,
     /// A member of a replica set that waits for `rs.initiate` or was removed.
@@ -99,51 +98,51 @@ pub(super) enum StreamError {
     NotInitiated,
 }
 
-/// A document in `messages` that is no message.
+/// A document in `messages` that is not a valid message.
 #[derive(Debug)]
 pub(super) struct Poison {
-    /// Where it was inserted or changed.
+    /// The position of the change.
     pub position: Position,
     /// What is wrong with it.
     pub cause: Malformed,
 }
 
-/// How the feed goes on after an error.
+/// What the feed does after an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ErrorClass {
-    /// Open it again where it was.
+    /// Open the stream again at the same time.
     Retry,
-    /// Open it again where it was, but if that fails again and again, the fault is in the stream.
+    /// Open the stream again at the same time. After several failures, treat this as `Lost`.
     RetryBriefly,
-    /// It cannot go on from there: the oplog no longer has it, or an event cannot be read.
+    /// The stream cannot continue: the oplog no longer has this time, or an event cannot be read.
     Lost,
     /// This MongoDB has no change streams.
     Standalone,
 }
 
 impl Reading {
-    /// How many events a reply has at most. Of what comes, as many as are there, up to 16 MiB; and
-    /// the stream is there before MongoDB searches for any. The past is read in portions that do
-    /// not hold up what comes.
+    /// The maximum number of events in a reply. Live: 0, so the first reply is empty and comes
+    /// before MongoDB searches for events, and later ones hold all that are there, up to 16 MiB.
+    /// The backfill reads small portions, which do not delay live events.
     const fn batch_size(self) -> u32 {
         match self {
             Self::Live => 0,
-            Self::Past => 500,
+            Self::Backfill => 500,
         }
     }
 
-    /// How long the server holds a reply back while it has no event. Also the pace at which a quiet
-    /// stream shows that it is alive.
+    /// How long the server waits for an event before it sends an empty reply. So a quiet stream
+    /// shows at this interval that it is alive.
     const fn max_await(self) -> Duration {
         match self {
             Self::Live => Duration::from_secs(1),
-            Self::Past => Duration::from_millis(5),
+            Self::Backfill => Duration::from_millis(5),
         }
     }
 }
 
 impl ChangeStream {
-    /// Opens the stream at the first event of the cluster time `from`, which may lie ahead.
+    /// Opens the stream at the first event of the cluster time `from`, which may be in the future.
     pub async fn open(
         database: &Database,
         scope: Scope,
@@ -166,8 +165,8 @@ impl ChangeStream {
         Ok(Self { cursor, from, last: None })
     }
 
-    /// The next reply, without the events up to `published`; `None` when the server has closed
-    /// the stream. A future that is dropped leaves the stream unusable.
+    /// The next reply, without the events up to `published`; `None` when the server has closed the
+    /// stream. Not cancel-safe: drop the stream if this future is dropped.
     pub async fn next(
         &mut self,
         published: Option<Position>,
@@ -191,15 +190,16 @@ impl ChangeStream {
     }
 }
 
-/// The collection whose documents are messages.
+/// The collection of the messages.
 const MESSAGES: &str = "messages";
 
-/// The stages: changes of documents, and what ends a collection; of each only what is read here.
+/// The stages of the pipeline: changes of documents, and events that end the stream of a
+/// collection, each reduced to the fields that are read here.
 fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
     let is_large = doc! { "$gt": [{ "$bsonSize": "$fullDocument" }, LARGEST_DOCUMENT] };
     let room_is_id = doc! { "$eq": [{ "$type": "$fullDocument.room" }, "objectId"] };
     let documents = doc! { "$in": ["insert", "update", "replace", "delete"] };
-    // What ends the collection must pass: a stream that never sees its own end would stand still.
+    // Events that end the stream must pass, or the stream would stall without a reason.
     let mut ends = vec!["dropDatabase", "invalidate"];
     let mut passes = vec![
         doc! { "ns.coll": MESSAGES, "operationType": documents },
@@ -211,7 +211,7 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
     }
     passes.push(doc! { "operationType": { "$in": ends } });
     vec![
-        // A change by another program says only what it has set; then the document is looked up.
+        // An `update` event has only the changed fields, so MongoDB looks the document up.
         doc! { "$changeStream": { "startAtOperationTime": from, "fullDocument": "updateLookup" } },
         doc! { "$match": { "$or": passes } },
         doc! { "$project": {
@@ -254,7 +254,8 @@ fn read_reply(
         read.progress = read.progress.max(time);
         match event.get_str("operationType").map_err(unreadable)? {
             operation @ ("insert" | "update" | "replace" | "delete") => {
-                // Every change counts, also one that is not delivered: all instances agree on it.
+                // Count every change, even if it is not delivered, so that all instances count
+                // alike.
                 let position = position_after(last, time);
                 last = Some(position);
                 read.newest = last;
@@ -281,7 +282,7 @@ impl Reply {
 }
 
 impl Change {
-    /// Where it stands in the stream.
+    /// Its position in the stream.
     pub fn position(&self) -> Option<Position> {
         match self {
             Self::Event(event) => event.position(),
@@ -290,7 +291,7 @@ impl Change {
     }
 }
 
-/// What a change of a document means; `None` if it means nothing to anyone.
+/// Reads a change of a document; `None` if nobody has to be told.
 fn read_change(
     operation: &str,
     event: &RawDocument,
@@ -306,7 +307,7 @@ fn read_change(
     }
     let document = match event.get("fullDocument") {
         Ok(Some(RawBsonRef::Document(document))) => document,
-        // It was removed before it could be looked up; its removal comes, too.
+        // The document was removed before MongoDB looked it up. Its `delete` event follows.
         _ if operation == "update" => return Ok(None),
         _ => return Err(Malformed("fullDocument")),
     };
@@ -326,10 +327,10 @@ fn position_after(last: Option<Position>, time: Timestamp) -> Position {
     }
 }
 
-/// Up to where the server has searched the oplog, also when it found nothing. The token's text is
-/// opaque by contract, but has begun with the cluster time since MongoDB 4.0: `82`, then seconds
-/// and increment, as other readers of it rely on. Should that ever change, a quiet stream merely
-/// seems to stand still at its last event.
+/// The cluster time up to which the server has searched the oplog, even if it found nothing. The
+/// text of the token is opaque by contract, but since MongoDB 4.0 it begins with `82`, then seconds
+/// and increment; other programs rely on this, too. If it ever changes, a quiet stream only seems
+/// to stay at its last event.
 fn token_time(cursor: &RawDocument) -> Option<Timestamp> {
     let token = cursor.get_document("postBatchResumeToken").ok()?.get_str("_data").ok()?;
     let time = token.strip_prefix("82")?;
@@ -341,12 +342,12 @@ fn cluster_time(reply: &RawDocument) -> Option<Timestamp> {
     reply.get_document("$clusterTime").ok()?.get_timestamp("clusterTime").ok()
 }
 
-/// What the cluster says of itself.
+/// The state of the cluster, as `hello` answers it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cluster {
-    /// Not a standalone.
+    /// `false` for a standalone.
     pub has_change_streams: bool,
-    /// The newest write that a majority has, so that no failover takes it back.
+    /// The newest write that a majority has. No failover can roll it back.
     pub committed: Timestamp,
     /// The newest write.
     pub latest: Timestamp,
@@ -379,7 +380,7 @@ impl Cluster {
 }
 
 impl ErrorClass {
-    /// Judges an error of [`ChangeStream::open`] or [`ChangeStream::next`].
+    /// Classifies an error of [`ChangeStream::open`] or [`ChangeStream::next`].
     pub fn of(error: &StreamError) -> Self {
         let error = match error {
             StreamError::Database(error) => error,
@@ -448,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_delivered_counts_all_the_same() {
+    fn undelivered_changes_are_counted_too() {
         let shared = time(7, 2);
         let poison = rawdoc! {
             "operationType": "insert", "clusterTime": shared, "fullDocument": { "content": 5 },
@@ -469,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_published_is_dropped_by_position() {
+    fn published_changes_are_skipped_by_position() {
         let shared = time(7, 2);
         let events = vec![insert(shared), insert(shared), insert(shared)];
         let published = Some(Position::first_of(7, 2).next_of_same_time());
@@ -515,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_says_what_it_is() {
+    fn hello_shows_the_kind_of_server() {
         let standalone = Cluster::read(&doc! { "isWritablePrimary": true }).unwrap();
         assert!(!standalone.has_change_streams);
         let member = doc! {

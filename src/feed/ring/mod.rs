@@ -1,12 +1,11 @@
 //! The recent events of all rooms, in stream order, shared by all workers.
 //!
-//! The feed writes at one end and, after the start, puts what was before in front of the other.
-//! Each worker follows the ring by sequence number, and a session that comes back reads the events
-//! of its rooms behind its last position. What is kept is bounded by age and bytes; the ring knows
-//! the position of the newest event of each room that is no longer recoverable ([`Ring::recovers`]),
-//! so that a quiet room never grows too old, and tells every reader that lags too far
-//! ([`Lagged`]), so nobody misses an event without being told. Age is counted in cluster time,
-//! never by our clock.
+//! The feed appends new events and, after the start, prepends those before the start. Each worker
+//! follows the ring by sequence number, and a session that resumes reads the events of its rooms
+//! after its last position. The ring is bounded by age and bytes. It knows the position of the
+//! newest evicted event of each room ([`Ring::recovers`]), so a position in a quiet room stays
+//! recoverable however old it is. A reader that lags behind the ring gets [`Lagged`], so no event
+//! is missed silently. Age is measured in cluster time, not by the clock of this machine.
 //!
 //! Nothing awaits under the lock, and each operation under it is short: some pushes, a look at one
 //! end, or a binary search in the index of one room.
@@ -32,25 +31,25 @@ use crate::models::RoomId;
 use state::RingState;
 pub(super) use state::footprint;
 
-/// The number of an event in this process, counted from 0. Unlike positions, these exist on a
-/// standalone MongoDB, too, and end with the process.
+/// The sequence number of an event in this process, counted from 0. A standalone MongoDB has
+/// sequence numbers but no positions. They are lost when the process ends.
 pub type Seq = u64;
 
-/// How much of the past is recoverable.
+/// How much the ring keeps for recovery.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The age from which an event may be evicted (`RECOVERY_WINDOW`); zero: nothing is
+    /// The age after which an event may be evicted (`RECOVERY_WINDOW`). Zero: nothing is
     /// recoverable.
     pub window: Duration,
     /// The bytes beyond which the oldest events are evicted (`RECOVERY_BYTES`).
     pub bytes: usize,
 }
 
-/// How many events of before it was opened a ring takes.
+/// The maximum number of events that are prepended.
 const MAX_FILLED: Seq = 1 << 32;
 
-/// Of how many messages that were removed before their events were filled in a ring knows. With
-/// more, nothing more is filled in.
+/// The maximum number of removed messages that the ring remembers during the backfill. With more,
+/// the backfill ends.
 const MAX_REMOVED: usize = 100_000;
 
 /// See the [module](self).
@@ -62,66 +61,66 @@ pub struct Ring {
     end: watch::Sender<Seq>,
 }
 
-/// The time from one opening of a ring to the next.
+/// Identifies the time from one [`Ring::open`] to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Epoch(Seq);
 
-/// The events that a reader wanted are gone.
+/// The next event of this reader was evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the events were evicted")]
 pub struct Lagged {
-    /// Where the ring ends now, to go on from.
+    /// The end of the ring, from which the reader can go on.
     pub tail: Tail,
 }
 
 /// The end of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tail {
-    /// The number that the next event will have.
+    /// The number of the next event.
     pub seq: Seq,
-    /// No event up to here will follow. `None` before the feed has begun and on a standalone
-    /// MongoDB.
+    /// Every later event is after this position. `None` before the feed has begun and on a
+    /// standalone MongoDB.
     pub through: Option<Position>,
 }
 
-/// An event of a room, and where that room goes on.
+/// An event of a room, and the number of the next one.
 #[derive(Debug, Clone)]
 pub struct RoomEvent {
     /// The event.
     pub event: Arc<Event>,
     /// Its number.
     pub seq: Seq,
-    /// The number of the room's next event, or that of the ring's next when there is none yet.
+    /// The number of the room's next event, or of the ring's next event if the room has none yet.
     pub next: Seq,
 }
 
-/// What the feed read from one reply of the database.
+/// The events of one reply of MongoDB.
 #[derive(Debug)]
 pub struct Batch {
-    /// The events in stream order, each later than all published before.
+    /// The events in stream order, each after all that were published before.
     pub events: Vec<Event>,
-    /// The position of the last insert, also when no event was made of it.
+    /// The position of the last change, even if it became no event.
     pub newest: Option<Position>,
-    /// No event at or before this position is to come.
+    /// Every later event is after this position.
     pub through: Option<Position>,
-    /// The present, in seconds of the cluster time.
+    /// The current cluster time, in seconds since 1970.
     pub second: u32,
 }
 
 impl Ring {
-    /// An empty ring, of which nothing is recoverable yet.
+    /// An empty ring, from which nothing is recoverable.
     pub fn new(limits: Limits) -> Self {
         Self { limits, state: RwLock::default(), end: watch::Sender::new(0) }
     }
 
-    /// Forgets everything and begins anew: the stream will bring all inserts after `at`. Whoever
-    /// reads the ring lags. Answers what [`fill`](Self::fill) needs.
+    /// Clears the ring and begins a new epoch: the stream will bring all changes after `at`. Every
+    /// reader then gets [`Lagged`]. Returns the epoch, which [`fill`](Self::fill) needs.
     pub fn open(&self, at: Position) -> Epoch {
         let mut state = self.write();
-        // Behind numbers for what is filled in. The first is that of an event that never was: also
-        // a reader at the very end has missed it.
+        // Leave room for the numbers of prepended events. Skip one more number, so that a reader at
+        // the very end lags, too.
         let next = state.end() + 1 + MAX_FILLED;
-        // What was published before will not be published again.
+        // Events that were published before are not published again.
         let is_complete = state.newest <= Some(at);
         let at = Some(at).max(state.newest);
         *state = RingState {
@@ -138,9 +137,9 @@ impl Ring {
         Epoch(next)
     }
 
-    /// Puts events in front, which came before all others of this epoch: those after `from`, in
-    /// stream order. Whoever follows the ring has no need of them. Answers whether there may be more
-    /// in front of these; not when the limits are reached or the ring was opened anew.
+    /// Prepends the events after `from`, in stream order, to those of this epoch. Readers that
+    /// follow the ring do not see them. Returns whether earlier events may be prepended, too: not
+    /// if the limits are reached or the ring was opened again.
     pub fn fill(&self, epoch: Epoch, from: Position, events: Vec<Event>, second: u32) -> bool {
         let mut state = self.write();
         let filled = state.epoch_start.saturating_sub(state.first) + events.len() as Seq;
@@ -163,7 +162,7 @@ impl Ring {
         state.is_complete
     }
 
-    /// Forgets everything; from now on events have no position. Whoever reads lags.
+    /// Clears the ring. Later events have no position. Every reader then gets [`Lagged`].
     pub fn close(&self) {
         let mut state = self.write();
         let next = state.end() + 1;
@@ -171,7 +170,7 @@ impl Ring {
         self.end.send_replace(next);
     }
 
-    /// Appends what the feed read.
+    /// Appends events.
     pub fn publish(&self, batch: Batch) {
         let mut state = self.write();
         let was = state.end();
@@ -187,15 +186,15 @@ impl Ring {
         }
     }
 
-    /// The room of a message of which an event is here.
+    /// The room of a message that has an event in the ring.
     pub fn room_of(&self, message: &MessageKey) -> Option<RoomId> {
         let state = self.read();
         let seq = state.messages.get(message)?.last()?;
         Some(state.entry(*seq)?.event.room())
     }
 
-    /// Nothing is known of this message but that it was removed: what is filled in later must not
-    /// have its text. To be called until the ring is [filled](Self::filled).
+    /// Remembers that a message without an event in the ring was removed, so that its text is not
+    /// delivered if the backfill reads it later. Call it until the ring is [filled](Self::filled).
     pub fn note_removed(&self, message: MessageKey) {
         let removed = &mut self.write().removed;
         if removed.len() <= MAX_REMOVED {
@@ -203,7 +202,7 @@ impl Ring {
         }
     }
 
-    /// Nothing more will be filled in.
+    /// Ends the backfill.
     pub fn filled(&self) {
         self.write().removed = HashSet::new();
     }
@@ -213,18 +212,17 @@ impl Ring {
         self.read().tail()
     }
 
-    /// Announces the number behind the last event, each time that it grows.
+    /// Announces the number of the next event each time that it grows.
     pub fn ends(&self) -> watch::Receiver<Seq> {
         self.end.subscribe()
     }
 
-    /// The position of the newest insert that the feed has seen since the ring was opened.
+    /// The position of the newest change that the feed has read since the ring was opened.
     pub fn newest(&self) -> Option<Position> {
         self.read().newest
     }
 
-    /// Up to `max` events for a follower that has come to number `from`; none when there are none
-    /// yet.
+    /// Up to `max` events from the number `from` on; empty if there are none yet.
     pub fn after(&self, from: Seq, max: usize) -> Result<Vec<Arc<Event>>, Lagged> {
         let state = self.read();
         let skip = state.index(from)?;
@@ -232,28 +230,29 @@ impl Ring {
         Ok(events.map(|entry| entry.event.clone()).collect())
     }
 
-    /// Up to where a reader has everything that has handed on what comes before number `seq`, the
-    /// last of it at the position `dispatched`.
+    /// The position up to which a reader has dispatched everything, if its next event has the
+    /// number `seq` and its last one the position `dispatched`.
     pub fn through_at(&self, seq: Seq, dispatched: Option<Position>) -> Option<Position> {
         let state = self.read();
         if seq >= state.end() { state.through } else { dispatched }
     }
 
-    /// Whether every event of `room` after `since` is still here.
+    /// Whether the ring still has every event of `room` after `since`.
     pub fn recovers(&self, room: RoomId, since: Position) -> bool {
         let state = self.read();
         let floor = state.evicted.get(&room).copied().or(state.floor);
         !self.limits.window.is_zero() && floor.is_some_and(|floor| since >= floor)
     }
 
-    /// Where the memory of this ring begins, when it has seen nothing of `room` since then that it
-    /// is not recoverable any more. What came before can be asked of the database only.
+    /// The position at which this ring begins, if no event of `room` was evicted since then. Only
+    /// the database knows what came before.
     pub fn beginning(&self, room: RoomId) -> Option<Position> {
         let state = self.read();
         if state.evicted.contains_key(&room) { None } else { state.floor }
     }
 
-    /// The number of the first event of `room` after `since`, or that of the ring's next event.
+    /// The number of the first event of `room` after `since`, or of the ring's next event if there
+    /// is none.
     pub fn first_after(&self, room: RoomId, since: Position) -> Seq {
         let state = self.read();
         let Some(numbers) = state.rooms.get(&room) else { return state.end() };
@@ -263,9 +262,8 @@ impl Ring {
         numbers.get(passed).copied().unwrap_or_else(|| state.end())
     }
 
-    /// The first event of `room` from the number `seq` on, which
-    /// [`first_after`](Self::first_after) or [`RoomEvent::next`] gave; `None` when there is none
-    /// yet.
+    /// The first event of `room` from the number `seq` on; `None` if there is none yet. `seq` comes
+    /// from [`first_after`](Self::first_after) or [`RoomEvent::next`].
     pub fn event_of(&self, room: RoomId, seq: Seq) -> Result<Option<RoomEvent>, Lagged> {
         let state = self.read();
         state.index(seq)?;
@@ -279,7 +277,7 @@ impl Ring {
         }))
     }
 
-    /// How many events the ring holds, and the bytes that it counts for them.
+    /// The number of events in the ring, and the bytes that are counted for them.
     pub fn size(&self) -> (usize, usize) {
         let state = self.read();
         (state.entries.len(), state.bytes)

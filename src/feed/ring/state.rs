@@ -1,4 +1,4 @@
-//! What a ring holds, and how what exceeds its limits is evicted.
+//! The state of a ring, and the eviction of events beyond its limits.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -17,15 +17,16 @@ use crate::{
     models::RoomId,
 };
 
-/// What followers may lag behind, whatever the limits say: a worker must get to see an event
-/// before it is gone, also where nothing is kept for recovery.
+/// The minimum that is kept for workers that follow the ring, whatever the limits are: each worker
+/// must read an event before it is dropped, even if nothing is kept for recovery.
 const FOLLOWER_LIMITS: Limits = Limits { window: Duration::from_secs(10), bytes: 1 << 20 };
 
-/// Of how many rooms the newest evicted event is known. With more, the oldest events
-/// of all rooms stop being recoverable together.
+/// The maximum number of rooms whose newest evicted event is known. With more, the list is cleared,
+/// and no room is recoverable from before the last of these events.
 pub(super) const MAX_EVICTED: usize = 20_000;
 
-/// What an event costs beside its text: its place in the ring, in both indexes, and itself.
+/// The bytes that are counted for an event beside its JSON: itself, and its entries in the ring and
+/// in both indexes.
 pub(super) const OVERHEAD: usize = 320;
 
 #[derive(Debug, Default)]
@@ -35,36 +36,36 @@ pub(super) struct RingState {
     pub(super) first: Seq,
     /// The sum of the entries' footprints.
     pub(super) bytes: usize,
-    /// The first entry within the limits. Those before it wait for followers only.
+    /// The number of the first entry within the limits. Earlier ones are kept for followers only.
     pub(super) recoverable: Seq,
     /// The sum of the footprints from `recoverable` on.
     pub(super) recoverable_bytes: usize,
-    /// The numbers of each room's entries, in order; no room without entries.
+    /// The numbers of each room's entries, in order. Rooms without entries are removed.
     pub(super) rooms: HashMap<RoomId, VecDeque<Seq>>,
-    /// The numbers of each message's entries, in order; no message without entries.
+    /// The numbers of each message's entries, in order. Messages without entries are removed.
     pub(super) messages: HashMap<MessageKey, SmallVec<[Seq; 1]>>,
-    /// Messages of which nothing was here when another program removed them. Their text may still
-    /// be filled in.
+    /// Messages that had no entry when another program removed them. The backfill may still read
+    /// their text.
     pub(super) removed: HashSet<MessageKey>,
-    /// The newest event of a room that is not recoverable any more.
+    /// The position of the newest evicted event of each room.
     pub(super) evicted: HashMap<RoomId, Position>,
-    /// Of rooms that are not in `evicted`, everything after this is still here. `None`: nothing
-    /// is recoverable.
+    /// For rooms that are not in `evicted`: every event after this position is in the ring. `None`:
+    /// nothing is recoverable.
     pub(super) floor: Option<Position>,
     /// The number of the first event since the ring was opened.
     pub(super) epoch_start: Seq,
-    /// Nothing is gone of what came after `floor`.
+    /// No event after `floor` was evicted.
     pub(super) is_complete: bool,
     /// See [`Tail::through`].
     pub(super) through: Option<Position>,
-    /// The position of the newest insert that was seen, delivered or not.
+    /// The position of the newest change that was read, even if it became no event.
     pub(super) newest: Option<Position>,
 }
 
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) event: Arc<Event>,
-    /// When it happened, in seconds of the cluster time.
+    /// Its cluster time, in seconds since 1970.
     pub(super) second: u32,
 }
 
@@ -77,7 +78,7 @@ impl RingState {
         Tail { seq: self.end(), through: self.through }
     }
 
-    /// The index of the entry `seq`, or one behind the last when it has not happened yet.
+    /// The index of the entry `seq`, which may be past the end.
     pub(super) fn index(&self, seq: Seq) -> Result<usize, Lagged> {
         let behind = seq.checked_sub(self.first).ok_or(Lagged { tail: self.tail() })?;
         Ok(usize::try_from(behind).unwrap_or(usize::MAX))
@@ -120,19 +121,19 @@ impl RingState {
         self.entries.push_front(entry);
     }
 
-    /// The events of a message, in order.
+    /// The events of a message in the ring, in order.
     fn of_message(&self, key: &MessageKey) -> impl Iterator<Item = &Event> {
         let numbers = self.messages.get(key).into_iter().flatten();
         numbers.filter_map(|&seq| Some(&*self.entry(seq)?.event))
     }
 
-    /// Whether a deletion of the message is here.
+    /// Whether the ring has a deletion of the message.
     fn was_deleted(&self, key: &MessageKey) -> bool {
         self.of_message(key).any(|event| event.kind() == Kind::Deleted)
     }
 
-    /// Makes what exceeds the limits unrecoverable, then drops what no follower should need any
-    /// more.
+    /// Evicts entries beyond the limits from recovery, then drops entries that no follower should
+    /// need.
     pub(super) fn evict(&mut self, limits: Limits, now: u32) {
         while let Some(entry) = self.entry(self.recoverable)
             && (self.recoverable_bytes > limits.bytes || entry.is_older(limits.window, now))
@@ -180,7 +181,7 @@ impl RingState {
     }
 }
 
-/// What an event takes of the bytes of a ring.
+/// The bytes that are counted for an event.
 pub(crate) fn footprint(event: &Event) -> usize {
     OVERHEAD + event.len()
 }

@@ -11,7 +11,7 @@ fn ring(window: u64, bytes: usize) -> Ring {
     ring
 }
 
-/// Publishes one event of no text for each second.
+/// Publishes one event without text for each second.
 fn publish(ring: &Ring, room: RoomId, seconds: impl IntoIterator<Item = u32>) {
     for second in seconds {
         let position = Some(at(second));
@@ -42,7 +42,7 @@ fn a_position_at_or_after_the_newest_evicted_event_is_recoverable() {
 }
 
 #[test]
-fn a_room_does_not_grow_old_by_the_events_of_others() {
+fn events_of_other_rooms_do_not_evict_a_room() {
     let (ring, room, other) = (ring(5, usize::MAX), RoomId::new(), RoomId::new());
     publish(&ring, other, 11..1_000);
     assert!(ring.recovers(room, at(10)) && !ring.recovers(other, at(10)));
@@ -50,7 +50,7 @@ fn a_room_does_not_grow_old_by_the_events_of_others() {
 }
 
 #[test]
-fn the_memory_of_evicted_rooms_is_bounded() {
+fn the_list_of_evicted_rooms_is_bounded() {
     let ring = ring(5, usize::MAX);
     let last = 100 + u32::try_from(MAX_EVICTED).unwrap();
     for second in 11..=last {
@@ -63,7 +63,7 @@ fn the_memory_of_evicted_rooms_is_bounded() {
 }
 
 #[test]
-fn a_quiet_ring_never_grows_too_old() {
+fn a_quiet_ring_stays_recoverable() {
     let (ring, room) = (ring(5, usize::MAX), RoomId::new());
     publish(&ring, room, [11]);
     let through = Some(at(100_000));
@@ -84,7 +84,7 @@ fn bytes_are_bounded() {
 }
 
 #[test]
-fn followers_see_what_is_not_kept_for_recovery() {
+fn followers_see_events_that_are_not_kept_for_recovery() {
     for (window, bytes) in [(0, usize::MAX), (60, 0)] {
         let (ring, room) = (ring(window, bytes), RoomId::new());
         let from = ring.tail().seq;
@@ -99,14 +99,14 @@ fn without_a_window_nothing_is_recoverable() {
     assert!(!ring(0, usize::MAX).recovers(RoomId::new(), at(11)));
 }
 
-/// Fills events of one room in, at these seconds; whether there may be more.
+/// Prepends events of one room at these seconds; returns whether there may be more.
 fn fill(ring: &Ring, epoch: Epoch, room: RoomId, from: u32, seconds: &[u32]) -> bool {
     let events = seconds.iter().map(|&second| Event::resync(room, Some(at(second)))).collect();
     ring.fill(epoch, at(from), events, 20)
 }
 
 #[test]
-fn what_is_filled_in_is_recovered_and_followed_by_nobody() {
+fn prepended_events_are_recovered_but_not_followed() {
     let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: usize::MAX });
     let (epoch, room) = (ring.open(at(20)), RoomId::new());
     let follower = ring.tail().seq;
@@ -127,7 +127,7 @@ fn what_is_filled_in_is_recovered_and_followed_by_nobody() {
 }
 
 #[test]
-fn filling_ends_where_the_limits_do() {
+fn filling_ends_at_the_limits() {
     let ring = Ring::new(Limits { window: Duration::from_secs(12), bytes: 4 * OVERHEAD });
     let (epoch, room) = (ring.open(at(20)), RoomId::new());
     assert!(!fill(&ring, epoch, room, 15, &[16, 17, 18, 19, 20]));
@@ -153,7 +153,7 @@ fn nothing_is_filled_into_another_epoch() {
 }
 
 #[test]
-fn what_was_published_in_an_earlier_epoch_is_not_recoverable() {
+fn events_of_an_earlier_epoch_are_not_recoverable() {
     let (ring, room) = (ring(60, usize::MAX), RoomId::new());
     publish(&ring, room, [25]);
     ring.open(at(20));
@@ -202,7 +202,7 @@ fn a_room_is_read_without_the_others() {
 }
 
 #[test]
-fn rooms_without_events_leave_no_trace() {
+fn rooms_without_events_are_removed() {
     let ring = ring(11, usize::MAX);
     for second in 11..1_000 {
         publish(&ring, RoomId::new(), [second]);

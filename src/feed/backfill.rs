@@ -1,4 +1,5 @@
-//! The past: what was stored before the ring was opened is read by a stream of its own.
+//! The backfill: a second stream reads the events before the ring was opened and adds them to the
+//! ring.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,33 +24,33 @@ use super::{
     stream::{ErrorClass, Poison, Reading},
 };
 
-/// How long the stream of the past may search an oplog that others have filled.
-const PAST_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long one reply may take while MongoDB searches an oplog that is full of other changes.
+const BACKFILL_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// After so many empty replies there is no more of the past, whatever the resume token seems to say.
+/// After so many empty replies the backfill is complete, even if the resume token cannot be read.
 const MAX_EMPTY_REPLIES: u32 = 1_000;
 
-/// How many past events are filled in at once, while nobody can read the ring.
-const FILL_CHUNK: usize = 1_000;
+/// How many events are added to the ring under one lock.
+const CHUNK: usize = 1_000;
 
-/// What came before the ring was opened.
+/// What to read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Past {
+pub(super) struct Backfill {
     pub(super) epoch: Epoch,
-    /// Up to and with this position.
+    /// The last position, inclusive.
     pub(super) last: Position,
     pub(super) window: Duration,
 }
 
 impl Feed {
-    /// Fills in what came before the ring was opened, each time that it is.
-    pub(super) async fn run_fill(&self) {
-        let mut epochs = self.past.subscribe();
+    /// Fills the ring each time that it is opened.
+    pub(super) async fn run_backfill(&self) {
+        let mut epochs = self.backfill.subscribe();
         loop {
-            let past = *epochs.borrow_and_update();
+            let backfill = *epochs.borrow_and_update();
             let filling = async {
-                if let Some(past) = past {
-                    self.fill(past).await;
+                if let Some(backfill) = backfill {
+                    self.backfill(backfill).await;
                 }
                 pending().await
             };
@@ -62,25 +63,27 @@ impl Feed {
         }
     }
 
-    async fn fill(&self, mut past: Past) {
+    async fn backfill(&self, mut backfill: Backfill) {
         let mut backoff = Backoff::default();
         let mut tries = 0;
-        while !past.window.is_zero() {
-            let filled = AssertUnwindSafe(self.try_fill(past)).catch_unwind().await;
+        while !backfill.window.is_zero() {
+            let filled = AssertUnwindSafe(self.try_backfill(backfill)).catch_unwind().await;
             let Err(end) = filled.unwrap_or(Err(StreamEnd::Panicked)) else { break };
             tries += 1;
             match end.class() {
-                // The oplog does not reach back so far: less is better than nothing.
+                // The oplog does not reach back so far: try half of the window.
                 ErrorClass::Lost => {
-                    past.window = Duration::from_secs(past.window.as_secs() / 2);
+                    backfill.window = Duration::from_secs(backfill.window.as_secs() / 2);
                     tries = 0;
                     continue;
                 }
                 ErrorClass::RetryBriefly if tries >= MAX_TRIES => {
-                    log::error!("what came before the start cannot be recovered: {end}");
+                    log::error!("messages before the start cannot be recovered: {end}");
                     break;
                 }
-                _ => log::warn!("what came before the start is read again: {end}"),
+                _ => {
+                    log::warn!("reading the messages before the start failed, trying again: {end}")
+                }
             }
             backoff.pause().await;
         }
@@ -94,15 +97,18 @@ impl Feed {
         });
     }
 
-    async fn try_fill(&self, Past { epoch, last, window }: Past) -> Result<(), StreamEnd> {
+    async fn try_backfill(
+        &self,
+        Backfill { epoch, last, window }: Backfill,
+    ) -> Result<(), StreamEnd> {
         let (time, increment) = last.time();
         let until = Timestamp { time, increment };
         let count = |events: &[Event], poison: &[Poison]| self.count(events, poison);
         let (from, events) = self.read(back(until, window), until, count).await?;
-        // The newest first, so that what is there never has a gap.
+        // The newest first, so that the ring never has a gap.
         let mut rest = Vec::from(events);
         loop {
-            let chunk = rest.split_off(rest.len().saturating_sub(FILL_CHUNK));
+            let chunk = rest.split_off(rest.len().saturating_sub(CHUNK));
             let front = rest.last().and_then(Event::position).unwrap_or(from);
             let goes_on = self.ring.fill(epoch, front, chunk, time);
             if rest.is_empty() || !goes_on {
@@ -113,8 +119,8 @@ impl Feed {
         }
     }
 
-    /// Reads what happened from one time to another, both included, as far as the ring has room
-    /// for it; and after which position that is all that there was.
+    /// Reads the events from `at` to `until`, both inclusive. Returns the newest of them, as many
+    /// as the ring has room for, and the position after which they are complete.
     async fn read(
         &self,
         mut at: Timestamp,
@@ -123,14 +129,14 @@ impl Feed {
     ) -> Result<(Position, VecDeque<Event>), StreamEnd> {
         let is_past = |position: Position| position.time() <= (until.time, until.increment);
         let (mut from, mut events, mut bytes) = (position_of(at), VecDeque::new(), 0);
-        // The rooms of the messages that were seen, for those that are removed later.
+        // The rooms of the messages so far, for later removals.
         let mut rooms = HashMap::new();
         loop {
-            let opening = self.open_stream(at, Reading::Past);
-            let mut stream = timeout(PAST_TIMEOUT, opening).await??;
+            let opening = self.open_stream(at, Reading::Backfill);
+            let mut stream = timeout(BACKFILL_TIMEOUT, opening).await??;
             let mut empty_replies = 0;
             let ended = loop {
-                let reply = timeout(PAST_TIMEOUT, stream.next(None)).await?;
+                let reply = timeout(BACKFILL_TIMEOUT, stream.next(None)).await?;
                 let mut reply = reply.ok_or(StreamEnd::Closed)??;
                 let has_more = reply.newest.is_some() || reply.ended.is_some();
                 reply.changes.retain(|change| change.position().is_some_and(is_past));
@@ -152,7 +158,7 @@ impl Feed {
                     break ended;
                 }
                 empty_replies = if has_more { 0 } else { empty_replies + 1 };
-                // One that is empty comes when there is nothing more.
+                // A reply without events means that the oplog has no more.
                 let is_done = reply.progress > until || (!has_more && reply.progress == until);
                 if is_done || empty_replies == MAX_EMPTY_REPLIES {
                     return Ok((from, events));
@@ -161,14 +167,14 @@ impl Feed {
             if ended > until {
                 return Ok((from, events));
             }
-            // What is in a new collection of that name comes later, by at least one increment.
+            // A new collection of that name begins at least one increment later.
             (events, bytes, from, at) = (VecDeque::new(), 0, position_of(ended), next_of(ended));
             rooms.clear();
         }
     }
 
-    /// The position of the last insert at a time, which several may share, or that of the time
-    /// itself.
+    /// The position of the last change at a cluster time, which several changes can share. Without
+    /// changes, the position of the time itself.
     pub(super) async fn last_at(&self, time: Timestamp) -> Result<Position, StreamEnd> {
         let (from, events) = self.read(time, time, |_, _| {}).await?;
         Ok(events.back().and_then(Event::position).unwrap_or(from))
