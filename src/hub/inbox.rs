@@ -1,13 +1,12 @@
-//! What waits to be written to one session, bounded by count and bytes.
+//! The queue of events for one session, bounded by count and bytes.
 //!
-//! The hub of the same worker puts in and never waits; the session takes out. A session that
-//! lets its inbox overflow is too slow: what waited is dropped at once and the session ends, as
-//! it can resume from the last position that it was given. One thread owns both ends, so there
-//! is no lock and no channel.
+//! The hub of the same worker puts events in and never waits; the session takes them out. If the
+//! inbox of a session overflows, the session is too slow: the queued events are dropped and the
+//! session ends. Its client can resume from the last position that it got. Both ends are on one
+//! thread, so there is no lock and no channel.
 //!
-//! When nothing waits in the inbox, the hub writes an event to the client itself, by a
-//! [`DirectWriter`], and moves the session's base on. The session's task is not woken for such a
-//! delivery.
+//! When the inbox is empty and the session is idle, the hub writes an event to the client with a
+//! [`DirectWriter`] and moves the session's base position. This does not wake the session's task.
 
 use std::{
     any::Any,
@@ -23,32 +22,31 @@ use crate::feed::{event::Delivery, position::Position, ring::Seq};
 /// The bounds of one inbox.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// How many events may wait.
+    /// The maximum number of events.
     pub events: usize,
-    /// How many bytes they may have in all.
+    /// The maximum number of their bytes.
     pub bytes: usize,
 }
 
-/// This session let its inbox overflow.
+/// The inbox of this session overflowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too slow")]
 pub struct TooSlow;
 
-/// What the hub has for a session.
+/// An item in an inbox.
 #[derive(Debug)]
 pub(super) enum InboxItem {
-    /// The event with this number, for a room in which the session is.
+    /// The event with this number, of a room that the session is in.
     Event(Seq, Rc<Delivery>),
-    /// The hub itself lagged: all that the session was in before the number `before` may
-    /// have missed messages up to `position`.
+    /// The hub itself lagged: rooms that the session joined before the number `before` may have
+    /// missed messages up to `position`.
     Resync { before: Seq, position: Option<Position> },
 }
 
-/// Writes events to a session's client directly, without the inbox and the session's task.
+/// Writes events to a client without the inbox and the session's task.
 pub trait DirectWriter {
-    /// Writes an event at once, in the frames that all members share: all of its frames or none. The
-    /// answer is `false` when something else waits to be written to the client before the event. Never
-    /// waits.
+    /// Writes all frames of an event at once, or none. The frames are those that all members share.
+    /// Returns `false` if something else must be written to the client first. Never waits.
     fn write(&self, delivery: &Delivery) -> bool;
 }
 
@@ -57,9 +55,9 @@ pub(super) struct Inbox {
     bounds: Bounds,
     state: RefCell<State>,
     direct_writer: RefCell<Option<Box<dyn DirectWriter>>>,
-    /// The session waits for nothing but the next event.
+    /// Whether the session only waits for the next event.
     is_idle: Cell<bool>,
-    /// The last live position that was given.
+    /// The last live position that was delivered.
     base: Cell<Option<Position>>,
 }
 
@@ -69,14 +67,14 @@ struct State {
     bytes: usize,
     reader: Option<Waker>,
     overflowed: bool,
-    /// A panic of the direct writer.
+    /// A panic of the direct writer, for the session's task.
     panic: Option<Box<dyn Any + Send>>,
 }
 
-/// What an event counts beside its text.
+/// The bytes that are counted for an event beside its text.
 const OVERHEAD: usize = 64;
 
-/// A drained queue with more room than this gives its memory back: most sessions are idle.
+/// An empty queue with more capacity than this is freed, because most sessions are idle.
 const KEPT_CAPACITY: usize = 32;
 
 impl Inbox {
@@ -90,31 +88,32 @@ impl Inbox {
         })
     }
 
-    /// From now on events may be written directly.
+    /// Sets the writer for direct writes.
     pub(super) fn set_direct_writer(&self, direct_writer: Box<dyn DirectWriter>) {
         self.direct_writer.replace(Some(direct_writer));
     }
 
-    /// Says whether the session waits for nothing but the next event, in the shared frame.
+    /// Sets whether the session only waits for the next event, and can take the shared frame.
     pub(super) fn set_idle(&self, is_idle: bool) {
         self.is_idle.set(is_idle);
     }
 
-    /// The last live position that the session was given.
+    /// The last live position that was delivered.
     pub(super) fn base(&self) -> Option<Position> {
         self.base.get()
     }
 
-    /// It was given another.
+    /// Sets that position.
     pub(super) fn set_base(&self, base: Option<Position>) {
         self.base.set(base);
     }
 
-    /// Writes an event to the client directly, if that is possible now. The session's task continues a
-    /// panic of the writer.
+    /// Writes an event to the client directly, if that is possible now. A panic of the writer is
+    /// resumed in the session's task.
     pub(super) fn write_directly(&self, delivery: &Delivery) -> bool {
         let (base, position) = (self.base.get(), delivery.event().position());
-        // After the past was lost, positions may go back: such an offset is not shared.
+        // After events were lost, positions may go back. Then the shared frame has the wrong
+        // offset.
         if !self.is_idle.get() || (base.is_some() && position <= base) {
             return false;
         }
@@ -134,7 +133,7 @@ impl Inbox {
         }
     }
 
-    /// Puts `item` in; `false` when this inbox has overflowed, now or earlier.
+    /// Puts an item in. Returns `false` if this inbox has overflowed, now or earlier.
     pub(super) fn put(&self, item: InboxItem) -> bool {
         self.is_idle.set(false);
         let mut state = self.state.borrow_mut();
@@ -144,11 +143,11 @@ impl Inbox {
         state.bytes += item.weight();
         state.waiting.push_back(item);
         let waiting = state.waiting.len();
-        // One event alone always fits, however large: its reader has not been slow.
+        // A single event always fits, however large: its reader is not slow.
         if waiting > 1 && (waiting > self.bounds.events || state.bytes > self.bounds.bytes) {
             *state = State { overflowed: true, reader: state.reader.take(), ..State::default() };
         }
-        // Only who found it empty waits.
+        // The reader waits only if it found the inbox empty.
         if (waiting == 1 || state.overflowed)
             && let Some(reader) = &state.reader
         {
@@ -157,12 +156,12 @@ impl Inbox {
         !state.overflowed
     }
 
-    /// Whether nothing waits.
+    /// Whether it has no items.
     pub(super) fn is_empty(&self) -> bool {
         self.state.borrow().waiting.is_empty()
     }
 
-    /// Resolves when this inbox has overflowed.
+    /// Ready when this inbox has overflowed.
     pub(super) fn poll_overflow(&self, context: &Context<'_>) -> Poll<TooSlow> {
         let mut state = self.state();
         if state.overflowed {
@@ -172,7 +171,7 @@ impl Inbox {
         Poll::Pending
     }
 
-    /// Takes the oldest item out; pending when there is none.
+    /// Takes the oldest item out. Pending while there is none.
     pub(super) fn poll_take(&self, context: &Context<'_>) -> Poll<Result<InboxItem, TooSlow>> {
         let mut state = self.state();
         if state.overflowed {
@@ -189,7 +188,7 @@ impl Inbox {
         Poll::Ready(Ok(item))
     }
 
-    /// The state, for the session.
+    /// The state, for the session's task. Resumes a panic of the direct writer.
     fn state(&self) -> RefMut<'_, State> {
         let mut state = self.state.borrow_mut();
         if let Some(panic) = state.panic.take() {

@@ -1,11 +1,11 @@
-//! One session's rooms: what it is in, what it was given, what comes next.
+//! One session's rooms: its memberships, the delivered positions and the next event.
 //!
-//! A member is given the events of its rooms in stream order, each once. A room that is joined
-//! with a position is first replayed from the ring, one event at a time and only when the session
-//! asks for the next one, so that a backlog waits in the ring and not in memory of its own; the
-//! step that finds nothing more to replay subscribes the member in the same instant, without a gap or
-//! an overlap. Whatever cannot be given becomes a `resync`, never silence. Nothing here knows a
-//! wire, a request or a clock.
+//! A member gets the events of its rooms in stream order, each once. A room that is joined with a
+//! position is first replayed from the ring. The replay reads one event each time that the session
+//! asks for the next one, so a backlog stays in the ring and takes no memory of the session. The
+//! step that finds nothing more to replay also subscribes the member, without a gap and without an
+//! overlap. If events cannot be delivered, the member gets a `resync`. This file knows no wire, no
+//! request and no clock.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -36,68 +36,68 @@ pub struct Member {
     hub: Hub,
     id: MemberId,
     inbox: Rc<Inbox>,
-    // One room is found without hashing.
+    // An `IndexMap` with one entry is searched without hashing.
     memberships: IndexMap<RoomId, Membership>,
-    /// The rooms that are replayed, by the number of the event that each goes on with.
+    /// The rooms that are replayed, each with the number of its next event.
     replays: BTreeSet<(Seq, RoomId)>,
-    /// Rooms that are owed a `resync` up to a position, which is told before anything else.
+    /// Rooms that get a `resync` up to a position before any other event.
     resyncs: VecDeque<(RoomId, Option<Position>)>,
-    /// No membership was ever ahead of this.
+    /// The highest delivered position of all memberships so far.
     highest: Option<Position>,
-    /// How many rooms the client has joined, on earlier connections, too.
+    /// How many rooms the client has joined, including earlier connections.
     joins: u32,
-    /// One more is about to be.
+    /// Whether one more join is in progress.
     join_announced: bool,
-    /// Up to here the client may have offsets of before it had joined so many. So those which
-    /// reach no further say how many it has.
+    /// Up to this position, the client may still have offsets from before its last joins. So new
+    /// offsets up to this position contain the number of joins.
     known: Option<Position>,
-    /// Nothing is given any more.
+    /// Whether no more events are delivered.
     muted: bool,
 }
 
-/// What a member has had of a room.
+/// What a member has got of a room.
 struct Membership {
-    /// What [`Joined::recovered`] said.
+    /// The value of [`Joined::recovered`].
     recovered: bool,
-    /// Everything of this room up to here was given, or was not wanted.
+    /// Everything of this room up to here was delivered, or was before the join.
     through: Option<Position>,
-    /// A `resync` is still to be told; what was missed lies behind `through`.
+    /// A `resync` is still to be delivered. The missed events are after `through`.
     resync_due: bool,
     state: State,
 }
 
 enum State {
-    /// Live from the event with this number on.
+    /// Live, from the event with this number on.
     Live(Seq),
-    /// Replayed, next the event with this number.
+    /// Replayed; the next event has this number.
     Replayed(Seq),
 }
 
-/// Where a member wants to begin.
+/// Where a member begins in a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// With what comes from now on.
+    /// With new events only.
     Live,
-    /// With what came after a position that it was given, which must not be ahead of the
-    /// cluster. One that is no longer recoverable is answered by a `resync`.
+    /// After a position that the client got, which must not be ahead of the cluster. If it is no
+    /// longer recoverable, the member gets a `resync`.
     After(Position),
-    /// Live since a moment ago: with what came after this position of this hub.
+    /// Live since this position of this hub, which was its position a moment ago.
     From(Position),
-    /// From now on, but it has missed something: a `resync` first.
+    /// With new events only, but with a `resync` first, because the client missed some.
     Resync,
 }
 
 /// The answer to a join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Joined {
-    /// The member is given everything after this position; `None` on a standalone MongoDB.
+    /// The member gets everything after this position; `None` on a standalone MongoDB.
     pub position: Option<Position>,
-    /// Whether that is the position which it asked for.
+    /// Whether that is the position of [`Start::After`].
     pub recovered: bool,
 }
 
 impl Member {
-    /// A new member, in no room yet.
+    /// A new member, which is in no room yet.
     pub fn new(hub: &Hub) -> Self {
         let (id, inbox) = hub.register();
         Self {
@@ -115,22 +115,23 @@ impl Member {
         }
     }
 
-    /// Events go to the client by this way as long as nothing waits, without being asked for.
+    /// Sets the writer with which the hub writes events to the client while nothing else waits.
     pub fn set_direct_writer(&mut self, direct_writer: impl DirectWriter + 'static) {
         self.inbox.set_direct_writer(Box::new(direct_writer));
     }
 
-    /// The client may have offsets up to here, of earlier connections in which it joined so many
-    /// rooms.
+    /// Notes that the client may have offsets up to `known` from earlier connections, on which it
+    /// made `joins` joins.
     pub fn remember(&mut self, known: Option<Position>, joins: u32) {
         self.inbox.set_idle(false);
         self.known = self.known.max(known);
         self.joins = self.joins.max(joins);
     }
 
-    /// A room is about to be joined, from a position on. Until it [is](Self::join), or this is
-    /// [cancelled](Self::cancel_join), offsets say that it is not yet. What this answers tells them
-    /// apart.
+    /// Begins a join from a position. Until the [join](Self::join) or its
+    /// [cancellation](Self::cancel_join), offsets contain the number of joins, which does not count
+    /// this one yet. With the returned entry, offsets from before the join can be told from those
+    /// after it.
     pub fn announce_join(&mut self, from: Position) -> Entry {
         self.inbox.set_idle(false);
         self.join_announced = true;
@@ -138,21 +139,24 @@ impl Member {
         Entry { from, known: self.known, join: self.joins.saturating_add(1) }
     }
 
-    /// No room is about to be joined.
+    /// Ends a join that has not happened.
     pub fn cancel_join(&mut self) {
         self.join_announced = false;
     }
 
-    /// Enters `room`. Being there already changes nothing, and the answer is that of the first
-    /// time with what was given since.
+    /// Joins `room`. If the member is in it already, nothing changes, and the answer is that of the
+    /// first join with the position that was delivered since.
     pub fn join(&mut self, room: RoomId, start: Start) -> Joined {
         if let Some(membership) = self.memberships.get(&room) {
-            return Joined { position: self.given(membership), recovered: membership.recovered };
+            return Joined {
+                position: self.delivered(membership),
+                recovered: membership.recovered,
+            };
         }
         self.inbox.set_idle(false);
         self.joins = self.joins.saturating_add(1);
         self.join_announced = false;
-        // The first room decides where the account of what was given begins.
+        // The base position begins with the first room.
         self.inbox.set_base(self.inbox.base().or(self.hub.through()));
         match start {
             Start::After(since) if self.hub.ring().recovers(room, since) => {
@@ -174,7 +178,7 @@ impl Member {
         }
     }
 
-    /// Leaves `room`; nothing of it is given any more.
+    /// Leaves `room`. No more events of it are delivered.
     pub fn leave(&mut self, room: RoomId) {
         match self.memberships.swap_remove(&room).map(|membership| membership.state) {
             Some(State::Live(_)) => self.hub.unsubscribe(room, self.id),
@@ -186,7 +190,7 @@ impl Member {
         self.resyncs.retain(|&(due, _)| due != room);
     }
 
-    /// Gives no more events. The member stays in its rooms, and can still join and leave some.
+    /// Delivers no more events. The member stays in its rooms, and can still join and leave rooms.
     pub fn mute(&mut self) {
         self.muted = true;
         for (&room, membership) in &self.memberships {
@@ -198,18 +202,18 @@ impl Member {
         self.resyncs.clear();
     }
 
-    /// The rooms that it is in.
+    /// The rooms of this member.
     pub fn rooms(&self) -> impl ExactSizeIterator<Item = RoomId> {
         self.memberships.keys().copied()
     }
 
-    /// Whether it is in `room`.
+    /// Whether this member is in `room`.
     pub fn is_in(&self, room: RoomId) -> bool {
         self.memberships.contains_key(&room)
     }
 
-    /// The next event for this session: live ones first, because those are what its bounded
-    /// inbox holds; then what is replayed, of all such rooms in stream order.
+    /// The next event for this session: live events first, because they wait in the bounded inbox,
+    /// then replayed events, those of all rooms in stream order.
     pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Result<Rc<Delivery>, TooSlow>> {
         self.inbox.set_idle(false);
         loop {
@@ -237,18 +241,18 @@ impl Member {
         }
     }
 
-    /// Whether there is more to give at once, as far as can be said without looking at it.
+    /// Whether there may be a next event already.
     pub fn has_more(&self) -> bool {
         !(self.inbox.is_empty() && self.replays.is_empty() && self.resyncs.is_empty())
     }
 
-    /// Resolves when more waits for this session than may.
+    /// Ready when the inbox has overflowed.
     pub fn poll_too_slow(&self, context: &Context<'_>) -> Poll<TooSlow> {
         self.inbox.poll_overflow(context)
     }
 
-    /// The frame of an event that [`poll_next`](Self::poll_next) has just given, with the offset
-    /// of this session where the wire carries one. Shared by all members wherever it can be.
+    /// The frame of an event that [`poll_next`](Self::poll_next) has just returned, with this
+    /// session's offset if the wire has one. Shared by all members if possible.
     pub fn frame(&self, delivery: &Delivery, wire: Wire) -> ByteString {
         if wire != Wire::SocketIoOffset {
             return delivery.frame(wire);
@@ -261,9 +265,9 @@ impl Member {
         }
     }
 
-    /// The frame of this session's offset alone, to be written behind everything that
-    /// [`poll_next`](Self::poll_next) has given, of which `last` was the last. Shared by all
-    /// members wherever it can be; `None` when there is no offset.
+    /// The frame with only this session's offset. It must be written after all events that
+    /// [`poll_next`](Self::poll_next) has returned; `last` is the last of them. Shared by all
+    /// members if possible; `None` if there is no offset.
     pub fn offset_frame(&self, last: &Delivery) -> Option<ByteString> {
         let offset = self.offset()?;
         if is_position_of(&offset, last) {
@@ -273,28 +277,28 @@ impl Member {
         }
     }
 
-    /// What this session has been given; `None` before it is in a room and on a standalone
-    /// MongoDB.
+    /// The offset of everything that this session has got; `None` before its first room and on a
+    /// standalone MongoDB.
     pub fn offset(&self) -> Option<Offset> {
         let base = self.inbox.base()?;
         let mut exceptions = Vec::new();
         if !self.replays.is_empty() || !self.resyncs.is_empty() || self.highest > Some(base) {
             let memberships = self.memberships.iter();
-            let given =
-                memberships.filter_map(|(&room, membership)| Some((self.given(membership)?, room)));
-            exceptions.extend(given.filter(|&(given, _)| given != base));
+            let delivered = memberships
+                .filter_map(|(&room, membership)| Some((self.delivered(membership)?, room)));
+            exceptions.extend(delivered.filter(|&(delivered, _)| delivered != base));
             exceptions.sort_unstable();
         }
         let joins = self.counts_joins(base).then_some(self.joins);
         Some(Offset { base, exceptions, joins })
     }
 
-    /// Whether offsets that reach to `base` say how many rooms were joined.
+    /// Whether offsets with this base contain the number of joins.
     fn counts_joins(&self, base: Position) -> bool {
         self.join_announced || self.known >= Some(base)
     }
 
-    /// Whether the offset with the next live event is no more than that event's position.
+    /// Whether the offset of the next live event is only that event's position.
     fn shares_frames(&self) -> bool {
         let Some(base) = self.inbox.base() else { return true };
         self.replays.is_empty()
@@ -303,7 +307,7 @@ impl Member {
             && !self.counts_joins(base)
     }
 
-    /// Goes on after `since`, of which the client knows when it is `recovered`.
+    /// Joins a room with the events after `since`. `recovered` goes into the answer.
     fn start_after(&mut self, room: RoomId, since: Position, recovered: bool) -> Joined {
         let first = self.hub.ring().first_after(room, since);
         let through = Some(since);
@@ -312,7 +316,8 @@ impl Member {
             self.replays.insert((first, room));
             self.memberships.insert(room, membership(State::Replayed(first)));
         } else {
-            // Nothing to replay; its own position is the floor, which may be ahead of this hub's.
+            // Nothing to replay. The floor is the client's position, which may be ahead of this
+            // hub.
             self.memberships.insert(room, membership(State::Live(0)));
             self.go_live_from(room, through, through);
         }
@@ -332,8 +337,8 @@ impl Member {
         Joined { position: live, recovered: false }
     }
 
-    /// Makes a membership live: everything up to `through` was given, what the hub dispatches after
-    /// `floor` will be.
+    /// Makes a membership live: everything up to `through` was delivered, and the hub delivers what
+    /// it dispatches after `floor`.
     fn go_live_from(&mut self, room: RoomId, through: Option<Position>, floor: Option<Position>) {
         if let Some(membership) = self.memberships.get_mut(&room) {
             membership.state = State::Live(self.hub.cursor());
@@ -345,7 +350,7 @@ impl Member {
         }
     }
 
-    /// The event of an item, if this member is still in its room, and in it since before the item was
+    /// The event of an item, if this member is still in its room and joined it before the item was
     /// put in.
     fn unpack(&mut self, item: InboxItem) -> Option<Rc<Delivery>> {
         match item {
@@ -364,9 +369,9 @@ impl Member {
                     .iter()
                     .filter(|(_, membership)| matches!(membership.state, State::Live(from) if from < before));
                 let missed: Vec<_> =
-                    missed.map(|(&room, membership)| (room, self.given(membership))).collect();
-                for (room, given) in missed {
-                    self.queue_resync(room, given, position);
+                    missed.map(|(&room, membership)| (room, self.delivered(membership))).collect();
+                for (room, delivered) in missed {
+                    self.queue_resync(room, delivered, position);
                 }
                 self.inbox.set_base(self.inbox.base().max(position));
                 None
@@ -374,8 +379,8 @@ impl Member {
         }
     }
 
-    /// One step of the replay of `room`: its next event, or, when there is nothing more that was
-    /// dispatched before, its subscription.
+    /// One step of the replay of `room`: returns its next event, or subscribes to the room if every
+    /// dispatched event was replayed.
     fn replay(&mut self, room: RoomId, next: Seq) -> Option<Rc<Delivery>> {
         let cursor = self.hub.cursor();
         match self.hub.ring().event_of(room, next) {
@@ -397,29 +402,34 @@ impl Member {
                 None
             }
             Err(_lagged) => {
-                let given = self.memberships.get(&room)?.through;
+                let delivered = self.memberships.get(&room)?.through;
                 let live = self.hub.through();
                 self.go_live_from(room, live, live);
-                self.queue_resync(room, given, live);
+                self.queue_resync(room, delivered, live);
                 None
             }
         }
     }
 
-    /// Up to where everything of a room was given.
-    fn given(&self, membership: &Membership) -> Option<Position> {
+    /// The position up to which everything of a room was delivered.
+    fn delivered(&self, membership: &Membership) -> Option<Position> {
         match membership.state {
             State::Live(_) if !membership.resync_due => membership.through.max(self.inbox.base()),
             _ => membership.through,
         }
     }
 
-    /// From now on `room`, of which everything up to `given` was given, owes a `resync` up to
-    /// `position`.
-    fn queue_resync(&mut self, room: RoomId, given: Option<Position>, position: Option<Position>) {
+    /// Queues a `resync` of `room` up to `position`. `delivered` is the position up to which
+    /// everything was delivered before it.
+    fn queue_resync(
+        &mut self,
+        room: RoomId,
+        delivered: Option<Position>,
+        position: Option<Position>,
+    ) {
         if let Some(membership) = self.memberships.get_mut(&room) {
             if !membership.resync_due {
-                membership.through = given;
+                membership.through = delivered;
             }
             membership.resync_due = true;
             self.resyncs.retain(|&(due, _)| due != room);
@@ -437,7 +447,7 @@ impl Member {
     }
 }
 
-/// Whether an offset is no more than the position of this event.
+/// Whether an offset is only the position of this event.
 fn is_position_of(offset: &Offset, delivery: &Delivery) -> bool {
     Some(offset.base) == delivery.event().position()
         && offset.exceptions.is_empty()

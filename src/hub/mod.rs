@@ -1,12 +1,12 @@
-//! The rooms of one worker and who is in them.
+//! The rooms of one worker and their members.
 //!
-//! Each worker has a hub of its own, which only its thread touches. A dispatcher follows the ring
-//! by sequence number and puts each event into the inboxes of the local members of its room, so a
-//! message costs one wake-up of each worker, not one of each member across threads; a member that
-//! has nothing else to do does not even have to be woken ([`DirectWriter`](inbox::DirectWriter)). Joining
-//! is atomic with respect to the stream, because nothing is dispatched while a member
-//! subscribes to a room.
-//! The hub knows rooms, subscriptions and inboxes; no socket, no wire, no database.
+//! Each worker has its own hub, and only the worker's thread uses it. A dispatcher follows the ring
+//! by sequence number and puts each event into the inboxes of the local members of its room. So a
+//! message wakes each worker once, instead of waking each member across threads. If a member is
+//! idle, the hub writes the event to the client directly and does not wake the member's task
+//! ([`DirectWriter`](inbox::DirectWriter)). Joining is atomic with respect to the stream, because
+//! nothing is dispatched while a member subscribes to a room. The hub knows rooms, subscriptions
+//! and inboxes, but no socket, no wire and no database.
 
 pub mod inbox;
 pub mod member;
@@ -38,11 +38,11 @@ use crate::{
 use inbox::{Bounds, Inbox, InboxItem};
 use pacing::Pacer;
 
-/// Events that are handed out before the sessions of this worker get to run.
+/// The maximum number of events in one round, before the sessions of this worker run.
 const MAX_DISPATCHED: usize = 64;
 
-/// How many deliveries (events times members) the hub itself makes in that time. The rest is left to
-/// the sessions, so that a large room holds nobody else up.
+/// The maximum number of direct writes in one round. The sessions write the rest, so that a large
+/// room does not delay others.
 const MAX_DIRECT_WRITES: usize = 256;
 
 /// See the [module](self). Clones are handles on the same hub.
@@ -55,11 +55,11 @@ pub struct Hub {
 }
 
 struct HubState {
-    /// The number of the first event that is not yet dispatched.
+    /// The number of the next event to dispatch.
     cursor: Seq,
-    /// How far the events before it reach.
+    /// The position of the last dispatched event.
     dispatched: Option<Position>,
-    /// No room without subscriptions.
+    /// The subscriptions of each room. Rooms without subscriptions are removed.
     rooms: HashMap<RoomId, IndexMap<MemberId, Subscription>>,
     next_member: MemberId,
 }
@@ -67,23 +67,24 @@ struct HubState {
 /// The number of a member of this hub.
 type MemberId = u64;
 
-/// What was handed out in one go.
+/// The result of one call of `dispatch`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Round {
-    /// How many writes it takes, when a client is written everything at once.
+    /// How many writes it causes, if each client gets all of its events in one write.
     pub writes: usize,
-    /// More events may be there already.
+    /// Whether the ring may have more events already.
     pub more: bool,
 }
 
 struct Subscription {
     inbox: Rc<Inbox>,
-    /// The member has had what is not after this.
+    /// Events up to this position were delivered before, and are skipped.
     floor: Option<Position>,
 }
 
 impl Hub {
-    /// A hub without members that follows `ring` from now on, once [`run`](Self::run) does.
+    /// A hub without members. It follows `ring` from its current end, while [`run`](Self::run)
+    /// runs.
     pub fn new(ring: Arc<Ring>, bounds: Bounds) -> Self {
         let tail = ring.tail();
         let state = HubState {
@@ -95,14 +96,14 @@ impl Hub {
         Self { ring, bounds, state: Rc::new(RefCell::new(state)) }
     }
 
-    /// Dispatches events until the ring is gone. To be spawned once, on the thread of this hub.
+    /// Dispatches events until the ring is dropped. Spawn it once, on the thread of this hub.
     pub async fn run(self) {
         let mut ends = self.ring.ends();
         let mut pacer = Pacer::new(Instant::now());
         loop {
             let Round { writes, more } = self.dispatch(MAX_DISPATCHED);
             match pacer.pause_after(writes, Instant::now()) {
-                // Whoever is behind must not be held up.
+                // Do not pause while the hub lags behind the ring.
                 _ if more => tokio::task::yield_now().await,
                 Some(end) => tokio::time::sleep_until(end).await,
                 None if ends.changed().await.is_err() => return,
@@ -111,7 +112,7 @@ impl Hub {
         }
     }
 
-    /// The number and the inbox of a new member, in no room yet.
+    /// The number and the inbox of a new member, which is in no room yet.
     fn register(&self) -> (MemberId, Rc<Inbox>) {
         let mut state = self.state.borrow_mut();
         let id = state.next_member;
@@ -119,8 +120,8 @@ impl Hub {
         (id, Inbox::new(self.bounds))
     }
 
-    /// Up to where everything was handed out here; `None` before the feed has begun and on a
-    /// standalone MongoDB.
+    /// The position up to which everything was dispatched here; `None` before the feed has begun
+    /// and on a standalone MongoDB.
     pub fn through(&self) -> Option<Position> {
         let state = self.state.borrow();
         self.ring.through_at(state.cursor, state.dispatched)
@@ -131,30 +132,30 @@ impl Hub {
         &self.ring
     }
 
-    /// How many rooms have members here.
+    /// The number of rooms with members here.
     pub fn rooms(&self) -> usize {
         self.state.borrow().rooms.len()
     }
 
-    /// Hands out up to `max` events, and no more at once than inboxes can hold.
+    /// Dispatches up to `max` events, but no more bytes than inboxes can hold.
     fn dispatch(&self, max: usize) -> Round {
         let mut state = self.state.borrow_mut();
         match self.ring.after(state.cursor, max) {
             Ok(events) => {
                 let mut round = Round { writes: 0, more: events.len() == max };
-                let (mut bytes, mut at_once) = (0, MAX_DIRECT_WRITES);
+                let (mut bytes, mut direct_left) = (0, MAX_DIRECT_WRITES);
                 for (index, event) in events.iter().enumerate() {
                     bytes += event.len();
                     let is_of_room = |other: &Arc<Event>| other.room() == event.room();
                     let before = events.iter().take(index).any(is_of_room);
                     let after = events.iter().skip(index + 1).any(is_of_room);
-                    // Several of one room are cheaper in one write, which their sessions make.
-                    let most = if before || after { 0 } else { at_once };
-                    at_once -= state.dispatch(Arc::clone(event), most);
+                    // Several events of one room are cheaper in one write of the session.
+                    let max_direct = if before || after { 0 } else { direct_left };
+                    direct_left -= state.dispatch(Arc::clone(event), max_direct);
                     if !before {
                         round.writes += state.subscribers(event.room());
                     }
-                    // A burst of large events must not fill the inboxes of those who do read.
+                    // A burst of large events must not overflow the inboxes of clients that read.
                     if bytes >= self.bounds.bytes / 4 {
                         round.more = true;
                         break;
@@ -172,12 +173,13 @@ impl Hub {
         }
     }
 
-    /// The number of the first event that the members are still to be given.
+    /// The number of the next event to dispatch.
     fn cursor(&self) -> Seq {
         self.state.borrow().cursor
     }
 
-    /// Gives `member` what is dispatched to `room` from now on and comes after `floor`.
+    /// Subscribes `member` to the events of `room` that are dispatched from now on and are after
+    /// `floor`.
     fn subscribe(
         &self,
         room: RoomId,
@@ -189,7 +191,7 @@ impl Hub {
         self.state.borrow_mut().rooms.entry(room).or_default().insert(member, subscription);
     }
 
-    /// Takes `member` out of `room`, where it need not be.
+    /// Removes the subscription of `member` to `room`, if there is one.
     fn unsubscribe(&self, room: RoomId, member: MemberId) {
         let mut state = self.state.borrow_mut();
         if let Entry::Occupied(mut subscriptions) = state.rooms.entry(room) {
@@ -206,8 +208,9 @@ impl HubState {
         self.rooms.get(&room).map_or(0, IndexMap::len)
     }
 
-    /// Hands an event out, to at most so many members by a direct write; to how many it was.
-    fn dispatch(&mut self, event: Arc<Event>, most: usize) -> usize {
+    /// Dispatches the next event, with at most `max_direct` direct writes. Returns the number of direct
+    /// writes.
+    fn dispatch(&mut self, event: Arc<Event>, max_direct: usize) -> usize {
         let seq = self.cursor;
         self.cursor += 1;
         self.dispatched = event.position().or(self.dispatched);
@@ -222,7 +225,7 @@ impl HubState {
             if position.is_some() && position <= subscription.floor {
                 return true;
             }
-            if written < most && subscription.inbox.write_directly(&delivery) {
+            if written < max_direct && subscription.inbox.write_directly(&delivery) {
                 written += 1;
                 return true;
             }
@@ -234,7 +237,7 @@ impl HubState {
         written
     }
 
-    /// Puts the same item into the inbox of everyone who is in a room, once.
+    /// Puts an item into the inbox of every member that is in a room, once.
     fn broadcast(&mut self, item: impl Fn() -> InboxItem) {
         let subscriptions = self.rooms.values().flatten();
         let members: HashMap<_, _> =

@@ -1,53 +1,53 @@
-//! What a client has been given, when one position does not tell it.
+//! The offset of a client: up to where it has got the events of its rooms.
 //!
-//! A session that gets only live events has had everything up to the last of them. While a room
-//! is replayed, or was joined with a position ahead of this instance, it has had less or more of
-//! that room than of the others; then its offset names those rooms. A client keeps the text and
-//! sends it back; only this file knows its form.
+//! If a session gets only live events, it has got everything up to the last of them, and its offset
+//! is one position. While a room is replayed, or if a room was joined with a position ahead of this
+//! instance, the session has got less or more of this room than of the others, and the offset names
+//! the room. A client stores the text and sends it back; only this file knows the format.
 
 use std::{fmt, str::FromStr};
 
 use crate::feed::position::{InvalidPosition, Position, number};
 use crate::models::RoomId;
 
-/// Everything up to `base`, but for the rooms in `exceptions`, of which everything up to their
-/// own position. Written `<base>[#<joins>][;<position>=<room>,<room>…]…`, so that mostly an offset
-/// is a position.
+/// Everything up to `base` was delivered, but in the rooms of `exceptions` everything up to their
+/// own position. Written `<base>[#<joins>][;<position>=<room>,<room>…]…`, so an offset is usually
+/// just a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offset {
-    /// Holds for every room without an exception.
+    /// The position of every room without an exception.
     pub base: Position,
-    /// Rooms that stand elsewhere; neighbours with equal positions are written as one group.
+    /// Rooms with another position. Neighbours with equal positions are written as one group.
     pub exceptions: Vec<(Position, RoomId)>,
-    /// How many times its client had joined a room, where `base` does not tell of which joins the
-    /// client knew.
+    /// How many joins the client had made, if `base` does not show which joins the offset includes.
     pub joins: Option<u32>,
 }
 
-/// How a session came into a room, as its record says. Written `<from>[@<known>]#<join>`.
+/// How a session entered a room, as its recovery record stores it. Written
+/// `<from>[@<known>]#<join>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// It is given everything after this.
+    /// The session gets everything after this.
     pub from: Position,
-    /// As far as this, offsets of before may reach that the client still has. A later one reaches
-    /// further, or counts the joins.
+    /// Offsets from before the join reach up to here at most. A later offset reaches further, or
+    /// contains the number of joins.
     pub known: Option<Position>,
-    /// Which join of the client it was, counted from 1.
+    /// The number of this join among those of the client, counted from 1.
     pub join: u32,
 }
 
-/// More rooms than this in a text are not ours.
+/// A text with more rooms than this is not from this server.
 const MOST_EXCEPTIONS: usize = 10_000;
 
 impl Offset {
-    /// The position up to which the client has had everything of `room`.
+    /// The position up to which the client has got everything of `room`.
     pub fn of(&self, room: RoomId) -> Position {
         let exception = self.exceptions.iter().find(|(_, named)| *named == room);
         exception.map_or(self.base, |&(position, _)| position)
     }
 
-    /// Up to where the client has had everything of `room`, which it entered so, perhaps after it
-    /// got this offset.
+    /// The position up to which the client has got everything of `room`. It entered the room with
+    /// `entry`, before or after it got this offset.
     pub fn since(&self, room: RoomId, entry: Entry) -> Position {
         let is_later = match self.joins {
             Some(joins) => joins >= entry.join,
@@ -127,7 +127,7 @@ impl FromStr for Entry {
     }
 }
 
-/// What stands before a count, and the count.
+/// Splits a text into the part before `#` and the number after it.
 fn counted(text: &str) -> Result<(&str, Option<u32>), InvalidPosition> {
     match text.split_once('#') {
         Some((text, count)) => Ok((text, Some(number(Some(count))?))),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_of_before_a_room_was_entered_says_nothing_of_it() {
+    fn an_offset_from_before_a_join_does_not_cover_the_room() {
         let room = RoomId::new();
         let read =
             |text: &str| text.parse::<Entry>().inspect(|entry| assert_eq!(entry.to_string(), text));
@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(since(entry, "7.1#3"), at(7));
         assert_eq!(since(entry, &format!("7.1#3;6.1={room}")), at(6));
         assert_eq!(since(entry, &format!("7.1#3;3.1={room}")), at(4));
-        // The first room of a client that never had an offset.
+        // The first room of a client that had no offset before.
         let first = Entry { from: at(4), known: None, join: 1 };
         assert_eq!(read("4.1#1"), Ok(first));
         assert_eq!(since(first, "7.1"), at(7));
@@ -202,7 +202,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(
+        fn offsets_and_entries_read_back(
             base in position(),
             exceptions in proptest::collection::vec((position(), any::<[u8; 12]>()), 0..6),
             joins in any::<Option<u32>>(),
@@ -218,7 +218,7 @@ mod tests {
         }
 
         #[test]
-        fn what_reads_means_the_same_when_written(
+        fn parsed_texts_are_written_alike(
             text in "[0-9]{1,3}\\.[0-9]{1,2}(@[0-9]\\.[0-9])?(#[0-9]{0,2})?([;=,.#@]?[0-9a-f.]{0,24}){0,4}"
         ) {
             if let Ok(offset) = text.parse::<Offset>() {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_no_offset() {
+    fn other_texts_are_not_offsets() {
         let room = RoomId::new();
         let others = [
             String::new(),

@@ -1,4 +1,4 @@
-//! The hub with members, without a wire.
+//! Tests of the hub with members, without a wire.
 
 mod model;
 
@@ -35,7 +35,7 @@ fn publish(hub: &Hub, room: RoomId, count: u32) {
     while hub.dispatch(10).more {}
 }
 
-/// How many events wait, and whether the member is still served.
+/// How many events the member gets, and whether it has not overflowed.
 fn drain(member: &mut Member) -> (usize, bool) {
     let context = Context::from_waker(Waker::noop());
     for count in 0.. {
@@ -48,10 +48,10 @@ fn drain(member: &mut Member) -> (usize, bool) {
     unreachable!("the members of these tests have few events")
 }
 
-/// A client that hears at once, unless something waits for it.
+/// A client that takes direct writes unless it is busy.
 #[derive(Clone, Default)]
 struct Client {
-    heard: Rc<RefCell<Vec<Option<Position>>>>,
+    received: Rc<RefCell<Vec<Option<Position>>>>,
     busy: Rc<Cell<bool>>,
 }
 
@@ -60,12 +60,12 @@ impl DirectWriter for Client {
         if self.busy.get() {
             return false;
         }
-        self.heard.borrow_mut().push(delivery.event().position());
+        self.received.borrow_mut().push(delivery.event().position());
         true
     }
 }
 
-/// A member of `room` with a client, which waits for the next event.
+/// A member of `room` with a client. It is idle.
 fn listen(hub: &Hub, room: RoomId) -> (Member, Client) {
     let (mut member, client) = (Member::new(hub), Client::default());
     member.set_direct_writer(client.clone());
@@ -75,23 +75,23 @@ fn listen(hub: &Hub, room: RoomId) -> (Member, Client) {
 }
 
 #[test]
-fn an_event_goes_to_the_client_at_once_when_nothing_waits() {
+fn an_event_is_written_directly_to_an_idle_client() {
     let hub = hub(10, usize::MAX);
     let room = RoomId::new();
     let (mut member, client) = listen(&hub, room);
     publish(&hub, room, 1);
     let first = Some(Position::first_of(1, 1));
-    assert_eq!(*client.heard.borrow(), [first]);
+    assert_eq!(*client.received.borrow(), [first]);
     assert_eq!(member.offset().map(|offset| offset.base), first);
 
     client.busy.set(true);
     publish(&hub, room, 1);
     client.busy.set(false);
     publish(&hub, room, 1);
-    assert_eq!(client.heard.borrow().len(), 1, "the third waits behind the second");
+    assert_eq!(client.received.borrow().len(), 1, "the third waits behind the second");
     assert_eq!(drain(&mut member), (2, true));
     publish(&hub, room, 1);
-    assert_eq!(client.heard.borrow().len(), 2);
+    assert_eq!(client.received.borrow().len(), 2);
     assert_eq!(drain(&mut member), (0, true));
 }
 
@@ -100,15 +100,15 @@ fn several_events_of_a_room_wait_for_one_write() {
     let hub = hub(10, usize::MAX);
     let [busy, quiet] = [RoomId::new(), RoomId::new()];
     let (mut member, client) = listen(&hub, busy);
-    let (_quiet, heard) = listen(&hub, quiet);
+    let (_quiet, quiet_client) = listen(&hub, quiet);
     let position = |n| Some(Position::first_of(1, n));
     let rooms = [(1, busy), (2, quiet), (3, busy)];
     let events = rooms.map(|(n, room)| Event::resync(room, position(n))).into();
     hub.ring.publish(Batch { events, newest: position(3), through: None, second: 1 });
     while hub.dispatch(10).more {}
-    assert!(client.heard.borrow().is_empty());
+    assert!(client.received.borrow().is_empty());
     assert_eq!(drain(&mut member), (2, true));
-    assert_eq!(*heard.heard.borrow(), [position(2)]);
+    assert_eq!(*quiet_client.received.borrow(), [position(2)]);
 }
 
 #[test]
@@ -141,33 +141,33 @@ async fn a_stream_of_messages_to_many_comes_in_few_rounds() {
         tokio::time::sleep(MAX_PAUSE).await;
     };
     local.run_until(publishing).await;
-    // What comes alone in its round goes to the client at once.
+    // An event that is alone in its round is written directly.
     let (member, client) = &mut members[0];
-    let alone = client.heard.borrow().len();
+    let alone = client.received.borrow().len();
     assert!((1..10).contains(&alone), "{alone}");
     assert_eq!(drain(member), (100 - alone, true));
 }
 
 #[test]
-fn nothing_is_written_directly_before_what_is_owed() {
+fn a_resync_or_a_join_prevents_direct_writes() {
     let hub = hub(10, usize::MAX);
     let [room, other] = [RoomId::new(), RoomId::new()];
     let (mut member, client) = listen(&hub, room);
     member.join(other, Start::Resync);
     publish(&hub, room, 1);
-    assert!(client.heard.borrow().is_empty());
+    assert!(client.received.borrow().is_empty());
     assert_eq!(drain(&mut member), (2, true));
     member.announce_join(Position::ZERO);
     publish(&hub, room, 1);
-    assert!(client.heard.borrow().is_empty(), "its offset must count the joins");
+    assert!(client.received.borrow().is_empty(), "its offset must count the joins");
     member.cancel_join();
     assert_eq!(drain(&mut member), (1, true));
     publish(&hub, room, 1);
-    assert_eq!(client.heard.borrow().len(), 1);
+    assert_eq!(client.received.borrow().len(), 1);
 }
 
 #[test]
-fn who_has_overflowed_is_given_nothing_behind_what_it_lost() {
+fn an_overflowed_member_gets_nothing_more() {
     let hub = hub(2, usize::MAX);
     let [room, other] = [RoomId::new(), RoomId::new()];
     let (mut member, client) = listen(&hub, room);
@@ -177,12 +177,12 @@ fn who_has_overflowed_is_given_nothing_behind_what_it_lost() {
     publish(&hub, room, 3);
     client.busy.set(false);
     publish(&hub, other, 1);
-    assert!(client.heard.borrow().is_empty());
+    assert!(client.received.borrow().is_empty());
     assert_eq!(drain(&mut member), (0, false));
 }
 
 #[test]
-fn an_event_of_before_the_last_one_has_an_offset_of_its_own() {
+fn an_event_before_the_last_one_is_not_written_directly() {
     let hub = hub(10, usize::MAX);
     let room = RoomId::new();
     let (mut member, client) = listen(&hub, room);
@@ -192,12 +192,12 @@ fn an_event_of_before_the_last_one_has_an_offset_of_its_own() {
         hub.ring.publish(Batch { events, newest: position(n), through: None, second: 1 });
         while hub.dispatch(10).more {}
     }
-    assert_eq!(*client.heard.borrow(), [position(5)]);
+    assert_eq!(*client.received.borrow(), [position(5)]);
     assert_eq!(drain(&mut member), (2, true));
 }
 
 #[test]
-fn a_panic_of_a_direct_write_is_that_of_one_session() {
+fn a_panic_of_a_direct_write_ends_one_session_only() {
     struct Faulty;
     impl DirectWriter for Faulty {
         fn write(&self, _: &Delivery) -> bool {
@@ -211,13 +211,13 @@ fn a_panic_of_a_direct_write_is_that_of_one_session() {
     faulty.set_direct_writer(Faulty);
     let (_other, client) = listen(&hub, room);
     publish(&hub, room, 1);
-    assert_eq!(client.heard.borrow().len(), 1);
+    assert_eq!(client.received.borrow().len(), 1);
     let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drain(&mut faulty)));
     assert_eq!(polled.unwrap_err().downcast_ref(), Some(&"fault"));
 }
 
 #[test]
-fn who_is_there_before_the_past_is_given_what_is_live_and_only_that() {
+fn a_member_that_joined_before_the_backfill_gets_live_events_only() {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
     let ring = Arc::new(Ring::new(limits));
     let position = |second| Some(Position::first_of(second, 1));
@@ -230,8 +230,8 @@ fn who_is_there_before_the_past_is_given_what_is_live_and_only_that() {
     let live = vec![Event::resync(room, position(31))];
     hub.ring.publish(Batch { events: live, newest: position(31), through: None, second: 31 });
     while hub.dispatch(10).more {}
-    assert_eq!(*client.heard.borrow(), [position(31)]);
-    // One who comes back is given both.
+    assert_eq!(*client.received.borrow(), [position(31)]);
+    // A client that resumes gets both.
     let mut back = Member::new(&hub);
     let joined = back.join(room, Start::After(Position::first_of(10, 1)));
     assert!(joined.recovered);
@@ -244,7 +244,7 @@ fn a_large_room_is_written_to_by_its_sessions_too() {
     let room = RoomId::new();
     let members: Vec<_> = (0..MAX_DIRECT_WRITES + 3).map(|_| listen(&hub, room)).collect();
     publish(&hub, room, 1);
-    let written = members.iter().filter(|(_, client)| client.heard.borrow().len() == 1);
+    let written = members.iter().filter(|(_, client)| client.received.borrow().len() == 1);
     assert_eq!(written.count(), MAX_DIRECT_WRITES);
     let waiting = members.into_iter().map(|(mut member, _)| drain(&mut member).0);
     assert_eq!(waiting.sum::<usize>(), 3);
@@ -287,17 +287,17 @@ fn a_burst_is_handed_out_in_portions_that_inboxes_hold() {
     let event = |n| Event::message(&message, Some(Position::first_of(1, n)));
     let (events, newest) = ((1..=10).map(event).collect(), Some(Position::first_of(1, 10)));
     hub.ring.publish(Batch { events, newest, through: None, second: 1 });
-    let mut given = 0;
+    let mut delivered = 0;
     while hub.dispatch(10).more {
         let (count, served) = drain(&mut member);
-        assert!(served && count > 0, "{given}");
-        given += count;
+        assert!(served && count > 0, "{delivered}");
+        delivered += count;
     }
-    assert_eq!(given + drain(&mut member).0, 10);
+    assert_eq!(delivered + drain(&mut member).0, 10);
 }
 
 #[test]
-fn rooms_that_nobody_is_in_cost_nothing() {
+fn rooms_without_members_are_removed() {
     let hub = hub(10, usize::MAX);
     let mut member = Member::new(&hub);
     for _ in 0..100 {
@@ -317,7 +317,7 @@ fn rooms_that_nobody_is_in_cost_nothing() {
 }
 
 #[test]
-fn who_leaves_is_given_nothing_more() {
+fn a_member_that_left_gets_nothing_more() {
     let hub = hub(10, usize::MAX);
     let room = RoomId::new();
     let mut member = Member::new(&hub);

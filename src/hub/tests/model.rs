@@ -1,10 +1,10 @@
-//! Ring, hub and members together against a simple model of what a member must be given.
+//! Compares ring, hub and members with a simple model of what a member must get.
 //!
-//! The model knows the whole stream as a list. A property test drives the real parts through
-//! random publishes, dispatches, joins, leaves, reads, evictions and reopenings, and compares
-//! each step with that list: no gap, no repetition, no other order, and an offset that says
-//! exactly what was given, whichever the client got last. When the client has not got the offset
-//! behind the last events, the one that it has says less, never more.
+//! The model has the whole stream as a list. A property test runs random publishes, dispatches,
+//! joins, leaves, reads, evictions and reopenings on the real parts, and compares each step with
+//! that list: no gap, no repetition, no other order, and an offset that matches what was delivered.
+//! If the client did not get the offset after the last events, its older offset covers less, never
+//! more.
 
 use std::{
     collections::HashMap,
@@ -35,31 +35,31 @@ use crate::{
 
 const ROOMS: usize = 3;
 const MEMBERS: usize = 2;
-/// How many events there were before the start.
+/// The number of events before the start.
 const PAST: u32 = 12;
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Inserts into these rooms, in one reply; `true` shares the cluster time of the one before.
+    /// Inserts into these rooms, in one reply. `true`: with the cluster time of the insert before.
     Publish(Vec<(usize, bool)>),
-    /// Time passes and the stream says that it saw nothing.
+    /// Time passes, and the stream brings an empty reply.
     Quiet(u32),
-    /// The worker dispatches up to so many events.
+    /// The hub dispatches up to so many events.
     Dispatch(usize),
-    /// A join is written down; it takes effect with the next step that joins.
+    /// A join is stored in the record. It takes effect with the next step that joins.
     Announce(usize, usize),
     JoinLive(usize, usize),
-    /// Joins behind the position with this index from the end; 0 is ahead of this instance.
+    /// Joins after the position with this index from the end; 0 is ahead of this instance.
     JoinAfter(usize, usize, usize),
-    /// Comes back as another session with the offset of the last one.
-    Return(usize),
+    /// The client reconnects with the offset of its last session.
+    Reconnect(usize),
     Leave(usize, usize),
-    /// The session reads up to so many events, which are written together. `true`: the client gets
-    /// the offset behind them, too.
+    /// The session takes up to so many events and writes them together. `true`: the client also
+    /// gets the offset after them.
     Take(usize, usize, bool),
-    /// So many events of before the start are filled in, the newest first.
+    /// The backfill prepends so many events, the newest first.
     Fill(usize),
-    /// The history was lost: the ring is opened anew.
+    /// Events were lost: the ring is opened again.
     Reopen,
 }
 
@@ -74,7 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (member.clone(), room.clone()).prop_map(|(m, r)| Step::JoinLive(m, r)),
         4 => (member.clone(), room.clone(), 0..20_usize)
             .prop_map(|(m, r, back)| Step::JoinAfter(m, r, back)),
-        2 => member.clone().prop_map(Step::Return),
+        2 => member.clone().prop_map(Step::Reconnect),
         1 => (member.clone(), room).prop_map(|(m, r)| Step::Leave(m, r)),
         6 => (member, 1..4_usize, proptest::bool::weighted(0.8))
             .prop_map(|(m, n, offset)| Step::Take(m, n, offset)),
@@ -83,16 +83,16 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the model knows of a member in a room.
+/// What a member must get of a room.
 #[derive(Debug)]
 struct Expected {
-    /// It must be given every event after this, unless told that it missed some.
+    /// It must get every event after this, or a `resync`.
     after: Position,
-    /// It was promised a `resync` before anything else.
+    /// It must get a `resync` before any other event.
     resync: bool,
-    /// The history was lost: sooner or later it must be told.
+    /// Events were lost: it must get a `resync` later.
     lost: bool,
-    /// What the record of the session says.
+    /// The entry in the record of the session.
     entry: Entry,
 }
 
@@ -100,9 +100,9 @@ struct Expected {
 struct Client {
     member: Member,
     rooms: HashMap<usize, Expected>,
-    /// The last offset that it got, on this connection or an earlier one.
+    /// The last offset that the client got, on this connection or an earlier one.
     held: Option<Offset>,
-    /// It was given events since.
+    /// Whether it got events after that offset.
     is_behind: bool,
     announced: Option<(usize, Entry)>,
 }
@@ -112,7 +112,7 @@ struct Model {
     hub: Hub,
     rooms: [RoomId; ROOMS],
     epoch: Epoch,
-    /// How many events at the beginning of the stream are not yet filled in.
+    /// How many events at the beginning of the stream are not yet in the ring.
     unfilled: usize,
     /// The whole stream.
     stream: Vec<(Position, usize)>,
@@ -134,7 +134,8 @@ impl Model {
         };
         let clients = (0..MEMBERS).map(client).collect();
         let rooms = [(); ROOMS].map(|()| RoomId::new());
-        // One that nobody is in begins it, so that there is a position before all others.
+        // It begins with an event of a room without members, so that there is a position before all
+        // others.
         let past =
             (0..PAST).map(|n| (Position::first_of(60 + n, 1), (n as usize + ROOMS - 1) % ROOMS));
         let mut stream = vec![(Position::first_of(50, 1), usize::MAX)];
@@ -144,7 +145,7 @@ impl Model {
         Self { ring, hub, rooms, epoch, unfilled, stream, clients }
     }
 
-    /// Fills in as the feed does, also what the ring does not take any more.
+    /// Fills the ring as the feed does, even if the ring does not take more.
     fn fill(&mut self, count: usize) {
         let front = self.unfilled.saturating_sub(count).max(1);
         let events = self.stream[front..self.unfilled].iter().map(|&(position, room)| {
@@ -183,7 +184,7 @@ impl Model {
                 let since = self.stream[self.stream.len().saturating_sub(back)].0;
                 self.join(member, room, Start::After(since))?;
             }
-            Step::Return(member) => self.come_back(member)?,
+            Step::Reconnect(member) => self.reconnect(member)?,
             Step::Leave(member, room) => {
                 let client = &mut self.clients[member];
                 client.member.leave(self.rooms[room]);
@@ -257,7 +258,8 @@ impl Model {
         client.member.cancel_join();
         let position = joined.position.expect("the ring is open");
         if let Some(expected) = client.rooms.get(&room) {
-            // A second join changes nothing, and promises nothing that was not yet given.
+            // A second join changes nothing, and its position is not before that of the delivered
+            // events.
             prop_assert!(position >= expected.after || expected.resync);
             return Ok(());
         }
@@ -272,8 +274,8 @@ impl Model {
         Ok(())
     }
 
-    /// The connection is lost with whatever waited in it; the client reconnects.
-    fn come_back(&mut self, index: usize) -> TestCaseResult {
+    /// The connection is lost with its queued events, and the client reconnects.
+    fn reconnect(&mut self, index: usize) -> TestCaseResult {
         let client = &mut self.clients[index];
         client.member = Member::new(&self.hub);
         client.announced = None;
@@ -290,13 +292,13 @@ impl Model {
             let room = self.rooms[number];
             let since = held.as_ref().map_or(entry.from, |held| held.since(room, entry));
             self.join(index, number, Start::After(since))?;
-            // The record is not written again.
+            // The record keeps its entry.
             self.clients[index].rooms.get_mut(&number).unwrap().entry = entry;
         }
         Ok(())
     }
 
-    /// Lets a session read one event; `false` when there is none.
+    /// Takes one event for a session; `false` if there is none.
     fn take(&mut self, index: usize) -> Result<bool, TestCaseError> {
         let client = &mut self.clients[index];
         let Poll::Ready(next) = client.member.poll_next(&Context::from_waker(Waker::noop())) else {
@@ -307,10 +309,10 @@ impl Model {
         let room = self.rooms.iter().position(|&room| room == event.room()).unwrap();
         let position = event.position().unwrap();
         let expected = client.rooms.get_mut(&room);
-        prop_assert!(expected.is_some(), "an event of a room that it is not in");
+        prop_assert!(expected.is_some(), "an event of a room that the member is not in");
         let expected = expected.unwrap();
         if event.is_resync() {
-            // It may lie before an event that was given, never ahead of the stream.
+            // It may be before a delivered event, but not ahead of the stream.
             prop_assert!(position <= self.stream.last().unwrap().0);
             expected.after = expected.after.max(position);
             (expected.resync, expected.lost) = (false, false);
@@ -323,21 +325,22 @@ impl Model {
         Ok(true)
     }
 
-    /// What the client has at hand names, for each room, a position up to which all was given and
-    /// behind which nothing was, but for events since.
+    /// For each room, the client's offset is a position up to which everything was delivered and
+    /// after which nothing was, except events after that offset.
     fn check_offset(&self, index: usize) -> TestCaseResult {
         let Client { rooms, held, .. } = &self.clients[index];
         for (&room, expected) in rooms.iter().filter(|(_, expected)| !expected.resync) {
             let entry = expected.entry;
-            let given =
+            let covered =
                 held.as_ref().map_or(entry.from, |held| held.since(self.rooms[room], entry));
-            let (low, high) = (given.min(expected.after), given.max(expected.after));
+            let (low, high) = (covered.min(expected.after), covered.max(expected.after));
             let between =
                 self.stream.iter().filter(|&&(at, of)| of == room && at > low && at <= high);
             let lost = self.ring.tail().through.unwrap();
-            // A reopened ring has yet to tell this member; until then the account may differ.
-            let stale = !self.ring.recovers(self.rooms[room], given) || lost < given;
-            let repeats = self.clients[index].is_behind && given <= expected.after;
+            // After the ring was opened again, the offset may differ until the member gets its
+            // `resync`.
+            let stale = !self.ring.recovers(self.rooms[room], covered) || lost < covered;
+            let repeats = self.clients[index].is_behind && covered <= expected.after;
             prop_assert!(
                 stale || repeats || between.count() == 0,
                 "offset {:?} of room {} is not {}",
@@ -349,7 +352,7 @@ impl Model {
         Ok(())
     }
 
-    /// When everything has come to rest, everyone has had everything.
+    /// After all events are dispatched and taken, every member has got everything.
     fn settle(&mut self) -> TestCaseResult {
         while self.hub.dispatch(100).more {}
         for index in 0..MEMBERS {
@@ -358,7 +361,7 @@ impl Model {
                 prop_assert!(!expected.resync && !expected.lost, "a resync that never came");
                 let missing =
                     self.stream.iter().find(|&&(at, of)| of == room && at > expected.after);
-                prop_assert_eq!(missing, None, "never given");
+                prop_assert_eq!(missing, None, "never delivered");
             }
         }
         Ok(())
@@ -366,14 +369,14 @@ impl Model {
 }
 
 impl Client {
-    /// The client gets the offset behind what it was given.
+    /// The client gets the offset after its events.
     fn hold_offset(&mut self) {
         self.held = self.member.offset();
         self.is_behind = false;
     }
 }
 
-/// A case that fails is kept beside this file, to be tried first from then on.
+/// A failing case is stored beside this file, and is tried first from then on.
 fn config() -> ProptestConfig {
     let kept = FileFailurePersistence::WithSource("failures");
     ProptestConfig { cases: 2_000, failure_persistence: Some(Box::new(kept)), ..Default::default() }
@@ -383,7 +386,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn members_are_given_every_event_once_in_order(
+    fn members_get_every_event_once_in_order(
         steps in proptest::collection::vec(step(), 1..80),
         bytes in prop_oneof![Just(usize::MAX), 1_000..20_000_usize],
         window in prop_oneof![Just(u64::MAX), 1..60_u64],
