@@ -1,12 +1,12 @@
-//! One client's conversation, whatever its wire: join, leave, send, authenticate, receive.
+//! The session of one client on any wire: join, leave, send, authenticate, receive.
 //!
-//! A wire hands requests in ([`Session::request`]) and writes what comes out
-//! ([`Session::next`]), but for events that were written directly ([`Session::set_direct_writer`]).
-//! Requests are done one at a time, in the order in which they came, but for messages that follow
-//! one another, which are stored together; meanwhile events go on being given. A request that is
-//! not done within the deadline since it came is answered as such. Each request asks the database
-//! first and then takes effect in one step with its answer, so that the ack of a join precedes the
-//! first event that it brings. Nothing here knows a frame or a packet.
+//! A wire passes requests to the session ([`Session::request`]) and writes its outputs
+//! ([`Session::next`]), except events that were written directly ([`Session::set_direct_writer`]).
+//! The session processes requests one at a time, in their order, but stores consecutive messages
+//! together. Meanwhile it goes on delivering events. A request that misses its deadline is answered
+//! with an error. Each request first asks the database, and then takes effect in one step with its
+//! answer, so the ack of a join precedes the first event of the room. This module knows no frames
+//! and no packets.
 
 pub mod recovery;
 pub mod registry;
@@ -40,28 +40,28 @@ use requests::{InFlight, Outcome};
 
 pub use requests::{Request, RequestKind};
 
-/// See the [module](self). `T` is how the wire knows whom to answer.
+/// See the [module](self). `T` tells the wire which request an answer belongs to.
 pub struct Session<T> {
     worker: Data<Worker>,
     user: Option<UserId>,
     member: Member,
     record: Option<Rc<RecoveryRecord>>,
     in_flight: Option<InFlight<T>>,
-    /// What the database has answered.
+    /// Requests that the database has answered.
     done: VecDeque<(T, RequestKind, Result<Outcome, ApiError>)>,
     waiting: VecDeque<(Request, T)>,
     window: SessionWindow,
-    /// Set when what ends this session is to be polled.
+    /// Set when `cancelled` or `end_timer` must be polled.
     end_flag: WakeFlag,
     cancelled: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     end_timer: Option<(Pin<Box<Sleep>>, EndReason)>,
-    // Given back at the very end.
+    // Dropped last.
     _permit: ConnectionPermit,
 }
 
-/// What a wire is to write, or to do.
+/// What a wire has to do.
 pub enum Output<T> {
-    /// The answer to a request.
+    /// An answer to a request.
     Answer(Answer<T>),
     /// An event of a room.
     Event(Rc<Delivery>),
@@ -69,17 +69,17 @@ pub enum Output<T> {
     End(EndReason),
 }
 
-/// The answer to a request.
+/// An answer to a request.
 pub struct Answer<T> {
-    /// Whom to answer.
+    /// The value that came with the request.
     pub to: T,
-    /// What it had asked for.
+    /// The kind of the request.
     pub kind: RequestKind,
-    /// JSON, or why it was refused.
+    /// The answer as JSON, or why the request was refused.
     pub result: Result<String, ApiError>,
 }
 
-/// Why a session is ended from this side.
+/// Why the server ends a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EndReason {
     /// Its token expired.
@@ -88,16 +88,16 @@ pub enum EndReason {
     /// Its client does not read.
     #[error("too slow")]
     TooSlow,
-    /// Its client came back by another connection.
+    /// Its client resumed it on another connection.
     #[error("taken over by another connection")]
     TakenOver,
-    /// The server stops.
+    /// The server is stopping.
     #[error("the server stops")]
     Draining,
 }
 
 impl EndReason {
-    /// A word for counters.
+    /// The value of the label `reason` in the metrics.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Expired => "expired",
@@ -109,8 +109,8 @@ impl EndReason {
 }
 
 impl<T> Session<T> {
-    /// A session of this user until the token expires, which it outlives with `LEGACY_TRUST`;
-    /// `None` is an anonymous one, which only that lets in.
+    /// A session of the user of these claims. It ends when the token expires, except with
+    /// `LEGACY_TRUST`. `None` is an anonymous session, which only `LEGACY_TRUST` admits.
     pub fn new(worker: Data<Worker>, permit: ConnectionPermit, claims: Option<Claims>) -> Self {
         let member = Member::new(&worker.hub);
         let end_timer = worker.end_timer(claims);
@@ -130,8 +130,8 @@ impl<T> Session<T> {
         }
     }
 
-    /// Makes it a session that its client can come back to.
-    /// It may have offsets up to `known` of earlier connections, in which it made so many `joins`.
+    /// Makes the session resumable. The client may have offsets up to `known` from earlier
+    /// connections, on which it made `joins` joins.
     pub fn set_recovery_record(
         &mut self,
         record: Rc<RecoveryRecord>,
@@ -142,26 +142,25 @@ impl<T> Session<T> {
         self.member.remember(known, joins);
     }
 
-    /// Gives events to the client by this way, too: at once, when nothing else waits for it.
+    /// Sets the writer with which the hub writes events to the client while nothing else waits.
     pub fn set_direct_writer(&mut self, direct_writer: impl DirectWriter + 'static) {
         self.member.set_direct_writer(direct_writer);
     }
 
-    /// Enters rooms that an earlier connection of this client was in; what was missed there is
-    /// given first.
+    /// Joins the rooms of an earlier connection of this client. Missed events are delivered first.
     pub fn rejoin(&mut self, rooms: impl IntoIterator<Item = (RoomId, Start)>) {
         for (room, start) in rooms {
             self.member.join(room, start);
         }
     }
 
-    /// Whether nobody in particular is at the other end.
+    /// Whether the client has no user.
     pub fn is_anonymous(&self) -> bool {
         self.user.is_none()
     }
 
-    /// What the wire is to do next, as soon as it is `ready` for more; that the session is over
-    /// does not wait for that. Cancel-safe.
+    /// Waits until the wire is `ready`, then returns the next output. [`Output::End`] does not wait
+    /// for `ready`. Cancel-safe.
     pub async fn next_when(&mut self, ready: impl Future<Output = ()>) -> Output<T> {
         tokio::select! {
             biased;
@@ -171,31 +170,31 @@ impl<T> Session<T> {
         self.next().await
     }
 
-    /// What the wire is to do next. Cancel-safe.
+    /// The next output. Cancel-safe.
     pub async fn next(&mut self) -> Output<T> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// One more event to be written together with what [`next`](Self::next) has given, if there is
-    /// one already. Does not see whether the session is to end.
+    /// One more event to write together with the output of [`next`](Self::next), if there is one
+    /// already. Does not check whether the session must end.
     pub fn next_event(&mut self) -> Option<Rc<Delivery>> {
         if !self.member.has_more() {
             return None;
         }
         match self.member.poll_next(&Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(delivery)) => Some(delivery),
-            // Too slow: the next `next` says so.
+            // Too slow: `next` will return that.
             Poll::Ready(Err(_)) | Poll::Pending => None,
         }
     }
 
-    /// The frame of an event that was just given.
+    /// The frame of an event that was just returned.
     pub fn frame(&self, delivery: &Delivery, wire: Wire) -> ByteString {
         self.member.frame(delivery, wire)
     }
 
-    /// The frame of the offset behind all events that were given, of which `last` was the last;
-    /// `None` when there is no offset.
+    /// The frame of the offset after all returned events, of which `last` is the last; `None` if
+    /// there is no offset.
     pub fn offset_frame(&self, last: &Delivery) -> Option<ByteString> {
         self.member.offset_frame(last)
     }
@@ -214,7 +213,7 @@ impl<T> Session<T> {
         }
     }
 
-    /// Resolves when the session is over, whatever else it has to say.
+    /// Ready when the session must end, even if it has other outputs.
     fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<EndReason> {
         if let Some(end) = self.poll_end(context) {
             return Poll::Ready(end);
@@ -224,8 +223,8 @@ impl<T> Session<T> {
 
     fn poll_end(&mut self, context: &Context<'_>) -> Option<EndReason> {
         let mut context = self.end_flag.take(context)?;
-        if let Some(told) = &mut self.cancelled
-            && told.as_mut().poll(&mut context).is_ready()
+        if let Some(cancelled) = &mut self.cancelled
+            && cancelled.as_mut().poll(&mut context).is_ready()
         {
             self.cancelled = None;
             if !self.worker.registry.is_draining() {
@@ -240,15 +239,15 @@ impl<T> Session<T> {
 }
 
 impl Worker {
-    /// When a session with this token is over. The original never looked at tokens of sockets, so
-    /// with `LEGACY_TRUST` none ends by time.
+    /// When a session with this token ends. The Node server never checked the tokens of sockets, so
+    /// with `LEGACY_TRUST` no session ends by time.
     fn end_timer(&self, claims: Option<Claims>) -> Option<(Pin<Box<Sleep>>, EndReason)> {
         let claims = claims.filter(|_| !self.config.legacy_trust)?;
         Some((Box::pin(sleep_until(expiry(claims))), EndReason::Expired))
     }
 }
 
-/// When a token expires, on the clock of timers.
+/// When a token expires, as an `Instant`.
 fn expiry(claims: Claims) -> Instant {
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(claims.expires);
     Instant::now() + at.duration_since(SystemTime::now()).unwrap_or_default()

@@ -1,8 +1,10 @@
-//! Connection state recovery: what a Socket.IO client finds again when it comes back.
+//! Connection state recovery of Socket.IO: a client that reconnects gets its rooms and the missed
+//! events.
 //!
-//! The client proves itself with the private id (`pid`) of its last session and its token, and
-//! says how far it got (`offset`). The rooms are in a record of the database, so any instance can
-//! go on, also when the one before was killed; the messages are in the ring of each instance.
+//! The client authenticates with the private id (`pid`) of its last session and its token, and
+//! sends how far it got (`offset`). The rooms are in a record in the database, so any instance can
+//! resume the session, even if the previous one was killed. The events are in the ring of each
+//! instance.
 
 use std::cell::Cell;
 use std::time::{Duration, SystemTime};
@@ -21,57 +23,57 @@ use crate::middleware::deadline::DEADLINE;
 use crate::models::{Owner, RoomId, SocketRecord, Sockets, StoreError, UserId};
 use crate::protocols::engine_io::random_id;
 
-/// How long a connection that another one takes over is still read, for what its client sent on it
-/// before: above all a disconnect packet, which ends the record. The two connections may reach the
-/// server in any order, so a client that comes back waits for so long while its last connection is
-/// not known to have ended.
+/// How long a connection is still read after another one took its session over, for the packets
+/// that its client sent before: above all a disconnect packet, which ends the record. The two
+/// connections can reach the server in any order, so a client that resumes waits for the same time,
+/// unless its last connection is known to have ended.
 pub const TAKEOVER_GRACE: Duration = Duration::from_millis(300);
 
-/// How long a client that comes back waits at most until what it sent on its last connection is
-/// worked off. After that its session begins anew, which is always safe.
+/// How long a client that resumes waits at most until the requests of its last connection are
+/// processed. After that it gets a new session, which is always safe.
 const TAKEOVER_WAIT: Duration = Duration::from_secs(2);
 
-/// How long a join waits for the ring to be filled. Within the deadline of a request, which would
-/// answer with an error instead.
-const FILL: Duration = Duration::from_secs(4);
+/// How long a join waits for the backfill. Less than the deadline of a request, which would be
+/// answered with an error.
+const FILL_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Keeps the record of one session in the database up to date, while the session lasts.
+/// Keeps the database record of one session up to date, while the session lasts.
 #[derive(Debug)]
 pub struct RecoveryRecord {
     sockets: Sockets,
     /// The private id.
     pub pid: String,
-    /// The public id, which the client keeps when it comes back.
+    /// The public id, which stays the same when the session is resumed.
     pub sid: String,
     user: UserId,
-    /// The connection that it is.
+    /// The connection that owns the session.
     pub owner: Owner,
-    /// How long after its token a session may still be come back to.
+    /// How long after the expiry of its token a session can be resumed.
     window: Duration,
     expires: Cell<DateTime>,
-    /// Whether there is a record: a session without rooms needs none.
+    /// Whether the record exists. A session without rooms needs none.
     stored: Cell<bool>,
-    /// Whether there may be one, since its insert was tried.
+    /// Whether the record may exist, because an insert was tried.
     insert_tried: Cell<bool>,
-    /// Nobody can come back to the session, so nothing more is written down.
+    /// Whether the session can no longer be resumed, so the record is not written any more.
     ended: Cell<bool>,
 }
 
-/// A session that a client resumes, or that begins.
+/// A resumed session, or a new one.
 #[derive(Debug)]
 pub struct Resumed {
-    /// Its record, which belongs to this connection now.
+    /// Its record, which this connection owns now.
     pub record: RecoveryRecord,
-    /// The rooms that it was in, and where each goes on.
+    /// Its rooms, and where each of them goes on.
     pub rooms: Vec<(RoomId, Start)>,
-    /// Up to where its client may have offsets that do not tell of all of them.
+    /// The client may have offsets up to here that do not cover all of these rooms.
     pub known: Option<Position>,
-    /// How many rooms it has joined so far.
+    /// How many joins the client has made so far.
     pub joins: u32,
 }
 
 impl RecoveryRecord {
-    /// The record of a new session, which is not in the database yet.
+    /// The record of a new session. It is not in the database yet.
     pub fn new(worker: &Worker, claims: Claims) -> Self {
         let window = worker.config.recovery_window;
         Self {
@@ -88,7 +90,7 @@ impl RecoveryRecord {
         }
     }
 
-    /// Writes down that the session is in a room, and how it came there.
+    /// Stores that the session is in a room, and how it entered the room.
     ///
     /// # Errors
     /// The database failed, or the session was taken over.
@@ -110,7 +112,7 @@ impl RecoveryRecord {
                     self.stored.set(true);
                     return Ok(());
                 }
-                // An earlier attempt got through although it was answered with an error.
+                // An earlier insert succeeded, although its answer was an error.
                 Err(StoreError::Duplicate) => self.stored.set(true),
                 Err(error) => return Err(error.into()),
             }
@@ -119,7 +121,7 @@ impl RecoveryRecord {
         self.check_owned(joined)
     }
 
-    /// Writes down that the session left a room.
+    /// Stores that the session left a room.
     ///
     /// # Errors
     /// The database failed, or the session was taken over.
@@ -131,7 +133,7 @@ impl RecoveryRecord {
         self.check_owned(left)
     }
 
-    /// Writes down that the session has a newer token.
+    /// Stores that the session has a newer token.
     ///
     /// # Errors
     /// The database failed, or the session was taken over.
@@ -144,14 +146,14 @@ impl RecoveryRecord {
         self.check_owned(kept)
     }
 
-    /// Writes down nothing more: the client has disconnected and will not come back to it.
+    /// Stops writing: the client has disconnected and will not resume the session.
     pub fn end(&self) {
         self.ended.set(true);
     }
 
     /// Removes the record.
     pub async fn remove(&self) {
-        // An insert that was given up may have been done all the same.
+        // An insert that timed out may have succeeded.
         if !self.insert_tried.get() {
             return;
         }
@@ -166,8 +168,9 @@ impl RecoveryRecord {
     }
 
     fn check_owned(&self, ours: bool) -> Result<(), ApiError> {
-        // A record that is over is nobody's: only LEGACY_TRUST lets a session outlive its token, and
-        // then it goes on without one. Otherwise the connection that took it over also ends this.
+        // An expired record has no owner. Only LEGACY_TRUST lets a session outlive its token; then
+        // the session goes on without a record. Otherwise, the connection that took the session
+        // over also ends this one.
         if ours || self.expires.get() < DateTime::now() {
             Ok(())
         } else {
@@ -177,7 +180,7 @@ impl RecoveryRecord {
 }
 
 impl Worker {
-    /// Whether sessions can be come back to at all.
+    /// Whether sessions can be resumed at all.
     ///
     /// # Errors
     /// The database failed.
@@ -190,12 +193,11 @@ impl Worker {
         Ok(asked.map_err(late)??)
     }
 
-    /// A session that begins anew. Its client keeps the offset of an earlier one until it gets
-    /// another.
+    /// A new session. Its client keeps the offset of an earlier session until it gets another one.
     pub async fn new_session(&self, offset: Option<&str>, claims: Claims) -> Resumed {
         let offset = offset.and_then(|offset| offset.parse::<Offset>().ok());
         let joins = offset.as_ref().and_then(|offset| offset.joins).unwrap_or(0);
-        // One that is still to come is none of this cluster, and would stand for ever.
+        // An offset in the future is not from this cluster, and would never be passed.
         let known = match offset {
             Some(offset) if self.feed.cluster_reached(offset.base).await => Some(offset.base),
             _ => None,
@@ -203,8 +205,9 @@ impl Worker {
         Resumed { record: RecoveryRecord::new(self, claims), rooms: Vec::new(), known, joins }
     }
 
-    /// Takes a session over for a client that comes back. `None` when it is unknown, another
-    /// user's, or something that it missed is gone: then the client begins anew.
+    /// Takes a session over for a client that resumes it. `None` if the session is unknown or
+    /// another user's, or if a missed event is no longer recoverable. Then the client gets a new
+    /// session.
     ///
     /// # Errors
     /// The database failed.
@@ -228,7 +231,7 @@ impl Worker {
             None => match sockets.instance_of(pid, claims.user).await? {
                 None => return Ok(None),
                 Some(instance) if instance == self.registry.instance => {}
-                // It may be killed, or about to read a disconnect packet.
+                // That instance may be killed, or about to read a disconnect packet.
                 Some(_) => sleep(TAKEOVER_GRACE).await,
             },
         }
@@ -258,11 +261,12 @@ impl Worker {
             let start = self.start_after(room, since).await?;
             rooms.push((room, start));
             if !matches!(start, Start::After(_)) {
-                // It cannot come back, and each room might wait for the past once more.
+                // The session cannot be resumed. Checking more rooms could wait for the backfill
+                // again.
                 break;
             }
         }
-        // All of them now, since the ring has gone on while the database was asked.
+        // Check all rooms again, because the ring has moved on during the queries.
         let ring = self.hub.ring();
         let is_whole = |&(room, start): &(RoomId, Start)| matches!(start, Start::After(since) if ring.recovers(room, since));
         if rooms.iter().all(is_whole) {
@@ -273,12 +277,14 @@ impl Worker {
         }
     }
 
-    /// Where a client begins in a room that has had everything up to `since`.
+    /// Where a client begins in a room, if it has got everything up to `since`.
     ///
     /// # Errors
     /// The database failed.
     pub async fn start_after(&self, room: RoomId, since: Position) -> Result<Start, ApiError> {
-        if timeout(FILL, self.feed.filled()).await.is_err() || self.feed.phase() == Phase::Local {
+        if timeout(FILL_TIMEOUT, self.feed.filled()).await.is_err()
+            || self.feed.phase() == Phase::Local
+        {
             return Ok(Start::Resync);
         }
         let ahead = self.hub.through().is_none_or(|through| since > through);
@@ -290,14 +296,14 @@ impl Worker {
             && since < beginning
             && !self.store.messages.any_since(room, since.seconds()).await?
         {
-            // Older than anything that this process remembers, but nothing was missed.
+            // The position is older than the ring, but nothing was missed.
             return Ok(Start::After(beginning));
         }
         Ok(Start::After(since))
     }
 }
 
-/// Until when a session can be come back to. The client needs a valid token all the same.
+/// Until when a session can be resumed. The client still needs a valid token.
 fn expiry(claims: Claims, window: Duration) -> DateTime {
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(claims.expires) + window;
     DateTime::from_system_time(at)

@@ -1,4 +1,4 @@
-//! What the sessions of one worker share, and what all workers of the process know together.
+//! The state that the sessions of one worker share, and the state that all workers share.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -23,28 +23,28 @@ use crate::refusals::{Refusals, Tally, limit_reached};
 use crate::server::Connections;
 use crate::server::capacity::Capacity;
 
-/// What may wait for one session: enough for a burst, little enough that thousands of clients
-/// that do not read are no danger.
+/// The bounds of the inbox of one session: enough for a burst, and small enough for thousands of
+/// clients that do not read.
 pub const INBOX: Bounds = Bounds { events: 1_024, bytes: 1 << 20 };
 
-/// How long after one another sessions are ended by a drain, as long as there is time: so many
-/// clients do not come back elsewhere in one instant.
+/// The pause between two sessions that a drain ends, if the time allows it, so that the clients do
+/// not all reconnect at the same moment.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(1);
 
-/// How often the records of other instances are looked through for sessions that moved there.
+/// How often the records are checked for sessions that moved to other instances.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-/// How many records one query of a sweep names.
+/// How many records one query of a sweep reads.
 const SWEEP_BATCH: usize = 1_000;
 
-/// The parts that a session uses: one for each worker.
+/// The parts that sessions use, one of these for each worker.
 pub struct Worker {
-    /// The database, over the connections of this worker.
+    /// The database, with the connections of this worker.
     pub store: Store,
-    /// Sends messages into it.
+    /// Stores messages.
     pub chat: Chat,
-    /// The rooms of this worker.
+    /// The rooms of this worker and their members.
     pub hub: Hub,
-    /// What fills them.
+    /// The reader of the change stream.
     pub feed: Arc<Feed>,
     /// Verifies tokens.
     pub tokens: Data<Tokens>,
@@ -52,23 +52,23 @@ pub struct Worker {
     pub config: Data<Config>,
     /// The limits.
     pub limits: Data<Limits>,
-    /// Who is refused for what it is.
+    /// Counts refused sockets.
     pub refusals: Data<Refusals>,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Data<Metrics>,
-    /// What all workers share.
+    /// The state that all workers share.
     pub registry: Arc<SessionRegistry>,
 }
 
-/// The sessions of this process: how many there are, which can be resumed, and whether they are ended.
+/// The sessions and connections of this process.
 #[derive(Debug)]
 pub struct SessionRegistry {
-    /// Names this process in the records of sockets.
+    /// The id of this process in the records of sockets.
     pub instance: ObjectId,
     max_sessions: usize,
-    /// Of one address; 0 is no limit.
+    /// For one address; 0 means no limit.
     max_per_address: usize,
-    /// All connections, and with how many no socket is let in.
+    /// All TCP connections, and from how many on no socket is admitted.
     connections: Connections,
     max_connections: usize,
     sessions: AtomicUsize,
@@ -76,46 +76,47 @@ pub struct SessionRegistry {
     panics: AtomicU64,
     addresses: Mutex<HashMap<Address, usize>>,
     drain: CancellationToken,
-    /// Over how many milliseconds a drain is spread.
+    /// The milliseconds over which a drain is spread.
     drain_spread: AtomicU64,
-    /// The sessions that a client may resume, by their private ids.
+    /// The resumable sessions, by their private ids.
     resumable: Mutex<HashMap<String, ResumableSession>>,
 }
 
-/// How many sockets were refused, by what there was too much of.
+/// How many sockets were refused, by limit.
 #[derive(Debug, Default)]
 struct RefusedCounts {
     sockets: Tally,
     of_address: Tally,
 }
 
-/// The connection here that a session belongs to.
+/// The connection of this process that owns a session.
 #[derive(Debug)]
 struct ResumableSession {
-    /// How often the session had changed hands.
+    /// How often the session was taken over before.
     generation: i64,
     user: UserId,
     end: CancellationToken,
-    /// Cancelled when all that was read from it is worked off.
+    /// Cancelled when all requests that were read from it are processed.
     ended: CancellationToken,
 }
 
-/// Permits one session. The process has a bounded number of these; dropping it makes room for another.
+/// Permits one session. The number of permits is bounded; dropping one makes room for another.
 #[derive(Debug)]
 pub struct ConnectionPermit {
     registry: Arc<SessionRegistry>,
-    /// Cancelled when the session must end: another connection took it over, or a drain began.
+    /// Cancelled when the session must end, because another connection took it over or a drain
+    /// began.
     pub end: CancellationToken,
-    /// The private id, and how often the session had changed hands.
+    /// The private id, and how often the session was taken over before.
     resumable: Option<(String, i64)>,
-    /// Cancels `ended` of the connection that may be taken over.
+    /// Cancels `ResumableSession::ended` when it is dropped.
     _ended: Option<DropGuard>,
     address: Option<Address>,
 }
 
 impl SessionRegistry {
-    /// A process without sessions that allows what `capacity` says, and `max_per_address` of one
-    /// address, where 0 is no limit.
+    /// A registry without sessions, with the limits of `capacity` and at most `max_per_address`
+    /// sessions for one address (0 means no limit).
     pub fn new(capacity: Capacity, max_per_address: usize) -> Self {
         Self {
             instance: ObjectId::new(),
@@ -133,13 +134,13 @@ impl SessionRegistry {
         }
     }
 
-    /// A permit for one more session; `None` when there are too many, or the process stops.
+    /// A permit for one more session; `None` if there are too many, or the process is stopping.
     pub fn acquire(self: &Arc<Self>, address: Address) -> Option<ConnectionPermit> {
         if self.is_draining() {
             return None;
         }
         let taken = self.sessions.fetch_add(1, Ordering::Relaxed);
-        // Made at once, so that it gives back what was taken also when that was too much.
+        // Make the permit first: dropping it also undoes the count if there are too many.
         let mut permit = ConnectionPermit {
             registry: Arc::clone(self),
             end: self.drain.child_token(),
@@ -167,8 +168,8 @@ impl SessionRegistry {
         None
     }
 
-    /// Whether a connection may begin that will [acquire a permit](Self::acquire) later, beside `waiting` that
-    /// may have done so or not.
+    /// Whether a connection that will [acquire a permit](Self::acquire) later may begin. `waiting`
+    /// is the number of other such connections, whether or not they have a permit.
     pub fn has_capacity_beside(&self, waiting: usize) -> bool {
         if self.is_draining() {
             return false;
@@ -187,7 +188,7 @@ impl SessionRegistry {
         self.refused.sockets.note(|| limit_reached("MAX_CONNECTIONS", most, what));
     }
 
-    /// All connections of the server.
+    /// The TCP connections of the server.
     pub fn connections(&self) -> &Connections {
         &self.connections
     }
@@ -197,12 +198,12 @@ impl SessionRegistry {
         self.panics.load(Ordering::Relaxed)
     }
 
-    /// One did.
+    /// Counts such a session.
     pub fn count_panic(&self) {
         self.panics.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often what there was too much of was refused, by its name.
+    /// How many sockets and connections were refused, by limit.
     pub fn refused(&self) -> [(&'static str, u64); 4] {
         [
             ("sockets", self.refused.sockets.count()),
@@ -216,18 +217,17 @@ impl SessionRegistry {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many sessions there are.
+    /// The number of sessions.
     pub fn sessions(&self) -> usize {
         self.sessions.load(Ordering::Relaxed)
     }
 
-    /// Whether sessions are being ended, and no more are let in.
+    /// Whether the process ends its sessions and admits no more.
     pub fn is_draining(&self) -> bool {
         self.drain.is_cancelled()
     }
 
-    /// Ends all sessions within `most`, each at a moment of its own, and waits until they are
-    /// gone.
+    /// Ends all sessions within `most`, spread over time, and waits until they have ended.
     pub async fn drain(&self, most: Duration) {
         let sessions = u32::try_from(self.sessions()).unwrap_or(u32::MAX);
         let spread = DRAIN_INTERVAL.saturating_mul(sessions).min(most / 2);
@@ -240,18 +240,18 @@ impl SessionRegistry {
         }
     }
 
-    /// How long a session may go on while the process drains.
+    /// How long a session may go on during a drain: a random time.
     pub fn drain_delay(&self) -> Duration {
         let spread = self.drain_spread.load(Ordering::Relaxed);
         let mut random = [0; 8];
-        // Without randomness all end at once, which is allowed.
+        // Without randomness all sessions end at once, which is allowed.
         let _ = getrandom::fill(&mut random);
         Duration::from_millis(u64::from_ne_bytes(random) % spread.max(1))
     }
 
-    /// Ends the connection of this process to which a session of `user` belongs, and waits until
-    /// all that was read from it is worked off. Answers whether that was done within `most`, and
-    /// `None` when there is no such connection here.
+    /// Ends the connection of this process that owns this session of `user`, and waits until all
+    /// requests that were read from it are processed. Returns whether this took no longer than
+    /// `most`; `None` if there is no such connection here.
     pub async fn end_and_wait(&self, pid: &str, user: UserId, most: Duration) -> Option<bool> {
         let ended = {
             let resumable = self.resumable();
@@ -262,8 +262,8 @@ impl SessionRegistry {
         Some(tokio::time::timeout(most, ended.cancelled()).await.is_ok())
     }
 
-    /// Ends the connection of this process from which a session was taken over, if it is here.
-    /// `generation` is how often the session has changed hands now.
+    /// Ends the previous connection of a session that was taken over, if it is in this process.
+    /// `generation` is how often the session was taken over, including this time.
     pub fn take_over(&self, pid: &str, generation: i64) {
         if let Entry::Occupied(old) = self.resumable().entry(pid.to_owned())
             && old.get().generation < generation
@@ -272,7 +272,7 @@ impl SessionRegistry {
         }
     }
 
-    /// Ends sessions that moved to other instances, for ever. To be spawned once.
+    /// Ends sessions that moved to other instances, for ever. Spawn it once.
     pub async fn sweep(self: Arc<Self>, store: Store) {
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;
@@ -294,8 +294,8 @@ impl SessionRegistry {
 }
 
 impl ConnectionPermit {
-    /// Makes the session one that `user` may resume with this private id. Of two connections that
-    /// resume one session at the same time, the later owner stays.
+    /// Lets `user` resume the session with this private id. If two connections resume one session
+    /// at the same time, the later owner stays.
     pub fn make_resumable(&mut self, pid: &str, user: UserId, generation: i64) {
         self.registry.take_over(pid, generation);
         match self.registry.resumable().entry(pid.to_owned()) {
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_who_come_back_at_once_the_later_owner_stays() {
+    fn of_two_simultaneous_takeovers_the_later_owner_stays() {
         for order in [[1, 2], [2, 1]] {
             let registry = registry(9, 0);
             let permits = order.map(|generation| {

@@ -1,4 +1,4 @@
-//! What a client asks for: its requests, one after another, and what each does.
+//! The requests of a client: their queue, and what each of them does.
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -24,25 +24,25 @@ use crate::middleware::body::MAX_BODY;
 use crate::middleware::deadline::DEADLINE;
 use crate::models::{IdempotencyKey, RoomId};
 
-/// How many requests may wait; a wire reads no more then.
+/// The maximum number of queued requests. With more, the wire stops reading.
 const MAX_WAITING: usize = 64;
 
-/// How long a request may take whose connection has ended. A little less than what Engine.IO gives
-/// to its application then.
-const AFTER_END: Duration = Duration::from_secs(14);
+/// How long a request may take after its connection has ended. A little less than what Engine.IO
+/// allows its application then.
+const AFTER_END_TIMEOUT: Duration = Duration::from_secs(14);
 
-/// From how many bytes on no more messages are stored together.
-const SENT_AT_ONCE: usize = 1 << 20;
+/// With so many bytes, no further message is stored together with the others.
+const MAX_BATCH_BYTES: usize = 1 << 20;
 
-/// How much later than the first a message that is stored together with it may have come.
-const SENT_WITHIN: Duration = Duration::from_millis(500);
+/// How much later than the first one a message may have come to be stored together with it.
+const MAX_BATCH_DELAY: Duration = Duration::from_millis(500);
 
-/// What a client may ask for.
+/// The kinds of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestKind {
-    /// Be given the messages of a room.
+    /// Get the events of a room.
     JoinRoom,
-    /// No longer.
+    /// Get no more events of a room.
     LeaveRoom,
     /// Store a message.
     SendMessage,
@@ -50,11 +50,11 @@ pub enum RequestKind {
     EditMessage,
     /// Delete a message.
     DeleteMessage,
-    /// Go on with a newer token.
+    /// Use a newer token.
     Authenticate,
 }
 
-/// A request as it came.
+/// A request with its unparsed data.
 #[derive(Debug)]
 pub struct Request {
     kind: RequestKind,
@@ -63,15 +63,15 @@ pub struct Request {
     deadline: Instant,
 }
 
-/// Requests that the database is asked for, together.
+/// Requests that the database is processing together.
 pub(super) struct InFlight<T> {
     recipients: Vec<T>,
     kind: RequestKind,
-    /// Of each, in their order.
+    /// The results, in the order of `recipients`.
     future: RequestFuture,
 }
 
-/// A request that the database has answered, about to take effect.
+/// A request that the database has answered. It has not taken effect yet.
 pub(super) enum Outcome {
     Join { room: RoomId, start: Start, since: Option<Position> },
     Leave(RoomId),
@@ -102,13 +102,13 @@ impl RequestKind {
         }
     }
 
-    /// The kind of request that an event's name stands for.
+    /// The kind of request with this event name.
     pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// In which mode its refusals are written, given that of `ERRORS`: the events that the original
-    /// did not have are always precise.
+    /// The mode of its errors. Events that the Node server did not have are always precise,
+    /// whatever `ERRORS` is.
     pub const fn errors(self, configured: ErrorMode) -> ErrorMode {
         match self {
             Self::EditMessage | Self::DeleteMessage => ErrorMode::Precise,
@@ -116,57 +116,55 @@ impl RequestKind {
         }
     }
 
-    /// Whether it stores something that must not be lost when its connection ends.
+    /// Whether it stores something, which must not be lost when its connection ends.
     const fn stores(self) -> bool {
         matches!(self, Self::SendMessage | Self::EditMessage | Self::DeleteMessage)
     }
 }
 
 impl Request {
-    /// A request that came just now; `data` is JSON, or empty when there was none.
+    /// A request that was just received. `data` is JSON, or empty if there was none.
     pub fn new(kind: RequestKind, data: ByteString) -> Self {
         Self { kind, data, deadline: Instant::now() + DEADLINE }
     }
 
-    /// A request that was read from a connection which has ended since: nobody waits for its
-    /// answer.
+    /// A request of a connection that has ended since. Nobody waits for its answer.
     pub fn after_end(kind: RequestKind, data: ByteString) -> Self {
-        Self { kind, data, deadline: Instant::now() + AFTER_END }
+        Self { kind, data, deadline: Instant::now() + AFTER_END_TIMEOUT }
     }
 }
 
 impl<T> Session<T> {
-    /// Whether one more request can be handed in.
+    /// Whether the queue has room for one more request.
     pub fn has_room(&self) -> bool {
         self.waiting.len() < MAX_WAITING
     }
 
-    /// Hands a request in, which is answered in its turn. Not to be called without
-    /// [room](Self::has_room).
+    /// Queues a request. Call it only if there is [room](Self::has_room).
     pub fn request(&mut self, request: Request, to: T) {
         self.waiting.push_back((request, to));
     }
 
-    /// Gives no more events, as the connection has ended. The requests that wait have more time
-    /// now.
+    /// Delivers no more events, because the connection has ended. Gives the queued requests more
+    /// time.
     pub fn mute(&mut self) {
         self.member.mute();
         self.done.clear();
-        let deadline = Instant::now() + AFTER_END;
+        let deadline = Instant::now() + AFTER_END_TIMEOUT;
         self.waiting.iter_mut().for_each(|(request, _)| request.deadline = deadline);
     }
 
-    /// Processes all requests that were handed in before the connection ended; nobody is answered.
-    /// Messages are stored; the record says which rooms were joined and left, for a client that may
-    /// come back. Ends within the deadline of the last request.
+    /// Processes all requests that were queued before the connection ended, without answers.
+    /// Messages are stored, and the record gets the joined and left rooms, for a client that may
+    /// resume the session. Ends within the deadline of the last request.
     pub async fn process_all(&mut self) {
         while self.in_flight.is_some() || !self.waiting.is_empty() {
             self.process_next().await;
         }
     }
 
-    /// Processes the request that is in flight, if there is one. Says whether it may have written
-    /// to the record of the session.
+    /// Processes the request in flight, if there is one. Returns whether it may have written the
+    /// record of the session.
     pub async fn finish_in_flight(&mut self) -> bool {
         let kind = self.in_flight.as_ref().map(|in_flight| in_flight.kind);
         if kind.is_some() {
@@ -175,8 +173,8 @@ impl<T> Session<T> {
         kind.is_some_and(|kind| !kind.stores())
     }
 
-    /// Processes the next request, and messages that are stored together with it. Waits for ever
-    /// when there is none. Cancel-safe.
+    /// Processes the next request, and the messages that are stored together with it. Waits for
+    /// ever if there is none. Cancel-safe.
     pub async fn process_next(&mut self) {
         if self.in_flight.is_none() {
             match self.waiting.pop_front() {
@@ -202,14 +200,14 @@ impl<T> Session<T> {
         }
     }
 
-    /// The next answer to a request, if there is one; begins what waits.
+    /// The next answer to a request, if there is one. Starts the next queued request.
     pub(super) fn poll_answer(&mut self, context: &mut Context<'_>) -> Option<Answer<T>> {
         if self.done.is_empty() {
             if self.in_flight.is_none() {
                 let (request, to) = self.waiting.pop_front()?;
                 self.begin(request, to);
                 if self.waiting.is_empty() {
-                    // Most sessions ask for little.
+                    // Free the memory: most sessions make few requests.
                     self.waiting = VecDeque::new();
                 }
             }
@@ -231,8 +229,8 @@ impl<T> Session<T> {
         Some(Answer { to, kind, result })
     }
 
-    /// Starts a request, and with a message the messages that follow it. What needs no database
-    /// takes effect at the next poll all the same, so that there is one order.
+    /// Starts a request, and together with a message the messages that follow it. A request that
+    /// needs no database also takes effect at the next poll, so that the order is kept.
     fn begin(&mut self, Request { kind, data, deadline }: Request, to: T) {
         let mut recipients = vec![to];
         let work = match (self.check_rate_limit(), kind) {
@@ -297,8 +295,8 @@ impl<T> Session<T> {
             return failed(ApiError::TooManyRooms);
         }
         let (worker, record) = (self.worker.clone(), self.record.clone());
-        // Now, since an event of another room may be given while the record is written; from which
-        // position it is will be known then.
+        // Announce the join now, because an event of another room may be delivered while the record
+        // is written. The position is set later.
         let announced = record.is_some().then(|| self.member.announce_join(Position::ZERO));
         let work = async move {
             worker.feed.started().await;
@@ -319,13 +317,13 @@ impl<T> Session<T> {
             if let (Some(record), Some(entry), Some(live)) = (record, announced, live) {
                 let from = match start {
                     Start::After(since) => since,
-                    // Until it was told, it has to be told again.
+                    // If the client does not get this `resync`, it must get one when it resumes.
                     Start::Resync => Position::ZERO,
                     Start::Live | Start::From(_) => live,
                 };
                 record.join(room, Entry { from, ..entry }).await?;
                 if start == Start::Live {
-                    // The record says from where; in the meantime there may have been messages.
+                    // The record has this position, and messages may have come since.
                     start = Start::From(live);
                 }
             }
@@ -355,8 +353,9 @@ impl<T> Session<T> {
         single(work)
     }
 
-    /// Sends a message and takes those along that wait behind it, but not for an answer that is due
-    /// much later, and none that has an idempotency key: that is several questions to the database.
+    /// Sends a message together with the queued messages after it. They share the deadline of the
+    /// first one, so a message that came much later is not included. A message with an idempotency
+    /// key is not included either, because it needs several queries.
     fn send(&mut self, data: &str, deadline: Instant, recipients: &mut Vec<T>) -> RequestFuture {
         let (worker, user) = (self.worker.clone(), self.user);
         let first = match self.draft(data) {
@@ -370,11 +369,11 @@ impl<T> Session<T> {
             Err(error) => return failed(error),
         };
         let (mut drafts, mut bytes, mut refusal) = (vec![first], data.len(), None);
-        while bytes < SENT_AT_ONCE
+        while bytes < MAX_BATCH_BYTES
             && refusal.is_none()
             && let Some((request, _)) = self.waiting.front()
             && request.kind == RequestKind::SendMessage
-            && request.deadline <= deadline + SENT_WITHIN
+            && request.deadline <= deadline + MAX_BATCH_DELAY
         {
             let draft = self.draft(&request.data);
             if matches!(draft, Ok((_, Some(_)))) {
@@ -426,7 +425,7 @@ impl<T> Session<T> {
     }
 
     fn draft(&self, data: &str) -> Result<(Draft, Option<IdempotencyKey>), ApiError> {
-        // Anything but an object has no fields: the room is missing then.
+        // A value that is not an object has no fields, so the room is missing.
         let mut fields = Fields::from_json(data).unwrap_or_default();
         let key = client_id(&mut fields)?;
         let draft = Draft::take(&mut fields).or_from(self.user);
@@ -460,7 +459,7 @@ impl<T> Session<T> {
     }
 }
 
-/// What was not worked off is counted: its future was dropped, by a panic or for want of time.
+/// Counts the requests that were not processed because of a panic or a timeout.
 impl<T> Drop for Session<T> {
     fn drop(&mut self) {
         let waiting = self.waiting.iter().filter(|(request, _)| request.kind.stores()).count();
@@ -472,7 +471,7 @@ impl<T> Drop for Session<T> {
     }
 }
 
-/// The work of one request.
+/// The results of the requests that are processed together.
 type RequestFuture = LocalBoxFuture<'static, Vec<Result<Outcome, ApiError>>>;
 
 fn single(work: impl Future<Output = Result<Outcome, ApiError>> + 'static) -> RequestFuture {
@@ -499,7 +498,7 @@ fn client_id(fields: &mut Fields) -> Result<Option<IdempotencyKey>, ApiError> {
     key.map(Some).ok_or(invalid)
 }
 
-/// A JSON value; what is none counts as missing.
+/// Reads a JSON value. Invalid JSON counts as missing.
 fn value(json: &str) -> Js {
     serde_json::from_str(json).unwrap_or_default()
 }
