@@ -1,9 +1,9 @@
 //! Editing and deleting a message, for REST and sockets alike.
 //!
-//! Both read the stored message, check what the user may do, and replace the document if nobody has
-//! written to it in the meantime; otherwise they begin again. Changes of one message that arrive at
-//! this process at the same time are made one after another, so that they do not fail each other.
-//! Nobody is told here: the feed tells everybody.
+//! Both read the stored message, check the user's permission, and replace the document if nobody
+//! has written it in the meantime; otherwise they start again. Concurrent changes of one message in
+//! this process are made one after another, so that they do not make each other fail. The feed
+//! delivers the change.
 
 use bson::{DateTime, RawDocument, RawDocumentBuf};
 
@@ -17,10 +17,10 @@ use crate::metrics::{MessageChange, Outcome};
 use crate::models::{IdempotencyKey, MessageId, Revision, UserId};
 use crate::views;
 
-/// How often a change is tried again when others write to the same message.
+/// The maximum number of attempts while others write the same message.
 const ATTEMPTS: usize = 200;
 
-/// An edit that a client asks for, as it came.
+/// An edit that a client requests, with uncast fields.
 #[derive(Debug)]
 pub struct Edit {
     message: Js,
@@ -32,8 +32,8 @@ pub struct Edit {
 #[derive(Debug)]
 pub struct Changed {
     document: RawDocumentBuf,
-    /// Whether nothing was stored, since an earlier request has done it: one with the same
-    /// idempotency key, or a deletion.
+    /// Whether an earlier request has stored this change, so that nothing was stored: one with the
+    /// same idempotency key, or a deletion.
     pub replayed: bool,
 }
 
@@ -47,13 +47,13 @@ impl Edit {
         }
     }
 
-    /// The same for the message that the path names.
+    /// Sets the message to the one in the path.
     pub fn of_message(mut self, message: &str) -> Self {
         self.message = Js::String(message.to_owned());
         self
     }
 
-    /// The length of the body in which REST would take it, in bytes, however it was escaped.
+    /// The length of this edit as the body of a REST request, in bytes, without needless escapes.
     pub fn body_length(&self) -> usize {
         const AROUND_CONTENT: usize = r#"{"content":}"#.len();
         let mut json = Vec::new();
@@ -65,12 +65,13 @@ impl Edit {
 }
 
 impl Chat {
-    /// Edits a message of `user`; `None` is an anonymous socket of `LEGACY_TRUST`, which may not.
+    /// Edits a message of `user`. `None` is an anonymous socket of `LEGACY_TRUST`, which is
+    /// refused.
     ///
     /// # Errors
-    /// There is no such message, it was deleted, somebody else has sent it, it has another version
-    /// than the request says, a field cannot be cast, the idempotency key belongs to another
-    /// request, or the user sends too much.
+    /// The message does not exist, was deleted, is of another sender, or has another version than
+    /// the request; a field cannot be cast; the idempotency key belongs to another request; or the
+    /// rate limit is reached.
     pub async fn edit(
         &self,
         edit: Edit,
@@ -114,11 +115,11 @@ impl Chat {
                 return Err(ApiError::EditConflict);
             }
             match (key, first) {
-                // Whoever retries stores the very same document, so that it is stored once.
+                // A retry stores the same document, so that it is stored once.
                 (Some(_), Some(first)) if follows(&first, &stored) => edited = first,
                 (Some(key), first) => {
                     if !messages.prepare_edit(&edited, first, user, key).await? {
-                        // A retry of the same request was faster.
+                        // A retry of the same request came first.
                         continue;
                     }
                 }
@@ -132,12 +133,12 @@ impl Chat {
         Err(contended())
     }
 
-    /// Deletes a message of `user`: its text is gone, and what is left says when and by whom it was
-    /// deleted. A second deletion changes nothing and answers as the first.
+    /// Deletes a message of `user`: replaces it by a tombstone without its text, which has the time
+    /// and the user of the deletion. A second deletion changes nothing and gets the same answer.
     ///
     /// # Errors
-    /// There is no such message, somebody else has sent it, the id cannot be cast, or the user
-    /// sends too much.
+    /// The message does not exist or is of another sender, the id cannot be cast, or the rate limit
+    /// is reached.
     pub async fn delete(&self, message: &Js, user: Option<UserId>) -> Result<Changed, ApiError> {
         let deleted = self.replace_by_tombstone(message, user).await;
         self.metrics.message_change(MessageChange::Deletion, outcome(&deleted));
@@ -167,14 +168,14 @@ impl Chat {
                 self.feed.publish_local(|| Event::changed(&tombstone, None).ok());
                 tombstone
             };
-            // Also after the message was found deleted: the first request may have failed here.
+            // Even if the message was deleted already: the first request may have failed here.
             messages.forget(id).await?;
             return Ok(Changed { document, replayed });
         }
         Err(contended())
     }
 
-    /// The message, if this user may change it.
+    /// Reads the message, if this user may change it.
     async fn changeable(&self, id: MessageId, user: UserId) -> Result<Revision, ApiError> {
         let stored = self.store.messages.revision(id).await?.ok_or(ApiError::MessageNotFound)?;
         if stored.sender != Some(user) {
@@ -194,14 +195,14 @@ impl Changed {
     }
 }
 
-/// Whether a document that was prepared for a message was stored: it is there, or a later version
-/// is. A later version may also have been stored in its place; that is as if this edit had been
-/// stored a moment before.
+/// Whether a prepared document was stored: the message is this document, or has a later version. A
+/// later version may also have been stored instead of it; then the result is the same as if this
+/// edit had been stored just before.
 fn is_stored(prepared: &RawDocument, stored: &Revision) -> bool {
     version_of(prepared) < stored.version || stored.document() == prepared
 }
 
-/// Whether a document was prepared for the message as it is stored now.
+/// Whether the document was prepared for the stored version of the message.
 fn follows(prepared: &RawDocument, stored: &Revision) -> bool {
     version_of(prepared) == stored.version.saturating_add(1)
 }
@@ -210,7 +211,7 @@ fn version_of(document: &RawDocument) -> i32 {
     Revision::of(document).map_or(0, |revision| revision.version)
 }
 
-/// The version that a request says, if it says one.
+/// The version in the request, if there is one.
 fn version(value: &Js) -> Result<Option<i32>, ApiError> {
     match value {
         Js::Undefined | Js::Null => Ok(None),
@@ -236,5 +237,5 @@ fn outcome(changed: &Result<Changed, ApiError>) -> Outcome {
 }
 
 fn contended() -> ApiError {
-    ApiError::Unavailable("others change the same message all the time".to_owned())
+    ApiError::Unavailable("too many concurrent changes of the same message".to_owned())
 }

@@ -1,4 +1,4 @@
-//! What the chat does, for REST and sockets alike: a file for each thing that it does.
+//! The operations of the chat, for REST and sockets alike, in one file each.
 
 mod edit;
 mod send;
@@ -15,7 +15,7 @@ use crate::models::Store;
 pub use edit::{Changed, Edit};
 pub use send::{Draft, Sent};
 
-/// The chat of one worker. Clones use the same store.
+/// The chat of one worker. Clones share the store.
 #[derive(Clone)]
 pub struct Chat {
     store: Store,

@@ -1,7 +1,7 @@
 //! Sending a message.
 //!
-//! What is checked, in which order, and what is stored. Nobody is told of the message here: the
-//! feed delivers it, which on a standalone MongoDB has to be handed it.
+//! Checks the request, in the order of the Node server, and stores the message. The feed delivers
+//! it; on a standalone MongoDB it is passed to the feed here.
 
 use futures::future::join_all;
 
@@ -14,29 +14,30 @@ use crate::models::message::{SendError, Stored};
 use crate::models::{IdempotencyKey, Message, RoomId, Rooms, StoreError, UserId};
 use crate::views;
 
-/// A message that a client wants to send, as it came.
+/// A message that a client wants to send, with uncast fields.
 #[derive(Debug)]
 pub struct Draft {
     room: Js,
     sender: Js,
     content: Js,
-    /// The JSON of the content where that differs from what is stored.
+    /// The JSON of the content, if it differs from the stored one.
     echo: Option<String>,
 }
 
-/// What a draft says, which may be sent.
+/// The checked fields of a draft.
 struct Checked {
     room: RoomId,
     sender: UserId,
     content: String,
 }
 
-/// A message that is stored, and how its sender is told.
+/// A stored message, and the JSON for its sender.
 #[derive(Debug)]
 pub struct Sent {
     message: Message<'static>,
     echo: Option<String>,
-    /// Whether an idempotency key was used before, so that this is the first one's message.
+    /// Whether the idempotency key was used before, so that this is the message of the first
+    /// request.
     pub replayed: bool,
 }
 
@@ -51,7 +52,7 @@ impl Draft {
         }
     }
 
-    /// The same in the name of `user`, when it names no sender itself.
+    /// Sets the sender to `user`, if the request has none.
     pub fn or_from(mut self, user: Option<UserId>) -> Self {
         if let (true, Some(user)) = (self.sender.is_nullish(), user) {
             self.sender = Js::String(user.to_string());
@@ -59,7 +60,8 @@ impl Draft {
         self
     }
 
-    /// The length of the body in which REST would take it, in bytes, however it was escaped.
+    /// The length of this message as the body of a REST request, in bytes, without needless
+    /// escapes.
     pub fn body_length(&self) -> usize {
         const AROUND_CONTENT: usize = r#"{"room":"","sender":"","content":}"#.len() + 2 * 24;
         let mut json = Vec::new();
@@ -71,11 +73,11 @@ impl Draft {
 }
 
 impl Chat {
-    /// Stores a message of `user`; `None` is an anonymous socket of `LEGACY_TRUST`.
+    /// Stores a message of `user`. `None` is an anonymous socket of `LEGACY_TRUST`.
     ///
     /// # Errors
-    /// The room does not exist, a field is missing or cannot be cast, the sender is somebody else,
-    /// the idempotency key belongs to another message, or the user sends too much.
+    /// The room does not exist, a field is missing or cannot be cast, the sender is another user,
+    /// the idempotency key belongs to another message, or the rate limit is reached.
     pub async fn send(
         &self,
         draft: Draft,
@@ -97,8 +99,8 @@ impl Chat {
         Ok(self.sent(stored, draft.echo))
     }
 
-    /// Stores messages of one user in this order, all together, and says of each what
-    /// [`send`](Self::send) would.
+    /// Stores messages of one user together, in this order. Returns the result of
+    /// [`send`](Self::send) for each.
     pub async fn send_all(
         &self,
         drafts: Vec<Draft>,
@@ -111,7 +113,7 @@ impl Chat {
         let mut stored = self.store.messages.insert_all(&messages).await.into_iter();
         let finish = |(message, draft): (Result<_, ApiError>, Draft)| {
             let message = message?;
-            // One for each message that was allowed.
+            // There is one result for each allowed message.
             stored.next().ok_or_else(|| ApiError::Internal("no answer".to_owned()))??;
             Ok(self.sent(Stored { message, replayed: false }, draft.echo))
         };
@@ -128,8 +130,8 @@ impl Chat {
         Ok(Checked { room, sender, content })
     }
 
-    /// The message, unless the user sends too much. Never waits, so that ids are in the order in
-    /// which messages are stored.
+    /// Creates the message, unless the rate limit is reached. Never waits, so that ids are in the
+    /// order in which messages are stored.
     fn allow(
         &self,
         Checked { room, sender, content }: Checked,
@@ -139,7 +141,7 @@ impl Chat {
         Ok(Message::new(room, sender, content))
     }
 
-    /// Tells of a message that is stored.
+    /// Makes the result of a stored message. Publishes the message on a standalone MongoDB.
     fn sent(&self, stored: Stored<'static>, echo: Option<String>) -> Sent {
         let Stored { message, replayed } = stored;
         if !replayed {
@@ -159,8 +161,9 @@ impl Sent {
     }
 }
 
-/// The original looks the room up first and casts it for the message afterwards. An array is a
-/// `$in` to the look-up and its elements joined by commas to the cast, so only one id passes both.
+/// The Node server first looks the room up, and later casts it for the message. For the look-up, an
+/// array is a `$in`; for the cast, its elements are joined by commas. So only an array with one id
+/// passes both.
 async fn existing_room(value: &Js, rooms: &Rooms) -> Result<RoomId, ApiError> {
     let wanted: Vec<RoomId> = match value {
         Js::Undefined | Js::Null => Vec::new(),

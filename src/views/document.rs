@@ -1,4 +1,4 @@
-//! Documents that are not ordinary, as `res.json` writes what Mongoose makes of them.
+//! Documents of unusual shape, as `res.json` writes them after Mongoose has read them.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -10,10 +10,11 @@ use crate::models::{RoomId, UserId};
 use crate::mongoose::value::{Object, Value};
 use crate::mongoose::{Hydrated, Shown};
 
-/// The order of a live message's fields; others come behind them.
+/// The order of the fields of a live message. Other fields follow.
 const LIVE: [&str; 7] = ["room", "sender", "content", "_id", "createdAt", "updatedAt", "__v"];
 
-/// Appends a document of a list. `name` knows the name of a sender, `None` when that user is gone.
+/// Appends a document of a list. `name` returns the name of a sender, `None` if this user does not
+/// exist any more.
 pub fn document<'a>(
     out: &mut Vec<u8>,
     document: &Hydrated,
@@ -25,8 +26,8 @@ pub fn document<'a>(
     });
 }
 
-/// Appends a message as `receiveMessage` carries it, the sender a plain id. The answer is its room,
-/// without which nothing is appended.
+/// Appends a message as in `receiveMessage`, with the sender as a plain id. Returns its room.
+/// Without a room, appends nothing and returns `None`.
 pub fn live_document(out: &mut Vec<u8>, document: &Hydrated) -> Option<RoomId> {
     let room = RoomId(document.id("room")?);
     let rank = |name: &str| LIVE.iter().position(|known| *known == name).unwrap_or(LIVE.len());
@@ -39,7 +40,7 @@ pub fn live_document(out: &mut Vec<u8>, document: &Hydrated) -> Option<RoomId> {
     Some(room)
 }
 
-/// Appends the `_id` of a message, as a history shows it.
+/// Appends the `_id` of a message, as in a history.
 pub fn message_id(out: &mut Vec<u8>, document: &RawDocument) {
     let message = Hydrated::message(document);
     match message.fields().find(|(name, _)| *name == "_id") {
@@ -49,7 +50,7 @@ pub fn message_id(out: &mut Vec<u8>, document: &RawDocument) {
     }
 }
 
-/// Appends a value as `JSON.stringify` writes it; `undefined` as in an array.
+/// Appends a value as `JSON.stringify` writes it. `undefined` is `null`, as in an array.
 fn push_value(out: &mut Vec<u8>, value: &Value) {
     match value {
         Value::Undefined | Value::Null | Value::Date(None) => out.extend_from_slice(b"null"),
