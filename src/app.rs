@@ -1,4 +1,4 @@
-//! The one file that knows every part: what is started in which order, and stopped in which.
+//! Builds and connects all parts, and starts and stops them in the right order.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -37,20 +37,19 @@ use crate::server::{self, Connections};
 use crate::sessions::registry::{INBOX, SessionRegistry, Worker};
 use crate::wires::socket_io::ChatIo;
 
-/// Secrets shorter than this, in bytes, are weaker than the HMAC that they key.
+/// A secret with fewer bytes than this is weaker than the HMAC that uses it.
 pub const STRONG_SECRET: usize = 32;
 
 /// How long the start waits for the feed.
-const FEED_START: Duration = Duration::from_secs(2);
-/// How long the head of a request may take.
+const FEED_START_TIMEOUT: Duration = Duration::from_secs(2);
+/// The timeout of the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the start waits for the name of MongoDB before it listens without it.
-const RESOLVE: Duration = Duration::from_secs(2);
-/// How long one attempt to resolve it may take after that, and how long the next is put off at
-/// most.
-const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
+/// How long the start waits for the name of MongoDB to be resolved.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The timeout of each later attempt to resolve it, and the longest pause between two attempts.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A server that listens, and everything behind it.
+/// A listening server with all its parts.
 pub struct Application {
     addr: SocketAddr,
     server: Server,
@@ -58,33 +57,33 @@ pub struct Application {
     shutdown_timeout: Duration,
     tasks: TaskTracker,
     stop: CancellationToken,
-    /// Last, since everything above still uses it while it stops.
-    mongod: Option<Keeper>,
+    /// The last field, because the parts above use MongoDB until they have stopped.
+    mongod: Option<MongodTask>,
 }
 
-/// The task that keeps the embedded MongoDB running, which ends it when this is dropped.
-struct Keeper {
+/// The task that keeps the embedded MongoDB running. Dropping this stops MongoDB.
+struct MongodTask {
     task: JoinHandle<()>,
     stop: DropGuard,
 }
 
-/// Why the server did not start, or ended by itself.
+/// Why the server did not start or did not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The address is taken or not ours.
+    /// The address is in use or does not belong to this machine.
     #[error(
         "cannot listen on {addr}: {source}. Is another server running? Set PORT to use another port"
     )]
     Listen {
         /// The address.
         addr: SocketAddr,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// There is no secret.
+    /// `JWT_SECRET` is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Nothing is configured, but something listens where the original's database is.
+    /// Nothing is configured, but something listens at the address of the Node server's database.
     #[error(
         "nothing is configured, but {0}. To try this server with a database of its own: \
          MONGO_URI=embedded cargo run. To take the place of the Node server: put its JWT_SECRET \
@@ -92,22 +91,22 @@ pub enum StartError {
          sessions), and MONGO_URI if its database is another"
     )]
     Found(Found),
-    /// There is no `mongod` for the embedded MongoDB.
+    /// No `mongod` was found or installed for the embedded MongoDB.
     #[error(transparent)]
     Install(#[from] InstallError),
     /// The embedded MongoDB did not start.
     #[error("the embedded MongoDB did not start: {0}")]
     Mongod(#[from] MongodError),
     /// The secret in the data folder cannot be read or made.
-    #[error("the secret in the data folder cannot be used: {0}")]
+    #[error("the secret in the data folder cannot be read or made: {0}")]
     Secret(io::Error),
-    /// `MONGO_URI` is malformed, or asks for what cannot be done.
+    /// `MONGO_URI` is malformed or has an option that is not supported.
     #[error("MONGO_URI cannot be used: {0}")]
     Uri(#[from] UriError),
     /// The options of `MONGO_URI` contradict each other, or its name cannot be resolved.
     #[error("MONGO_URI cannot be used: {}", failure::describe(.0))]
     Connector(mongodb::error::Error),
-    /// The folder of the client bundle is of no use.
+    /// The folder of the client bundles cannot be read.
     #[error("SOCKET_IO_CLIENT_DIR cannot be used: {0}")]
     Bundles(io::Error),
     /// The server stopped with an error.
@@ -116,23 +115,23 @@ pub enum StartError {
 }
 
 impl Application {
-    /// Connects the parts and listens. MongoDB may be down: that is said in the log, requests get
-    /// 503, and everything works when it comes.
+    /// Connects the parts and listens. If MongoDB is down, this is logged and requests are answered
+    /// 503 until it is up.
     ///
     /// # Errors
-    /// The address cannot be used or the configuration not be followed.
+    /// The address or the configuration cannot be used.
     pub async fn build(config: Config) -> Result<Self, StartError> {
         let (uri, secret, mongod) = database(&config).await?;
         warn_if_weak(&secret);
         let uri = MongoUri::parse(uri.expose_secret())?;
-        describe(&uri);
+        log_uri(&uri);
         let capacity = capacity(&config, uri.pool_size.unwrap_or(POOL_SIZE));
         let listener = listen(config.host, config.port)?;
         let addr = listener.local_addr().map_err(StartError::Server)?;
         let demo = config.demo;
         let found = match &uri.srv_name {
             None => Some(Connector::new(&uri).await.map_err(StartError::Connector)?),
-            Some(name) => resolve(&uri, name, RESOLVE).await?,
+            Some(name) => resolve(&uri, name, RESOLVE_TIMEOUT).await?,
         };
         let (connector, listens_already) = match found {
             Some(connector) => (connector, false),
@@ -154,9 +153,9 @@ impl Application {
         tasks.spawn(stop.clone().run_until_cancelled_owned(following));
         let sweep = Arc::clone(&registry).sweep(store);
         tasks.spawn(stop.clone().run_until_cancelled_owned(sweep));
-        // Whoever connects at once should find the feed where it will be; a database that is not
-        // there must not hold the start up.
-        let _ = tokio::time::timeout(FEED_START, feed.started()).await;
+        // Wait for the feed, so that the first clients get positions; but not long, because MongoDB
+        // may be down.
+        let _ = tokio::time::timeout(FEED_START_TIMEOUT, feed.started()).await;
 
         let shutdown_timeout = config.shutdown_timeout;
         let options = server::Options {
@@ -189,7 +188,7 @@ impl Application {
                 config.legacy_trust,
             );
             let hub = Hub::new(Arc::clone(feed.ring()), INBOX);
-            // This closure runs on the worker's thread, and so will the hub.
+            // This closure runs on the worker's thread, so the hub runs there, too.
             actix_web::rt::spawn(hub.clone().run());
             let worker = Worker {
                 store: store.clone(),
@@ -225,13 +224,13 @@ impl Application {
         })
         .map_err(StartError::Server)?;
         if !listens_already {
-            say_where(addr);
+            log_address(addr);
         }
-        say_what(addr, demo);
+        log_pages(addr, demo);
         Ok(Self { addr, server, registry: draining, shutdown_timeout, tasks, stop, mongod })
     }
 
-    /// Where it listens: the real port when 0 was asked for.
+    /// The address where it listens, with the real port if `PORT` is 0.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -241,12 +240,12 @@ impl Application {
         format!("http://{}", reachable(self.addr))
     }
 
-    /// Whether the database is one of its own.
+    /// Whether it uses the embedded MongoDB.
     pub fn is_embedded(&self) -> bool {
         self.mongod.is_some()
     }
 
-    /// Serves until `signal`, then stops: what runs is finished within `SHUTDOWN_TIMEOUT`.
+    /// Serves until `signal`, then stops. Running requests are finished within `SHUTDOWN_TIMEOUT`.
     ///
     /// # Errors
     /// The server ended by itself.
@@ -262,8 +261,8 @@ impl Application {
             None => {
                 log::info!("Stopping");
                 let deadline = tokio::time::Instant::now() + self.shutdown_timeout;
-                // Sockets first, since they would keep the server from stopping; until they are
-                // gone it answers, so that a load balancer sees it unready.
+                // Sockets first, because the server cannot stop while they are open. Meanwhile it
+                // answers requests, so that a load balancer sees that `/readyz` is 503.
                 self.registry.drain(self.shutdown_timeout / 4 * 3).await;
                 if tokio::time::timeout_at(deadline, handle.stop(true)).await.is_err() {
                     handle.stop(false).await;
@@ -273,22 +272,22 @@ impl Application {
         };
         self.stop.cancel();
         self.tasks.close();
-        // The tasks only wait for the database; what it does not answer is not worth waiting for.
+        // The tasks only wait for MongoDB, so a timeout loses nothing.
         let _ = tokio::time::timeout(self.shutdown_timeout, self.tasks.wait()).await;
-        if let Some(Keeper { task, stop }) = self.mongod {
+        if let Some(MongodTask { task, stop }) = self.mongod {
             drop(stop);
-            // It ends by itself, and bounds its waits.
+            // The task ends by itself in bounded time.
             let _ = task.await;
         }
         result.map_err(io::Error::other).and_then(|served| served).map_err(StartError::Server)
     }
 }
 
-/// How many connections fit into the files that may be open; says so when that is fewer than the
-/// configuration asks for.
+/// The number of connections that the limit of open files allows. Logs it if the configuration asks
+/// for more.
 fn capacity(config: &Config, pool_size: u32) -> Capacity {
     let files = raise_open_files();
-    // Of each worker, of the feed, and of what prepares the database.
+    // One pool for each worker, one for the feed and one for the preparation of the database.
     let pools = (config.workers + 2).saturating_mul(pool_size as usize);
     let wanted = config.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS);
     let capacity = Capacity::within(files, pools, wanted);
@@ -296,10 +295,10 @@ fn capacity(config: &Config, pool_size: u32) -> Capacity {
     match config.max_connections {
         Some(wanted) if sockets < wanted => log::warn!(
             "MAX_CONNECTIONS is {wanted}, but only {files} files may be open, so {sockets} sockets \
-             are let in. Raise the hard limit (ulimit -Hn, LimitNOFILE) or lower MAX_CONNECTIONS"
+             are admitted. Raise the hard limit (ulimit -Hn, LimitNOFILE) or lower MAX_CONNECTIONS"
         ),
         None if sockets < wanted => log::info!(
-            "At most {sockets} sockets are let in, since only {files} files may be open. Raise \
+            "At most {sockets} sockets are admitted, because only {files} files may be open. Raise \
              the hard limit (ulimit -Hn, LimitNOFILE) for more"
         ),
         _ => {}
@@ -307,8 +306,8 @@ fn capacity(config: &Config, pool_size: u32) -> Capacity {
     capacity
 }
 
-/// Says what the connection string means, where that may be a surprise.
-fn describe(uri: &MongoUri) {
+/// Logs effects of the connection string that may be unexpected.
+fn log_uri(uri: &MongoUri) {
     if !uri.names_database {
         log::info!("MONGO_URI names no database, so it is {:?}, as for Mongoose", uri.database);
     }
@@ -320,8 +319,7 @@ fn describe(uri: &MongoUri) {
     }
 }
 
-/// One attempt to resolve the name of MongoDB, which may take so long; `None` when it cannot be
-/// resolved now.
+/// Tries once to resolve the name of MongoDB; `None` if it cannot be resolved within `most`.
 async fn resolve(
     uri: &MongoUri,
     name: &str,
@@ -339,7 +337,7 @@ async fn resolve(
     Ok(None)
 }
 
-/// Answers requests that they cannot be served yet, until the name of MongoDB can be resolved.
+/// Answers all requests with 503 until the name of MongoDB is resolved.
 async fn wait_for_name(
     uri: &MongoUri,
     config: &Config,
@@ -353,7 +351,7 @@ async fn wait_for_name(
         waiting: capacity.waiting,
         keep_alive: Duration::ZERO,
         head_timeout: HEAD_TIMEOUT,
-        shutdown_timeout: FEED_START,
+        shutdown_timeout: FEED_START_TIMEOUT,
     };
     let app_config = Data::new(config.clone());
     let limits = Data::new(Limits::new(config));
@@ -369,27 +367,27 @@ async fn wait_for_name(
     .map_err(StartError::Server)?;
     let handle = waiting.handle();
     let serving = tokio::spawn(waiting);
-    say_where(listener.local_addr().map_err(StartError::Server)?);
+    log_address(listener.local_addr().map_err(StartError::Server)?);
     log::info!("Requests for MongoDB are answered 503 until the SRV record of {name:?} is known");
     let mut wait = Duration::from_secs(1);
     let connector = loop {
         tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(RESOLVE_AGAIN);
-        if let Some(connector) = resolve(uri, name, RESOLVE_AGAIN).await? {
+        wait = (wait * 2).min(RETRY_TIMEOUT);
+        if let Some(connector) = resolve(uri, name, RETRY_TIMEOUT).await? {
             break connector;
         }
     };
     log::info!("The SRV record of {name:?} is known now");
     handle.stop(true).await;
-    // How it ended makes no difference: the one that follows takes its place.
+    // Its result does not matter: the real server replaces it.
     let _ = serving.await;
     Ok(connector)
 }
 
-/// The database to use and the secret that goes with it; starts the embedded one if that is it.
+/// The connection string and the secret. Starts the embedded MongoDB if it is used.
 async fn database(
     config: &Config,
-) -> Result<(SecretString, SecretString, Option<Keeper>), StartError> {
+) -> Result<(SecretString, SecretString, Option<MongodTask>), StartError> {
     let uri = match &config.mongo {
         Mongo::Uri { uri } => Some(uri.clone()),
         Mongo::Embedded => None,
@@ -409,7 +407,7 @@ async fn database(
     let options = Options::new(binary, data_dir.clone());
     let mongod = Mongod::start(options.clone()).await?;
     log::info!(
-        "Embedded MongoDB on port {}, its data in {}: for trying and developing, set MONGO_URI in \
+        "Embedded MongoDB on port {}, its data in {}: for tests and development, set MONGO_URI in \
          production",
         mongod.port(),
         data_dir.display()
@@ -421,15 +419,15 @@ async fn database(
     let uri = mongod.uri(original::DATABASE).into();
     let stop = CancellationToken::new();
     let task = tokio::spawn(mongod::keep_running(mongod, options, stop.clone()));
-    Ok((uri, secret, Some(Keeper { task, stop: stop.drop_guard() })))
+    Ok((uri, secret, Some(MongodTask { task, stop: stop.drop_guard() })))
 }
 
-/// Builds the indexes and looks at what a move from Node would change, once MongoDB answers; then
-/// keeps the indexes, for ever.
+/// Builds the indexes and checks the password hashes when MongoDB answers, then maintains the
+/// indexes for ever.
 async fn prepare_database(store: Store, scheme: PasswordHash) {
     let mut upkeep = Upkeep::new(store.clone());
     let mut wait = Duration::from_millis(250);
-    while let Err(error) = build_and_look(&mut upkeep, &store, scheme).await {
+    while let Err(error) = prepare_once(&mut upkeep, &store, scheme).await {
         match &error {
             StoreError::Unavailable(cause) => match certificate_hint(&cause.to_string()) {
                 Some(hint) => log::warn!("MongoDB is not ready yet: {hint}"),
@@ -443,12 +441,12 @@ async fn prepare_database(store: Store, scheme: PasswordHash) {
     upkeep.run().await;
 }
 
-async fn build_and_look(
+async fn prepare_once(
     upkeep: &mut Upkeep,
     store: &Store,
     scheme: PasswordHash,
 ) -> Result<(), StoreError> {
-    say_what_is_there(store.database()).await?;
+    log_contents(store.database()).await?;
     upkeep.round().await?;
     if scheme == PasswordHash::Argon2id && store.users.any_with_bcrypt().await? {
         log::warn!(
@@ -460,8 +458,8 @@ async fn build_and_look(
     Ok(())
 }
 
-/// Says which database it is and what is in it, so that a wrong one is noticed.
-async fn say_what_is_there(database: &Database) -> Result<(), StoreError> {
+/// Logs which database it is and what it contains, so that a wrong one is noticed.
+async fn log_contents(database: &Database) -> Result<(), StoreError> {
     let mut counts = Vec::new();
     for name in original::COLLECTIONS {
         let documents = database.collection::<Document>(name).estimated_document_count().await?;
@@ -475,14 +473,14 @@ fn warn_if_weak(secret: &SecretString) {
     let length = secret.expose_secret().len();
     if length < STRONG_SECRET {
         log::warn!(
-            "JWT_SECRET has {length} bytes; one of at least {STRONG_SECRET} cannot be guessed: \
-             openssl rand -hex 32. Changing it ends all sessions"
+            "JWT_SECRET has {length} bytes and can be guessed. Use at least {STRONG_SECRET}, made with \
+             openssl rand -hex 32. A new secret ends all sessions"
         );
     }
 }
 
-/// Says where the server listens.
-fn say_where(addr: SocketAddr) {
+/// Logs where the server listens.
+fn log_address(addr: SocketAddr) {
     let here = reachable(addr);
     if addr.ip().is_unspecified() {
         log::info!("Listening on http://{here} and all other addresses of this machine");
@@ -491,19 +489,20 @@ fn say_where(addr: SocketAddr) {
     }
 }
 
-/// Says what a person can open.
-fn say_what(addr: SocketAddr, demo: bool) {
+/// Logs the pages to open in a browser.
+fn log_pages(addr: SocketAddr, demo: bool) {
     let here = reachable(addr);
     let demo = if demo { format!("try it on http://{here}/demo, ") } else { String::new() };
     log::info!("To begin with: {demo}read about its API on http://{here}/docs");
 }
 
-/// An address that can be opened: the unspecified one cannot.
+/// An address for a URL: `localhost` instead of the unspecified address.
 fn reachable(addr: SocketAddr) -> String {
     if addr.ip().is_unspecified() { format!("localhost:{}", addr.port()) } else { addr.to_string() }
 }
 
-/// Listens on one address, or on all: IPv6 with IPv4 where the system has it, as Node does.
+/// Listens on one address, or on all as Node does: on IPv6 together with IPv4 if the system has
+/// IPv6.
 fn listen(host: Option<IpAddr>, port: u16) -> Result<TcpListener, StartError> {
     if let Some(host) = host {
         let addr = SocketAddr::new(host, port);

@@ -1,18 +1,15 @@
-//! Fields of a request as the values that a model takes, or the refusal to answer with.
+//! Casts fields of a request to the values of a model, or to the error for the client.
 //!
-//! The rules are Mongoose's ([`crate::js`]); this file only names the field that breaks one.
+//! The rules are Mongoose's ([`crate::js`]). This file adds the name of the field to the error.
 
 use std::borrow::Cow;
 use std::str::FromStr;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, NO_ID};
 use crate::js::Js;
 use crate::models::NotAnId;
 
-/// What is said of a value that is no id.
-pub const NO_ID: &str = "must be an id of 24 hexadecimal digits";
-
-/// A text that Mongoose's `required` accepts: there, castable and not empty.
+/// A text that Mongoose's `required` accepts: present, castable and not empty.
 ///
 /// # Errors
 /// [`ApiError::InvalidField`].
@@ -29,7 +26,7 @@ pub fn required_text<'a>(field: &'static str, value: &'a Js) -> Result<Cow<'a, s
     }
 }
 
-/// An id that Mongoose would cast.
+/// An id that Mongoose can cast.
 ///
 /// # Errors
 /// [`ApiError::InvalidField`].

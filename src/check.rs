@@ -1,4 +1,4 @@
-//! `--check`: what a move from Node would meet, without changing anything.
+//! `--check`: finds problems of a move from the Node server, without changing anything.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use crate::config::uri::MongoUri;
 use crate::config::{Config, Mongo};
 use crate::models::survey::{Finding, survey};
 
-/// How long all questions together may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The timeout of all queries together.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What was found, for people.
+/// The findings, as text for people.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     lines: String,
@@ -22,7 +22,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether nothing would be lost, and everything would work.
+    /// Whether there is no problem.
     pub fn is_good(&self) -> bool {
         self.problems == 0
     }
@@ -59,7 +59,7 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// Looks at the configuration and at the database that it names.
+/// Checks the configuration and its database.
 ///
 /// # Errors
 /// The connection string cannot be used.
@@ -67,10 +67,10 @@ pub async fn check(config: &Config) -> Result<Report, StartError> {
     let mut report = Report::default();
     report.good("the configuration can be read");
     match &config.jwt_secret {
-        None => report.note("JWT_SECRET is not set: one is made for the embedded MongoDB"),
+        None => report.note("JWT_SECRET is not set: the server makes one for the embedded MongoDB"),
         Some(secret) if secret.expose_secret().len() < STRONG_SECRET => report.note(format_args!(
-            "JWT_SECRET has {} bytes; tokens of Node stay valid with it, but {STRONG_SECRET} could \
-             not be guessed",
+            "JWT_SECRET has {} bytes and can be guessed: use at least {STRONG_SECRET} as soon as \
+             the tokens of the Node server need not stay valid",
             secret.expose_secret().len()
         )),
         Some(_) => report.good("JWT_SECRET is long enough"),
@@ -82,10 +82,10 @@ pub async fn check(config: &Config) -> Result<Report, StartError> {
     let uri = MongoUri::parse(uri.expose_secret())?;
     let connector = Connector::new(&uri).await.map_err(StartError::Connector)?;
     let database = connector.connect().map_err(StartError::Connector)?;
-    match tokio::time::timeout(PATIENCE, survey(&database)).await {
+    match tokio::time::timeout(TIMEOUT, survey(&database)).await {
         Ok(Ok(findings)) => findings.into_iter().for_each(|finding| report.add(finding)),
         Ok(Err(error)) => report.problem(format_args!("MongoDB: {error}")),
-        Err(_) => report.problem(format_args!("MongoDB did not answer within {PATIENCE:?}")),
+        Err(_) => report.problem(format_args!("MongoDB did not answer within {TIMEOUT:?}")),
     }
     Ok(report)
 }

@@ -1,24 +1,26 @@
-//! Every refusal that a client can meet, and how it looks in both modes of `ERRORS`.
+//! Every error that a client can get, and how it is written in both modes of `ERRORS`.
 //!
-//! A variant is a fact, not a status. What a client reads is one row of the table in
-//! `ApiError::answers`: the original's status and text, and what a modern client wants. The
-//! cause behind a refusal goes to the log and nowhere else.
+//! A variant is a fact, not a status. The table in `ApiError::answers` has one row for each: the
+//! status and text of the Node server, and those of `ERRORS=precise`. The cause of an error is
+//! logged and not sent.
 
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
 use actix_web::http::header;
 use actix_web::{HttpResponse, ResponseError};
 
-use crate::casts::NO_ID;
 use crate::config::ErrorMode;
 use crate::logging;
 use crate::models::{RefusingIndex, StoreError};
 use crate::views;
 
-/// A request that is answered with a refusal.
+/// The problem of a field that is not an id.
+pub const NO_ID: &str = "must be an id of 24 hexadecimal digits";
+
+/// An error that answers a request.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// Registration with a name that somebody has.
+    /// Registration with a name that is taken.
     #[error("the username is taken")]
     UsernameTaken,
     /// A room of this name exists.
@@ -32,32 +34,32 @@ pub enum ApiError {
         /// What is wrong with it, as the end of a sentence: "is required".
         problem: &'static str,
     },
-    /// Login: nobody has this name.
+    /// Login: no user has this name.
     #[error("no user has this name")]
     UserNotFound,
     /// Login: wrong password, or a name that is an object.
     #[error("the password does not match")]
     InvalidCredentials,
-    /// An event of a socket that has a name which nobody knows.
+    /// An event of a socket with an unknown name.
     #[error("no such event")]
     UnknownEvent,
-    /// Login: the password or the stored hash is no string; bcryptjs names the JavaScript types of
-    /// both to the client.
+    /// Login: the password or the stored hash is not a string. bcryptjs sends the JavaScript types
+    /// of both to the client.
     #[error("the password is of the type {0}, the stored hash of the type {1}")]
     PasswordType(&'static str, &'static str),
     /// The room of a message does not exist.
     #[error("the room does not exist")]
     RoomNotFound,
-    /// The message to change does not exist, or its room is not the user's to see.
+    /// The message to change does not exist, or the user may not see its room.
     #[error("the message does not exist")]
     MessageNotFound,
-    /// A change of a message that another user has sent.
+    /// A change of another user's message.
     #[error("the message was sent by another user")]
     NotTheSender,
     /// An edit of a message that was deleted.
     #[error("the message was deleted")]
     MessageDeleted,
-    /// An edit that names a version which the message no longer has.
+    /// An edit with a version that the message no longer has.
     #[error("the message has another version")]
     EditConflict,
     /// No `Authorization` header.
@@ -78,16 +80,16 @@ pub enum ApiError {
     /// An `Idempotency-Key` that is empty, too long or not text.
     #[error("the idempotency key is not 1 to 255 characters of visible ASCII")]
     IdempotencyKey,
-    /// No route at this path.
+    /// No route has this path.
     #[error("no such route")]
     NotFound,
-    /// A route at this path, but not for this method; the methods that it has.
+    /// The route does not have this method; the methods that it has.
     #[error("no such method on this route, only {0}")]
     MethodNotAllowed(String),
     /// A path parameter whose percent-encoding is broken.
     #[error("the path is not valid percent-encoded UTF-8")]
     MalformedPath,
-    /// A body that is not what its headers say: broken JSON, gzip or length.
+    /// A body that does not match its headers: broken JSON, gzip or length.
     #[error("the body is malformed: {0}")]
     MalformedBody(&'static str),
     /// A body over the limit, as sent or after inflation.
@@ -102,30 +104,30 @@ pub enum ApiError {
     /// Too many passwords wait to be hashed.
     #[error("too many passwords wait to be hashed")]
     Busy,
-    /// More than a limit allows.
+    /// A rate limit was reached.
     #[error("a rate limit was reached")]
     RateLimited {
-        /// After so many seconds it may be tried again.
+        /// The seconds after which the client may try again.
         seconds: u64,
     },
-    /// A socket that is in as many rooms as it may be.
+    /// The socket is in the maximum number of rooms.
     #[error("too many rooms for one socket")]
     TooManyRooms,
-    /// MongoDB did not answer in time, or cannot be reached. Whether a write happened is unknown.
+    /// MongoDB cannot be reached or did not answer in time. A write may have happened or not.
     #[error("the database is not available: {0}")]
     Unavailable(String),
-    /// A message came with an idempotency key, but those cannot be kept here.
+    /// A request has an idempotency key, but the server cannot store keys at the moment.
     #[error("{0}")]
     NoIdempotency(String),
-    /// A unique index of the database refuses the document, and it is none of this server's.
+    /// A unique index that is not from this server refuses the document.
     #[error("{}", StoreError::Refused(.0.clone()))]
     RefusedByIndex(RefusingIndex),
-    /// Anything else; the client learns nothing of it.
+    /// Any other error. The client gets no details.
     #[error("{0}")]
     Internal(String),
 }
 
-/// What a client reads: a status, a text and the code of `ERRORS=precise`.
+/// An answer: a status, a text and the code of `ERRORS=precise`.
 struct Answer {
     status: u16,
     text: &'static str,
@@ -133,9 +135,9 @@ struct Answer {
 }
 
 impl ApiError {
-    /// The table of refusals: the original's answer, and the precise one.
+    /// The table of errors: the answer of the Node server, and the precise one.
     fn answers(&self) -> (Answer, Answer) {
-        /// One row: the original's status and text, then the precise status, code and text.
+        /// One row: the status and text of the Node server, then the precise status, code and text.
         const fn row(
             status: u16,
             text: &'static str,
@@ -172,7 +174,7 @@ impl ApiError {
                 row(404, text, 404, "message_not_found", text)
             }
             Self::NotTheSender => {
-                let text = "Only its sender may change a message";
+                let text = "Only the sender of a message may change it";
                 row(403, text, 403, "not_the_sender", text)
             }
             Self::MessageDeleted => {
@@ -180,7 +182,7 @@ impl ApiError {
                 row(410, text, 410, "message_deleted", text)
             }
             Self::EditConflict => {
-                let text = "The message has changed: its __v is another one";
+                let text = "The message has changed and has another __v";
                 row(409, text, 409, "edit_conflict", text)
             }
             Self::TokenMissing => {
@@ -250,15 +252,15 @@ impl ApiError {
                 row(503, text, 503, "idempotency_unavailable", text)
             }
             Self::RefusedByIndex(_) => {
-                let text = "A unique index of the database refuses this, which the server's \
-                            operator must mend";
+                let text = "A unique index of the database refuses this document, which the \
+                            server's operator must fix";
                 row(500, SERVER, 500, "refused_by_index", text)
             }
             Self::Internal(_) => row(500, SERVER, 500, "internal", SERVER),
         }
     }
 
-    /// True for what Express itself refused, outside of any handler: a page, not JSON.
+    /// Whether Express itself answers this error, outside of any handler, with an HTML page.
     pub(crate) fn is_page(&self) -> bool {
         matches!(
             self,
@@ -272,11 +274,11 @@ impl ApiError {
         )
     }
 
-    /// After how many seconds the same request may succeed.
+    /// The seconds after which the same request may succeed.
     pub(crate) fn retry_after(&self) -> Option<u64> {
         match self {
             Self::Unavailable(_) | Self::Busy => Some(1),
-            // It waits for a person.
+            // A person must solve this.
             Self::NoIdempotency(_) => Some(60),
             Self::RateLimited { seconds } => Some(*seconds),
             _ => None,
@@ -293,9 +295,9 @@ impl ApiError {
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    /// What the client reads in the given mode: the sentence, and the code where there is one.
+    /// The text and the code in the given mode.
     ///
-    /// Over HTTP it is the body; a socket that is refused is told the same.
+    /// It is the body over HTTP, and the reason for a refused socket.
     pub fn sentence(&self, mode: ErrorMode) -> (String, &'static str) {
         let (original, precise) = self.answers();
         let text = match (self, mode) {
@@ -314,12 +316,12 @@ impl ApiError {
         (text, precise.code)
     }
 
-    /// What a client on a socket reads: it names the field and what was expected there, in either
-    /// mode, since the original had no answers on sockets to be faithful to.
+    /// The text and the code for an event on a socket. The text names the field and the expected
+    /// value in both modes, because the Node server did not answer events.
     fn sentence_on_socket(&self, mode: ErrorMode) -> (String, &'static str) {
         let (text, code) = self.sentence(mode);
         let text = match self {
-            // The most frequent mistake of all.
+            // The most frequent mistake.
             Self::InvalidField { field: "room", problem: NO_ID } => {
                 format!("room: {NO_ID}; it is the room's _id, not its name")
             }
@@ -340,8 +342,8 @@ impl ApiError {
         (text, code)
     }
 
-    /// The data of an error on sockets, `{error,code}`, and for one that is pushed `event`: the
-    /// JSON of what was asked for.
+    /// The data of an error on sockets: `{error,code}`, and `event` for an error that is not an
+    /// ack. `event` is JSON: the name of the request's event.
     pub fn to_json(&self, mode: ErrorMode, event: Option<&str>) -> String {
         let (text, code) = self.sentence_on_socket(mode);
         let mut json = br#"{"error":"#.to_vec();
@@ -357,10 +359,11 @@ impl ApiError {
         String::from_utf8(json).expect("views write UTF-8")
     }
 
-    /// Logs a refusal: a client's mistake at debug level, a failure of ours as an error.
+    /// Logs an error: a client's mistake at debug level, a failure of the server as a warning or an
+    /// error.
     pub fn log(&self, requested: &dyn std::fmt::Display) {
         match self {
-            // It comes with every request until somebody acts.
+            // Every request causes it until the operator fixes the index.
             Self::RefusedByIndex(RefusingIndex { collection, index }) => {
                 if logging::once_a_minute(&format!("{collection} {index}")) {
                     log::error!("{requested}: {self}");
@@ -374,9 +377,8 @@ impl ApiError {
         }
     }
 
-    /// The answer in the given mode. `requested` is the method and path that a 404 page names.
-    ///
-    /// It is logged, too.
+    /// The answer in the given mode. Also logs the error. `requested` is the method and path, which
+    /// a 404 page names.
     pub fn respond(&self, mode: ErrorMode, requested: &dyn std::fmt::Display) -> HttpResponse {
         let status = self.status(mode);
         self.log(requested);
@@ -413,7 +415,7 @@ impl ApiError {
     }
 }
 
-/// The body of a refusal in `ERRORS=precise`; a struct, since its keys have an order.
+/// The body of an error in `ERRORS=precise`. A struct keeps the order of the keys.
 #[derive(serde::Serialize)]
 struct Precise<'a> {
     error: &'a str,
@@ -439,8 +441,8 @@ fn page(line: &str) -> String {
     )
 }
 
-/// Handlers return the error itself. The mode of `ERRORS` is not known here, so this is only what
-/// a client would see if the express middleware, which renders it, were missing.
+/// Handlers return the error itself, and the express middleware writes the answer, because the mode
+/// of `ERRORS` is not known here. A client would get this answer only without that middleware.
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         StatusCode::INTERNAL_SERVER_ERROR

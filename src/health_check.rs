@@ -1,9 +1,9 @@
-//! `--health`: asks the server that this configuration starts whether its process serves requests.
+//! `--health`: asks the server of this configuration whether it serves requests.
 //!
-//! It is the health check of a container, which needs no other program for it and follows `PORT`
-//! and `HOST`. It asks `/healthz` and not `/readyz`: an orchestrator restarts what is not healthy,
-//! and a restart mends neither a MongoDB that is away nor a server that is stopping in order. Which
-//! instance gets requests is the load balancer's decision, and that is what `/readyz` is for.
+//! It is the health check of a container: it needs no other program and follows `PORT` and `HOST`.
+//! It asks `/healthz` and not `/readyz`, because an orchestrator restarts an unhealthy container,
+//! and a restart does not help when MongoDB is down or the server is stopping. A load balancer
+//! decides with `/readyz` which instance gets requests.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,11 +21,11 @@ use tokio::net::TcpStream;
 
 use crate::config::Config;
 
-/// What is asked.
+/// The path of the request.
 const PATH: &str = "/healthz";
-/// How long an answer may take: less than the 3 s after which Docker gives up without a reason.
+/// The timeout: less than the 3 s after which Docker gives up without a reason.
 // The text of `Unhealthy::Silent` names it.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a server is not healthy.
 #[derive(Debug, thiserror::Error)]
@@ -33,37 +33,37 @@ pub enum Unhealthy {
     /// `PORT` is 0.
     #[error("PORT=0 takes any free port, so the server's address is not known: set PORT")]
     NoPort,
-    /// Nothing listens there, or what does answers no HTTP.
+    /// Nothing listens there, or it does not answer with HTTP.
     #[error("the server at {0} cannot be asked: {1}")]
     Unreachable(SocketAddr, io::Error),
-    /// It accepts connections at most.
+    /// It does not answer in time.
     #[error("the server at {0} does not answer within 2 s")]
     Silent(SocketAddr),
-    /// Another answer than 200.
+    /// It does not answer 200.
     #[error("the server at {0} answers {1}")]
     Refuses(SocketAddr, StatusCode),
 }
 
-/// Asks the server of this configuration. The address is where it answered.
+/// Asks the server of this configuration. Returns the address at which it answered.
 ///
 /// # Errors
-/// It does not answer 200 in time; the error is a sentence for people.
+/// It does not answer 200 in time. The text of the error is for people.
 pub async fn ask(config: &Config) -> Result<SocketAddr, Unhealthy> {
     if config.port == 0 {
         return Err(Unhealthy::NoPort);
     }
     let addr = SocketAddr::new(reachable(config.host), config.port);
-    let status = tokio::time::timeout(PATIENCE, status(addr))
+    let status = tokio::time::timeout(TIMEOUT, status(addr))
         .await
         .map_err(|_| Unhealthy::Silent(addr))?
         .map_err(|error| Unhealthy::Unreachable(addr, error))?;
     if status == StatusCode::OK { Ok(addr) } else { Err(Unhealthy::Refuses(addr, status)) }
 }
 
-/// Where a server that listens on `host` is reached from this machine.
+/// The address at which this machine reaches a server that listens on `host`.
 fn reachable(host: Option<IpAddr>) -> IpAddr {
     match host {
-        // Without `HOST` it listens on IPv6 only together with IPv4.
+        // Without `HOST`, a server on IPv6 also listens on IPv4.
         None => Ipv4Addr::LOCALHOST.into(),
         Some(IpAddr::V4(host)) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         Some(IpAddr::V6(host)) if host.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -71,7 +71,7 @@ fn reachable(host: Option<IpAddr>) -> IpAddr {
     }
 }
 
-/// The status of the answer; its body is not waited for.
+/// The status of the answer. The body is not read.
 async fn status(addr: SocketAddr) -> io::Result<StatusCode> {
     let stream = TcpStream::connect(addr).await?;
     let mut head = RequestHead::default();
@@ -85,6 +85,8 @@ async fn status(addr: SocketAddr) -> io::Result<StatusCode> {
         Some(Ok(answer)) => Ok(answer.status),
         Some(Err(ParseError::Io(error))) => Err(error),
         Some(Err(error)) => Err(io::Error::other(error.to_string())),
-        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection")),
+        None => {
+            Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"))
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! JSON values with JavaScript's meaning, and Mongoose's casts of them.
 //!
-//! The original read every field through `JSON.parse` and Mongoose's schema types, and clients
-//! have come to rely on what those accept: a number as a name, `{"_id": "…"}` where a string is
-//! meant, an id inside an array. This file holds those rules and nothing of routes or documents.
-//! Values are read with bounded depth, however deep a body is nested.
+//! The Node server read every field with `JSON.parse` and Mongoose's schema types, and clients rely
+//! on what those accept: a number as a name, `{"_id": "…"}` instead of a string, an id inside an
+//! array. This file has those rules, and knows no routes and no documents. Values are read to a
+//! bounded depth, however deep a body is nested.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -14,11 +14,11 @@ use serde_json::value::RawValue;
 
 use crate::models::NotAnId;
 
-/// How deep arrays and objects are kept. No cast looks further than an array inside an `_id`;
-/// what lies deeper is an [`Js::Object`] without an `_id`, which no cast accepts.
+/// The maximum depth of arrays and objects. No cast looks deeper than an array inside an `_id`. A
+/// deeper value becomes a [`Js::Object`] without an `_id`, which no cast accepts.
 const MAX_DEPTH: u8 = 16;
 
-/// A value as a JavaScript handler sees a field of `req.body`.
+/// The value of a field of `req.body` in a JavaScript handler.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Js {
     /// The field is not there.
@@ -28,15 +28,15 @@ pub enum Js {
     Null,
     /// `true` or `false`.
     Bool(bool),
-    /// A number; those beyond the range of a double are infinite, as in JavaScript.
+    /// A number. Beyond the range of a double it is infinite, as in JavaScript.
     Number(f64),
-    /// A string. A lone surrogate has become U+FFFD, which is what the database would hold.
+    /// A string. A lone surrogate is replaced by U+FFFD, as in the database.
     String(String),
     /// An array.
     Array(Vec<Js>),
-    /// An object, of which only `_id` matters to any cast.
+    /// An object. Casts only read its `_id`.
     Object {
-        /// The value of `_id`, [`Js::Undefined`] when there is none.
+        /// The value of `_id`; [`Js::Undefined`] if there is none.
         id: Box<Js>,
     },
 }
@@ -47,12 +47,12 @@ pub enum Js {
 pub struct CastError;
 
 impl Js {
-    /// Casts to a string field as Mongoose's `castString` does: scalars print themselves, an
-    /// object with a non-empty string `_id` becomes that string.
+    /// Casts to a string like Mongoose's `castString`: a scalar becomes its text, and an object
+    /// with a non-empty string `_id` becomes that string.
     ///
     /// # Errors
-    /// `null`, a missing field, an array and any other object cannot be cast. (Mongoose lets
-    /// `null` through for its `required` validator to refuse; here it is refused at once.)
+    /// `null`, a missing field, an array or any other object. (Mongoose casts `null`, and its
+    /// `required` validator refuses it; here the cast refuses it.)
     pub fn to_text(&self) -> Result<Cow<'_, str>, CastError> {
         match self {
             Self::String(text) => Ok(text.into()),
@@ -65,11 +65,11 @@ impl Js {
         }
     }
 
-    /// Casts to an id as Mongoose's `castObjectId` does: what the value, or else its `_id`, prints
-    /// must be 24 hexadecimal digits.
+    /// Casts to an id like Mongoose's `castObjectId`: the text of the value, or of its `_id` if it
+    /// has one, must be 24 hexadecimal digits.
     ///
     /// # Errors
-    /// Everything else, `null` and a missing field included.
+    /// Any other value, including `null` and a missing field.
     pub fn to_id<Id: std::str::FromStr<Err = NotAnId>>(&self) -> Result<Id, CastError> {
         let printed = match self {
             Self::Undefined | Self::Null => return Err(CastError),
@@ -80,12 +80,12 @@ impl Js {
         printed.parse().map_err(|_| CastError)
     }
 
-    /// True for a missing field and for `null`, which JavaScript's `== null` does not tell apart.
+    /// Whether it is missing or `null`, as JavaScript's `== null`.
     pub fn is_nullish(&self) -> bool {
         matches!(self, Self::Undefined | Self::Null)
     }
 
-    /// What the operator `typeof` answers.
+    /// The result of the operator `typeof`.
     pub fn type_of(&self) -> &'static str {
         match self {
             Self::Undefined => "undefined",
@@ -106,7 +106,7 @@ impl Js {
         }
     }
 
-    /// What `toString()` answers; the elements of an array are joined by commas.
+    /// The result of `toString()`. The elements of an array are joined by commas.
     fn print(&self) -> String {
         let mut out = String::new();
         self.print_into(&mut out);
@@ -131,7 +131,8 @@ impl Js {
         }
     }
 
-    /// Reads the text of one value. A text that serde_json has accepted as JSON always succeeds.
+    /// Reads the text of one value. This never fails for a text that serde_json has accepted as
+    /// JSON.
     fn from_raw(raw: &RawValue, depth: u8) -> Result<Self, serde_json::Error> {
         let text = raw.get();
         Ok(match text.as_bytes().first() {
@@ -149,17 +150,17 @@ impl Js {
                 Self::Object { id: Box::new(Fields::parse(text, depth + 1)?.take("_id")) }
             }
             Some(b'[' | b'{') => Self::Object { id: Box::default() },
-            // JSON's numbers are a subset of what Rust parses, and an overflow is infinite in both.
+            // Rust parses all numbers of JSON, and an overflow is infinite as in JavaScript.
             _ => Self::Number(text.parse().unwrap_or(f64::NAN)),
         })
     }
 }
 
-/// The fields of a JSON object, with JavaScript's rule for duplicates: the last one counts.
+/// The fields of a JSON object. Of duplicate fields the last one counts, as in JavaScript.
 #[derive(Debug, Clone, Default)]
 pub struct Fields {
     values: Vec<(String, Js)>,
-    /// What [`stringify`] made of the strings with lone surrogates: hardly ever is there one.
+    /// The output of [`stringify`] for strings with lone surrogates, which are rare.
     echoes: Vec<(String, String)>,
 }
 
@@ -167,12 +168,12 @@ impl Fields {
     /// Reads a JSON object.
     ///
     /// # Errors
-    /// The text is no JSON object.
+    /// The text is not a JSON object.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
         Self::parse(text, 0)
     }
 
-    /// Takes a field out; [`Js::Undefined`] when it is not there.
+    /// Takes a field out; [`Js::Undefined`] if it is missing.
     pub fn take(&mut self, name: &str) -> Js {
         match self.values.iter().rposition(|(key, _)| key == name) {
             Some(index) => self.values.remove(index).1,
@@ -180,9 +181,9 @@ impl Fields {
         }
     }
 
-    /// The JSON that an answer must hold for a field that came with a lone surrogate and is echoed:
-    /// JavaScript still has the surrogate then, although the database has U+FFFD. `None` when the
-    /// field's text is an ordinary one.
+    /// The JSON of a field with a lone surrogate, for an answer that echoes the field: in
+    /// JavaScript it still has the surrogate, although the database has U+FFFD. `None` for a field
+    /// without a lone surrogate.
     pub fn take_echo(&mut self, name: &str) -> Option<String> {
         let index = self.echoes.iter().rposition(|(key, _)| key == name)?;
         Some(self.echoes.swap_remove(index).1)
@@ -229,10 +230,9 @@ impl<'de> Deserialize<'de> for Js {
     }
 }
 
-/// Replaces the escapes of lone surrogates, which are JSON but no Unicode, by `\ufffd`.
+/// Replaces the escapes of lone surrogates by `\ufffd`. They are valid JSON, but not Unicode.
 ///
-/// `JSON.parse` accepts them and the driver writes U+FFFD into the document; serde_json would
-/// refuse the text.
+/// `JSON.parse` accepts them, and the driver stores U+FFFD. serde_json would refuse the text.
 fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
     let mut replaced = Cow::Borrowed(json);
     for (at, _) in lone_surrogates(json) {
@@ -241,8 +241,8 @@ fn replace_lone_surrogates(json: &str) -> Cow<'_, str> {
     replaced
 }
 
-/// What `JSON.stringify` makes of a string literal with lone surrogates: they stay escapes, and
-/// everything else is written plainly. `None` for all other JSON.
+/// The output of `JSON.stringify` for a string literal with lone surrogates: only they are still
+/// escaped. `None` for all other JSON.
 fn stringify(json: &str) -> Option<String> {
     let literal = json.strip_prefix('"')?.strip_suffix('"')?;
     let mut out = String::from("\"");
@@ -260,14 +260,14 @@ fn stringify(json: &str) -> Option<String> {
     Some(out)
 }
 
-/// A part of a string literal without the escapes that it needs not have.
+/// A part of a string literal without needless escapes.
 fn plain(part: &str) -> Option<String> {
     let text: String = serde_json::from_str(&format!("\"{part}\"")).ok()?;
     let json = serde_json::to_string(&text).ok()?;
     Some(json.strip_prefix('"')?.strip_suffix('"')?.to_owned())
 }
 
-/// The escapes of lone surrogates in a JSON text: where they begin, and which they are.
+/// The escapes of lone surrogates in a JSON text: the offset and the code unit of each.
 fn lone_surrogates(json: &str) -> impl Iterator<Item = (usize, u16)> {
     let bytes = json.as_bytes();
     let mut at = 0;

@@ -2,44 +2,53 @@
 //!
 //! # The map
 //!
-//! In reading order. An arrow is "uses"; nothing uses what stands above it.
+//! Each part uses only parts below it: nothing imports upward.
 //!
 //! ```text
-//! main ─▶ logging, app             the process; who knows every part, start and stop order
-//!          ├─▶ server              HTTP, and the hand-over of WebSockets
-//!          ├─▶ routes ─▶ controllers, middleware     what Express had, one to one
-//!          ├─▶ wires               the chat on each wire: ws, socket_io
-//!          ├─▶ sessions            one conversation, whatever its wire; recovery: coming back
-//!          ├─▶ chat                what the chat does, for REST and sockets alike: send
-//!          ├─▶ hub                 who is in which room on this thread: member, inbox, offset
-//!          ├─▶ feed                the change stream, the only writer of the ring: the recent past
-//!          ├─▶ models ─▶ mongoose  documents, queries, indexes; odd documents as Mongoose reads them
-//!          ├─▶ protocols           socket_io ─▶ engine_io ─▶ websocket, cors: ignorant of chat
-//!          ├─▶ auth, limits, refusals, metrics
-//!          ├─▶ error, views, js, casts               what clients read, and what they wrote
-//!          ├─▶ openapi             the document of the routes
-//!          ├─▶ mongod              the embedded MongoDB
-//!          ├─▶ check, health_check  what --check and --health say
-//!          └─▶ config
+//! main                  the process: arguments, log, signals
+//! check, health_check   the commands --check and --health
+//! app                   builds and connects all parts; the order of start and stop
+//! routes                the route table
+//! controllers           the REST handlers
+//! wires                 the chat on each wire: ws, socket_io
+//! sessions              the session of one client on any wire: requests, recovery
+//! chat                  the operations of REST and sockets: send, edit
+//! middleware            Express's behaviour, authentication, deadlines
+//! server                HTTP, and the handover of WebSockets
+//! limits, refusals      rate limits; counters of refused sockets
+//! hub                   the rooms of one worker: members, inboxes, offsets
+//! feed                  the change stream, and the ring of recent events
+//! openapi               the API document
+//! auth                  tokens and passwords
+//! casts                 fields of requests as values of models
+//! error                 every error that a client can get
+//! views, js             JSON for clients; JSON from clients with JavaScript's rules
+//! models                documents, queries, indexes
+//! mongoose              documents as Mongoose reads them
+//! config                environment variables and .env
+//! protocols             websocket, engine_io, socket_io, cors: nothing of chat
+//! mongod                the embedded MongoDB
+//! metrics, logging
 //! ```
 //!
 //! # A message
 //!
-//! A request or an event reaches [`chat::Chat::send`], which checks and stores it by a majority
-//! and answers its sender. Nothing is delivered there. MongoDB's change stream brings the insert
-//! to the [feed] of every instance, which encodes it once and appends it to the
-//! [ring](feed::ring). The [hub] of each worker follows the ring and puts it
-//! into the inboxes of the local [members](hub::member) of its room; each session writes it
-//! to its own wire, at its own pace. Where nothing waits, the hub writes it directly. So everybody
+//! A request or an event calls [`chat::Chat::send`], which checks the message, stores it with write
+//! concern `majority` and answers the sender. It does not deliver the message. MongoDB's change
+//! stream brings the insert to the [feed] of every instance. The feed encodes it once and appends
+//! it to the [ring](feed::ring). The [hub] of each worker follows the ring and puts the event into
+//! the inboxes of the local [members](hub::member) of the room. Each session writes it to its wire
+//! at its own pace; if nothing else waits, the hub writes it directly. So every member of the room
 //! gets every message once, in one order.
 //!
 //! # What holds everywhere
 //!
-//! - Only the feed publishes; only a hub's own thread touches it; nothing awaits under a lock.
-//! - Whoever must wait, waits in something bounded; what does not fit ends with a reason that its
-//!   client can resume from.
-//! - A position means the same on every instance, and at every later time.
-//! - What a client or the database sends is never trusted to have a shape: no `unwrap`, no index.
+//! - Only the feed publishes. A hub is used only by its own thread. Nothing awaits while a lock is held.
+//! - Every queue is bounded. A client whose queue overflows is disconnected with a reason, and can
+//!   resume.
+//! - A position means the same on every instance and after a restart.
+//! - Input of clients and of the database can have any shape: no `unwrap` and no unchecked index on
+//!   it.
 
 pub mod app;
 pub mod auth;

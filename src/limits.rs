@@ -1,9 +1,9 @@
-//! How often one address, name or user may do what is costly, per minute; and how often any limit
-//! was reached, which the log says, too.
+//! Rate limits per minute for each address, name or user, and counts of how often each limit was
+//! reached, which are also logged.
 //!
-//! A window begins with the first of them and lasts a minute. Windows are kept in bounded caches,
-//! so that an attacker with many addresses takes no memory; who is forgotten early has a new
-//! window, which errs on the side of honest clients.
+//! A window begins with the first request and lasts a minute. The windows are in bounded caches, so
+//! an attacker with many addresses cannot use up the memory. If a window is evicted early, its
+//! client gets a new one, so it is never refused too early.
 
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -25,8 +25,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// How many windows of one kind are kept.
 const MAX_WINDOWS: u64 = 100_000;
 
-/// Where a request comes from: an IPv4 address, or the 64 bits of an IPv6 address that one
-/// customer has.
+/// The address of a client: an IPv4 address, or the /64 network of an IPv6 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Address(IpAddr);
 
@@ -34,8 +33,8 @@ pub struct Address(IpAddr);
 pub struct Limits {
     /// Logins and registrations (`RATE_LIMIT_LOGIN`).
     pub login: Limiter<Address>,
-    /// Failed logins for a name (`RATE_LIMIT_LOGIN_NAME`), by address, so that a stranger cannot
-    /// lock a user out.
+    /// Failed logins for a name (`RATE_LIMIT_LOGIN_NAME`), for each address, so that a stranger
+    /// cannot lock a user out.
     pub login_name: Limiter<(Address, Box<str>)>,
     /// Messages (`RATE_LIMIT_SEND`).
     pub send: Limiter<UserId>,
@@ -48,11 +47,11 @@ pub struct Limits {
     others: Others,
     max_rooms_per_session: usize,
     trusted_proxies: usize,
-    /// Whether the log says already that the header is there and not believed.
-    proxy_was_said: AtomicBool,
+    /// Whether it was logged that the header is ignored.
+    proxy_was_logged: AtomicBool,
 }
 
-/// How often a limit was reached that is judged elsewhere.
+/// Counts for limits that other parts check.
 #[derive(Debug, Default)]
 struct Others {
     body: AtomicU64,
@@ -68,20 +67,20 @@ pub struct Limiter<K> {
     refused: Tally,
 }
 
-/// The limit of each socket's events, whose window lies with its session.
+/// The limit of each socket's events. The window is in the session.
 pub struct EventLimiter {
     rate: Rate,
     refused: Tally,
 }
 
-/// How often something may be done.
+/// A rate.
 #[derive(Debug, Clone, Copy)]
 pub struct Rate {
     /// The variable that sets it.
     pub setting: &'static str,
-    /// What is limited, for the log.
+    /// What was refused, for the log.
     pub what: &'static str,
-    /// How often in a minute; 0 is no limit.
+    /// The maximum in a minute; 0 means no limit.
     pub per_minute: u32,
 }
 
@@ -98,7 +97,7 @@ struct Window {
     count: AtomicU32,
 }
 
-/// Too much in one window.
+/// The limit of a window was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many requests")]
 pub struct LimitReached {
@@ -144,37 +143,37 @@ impl Limits {
             others: Others::default(),
             max_rooms_per_session: config.max_rooms_per_session,
             trusted_proxies: usize::from(config.trust_proxy),
-            proxy_was_said: AtomicBool::new(false),
+            proxy_was_logged: AtomicBool::new(false),
         }
     }
 
-    /// Where a request comes from; see [`address`](Self::address).
+    /// The address of the client of a request; see [`address`](Self::address).
     pub fn address_of(&self, req: &HttpRequest) -> Address {
         self.address(req.peer_addr(), req.headers().get_all("X-Forwarded-For"))
     }
 
-    /// Where a request comes from: its peer, or what the outermost of the trusted proxies saw.
+    /// The address of a client: its peer address, or the one that the outermost trusted proxy saw.
     ///
-    /// `forwarded_for` is every line of the header `X-Forwarded-For`, in order. They are one list,
-    /// as Node joins them: some proxies append to a line, others add one. The header `Forwarded`
-    /// is not read, since nobody says which of the proxies set it.
+    /// `forwarded_for` has all lines of the header `X-Forwarded-For`, in order. They are one list,
+    /// as in Node: some proxies append to a line, others add a line. The header `Forwarded` is not
+    /// read, because it does not show which of the proxies set it.
     pub fn address<'a>(
         &self,
         peer: Option<SocketAddr>,
         forwarded_for: impl DoubleEndedIterator<Item = &'a HeaderValue>,
     ) -> Address {
         let peer = peer.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| peer.ip());
-        // Each proxy appends whom it saw; what is further left anyone can have written.
+        // Each proxy appends the address that it saw. A client can forge the entries before those.
         let mut hops = forwarded_for
             .rev()
             .flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','))
             .map(<[u8]>::trim_ascii)
             .filter(|hop| !hop.is_empty());
         let Some(trusted) = self.trusted_proxies.checked_sub(1) else {
-            if hops.next().is_some() && !self.proxy_was_said.swap(true, Ordering::Relaxed) {
+            if hops.next().is_some() && !self.proxy_was_logged.swap(true, Ordering::Relaxed) {
                 log::warn!(
-                    "A request from {peer} has the header X-Forwarded-For, which is not believed \
-                     while TRUST_PROXY is 0: limits by address count the address that connects. \
+                    "A request from {peer} has the header X-Forwarded-For, which is ignored while \
+                     TRUST_PROXY is 0, so limits by address use the address of the connection. \
                      Set TRUST_PROXY to the number of proxies in front of this server, if there \
                      are any"
                 );
@@ -184,14 +183,14 @@ impl Limits {
         Address::of(hops.nth(trusted).and_then(ip_of).unwrap_or(peer))
     }
 
-    /// Counts a refusal if a limit is the cause that nobody else counts.
+    /// Counts an error if its cause is one of the limits that other parts check.
     pub fn note(&self, error: &ApiError) {
         let others = &self.others;
         let count = |refused: &AtomicU64| {
             refused.fetch_add(1, Ordering::Relaxed);
         };
         match error {
-            // One client's mistake, which the operator can do nothing about.
+            // Not logged: it is a mistake of the client, and the operator cannot change anything.
             ApiError::BodyTooLarge => count(&others.body),
             ApiError::BodyTimeout => count(&others.slow_body),
             ApiError::TooManyRooms => {
@@ -204,7 +203,7 @@ impl Limits {
         }
     }
 
-    /// How often each limit was reached, by its name.
+    /// How often each limit was reached, by limit.
     pub fn refused(&self) -> [(&'static str, u64); 10] {
         [
             ("login", self.login.refused.count()),
@@ -221,7 +220,7 @@ impl Limits {
     }
 }
 
-/// The address in an entry of `X-Forwarded-For`, some of which have a port: `192.0.2.1`,
+/// The address in an entry of `X-Forwarded-For`, which may have a port: `192.0.2.1`,
 /// `192.0.2.1:5678`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:5678`.
 fn ip_of(hop: &[u8]) -> Option<IpAddr> {
     let hop = std::str::from_utf8(hop).ok()?;
@@ -230,7 +229,7 @@ fn ip_of(hop: &[u8]) -> Option<IpAddr> {
 }
 
 impl Address {
-    /// The address that an IP address counts as.
+    /// The address for an IP address.
     pub fn of(ip: IpAddr) -> Self {
         match ip.to_canonical() {
             IpAddr::V6(ip) => {
@@ -243,16 +242,16 @@ impl Address {
 }
 
 impl<K: Hash + Eq + Send + Sync + 'static> Limiter<K> {
-    /// So many per minute for each key.
+    /// A limiter with this rate for each key.
     pub fn new(rate: Rate) -> Self {
         let windows = Cache::builder().max_capacity(MAX_WINDOWS).time_to_live(WINDOW).build();
         Self { rate, windows, refused: Tally::default() }
     }
 
-    /// Counts one more.
+    /// Counts one request.
     ///
     /// # Errors
-    /// It is one too many.
+    /// It is beyond the limit.
     pub fn take(&self, key: K) -> Result<(), LimitReached> {
         if self.rate.per_minute == 0 {
             return Ok(());
@@ -262,10 +261,10 @@ impl<K: Hash + Eq + Send + Sync + 'static> Limiter<K> {
         self.judge(&window, before)
     }
 
-    /// Whether one more would be allowed, without counting it.
+    /// Checks whether one more request is allowed, without counting it.
     ///
     /// # Errors
-    /// It would be one too many.
+    /// It would be beyond the limit.
     pub fn check(&self, key: &K) -> Result<(), LimitReached> {
         match self.windows.get(key) {
             Some(window) => self.judge(&window, window.count.load(Ordering::Relaxed)),
@@ -278,7 +277,7 @@ impl<K: Hash + Eq + Send + Sync + 'static> Limiter<K> {
         if per_minute == 0 || before < per_minute {
             return Ok(());
         }
-        // Far from an overflow, however long someone goes on.
+        // Reset the count, so that it never overflows.
         window.count.store(per_minute, Ordering::Relaxed);
         self.refused.note(|| self.rate.reached());
         Err(LimitReached { retry_after: WINDOW.saturating_sub(window.began.elapsed()) })
@@ -286,15 +285,15 @@ impl<K: Hash + Eq + Send + Sync + 'static> Limiter<K> {
 }
 
 impl EventLimiter {
-    /// So many per minute for each session.
+    /// A limiter with this rate for each session.
     pub fn new(rate: Rate) -> Self {
         Self { rate, refused: Tally::default() }
     }
 
-    /// Counts one more.
+    /// Counts one request.
     ///
     /// # Errors
-    /// It is one too many.
+    /// It is beyond the limit.
     pub fn take(&self, window: &mut SessionWindow) -> Result<(), LimitReached> {
         if self.rate.per_minute == 0 {
             return Ok(());
@@ -313,7 +312,7 @@ impl EventLimiter {
 }
 
 impl Rate {
-    /// A line for the log.
+    /// The log line for a reached limit.
     fn reached(&self) -> String {
         limit_reached(self.setting, self.per_minute, self.what)
     }
@@ -435,7 +434,7 @@ mod tests {
         }
     }
 
-    /// Where a request with these lines comes from, to a server behind so many proxies.
+    /// The client address of a request with these lines, for a server behind so many proxies.
     fn seen(proxies: u8, lines: &[&str]) -> Address {
         let vars = |name: &str| match name {
             "TRUST_PROXY" => Some(proxies.to_string()),

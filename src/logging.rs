@@ -1,9 +1,9 @@
-//! The log: one line for each thing that is said, and not many of one kind.
+//! The log: one line for each record, and a limited number of lines of one kind.
 //!
-//! What a client wrote can be part of what is said, if only in the words of a library. It cannot
-//! begin a line of its own or paint the terminal: control characters are escaped. And what a
-//! client, or a database that is away, can cause again and again is said ten times a second and
-//! then counted.
+//! A record can contain text of a client, for example inside a library's error. Control characters
+//! are escaped, so this text cannot begin a new line or send commands to the terminal. A client or
+//! a failing database can cause the same record again and again: at most ten of a kind are written
+//! each second, and the others are counted.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display, Write as _};
@@ -15,44 +15,44 @@ use env_logger::Builder;
 use env_logger::fmt::Formatter;
 use log::{Level, LevelFilter, Record};
 
-/// What is logged unless `RUST_LOG` says otherwise.
+/// The default of `RUST_LOG`.
 const DEFAULT: &str = "info,actix_server=warn,mongodb=warn";
 const VARIABLE: &str = "RUST_LOG";
-/// What the names of modules begin with that log anything.
+/// The prefixes of all modules that write to the log.
 const MODULES: [&str; 8] =
     ["realtime_chat_backend", "actix", "mongodb", "hickory", "rustls", "tokio", "mio", "h2"];
 /// How many lines of one kind are written in each [`PERIOD`].
-const LINES: u32 = 10;
+const MAX_LINES: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(1);
 /// See [`once_a_minute`].
 const MINUTE: Duration = Duration::from_secs(60);
-const MINUTES: usize = 100;
+const MAX_ONCE: usize = 100;
 
-/// Starts it, on standard error. `RUST_LOG` is that of the environment, else of `.env`.
+/// Starts the log on standard error. `RUST_LOG` is taken from the environment, else from `.env`.
 pub fn start(dotenv: &[(String, String)]) {
     let in_file = || dotenv.iter().find(|(name, _)| name == VARIABLE).map(|(_, v)| v.clone());
     let wanted = std::env::var(VARIABLE).ok().or_else(in_file);
     let filter = wanted.as_deref().filter(|wanted| is_filter(wanted));
     let mut builder = Builder::new();
-    // It reports what strangers send as errors of its own, as many as they like.
+    // It logs malformed requests as errors, so any client could fill the log.
     builder.filter_module("actix_http", LevelFilter::Off);
     builder.parse_filters(filter.unwrap_or(DEFAULT));
-    let pace = Pace::default();
-    builder.format(move |line, record| write(line, record, &pace)).init();
+    let limiter = LineLimiter::default();
+    builder.format(move |line, record| write(line, record, &limiter)).init();
     match (filter, &wanted) {
         (None, Some(wanted)) if wanted.trim().is_empty() => {
-            log::info!("RUST_LOG is set but empty, so it is {DEFAULT}");
+            log::info!("RUST_LOG is set but empty, so {DEFAULT} is used");
         }
         (None, Some(wanted)) => log::warn!(
-            "RUST_LOG={wanted:?} is not understood, so it is {DEFAULT}: error, warn, info, debug, \
-             trace or off, or a list for each module, such as info,mongodb=debug"
+            "RUST_LOG={wanted:?} is not understood, so {DEFAULT} is used. Set error, warn, info, \
+             debug, trace or off, or a list with modules, such as info,mongodb=debug"
         ),
         _ => {}
     }
 }
 
-/// Whether a filter says what to log. A word that is no level is the name of a module to
-/// env_logger; one that no module here has would silence everything else.
+/// Whether a filter is valid. env_logger takes a word that is not a level for the name of a module.
+/// An unknown module would silence everything else.
 fn is_filter(filter: &str) -> bool {
     let filter = filter.split_once('/').map_or(filter, |(directives, _)| directives);
     let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
@@ -65,9 +65,9 @@ fn is_filter(filter: &str) -> bool {
         })
 }
 
-/// Whether something may be said that is said once a minute at most; `what` tells it from others.
+/// Whether a record that is allowed once a minute may be written now. `what` identifies it.
 ///
-/// Those are few. If there are more than a hundred in one minute, the others are not said.
+/// With more than a hundred of these in one minute, the others are not written.
 pub fn once_a_minute(what: &str) -> bool {
     static SAID: LazyLock<Mutex<HashMap<String, Instant>>> = LazyLock::new(Mutex::default);
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,18 +76,18 @@ pub fn once_a_minute(what: &str) -> bool {
 
 fn allow_once(said: &mut HashMap<String, Instant>, what: &str, now: Instant) -> bool {
     said.retain(|_, at| now.duration_since(*at) < MINUTE);
-    if said.contains_key(what) || said.len() >= MINUTES {
+    if said.contains_key(what) || said.len() >= MAX_ONCE {
         return false;
     }
     said.insert(what.to_owned(), now);
     true
 }
 
-fn write(line: &mut Formatter, record: &Record<'_>, pace: &Pace) -> io::Result<()> {
-    // Whoever asks for more wants all of it.
+fn write(line: &mut Formatter, record: &Record<'_>, limiter: &LineLimiter) -> io::Result<()> {
+    // Debug and trace lines are not limited: their reader wants all of them.
     let left_out = if record.level() <= Level::Info {
         let kind = Kind { file: record.file_static(), line: record.line() };
-        let Some(left_out) = pace.allow(kind, Instant::now()) else { return Ok(()) };
+        let Some(left_out) = limiter.allow(kind, Instant::now()) else { return Ok(()) };
         left_out
     } else {
         0
@@ -101,42 +101,43 @@ fn write(line: &mut Formatter, record: &Record<'_>, pace: &Pace) -> io::Result<(
     writeln!(line)
 }
 
-/// Where in the code a line comes from.
+/// The kind of a line: its place in the code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Kind {
     file: Option<&'static str>,
     line: Option<u32>,
 }
 
-/// How much was said of late; there are as many kinds as places that say something.
+/// The recent lines of each kind. The number of kinds is bounded by the number of log statements.
 #[derive(Debug, Default)]
-struct Pace(Mutex<HashMap<Kind, Said>>);
+struct LineLimiter(Mutex<HashMap<Kind, Recent>>);
 
 #[derive(Debug)]
-struct Said {
+struct Recent {
     since: Instant,
     lines: u32,
     left_out: u64,
 }
 
-impl Pace {
-    /// Whether one more may be said; then how many were not said since the last.
+impl LineLimiter {
+    /// Whether one more line may be written. If so, returns how many were left out since the last
+    /// one.
     fn allow(&self, kind: Kind, now: Instant) -> Option<u64> {
         let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = kinds.entry(kind).or_insert(Said { since: now, lines: 0, left_out: 0 });
-        if now.duration_since(said.since) >= PERIOD {
-            (said.since, said.lines) = (now, 0);
+        let recent = kinds.entry(kind).or_insert(Recent { since: now, lines: 0, left_out: 0 });
+        if now.duration_since(recent.since) >= PERIOD {
+            (recent.since, recent.lines) = (now, 0);
         }
-        if said.lines == LINES {
-            said.left_out += 1;
+        if recent.lines == MAX_LINES {
+            recent.left_out += 1;
             return None;
         }
-        said.lines += 1;
-        Some(std::mem::take(&mut said.left_out))
+        recent.lines += 1;
+        Some(std::mem::take(&mut recent.left_out))
     }
 }
 
-/// Text in which nothing can end the line or be taken for a command to the terminal.
+/// Text in which control characters are escaped, so that it stays on one line.
 struct OneLine<T>(T);
 
 impl<T: Display> Display for OneLine<T> {
@@ -161,7 +162,7 @@ impl fmt::Write for Escaping<'_, '_> {
     }
 }
 
-/// Control characters, the separators of lines, and what turns the direction of a text.
+/// Control characters, line separators, and characters that change the direction of text.
 fn is_control(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -172,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_stays_a_line() {
+    fn control_characters_are_escaped() {
         for (text, line) in [
             ("plain \"text\" with \\ and ü", "plain \"text\" with \\ and ü"),
             ("ann\n[2026 ERROR] forged", "ann\\n[2026 ERROR] forged"),
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_would_log_nothing_by_mistake_is_none() {
+    fn invalid_filters_are_found() {
         for filter in [
             "info",
             "INFO",
@@ -204,14 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn much_of_a_kind_is_counted_and_other_kinds_are_said() {
-        let (pace, now) = (Pace::default(), Instant::now());
+    fn surplus_lines_of_a_kind_are_counted() {
+        let (limiter, now) = (LineLimiter::default(), Instant::now());
         let kind = |line| Kind { file: Some("a.rs"), line: Some(line) };
-        let said = (0..100).filter(|_| pace.allow(kind(1), now).is_some()).count();
-        assert_eq!(said, 10);
-        assert_eq!(pace.allow(kind(2), now), Some(0));
-        assert_eq!(pace.allow(kind(1), now + PERIOD), Some(90));
-        assert_eq!(pace.allow(kind(1), now + PERIOD), Some(0));
+        let written = (0..100).filter(|_| limiter.allow(kind(1), now).is_some()).count();
+        assert_eq!(written, 10);
+        assert_eq!(limiter.allow(kind(2), now), Some(0));
+        assert_eq!(limiter.allow(kind(1), now + PERIOD), Some(90));
+        assert_eq!(limiter.allow(kind(1), now + PERIOD), Some(0));
     }
 
     #[test]
@@ -221,7 +222,7 @@ mod tests {
         assert!(!allow_once(&mut said, "a", now + MINUTE - PERIOD));
         assert!(allow_once(&mut said, "a", now + MINUTE));
         let others = (0..1_000).filter(|n| allow_once(&mut said, &n.to_string(), now + MINUTE));
-        assert_eq!(others.count(), MINUTES - 1);
-        assert_eq!(said.len(), MINUTES);
+        assert_eq!(others.count(), MAX_ONCE - 1);
+        assert_eq!(said.len(), MAX_ONCE);
     }
 }

@@ -16,7 +16,7 @@ A chat backend: REST, WebSocket and Socket.IO over MongoDB.
 Usage: realtime-chat-backend [OPTION]
 
   --check    look at the configuration and the database, change nothing
-  --health   ask the server that this configuration starts whether it is up
+  --health   ask the server of this configuration whether it is up
   --help     this text
   --version  the version
 
@@ -24,7 +24,7 @@ Everything else is set by environment variables or .env; .env.example lists
 them all. Without any, it starts a MongoDB of its own and serves on port 5000.
 ";
 
-/// What the command line asks for.
+/// The command of the arguments.
 enum Command {
     Serve,
     Check,
@@ -37,31 +37,30 @@ async fn main() {
     let is_success = match run().await {
         Ok(is_success) => is_success,
         Err(error) => {
-            // Not through the log, which RUST_LOG may have silenced.
+            // Not with the log, because RUST_LOG may have silenced it.
             eprintln!("{}: {error}", env!("CARGO_PKG_NAME"));
             false
         }
     };
-    // Everything has ended in its order. What is left are threads that wait for a name server or
-    // a download, which the runtime would wait for.
+    // All parts have stopped. The runtime would still wait for threads with a running name look-up
+    // or download.
     std::process::exit(i32::from(!is_success));
 }
 
-/// Whether all is well at the end.
+/// Runs the command. Returns whether it was successful.
 async fn run() -> Result<bool, Box<dyn std::error::Error>> {
     let command = command(std::env::args().skip(1))?;
     if let Command::Print(text) = command {
         return print(&text).map(|()| true);
     }
-    // Before anything that takes time. The first process of a container ignores a signal that it
-    // has no handler for.
+    // First of all: process 1 of a container ignores signals without a handler.
     let mut terminated = pin!(terminated()?);
     let dotenv = dotenv::load(Path::new(".env")).map_err(|error| format!(".env: {error}"))?;
     logging::start(&dotenv.variables);
     for line in &dotenv.passed_over {
         log::warn!(
-            ".env: line {line} is passed over, as npm's dotenv does: it is not KEY=value, not a \
-             comment and not blank"
+            ".env: line {line} is ignored, as by npm's dotenv: it is not KEY=value, not a comment \
+             and not blank"
         );
     }
     let config = Config::from_env(&dotenv.variables)?;
@@ -94,7 +93,7 @@ async fn run() -> Result<bool, Box<dyn std::error::Error>> {
     Ok(true)
 }
 
-/// Writes to the standard output, whose reader may have had enough.
+/// Writes to the standard output. A closed pipe is not an error.
 fn print(text: &str) -> Result<(), Box<dyn std::error::Error>> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -121,7 +120,7 @@ fn command(mut arguments: impl Iterator<Item = String>) -> Result<Command, Strin
     }
 }
 
-/// Tells a person at a terminal where to look.
+/// The text for a person at a terminal.
 fn greeting(url: &str, demo: bool, embedded: Option<&Path>) -> String {
     let (bold, reset) = match std::env::var_os("NO_COLOR") {
         None => ("\x1b[1m", "\x1b[0m"),
@@ -138,7 +137,8 @@ fn greeting(url: &str, demo: bool, embedded: Option<&Path>) -> String {
     text + "  Stop with Ctrl-C\n\n"
 }
 
-/// Resolves at SIGINT or SIGTERM. The handlers are there when this returns, not when it is polled.
+/// Resolves at SIGINT or SIGTERM. The handlers are installed when this returns, not when the future
+/// is polled.
 fn terminated() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

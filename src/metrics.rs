@@ -1,7 +1,7 @@
-//! What the process counts, for Prometheus.
+//! The metrics of the process, for Prometheus.
 //!
-//! Labels have few values: routes, wires, reasons; never a user, a room or an address. What other
-//! parts count for themselves is read when it is asked for ([`Metrics::render`]).
+//! Labels have few values: routes, wires, reasons; never a user, a room or an address. Other parts
+//! keep counters of their own, which [`Metrics::render`] gets as [`Readings`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,19 +12,19 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-/// Upper bounds of the durations of requests, in seconds.
+/// The buckets of the durations of requests, in seconds.
 const DURATIONS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 
-/// The limits beyond which a socket is refused.
+/// The limits that refuse sockets.
 const OF_SOCKETS: [&str; 3] = ["connect", "sockets", "sockets_of_address"];
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Everything that is counted. One for each server, shared by its workers.
+/// All metrics. One for each server, shared by its workers.
 pub struct Metrics {
     registry: Registry,
-    /// Held while counters are brought up to date, which two at once would do twice.
+    /// Held while counters are updated, so that two readers do not add the same difference twice.
     reading: Mutex<()>,
     requests: HistogramVec,
     sockets: IntGaugeVec,
@@ -41,11 +41,12 @@ pub struct Metrics {
     password_queue: IntGauge,
     panics: IntCounter,
     unprocessed: IntCounter,
-    /// What sessions have counted, without the messages that no session has taken.
+    /// The part of `unprocessed` that sessions have counted. It lacks the messages that no session
+    /// has read.
     unprocessed_of_sessions: AtomicU64,
 }
 
-/// What the feed and the ring count.
+/// The metrics of the feed and the ring.
 struct FeedMetrics {
     live: IntGauge,
     lag: IntGauge,
@@ -68,7 +69,7 @@ pub enum WireName {
     SocketIo,
 }
 
-/// What a client asks for.
+/// A change of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageChange {
     /// The message gets another content.
@@ -77,20 +78,20 @@ pub enum MessageChange {
     Deletion,
 }
 
-/// What became of a request to change a message.
+/// The outcome of a request to change a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The change was stored.
     Stored,
     /// An earlier request had stored the change.
     Repeated,
-    /// The client may not make it, or made a mistake.
+    /// The client made a mistake or has no permission.
     Refused,
-    /// The server or its database could not make it.
+    /// The server or its database failed.
     Failed,
 }
 
-/// A socket that is open; counted as long as this lives.
+/// An open socket. It is counted until this is dropped.
 pub struct OpenSocket {
     gauge: IntGauge,
     deliveries: Deliveries,
@@ -99,62 +100,62 @@ pub struct OpenSocket {
     reason: &'static str,
 }
 
-/// The events given to sockets of one wire.
+/// Counts the events that were written to sockets of one wire.
 #[derive(Clone)]
 pub struct Deliveries(IntCounter);
 
 impl Deliveries {
-    /// One was given.
+    /// Counts one event.
     pub fn count(&self) {
         self.0.inc();
     }
 }
 
-/// What other parts count for themselves, as it is at one moment.
+/// The counters of other parts at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Readings {
-    /// Of the feed.
+    /// Those of the feed.
     pub feed: FeedReadings,
-    /// Sockets that were let in.
+    /// Sockets that were admitted.
     pub sessions: usize,
     /// Engine.IO connections, with or without a session.
     pub engine_io_connections: usize,
     /// TCP connections, sockets among them.
     pub connections: usize,
-    /// Passwords that are being hashed or wait for it.
+    /// Passwords that are being hashed or wait to be hashed.
     pub password_queue: usize,
     /// Sessions that ended by a panic.
     pub panics: u64,
-    /// Messages of clients that no session has taken.
+    /// Messages of clients that no session has read.
     pub unread: u64,
-    /// Requests and sockets beyond a limit, by its name.
+    /// Requests and sockets that were refused because of a limit, by limit.
     pub limits: Vec<(&'static str, u64)>,
-    /// Sockets that were refused for what they are, by the reason.
+    /// Sockets that were refused for another reason, by reason.
     pub refusals: Vec<(&'static str, u64)>,
 }
 
-/// What the feed and its ring count.
+/// The counters of the feed and its ring.
 #[derive(Debug, Clone, Default)]
 pub struct FeedReadings {
     /// Whether messages are delivered.
     pub is_live: bool,
-    /// How far the feed is behind MongoDB, in seconds.
+    /// How far the feed lags behind MongoDB, in seconds.
     pub lag: u64,
     /// Messages, edits and deletions that were read.
     pub events: u64,
-    /// Inserted documents that are no messages.
+    /// Documents that are not valid messages.
     pub poison: u64,
     /// Messages that are too large to deliver.
     pub oversized: u64,
     /// Times that the change stream was opened again.
     pub restarts: u64,
-    /// Times that the past was lost.
+    /// Times that events were lost.
     pub losses: u64,
     /// Panics of the feed.
     pub panics: u64,
     /// Events in the ring.
     pub ring_events: usize,
-    /// Bytes that they take.
+    /// The bytes of these events.
     pub ring_bytes: usize,
 }
 
@@ -283,13 +284,13 @@ impl Metrics {
         }
     }
 
-    /// A request was answered.
+    /// Counts an answered request.
     pub fn request(&self, route: &str, method: &str, status: u16, took: Duration) {
         let status = status.to_string();
         self.requests.with_label_values(&[route, method, &status]).observe(took.as_secs_f64());
     }
 
-    /// A socket was let in.
+    /// Counts an admitted socket.
     pub fn open(&self, wire: WireName) -> OpenSocket {
         let gauge = self.sockets.with_label_values(&[wire.label()]);
         gauge.inc();
@@ -302,26 +303,26 @@ impl Metrics {
         }
     }
 
-    /// A client came with a position: was nothing lost?
+    /// Counts a join or a resumed session with a position. `recovered`: nothing was lost.
     pub fn recovery(&self, recovered: bool) {
         let outcome = if recovered { "recovered" } else { "resync" };
         self.recoveries.with_label_values(&[outcome]).inc();
     }
 
-    /// A request to change a message was answered.
+    /// Counts an answered request to change a message.
     pub fn message_change(&self, change: MessageChange, outcome: Outcome) {
         self.message_changes.with_label_values(&[change.label(), outcome.label()]).inc();
     }
 
-    /// Messages could not be stored after the connection of their client had ended.
+    /// Counts messages that could not be stored after the connection of their client had ended.
     pub fn unprocessed(&self, count: usize) {
         self.unprocessed_of_sessions.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// Everything as text, in Prometheus' exposition format.
+    /// All metrics in Prometheus' text format.
     pub fn render(&self, readings: &Readings) -> Vec<u8> {
         let reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        self.take_over(readings);
+        self.update(readings);
         drop(reading);
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
@@ -330,7 +331,7 @@ impl Metrics {
         text
     }
 
-    fn take_over(&self, readings: &Readings) {
+    fn update(&self, readings: &Readings) {
         let (feed, read) = (&self.feed, &readings.feed);
         feed.live.set(i64::from(read.is_live));
         feed.lag.set(clamp(read.lag));
@@ -360,12 +361,12 @@ impl Metrics {
 }
 
 impl OpenSocket {
-    /// Counts the events that it is given.
+    /// The counter of the events that are written to it.
     pub fn deliveries(&self) -> Deliveries {
         self.deliveries.clone()
     }
 
-    /// Why it is closed, when it is not its client that closes it.
+    /// Sets why it is closed, if the client does not close it.
     pub fn closes_because(&mut self, reason: &'static str) {
         self.reason = reason;
     }
@@ -378,8 +379,8 @@ impl Drop for OpenSocket {
     }
 }
 
-/// Makes metrics that are part of a registry. Names and labels are constants, so nothing here can
-/// fail but by a mistake in this file, which every test that starts a server would find.
+/// Makes metrics and adds them to a registry. Names and labels are constants, so this can only fail
+/// because of a mistake in this file, which every test with a server would find.
 struct Registering<'a>(&'a Registry);
 
 impl Registering<'_> {
@@ -405,7 +406,7 @@ impl Registering<'_> {
     }
 }
 
-/// Brings a counter up to a count.
+/// Sets a counter to a count that never decreases.
 fn set(counter: &IntCounter, count: u64) {
     counter.inc_by(count.saturating_sub(counter.get()));
 }

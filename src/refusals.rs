@@ -1,7 +1,7 @@
-//! What is refused again and again: counted each time, and said in the log once a minute.
+//! Counters of refused sockets, which are logged at most once a minute.
 //!
-//! One client that cannot connect tries for ever, and a thousand do so at once. The operator has to
-//! learn of each kind, and of how many there are, without reading a line for each.
+//! A client that cannot connect tries again for ever, and a thousand of them may do so at the same
+//! time. The operator must see each kind of refusal and its number, without one line for each.
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,58 +10,58 @@ use std::time::{Duration, Instant};
 
 use crate::auth::credentials::TokenRefused;
 
-/// How often one kind is said at most.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+/// The minimum time between two log lines of one kind.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The longest text of a client that a line of the log quotes, in characters.
-const QUOTED: usize = 100;
+/// How many characters of a client's text a log line quotes at most.
+const MAX_QUOTED: usize = 100;
 
-/// Refusals of one kind.
+/// A counter of one kind of refusal.
 #[derive(Debug, Default)]
 pub struct Tally {
     count: AtomicU64,
-    said: Mutex<Option<Said>>,
+    logged: Mutex<Option<LastLine>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Said {
+struct LastLine {
     at: Instant,
-    /// How many there were then.
+    /// The count at that time.
     count: u64,
 }
 
 impl Tally {
-    /// How many there were.
+    /// The count.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Counts one more, and says so unless it was said within the last minute.
+    /// Counts one more, and logs it unless one was logged within the last minute.
     pub fn note(&self, what: impl FnOnce() -> String) {
         if let Some(new) = self.count_at(Instant::now()) {
             let what = what();
             match new {
                 1 => log::warn!("{what}"),
-                new => log::warn!("{what} ({new} times since this was said last)"),
+                new => log::warn!("{what} ({new} times since the last such line)"),
             }
         }
     }
 
-    /// Counts one more; when it is to be said, how many there were since the last time.
+    /// Counts one more. If it must be logged, returns how many there were since the last log line.
     fn count_at(&self, now: Instant) -> Option<u64> {
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = match *said {
-            Some(before) if now.saturating_duration_since(before.at) < SAY_EVERY => return None,
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match *logged {
+            Some(before) if now.saturating_duration_since(before.at) < LOG_INTERVAL => return None,
             before => before.map_or(0, |before| before.count),
         };
-        *said = Some(Said { at: now, count });
+        *logged = Some(LastLine { at: now, count });
         Some(count.saturating_sub(before).max(1))
     }
 }
 
-/// Sockets that are refused for what they are; those that are too many are counted by the
-/// [limits](crate::limits).
+/// Sockets that are refused for another reason than a limit. The [limits](crate::limits) count the
+/// others.
 #[derive(Debug, Default)]
 pub struct Refusals {
     protocol: Tally,
@@ -69,29 +69,29 @@ pub struct Refusals {
     token_missing: Tally,
     token_invalid: Tally,
     token_expired: Tally,
-    token_passed_over: Tally,
+    token_ignored: Tally,
 }
 
 impl Refusals {
-    /// A client speaks a revision of Engine.IO that is not served.
+    /// Counts a client with an unsupported revision of Engine.IO.
     pub fn note_protocol(&self) {
         self.protocol.note(|| {
-            "A client of another revision of Engine.IO than 4 was refused: socket.io-client 2 and \
-             older need an update to version 3 or 4"
+            "A client with another revision of Engine.IO than 4 was refused: update socket.io-client \
+             2 and older to version 3 or 4"
                 .to_owned()
         });
     }
 
-    /// A page of an origin that is not in `CORS_ORIGINS`.
+    /// Counts a page whose origin is not in `CORS_ORIGINS`.
     pub fn note_origin(&self, origin: &[u8]) {
         self.origin.note(|| {
             let origin = String::from_utf8_lossy(origin);
-            let origin: String = origin.chars().take(QUOTED).collect();
-            format!("A page of the origin {origin:?} was refused, which is not in CORS_ORIGINS")
+            let origin: String = origin.chars().take(MAX_QUOTED).collect();
+            format!("A page was refused, because its origin {origin:?} is not in CORS_ORIGINS")
         });
     }
 
-    /// A socket without a valid token.
+    /// Counts a socket without a valid token.
     pub fn note_token(&self, refused: &TokenRefused) {
         match refused {
             TokenRefused::Missing(_) => self.token_missing.note(|| {
@@ -108,15 +108,15 @@ impl Refusals {
         }
     }
 
-    /// A socket whose token counts as none, because of `LEGACY_TRUST`.
-    pub fn note_passed_over(&self, refused: &TokenRefused) {
+    /// Counts a socket with an invalid token, which `LEGACY_TRUST` admits as one without a token.
+    pub fn note_ignored_token(&self, refused: &TokenRefused) {
         if !refused.is_absent() {
-            self.token_passed_over
+            self.token_ignored
                 .note(|| format!("LEGACY_TRUST let a socket in as if it had no token: {refused}"));
         }
     }
 
-    /// How many sockets were refused, by the reason.
+    /// How many sockets were refused, by reason.
     pub fn counts(&self) -> [(&'static str, u64); 5] {
         [
             ("protocol_version", self.protocol.count()),
@@ -128,7 +128,7 @@ impl Refusals {
     }
 }
 
-/// A line for a limit that was reached, which `setting` sets.
+/// The log line for a reached limit, which the variable `setting` sets.
 pub fn limit_reached(setting: &str, most: impl Display, what: &str) -> String {
     format!("{setting}={most} was reached: {what}")
 }
@@ -138,14 +138,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_is_said_once_a_minute_with_the_number() {
+    fn a_kind_is_logged_once_a_minute_with_its_number() {
         let (tally, now) = (Tally::default(), Instant::now());
-        let said: Vec<_> = (0..100).filter_map(|_| tally.count_at(now)).collect();
-        assert_eq!(said, [1]);
-        assert_eq!(tally.count_at(now + SAY_EVERY / 2), None);
-        assert_eq!(tally.count_at(now + SAY_EVERY), Some(101));
-        assert_eq!(tally.count_at(now + SAY_EVERY), None);
-        assert_eq!(tally.count_at(now + SAY_EVERY * 2), Some(2));
+        let logged: Vec<_> = (0..100).filter_map(|_| tally.count_at(now)).collect();
+        assert_eq!(logged, [1]);
+        assert_eq!(tally.count_at(now + LOG_INTERVAL / 2), None);
+        assert_eq!(tally.count_at(now + LOG_INTERVAL), Some(101));
+        assert_eq!(tally.count_at(now + LOG_INTERVAL), None);
+        assert_eq!(tally.count_at(now + LOG_INTERVAL * 2), Some(2));
         assert_eq!(tally.count(), 104);
     }
 }

@@ -1,5 +1,5 @@
-//! The chat on each wire: what clients send becomes requests of a [session](crate::sessions), and
-//! what the session puts out becomes frames.
+//! The chat on each wire: frames of clients become requests of a [session](crate::sessions), and
+//! the session's outputs become frames.
 
 pub mod socket_io;
 pub mod ws;

@@ -1,8 +1,8 @@
-//! The chat over Socket.IO: `io.on('connection')` of the original.
+//! The chat over Socket.IO: `io.on('connection')` of the Node server.
 //!
-//! Turns events into requests of a [session](crate::sessions) and its outputs into events and
-//! acks, admits clients, and resumes their sessions ([recovery](crate::sessions::recovery)). What the requests
-//! mean is the session's.
+//! Admits clients, resumes their sessions ([recovery](crate::sessions::recovery)), turns their
+//! events into requests of a [session](crate::sessions), and turns its outputs into events and
+//! acks. The session knows what the requests mean.
 
 use std::rc::Rc;
 
@@ -38,31 +38,32 @@ pub struct ChatIo {
     connections: Registry,
 }
 
-/// What a client sends to enter the namespace.
+/// The `auth` payload of a CONNECT packet.
 struct Auth {
     token: Option<String>,
-    /// The private id of the session that it comes back to.
+    /// The private id of the session to resume.
     pid: Option<String>,
     offset: Option<String>,
-    /// How it wants to be told its offset.
+    /// How the client wants to get its offset.
     offsets: OffsetMode,
 }
 
-/// How a client is told its offset, with which it can come back. socket.io-client keeps the last
-/// argument of any event, when that is a string.
+/// How a client gets its offset, with which it can resume its session. socket.io-client stores the
+/// last argument of any event, if it is a string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OffsetMode {
     /// Not at all: `recovery: false`.
     Off,
-    /// By an event of its own, `position`, behind all events that are written together. So a
-    /// message has one argument, as in the original. A cut between the two repeats those events.
+    /// In a separate event, `position`, after all events that are written together. So
+    /// `receiveMessage` has one argument, as on the Node server. If the connection breaks before
+    /// the `position`, those events are repeated.
     Separate,
-    /// As the last argument of each event: `recovery: true`. Nothing is repeated.
+    /// As the last argument of each event: `recovery: true`. No event is repeated.
     Inline,
 }
 
 impl ChatIo {
-    /// The chat; `connections` are those of all workers, which are counted.
+    /// The chat of one worker. `connections` are those of all workers.
     pub fn new(worker: Data<Worker>, connections: Registry) -> Self {
         Self { worker, connections }
     }
@@ -92,7 +93,7 @@ impl Application for ChatIo {
     fn connect(&self, request: ConnectRequest) -> impl Future<Output = ()> + 'static {
         let worker = self.worker.clone();
         async move {
-            // Boxed, as what happens once should not take memory for as long as the client stays.
+            // Boxed, so that the future of the whole connection has no room for these two steps.
             let Some(mut client) = admit(&worker, request).boxed_local().await else { return };
             let end = client.run(&worker).await;
             client.finish(end).boxed_local().await;
@@ -115,7 +116,7 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
     let claims = match claims(worker, &auth, &request.handshake) {
         Ok(claims) => Some(claims),
         Err(refused) if worker.config.legacy_trust => {
-            worker.refusals.note_passed_over(&refused);
+            worker.refusals.note_ignored_token(&refused);
             None
         }
         Err(refused) => {
@@ -126,8 +127,8 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
             return None;
         }
     };
-    // From here on a client that cannot be served is not refused, which would be for good, but
-    // disconnected: it comes back by itself.
+    // From here on, a client that cannot be served is disconnected, so it reconnects by itself.
+    // After a CONNECT_ERROR it would not.
     let Some(mut permit) = worker.registry.acquire(address(worker, &request.handshake)) else {
         request.close();
         return None;
@@ -138,8 +139,8 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
         Some(Client::new(worker, socket, session, None, OffsetMode::Off))
     };
     let Some(claims) = claims else { return enter(request, permit) };
-    // Before the feed has begun nothing is known of positions, and without them it could not come
-    // back later on.
+    // Before the feed has begun there are no positions, and without a position the client could not
+    // resume later.
     if timeout(DEADLINE, worker.feed.started()).await.is_err() {
         request.close();
         return None;
@@ -187,7 +188,8 @@ fn address(worker: &Worker, handshake: &Handshake) -> Address {
     worker.limits.address(handshake.peer, handshake.forwarded_for.iter())
 }
 
-/// The token: of the CONNECT, else of the handshake's header, else of its query.
+/// The claims of the token in the CONNECT packet, else in the header of the handshake, else in its
+/// query.
 fn claims(worker: &Worker, auth: &Auth, handshake: &Handshake) -> Result<Claims, TokenRefused> {
     let credentials = Credentials {
         auth: auth.token.as_deref(),
@@ -198,7 +200,8 @@ fn claims(worker: &Worker, auth: &Auth, handshake: &Handshake) -> Result<Claims,
 }
 
 impl Auth {
-    /// Reads leniently: what is not a string is not there, and other fields are not ours.
+    /// Reads leniently: a value that is not a string counts as missing, and unknown fields are
+    /// ignored.
     fn read(json: &str) -> Self {
         let mut fields = Fields::from_json(json).unwrap_or_default();
         let offsets = match fields.take("recovery") {
@@ -215,7 +218,7 @@ impl Auth {
 }
 
 impl OffsetMode {
-    /// How events are written.
+    /// How events are encoded.
     fn wire(self) -> Wire {
         match self {
             Self::Off | Self::Separate => Wire::SocketIo,
@@ -235,7 +238,8 @@ impl Client {
         Self { socket, session, record, offsets, open: worker.metrics.open(WireName::SocketIo) }
     }
 
-    /// Serves it until its session is to be ended for a reason, or it has gone.
+    /// Serves the client until its session must end for a reason, or its connection has ended
+    /// (`None`).
     async fn run(&mut self, worker: &Worker) -> Option<EndReason> {
         let Self { socket, session, offsets, open, .. } = self;
         let offsets = *offsets;
@@ -248,10 +252,12 @@ impl Client {
         loop {
             let (sender, has_room) = (socket.sender(), session.has_room());
             tokio::select! {
-                // What comes waits where it is bounded: in the inbox, or in the ring.
+                // While the sender is not ready, events wait in the inbox, which is bounded, or in
+                // the ring.
                 output = session.next_when(sender.ready()) => match output {
                     Output::Event(delivery) => {
-                        // What else is there already goes with it, as much as is written at once.
+                        // Write other events that are there already together with it, up to the
+                        // limit.
                         let (mut next, mut offset, mut bytes) = (Some(delivery), None, 0);
                         let events = std::iter::from_fn(|| {
                             let Some(event) = next.take() else { return offset.take() };
@@ -262,7 +268,7 @@ impl Client {
                                 next = session.next_event();
                             }
                             if next.is_none() && offsets == OffsetMode::Separate {
-                                // Of what was given so far: nothing is taken after this.
+                                // The offset of all events so far. No event is taken after this.
                                 offset = session.offset_frame(&event).map(Encoded::Latest);
                             }
                             Some(Encoded::Event(frame))
@@ -276,14 +282,14 @@ impl Client {
                     Some(event) => request(worker, socket, session, event),
                     None => return None,
                 },
-                // What it sent before is processed without answers.
+                // Requests that the client sent before are processed without answers.
                 () = sender.ended() => return None,
             }
         }
     }
 
-    /// Ends its connection, if it has not ended, and processes what was read from it before: the
-    /// Node server would have begun with that at once.
+    /// Ends the connection, if it has not ended, and processes all requests that were read from it.
+    /// The Node server would have started them as soon as they came.
     async fn finish(mut self, end: Option<EndReason>) {
         self.session.mute();
         match end {
@@ -298,7 +304,7 @@ impl Client {
             }
         }
         match end {
-            // What its client sent last may still be on its way, a disconnect packet among it.
+            // The last packets of the client may still arrive, including a disconnect packet.
             Some(EndReason::TakenOver) => {
                 let _ = timeout(TAKEOVER_GRACE, self.process_remaining()).await;
                 self.close(EndReason::TakenOver);
@@ -308,7 +314,7 @@ impl Client {
         }
         self.process_remaining().await;
         if let (true, Some(record)) = (self.socket.has_left(), self.record.take()) {
-            // Before the messages, since its client may be about to come back.
+            // Before the messages are stored, because the client may reconnect at any moment.
             record.end();
             let removing = async { record.remove().await };
             let (wrote, ()) = join(self.session.finish_in_flight(), removing).await;
@@ -319,8 +325,8 @@ impl Client {
         self.session.process_all().await;
     }
 
-    /// Takes all events that were read before the end of the connection, and processes what it can
-    /// meanwhile. The queue of requests may become longer than usual by what was in the memory of
+    /// Takes all events that were read before the connection ended, and processes requests
+    /// meanwhile. The queue of requests may become longer than usual by the events in the buffer of
     /// the connection, which is bounded. Cancel-safe.
     async fn process_remaining(&mut self) {
         loop {
@@ -347,7 +353,7 @@ impl Client {
     }
 }
 
-/// Events that are written while the session's task sleeps.
+/// Writes events while the session's task sleeps.
 struct EventWriter {
     sender: Sender,
     offsets: OffsetMode,
@@ -356,7 +362,7 @@ struct EventWriter {
 
 impl DirectWriter for EventWriter {
     fn write(&self, delivery: &Delivery) -> bool {
-        // The offset of a session that is written to directly is the position of the event.
+        // The offset after a direct write is the position of the event.
         let offset = match self.offsets {
             OffsetMode::Separate => delivery.offset_frame(),
             OffsetMode::Off | OffsetMode::Inline => None,
@@ -377,7 +383,7 @@ fn request(worker: &Worker, socket: &Socket, session: &mut Session<Option<u64>>,
             let data = event.arguments.values.into_iter().nth(1).unwrap_or_default();
             session.request(Request::new(kind, data), event.ack);
         }
-        // Whoever waits for an answer should not wait for ever; to others the original was silent.
+        // An event with an ack gets an answer. Without one, the Node server was silent.
         None => {
             if let Some(id) = event.ack {
                 let json = ApiError::UnknownEvent.to_json(worker.config.errors, None);
@@ -398,8 +404,8 @@ fn reply(
         error.log(&kind.name());
     }
     if session.is_anonymous() && kind != RequestKind::SendMessage && to.is_none() {
-        // The original said nothing, and its front ends expect nothing. Who asks for an answer
-        // waits for it, with `retries` before anything else is sent.
+        // The Node server sent nothing, and its front ends expect nothing. A client with an ack
+        // gets its answer: with `retries`, socket.io-client sends nothing else before.
         return;
     }
     let mode = kind.errors(worker.config.errors);

@@ -1,8 +1,8 @@
-//! `/ws`: the plain wire, JSON frames on a WebSocket.
+//! `/ws`: the plain wire, JSON text frames on a WebSocket.
 //!
-//! A client sends `{"event","data","id"?}`, is answered `{"ack":<id>,"data":…}` and is pushed
-//! `{"event","data","position"?}`. This file turns frames into requests and outputs into frames,
-//! and keeps the connection alive; what they mean is the [session](crate::sessions)'s.
+//! A client sends `{"event","data","id"?}`. It gets answers, `{"ack":<id>,"data":…}`, and events,
+//! `{"event","data","position"?}`. This file turns frames into requests, turns outputs into frames,
+//! and keeps the connection alive. The [session](crate::sessions) knows what the requests mean.
 
 use std::future::pending;
 use std::pin::pin;
@@ -33,22 +33,22 @@ use crate::protocols::websocket::{
 use crate::sessions::registry::{ConnectionPermit, Worker};
 use crate::sessions::{Answer, EndReason, Output, Request, RequestKind, Session};
 
-/// The longest frame, in bytes.
+/// The maximum length of a frame, in bytes.
 const MAX_FRAME: usize = 128 * 1024;
 /// How long a client without a token may take to authenticate.
 const AUTHENTICATE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two pings.
+/// The time between two pings.
 const PING_INTERVAL: Duration = Duration::from_secs(25);
-/// A client that was silent for so long is gone.
+/// A client that sends nothing for so long is disconnected.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// With so much unwritten, the client's frames wait until it reads their answers.
+/// With so many unwritten bytes, no more frames of the client are read until it reads its answers.
 const MAX_UNWRITTEN: usize = 512 * 1024;
-/// How long a client whose token has expired may take to hear so: it does not keep the connection
-/// by not reading.
+/// How long the closing handshake may take after the token has expired, so that a client that does
+/// not read cannot keep the connection.
 const EXPIRED_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// No token, an invalid one, or one that expired.
+/// The close code for a missing, invalid or expired token.
 const TOKEN_REFUSED: CloseCode = CloseCode::Other(4401);
 
 /// Serves one WebSocket.
@@ -80,12 +80,12 @@ pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -
             .finish();
     };
     let registry = Arc::clone(&worker.registry);
-    let note = move || registry.count_panic();
-    actix_web::rt::spawn(catch_panic(serve(worker, permit, socket, token), note));
+    let on_panic = move || registry.count_panic();
+    actix_web::rt::spawn(catch_panic(serve(worker, permit, socket, token), on_panic));
     answer
 }
 
-/// The token of the upgrade: of the header, else of the query.
+/// The claims of the token in the header of the upgrade, else in its query.
 fn token(worker: &Worker, headers: &HeaderMap, query: &str) -> Result<Claims, TokenRefused> {
     let authorization = headers.get(header::AUTHORIZATION);
     Credentials { auth: None, authorization, query }.claims(&worker.tokens, Absence::OfPlain)
@@ -100,7 +100,7 @@ async fn serve(
     let claims = match token {
         Ok(claims) => Some(claims),
         Err(refused) if worker.config.legacy_trust => {
-            worker.refusals.note_passed_over(&refused);
+            worker.refusals.note_ignored_token(&refused);
             None
         }
         Err(absent @ TokenRefused::Missing(_)) => {
@@ -117,17 +117,17 @@ async fn serve(
                 Some(Err(refused)) => return reject(&worker, socket, &refused).await,
             }
         }
-        // Browsers cannot see an HTTP status, so the upgrade is accepted and then closed.
+        // Browsers cannot see an HTTP status, so accept the upgrade and close the WebSocket.
         Err(refused) => return reject(&worker, socket, &refused).await,
     };
     let mut session = Session::new(worker.clone(), permit, claims);
     let mut open = worker.metrics.open(WireName::Plain);
     let closing = run(&worker, &mut session, &mut socket, &mut open).await;
-    // Boxed, so that a connection has no room for this while it lasts.
+    // Boxed, so that the future of the whole connection has no room for this step.
     Box::pin(finish(session, socket, open, closing)).await;
 }
 
-/// Closes the connection, and processes what was read from it before. Neither waits for the other.
+/// Closes the connection, and at the same time processes all requests that were read from it.
 async fn finish(
     mut session: Session<Option<Box<RawValue>>>,
     mut socket: Socket,
@@ -135,18 +135,18 @@ async fn finish(
     closing: Closing,
 ) {
     drop(open);
-    let is_mistake = matches!(
+    let is_protocol_error = matches!(
         closing,
         Closing::With(
             CloseCode::Protocol | CloseCode::Invalid | CloseCode::Size | CloseCode::Unsupported,
             _
         )
     );
-    // What follows a mistake of the client is not for the application.
-    if !is_mistake {
+    // Frames after a protocol error of the client are ignored.
+    if !is_protocol_error {
         for message in socket.drain_received() {
             if let Message::Text(text) = message {
-                // Nobody is there to be told what is wrong with it.
+                // The connection has ended, so errors are not sent.
                 let _ = request(&mut session, &text);
             }
         }
@@ -168,7 +168,7 @@ async fn finish(
     join(closed, finished).await;
 }
 
-/// The token that a client sends before anything else; its answer is written here.
+/// Reads the token that a client sends in its first frame, and writes the answer.
 async fn authenticate(worker: &Worker, socket: &mut Socket) -> Result<Claims, TokenRefused> {
     #[derive(Deserialize)]
     struct Token {
@@ -203,10 +203,10 @@ async fn reject(worker: &Worker, socket: Socket, refused: &TokenRefused) {
     socket.close(TOKEN_REFUSED, &format!("{text} ({refused})")).await;
 }
 
-/// How a connection ends.
+/// How to end a connection.
 enum Closing {
     With(CloseCode, String),
-    /// There is nobody to tell.
+    /// The connection has ended already.
     Gone,
 }
 
@@ -246,8 +246,8 @@ async fn try_run(
         let reads = session.has_room() && unwritten < MAX_UNWRITTEN;
         let ready = async {
             if unwritten >= WRITE_AT_ONCE {
-                // What the client has not read is written first; it waits in its inbox, which is
-                // bounded, or in the ring.
+                // Events wait in the inbox, which is bounded, or in the ring, until the client has
+                // read more.
                 pending().await
             }
         };
@@ -269,7 +269,7 @@ async fn try_run(
                     if let Some(frame) = frame {
                         socket.feed(Frame::Text(frame)).await?;
                     }
-                    // What else is there already goes with it.
+                    // Write other events that are there already together with it.
                     let more = socket.buffered() < WRITE_AT_ONCE;
                     next = if more { session.next_event().map(Output::Event) } else { None };
                 }
@@ -328,7 +328,7 @@ impl DirectWriter for EventWriter {
     }
 }
 
-/// What a client sends.
+/// A frame of a client.
 #[derive(Deserialize)]
 struct ClientFrame<'a> {
     event: String,
@@ -338,13 +338,13 @@ struct ClientFrame<'a> {
     id: Option<Box<RawValue>>,
 }
 
-/// The longest `id`, which is sent back as it came.
+/// The maximum length of an `id`, which is sent back unchanged.
 const MAX_ID: usize = 256;
 
-/// Hands a request in.
+/// Queues a request.
 ///
 /// # Errors
-/// It is none; with the `id` that waits for the answer, if there is one.
+/// The frame is not a request. The error comes with the `id` for the answer, if there is one.
 fn request(
     session: &mut Session<Option<Box<RawValue>>>,
     text: &ByteString,
@@ -363,7 +363,7 @@ fn request(
     Ok(())
 }
 
-/// The frame of an answer; who gave no `id` is told of errors only.
+/// The frame of an answer. Without an `id`, only errors are sent.
 fn answer_frame(worker: &Worker, answer: Answer<Option<Box<RawValue>>>) -> Option<ByteString> {
     let Answer { to, kind, result } = answer;
     let mode = kind.errors(worker.config.errors);
@@ -387,12 +387,12 @@ fn ack_frame(id: &RawValue, json: &str) -> ByteString {
     format!(r#"{{"ack":{id},"data":{json}}}"#).into()
 }
 
-/// The push for a request that could not be read.
+/// The event `error` for a request that could not be read.
 fn error_frame(worker: &Worker, error: &ApiError, event: &str) -> ByteString {
     pushed_error(&error.to_json(worker.config.errors, Some(event)))
 }
 
-/// The push of an error to a client that has asked for no answer.
+/// The event `error` for a request without an `id`.
 fn pushed_error(data: &str) -> ByteString {
     format!(r#"{{"event":"error","data":{data}}}"#).into()
 }

@@ -104,7 +104,7 @@ fn what_is_set_in_vain_is_said() {
     let checked = run_with_file(&["--check"], &vars, file);
     let log = text(&checked.stderr);
     for said in [
-        ".env: line 2 is passed over",
+        ".env: line 2 is ignored",
         "ERRORS is set but empty in the environment; .env is not read for it",
         "HOST=build-host is a name",
     ] {

@@ -148,7 +148,7 @@ impl Literal {
         let letters = self.text.chars().filter(char::is_ascii_alphabetic).count();
         macros.iter().any(|name| self.before.ends_with(name))
             && letters > 5
-            && !self.text.contains("times since this was said last")
+            && !self.text.contains("times since the last such line")
     }
 }
 
