@@ -1,13 +1,13 @@
-//! A server for the conformance suites of both protocols: everything comes back.
+//! An echo server for the conformance suites of Engine.IO and Socket.IO.
 //!
 //! `cargo run --release --example protocol_echo -- PORT`
 //!
-//! With `actix-ws` as another argument, WebSockets are carried by actix-ws in actix-web's own
-//! server instead of ours.
+//! With `actix-ws` as another argument, it uses actix-ws and actix-web's own server instead of this
+//! crate's.
 //!
-//! On `/engine.io/` each message is sent back. On `/socket.io/`, in the namespaces `/` and
-//! `/custom`, a client is greeted by the event `auth` with what it sent along, `message` comes
-//! back as `message-back`, and `message-with-ack` as its ack.
+//! On `/engine.io/`, each message is sent back. On `/socket.io/`, in the namespaces `/` and
+//! `/custom`, the event `auth` echoes the client's `auth`, `message` comes back as `message-back`,
+//! and the arguments of `message-with-ack` come back in its ack.
 
 use std::net::TcpListener;
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
-//! A client as a good front end is one: it sends with an idempotency key until it has the ack, and
-//! comes back with what it last had, at any instance.
+//! A client that behaves like a good front end: it repeats each send with an idempotency key until
+//! it gets the ack, and reconnects to any instance with its last position or offset.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -11,103 +11,104 @@ use tokio::sync::{Barrier, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::random::Random;
-use crate::wire::{Connection, Kind, Lost, Memory, Said};
+use crate::wire::{Connection, Disconnected, Incoming, Kind, ResumeState};
 
-/// What the last message of each room says.
+/// The content of the last message of each room.
 pub const END: &str = "the end";
 
-/// How long a client waits for an ack before it takes the connection for dead. The server itself
-/// answers within 5 s.
-const PATIENCE: Duration = Duration::from_secs(8);
-/// How many sends may wait for their acks.
-const IN_FLIGHT: usize = 4;
-/// Between two looks at what is due.
+/// How long a client waits for an ack before it closes the connection. The server answers within 5
+/// s.
+const ACK_TIMEOUT: Duration = Duration::from_secs(8);
+/// The maximum number of sends without an ack.
+const MAX_IN_FLIGHT: usize = 4;
+/// The interval of the timer.
 const TICK: Duration = Duration::from_millis(50);
 
-/// What a client is told from outside.
+/// What the clients do at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Send and receive.
-    Talk,
+    Send,
     /// Send nothing new, and receive until the end.
     Finish,
 }
 
-/// What all clients have in common.
-pub struct World {
+/// The state that all clients share.
+pub struct Shared {
     pub instances: Vec<SocketAddr>,
     pub phase: watch::Receiver<Phase>,
-    /// Passed when all clients are in all their rooms: nothing is sent before.
+    /// Passed when all clients have joined their rooms. Nothing is sent before.
     pub joined: Barrier,
     pub until: Instant,
 }
 
-/// What a client has at the end.
+/// What a client received and measured.
 #[derive(Debug, Default)]
 pub struct Transcript {
     pub name: String,
-    /// What it heard in each room, in segments: the server says that each is without a gap.
+    /// The ids of the messages of each room, in segments. According to the server, a segment has no
+    /// gap.
     pub rooms: HashMap<String, Vec<Vec<String>>>,
-    /// Content and id of what was acknowledged.
+    /// Content and id of the acknowledged messages.
     pub acked: HashMap<String, String>,
-    /// How many messages it wanted to send.
+    /// The number of messages that it has sent or tried to send.
     pub sent: usize,
-    /// When the send of an acknowledged message began, and when it was acknowledged.
+    /// The times of the first send and of the ack of each acknowledged message.
     pub acks: Vec<(Instant, Instant)>,
-    /// How long it took to be back in all rooms, each time.
+    /// The time from each disconnection until it was in all rooms again.
     pub recoveries: Vec<Duration>,
-    /// How often a Socket.IO connection was recovered by its private id.
-    pub returns: usize,
-    /// How many messages came again that it had heard before a cut, without an offset behind them.
+    /// How often a Socket.IO session was resumed.
+    pub resumed: usize,
+    /// How many messages came again because a cut came before their offset.
     pub repeated: usize,
-    /// How often the server said that something may have been missed.
+    /// How often the server sent that messages may have been missed.
     pub resyncs: usize,
-    /// What the server must not say.
-    pub broken: Vec<String>,
+    /// Frames that the server must not send.
+    pub problems: Vec<String>,
 }
 
-/// A client of either wire, in some of the rooms.
+/// A client on one of the wires, in some of the rooms.
 pub struct Client {
     kind: Kind,
     token: String,
     rooms: Vec<Room>,
     random: Random,
-    memory: Memory,
+    resume_state: ResumeState,
     outbox: VecDeque<Outgoing>,
     next_send: Instant,
     transcript: Transcript,
-    /// What it has heard since its last offset.
-    uncovered: Vec<Uncovered>,
-    /// What it had heard so before a cut, which must come again.
-    forgotten: HashSet<String>,
-    /// Since when it is not in all of its rooms.
-    away: Option<Instant>,
+    /// The messages since its last offset.
+    without_offset: Vec<WithoutOffset>,
+    /// The messages without an offset before a cut, which must come again.
+    must_repeat: HashSet<String>,
+    /// Since when it is not in all of its rooms, if it is not.
+    away_since: Option<Instant>,
     first: bool,
 }
 
 struct Room {
     id: String,
-    /// Where the client is in it.
+    /// The last position or offset for this room.
     since: Option<String>,
-    /// Whether this connection is in it.
+    /// Whether this connection has joined the room.
     joined: bool,
     ended: bool,
 }
 
-/// A message that is the last of a segment, and that no offset covers yet.
-struct Uncovered {
+/// The last message of a segment, if no offset covers it yet.
+struct WithoutOffset {
     room: String,
     segment: usize,
 }
 
-/// A message that is not acknowledged yet.
+/// A message without an ack.
 struct Outgoing {
     content: String,
     room: String,
     begun: Instant,
     /// The id of the request on this connection, and when it was sent.
-    asked: Option<(u64, Instant)>,
-    /// Not before this, since the last answer was a refusal.
+    sent_as: Option<(u64, Instant)>,
+    /// The time of the next attempt after an error.
     not_before: Instant,
 }
 
@@ -120,118 +121,126 @@ impl Client {
             token,
             rooms: rooms.iter().map(room).collect(),
             random,
-            memory: Memory::default(),
+            resume_state: ResumeState::default(),
             outbox: VecDeque::new(),
             next_send: Instant::now(),
             transcript: Transcript { name, ..Transcript::default() },
-            uncovered: Vec::new(),
-            forgotten: HashSet::new(),
-            away: None,
+            without_offset: Vec::new(),
+            must_repeat: HashSet::new(),
+            away_since: None,
             first: true,
         }
     }
 
-    /// Talks until everything it wanted to send is acknowledged and every room has ended.
-    pub async fn run(mut self, world: Arc<World>) -> Transcript {
-        while !self.is_done(&world) && Instant::now() < world.until {
-            let addr = *self.random.of(&world.instances);
-            let opened = Connection::open(self.kind, addr, &self.token, self.memory.clone()).await;
+    /// Runs until all of its messages are acknowledged and every room has ended.
+    pub async fn run(mut self, shared: Arc<Shared>) -> Transcript {
+        while !self.is_done(&shared) && Instant::now() < shared.until {
+            let addr = *self.random.of(&shared.instances);
+            let opened =
+                Connection::open(self.kind, addr, &self.token, self.resume_state.clone()).await;
             match opened {
                 Ok(mut connection) => {
-                    let lost = self.converse(&mut connection, &world).await;
-                    self.memory = connection.memory;
+                    let lost = self.run_connection(&mut connection, &shared).await;
+                    self.resume_state = connection.resume_state;
                     if lost.is_err() {
-                        self.forget_what_is_uncovered();
+                        self.discard_without_offset();
                     }
-                    if let Err(Lost(why)) = lost {
+                    if let Err(Disconnected(why)) = lost {
                         log::debug!("{} lost its connection: {why}", self.transcript.name);
-                        self.away.get_or_insert_with(Instant::now);
+                        self.away_since.get_or_insert_with(Instant::now);
                     }
                 }
-                Err(Lost(why)) => {
-                    log::debug!("{} did not get in: {why}", self.transcript.name);
-                    self.away.get_or_insert_with(Instant::now);
+                Err(Disconnected(why)) => {
+                    log::debug!("{} could not connect: {why}", self.transcript.name);
+                    self.away_since.get_or_insert_with(Instant::now);
                     sleep(self.random.millis(50..400)).await;
                 }
             }
         }
-        if !self.is_done(&world) {
+        if !self.is_done(&shared) {
             let waiting = self.outbox.len();
             let rooms = self.rooms.iter().filter(|room| !room.ended).count();
-            let problem = format!("gave up: {waiting} not acknowledged, {rooms} rooms not ended");
-            self.transcript.broken.push(problem);
+            let problem =
+                format!("timed out: {waiting} messages not acknowledged, {rooms} rooms not ended");
+            self.transcript.problems.push(problem);
         }
         self.transcript
     }
 
-    fn is_done(&self, world: &World) -> bool {
-        *world.phase.borrow() == Phase::Finish
+    fn is_done(&self, shared: &Shared) -> bool {
+        *shared.phase.borrow() == Phase::Finish
             && self.outbox.is_empty()
             && self.rooms.iter().all(|room| room.ended)
     }
 
-    async fn converse(&mut self, server: &mut Connection, world: &World) -> Result<(), Lost> {
-        self.transcript.returns += usize::from(server.recovered);
-        let mut joins = HashMap::new();
-        self.outbox.iter_mut().for_each(|outgoing| outgoing.asked = None);
+    async fn run_connection(
+        &mut self,
+        server: &mut Connection,
+        shared: &Shared,
+    ) -> Result<(), Disconnected> {
+        self.transcript.resumed += usize::from(server.recovered);
+        let mut pending_joins = HashMap::new();
+        self.outbox.iter_mut().for_each(|outgoing| outgoing.sent_as = None);
         for index in 0..self.rooms.len() {
             self.rooms[index].joined &= server.recovered;
             if !self.rooms[index].joined {
-                self.join(server, index, &mut joins).await?;
+                self.join(server, index, &mut pending_joins).await?;
             }
         }
         let opened = Instant::now();
         let mut due = opened + TICK;
-        // Every now and then a client is off without a word, as trains enter tunnels.
-        let leaves = Instant::now() + self.random.millis(5_000..40_000);
+        // Now and then a client drops its connection without closing it, like a phone that loses
+        // its network.
+        let leave_at = Instant::now() + self.random.millis(5_000..40_000);
         loop {
             tokio::select! {
-                said = server.next() => match said? {
-                    Said::Ack { id, data } => match joins.remove(&id) {
-                        Some(index) => self.joined(server, index, &data, &mut joins).await?,
+                incoming = server.next() => match incoming? {
+                    Incoming::Ack { id, data } => match pending_joins.remove(&id) {
+                        Some(index) => self.joined(server, index, &data, &mut pending_joins).await?,
                         None => self.acked(id, &data),
                     },
-                    Said::Message { room, id, content, position } => {
+                    Incoming::Message { room, id, content, position } => {
                         let may_be_in = server.recovered;
-                        self.heard(&room, id, &content, position, may_be_in);
-                        // Also exactly between a message and its offset.
-                        if !self.uncovered.is_empty() && self.may_leave(leaves) {
-                            return Err(Lost("left by itself without an offset".to_owned()));
+                        self.received(&room, id, &content, position, may_be_in);
+                        // This can happen exactly between a message and its offset.
+                        if !self.without_offset.is_empty() && self.may_leave(leave_at) {
+                            return Err(Disconnected("disconnected by itself without an offset".to_owned()));
                         }
                     }
-                    Said::Offset(offset) => self.cover(&offset),
-                    Said::Resync { room, position } => self.resync(&room, position),
-                    Said::Error(error) => {
-                        self.transcript.broken.push(format!("an error unasked for: {error}"));
+                    Incoming::Offset(offset) => self.cover(&offset),
+                    Incoming::Resync { room, position } => self.resync(&room, position),
+                    Incoming::Error(error) => {
+                        self.transcript.problems.push(format!("an error that is not an ack: {error}"));
                     }
                 },
                 () = sleep_until(due) => {
                     due = Instant::now() + TICK;
                     if self.is_in_all_rooms() {
-                        self.is_back(world).await;
-                        self.send_what_is_due(server, world).await?;
+                        self.note_joined(shared).await;
+                        self.send_due(server, shared).await?;
                     }
-                    if self.is_done(world) {
+                    if self.is_done(shared) {
                         return Ok(());
                     }
-                    let oldest = self.outbox.iter().filter_map(|outgoing| outgoing.asked).min();
-                    if oldest.is_some_and(|(_, at)| at.elapsed() > PATIENCE) {
-                        return Err(Lost("no ack in time".to_owned()));
+                    let oldest = self.outbox.iter().filter_map(|outgoing| outgoing.sent_as).min();
+                    if oldest.is_some_and(|(_, at)| at.elapsed() > ACK_TIMEOUT) {
+                        return Err(Disconnected("no ack in time".to_owned()));
                     }
-                    if !self.is_in_all_rooms() && opened.elapsed() > PATIENCE {
-                        return Err(Lost("not joined in time".to_owned()));
+                    if !self.is_in_all_rooms() && opened.elapsed() > ACK_TIMEOUT {
+                        return Err(Disconnected("not joined in time".to_owned()));
                     }
-                    if self.may_leave(leaves) {
-                        return Err(Lost("left by itself".to_owned()));
+                    if self.may_leave(leave_at) {
+                        return Err(Disconnected("disconnected by itself".to_owned()));
                     }
                 }
             }
         }
     }
 
-    /// Whether it is time to go. Nobody goes before all are in their rooms.
-    fn may_leave(&self, leaves: Instant) -> bool {
-        Instant::now() > leaves && !self.first
+    /// Whether it is time to disconnect. No client does so before all clients have joined their
+    /// rooms.
+    fn may_leave(&self, leave_at: Instant) -> bool {
+        Instant::now() > leave_at && !self.first
     }
 
     fn is_in_all_rooms(&self) -> bool {
@@ -242,14 +251,14 @@ impl Client {
         &self,
         server: &mut Connection,
         index: usize,
-        joins: &mut HashMap<u64, usize>,
-    ) -> Result<(), Lost> {
+        pending_joins: &mut HashMap<u64, usize>,
+    ) -> Result<(), Disconnected> {
         let room = &self.rooms[index];
         let data = match &room.since {
             Some(since) => json!({ "room": room.id, "since": since }),
             None => json!(room.id),
         };
-        joins.insert(server.request("joinRoom", &data).await?, index);
+        pending_joins.insert(server.request("joinRoom", &data).await?, index);
         Ok(())
     }
 
@@ -258,11 +267,11 @@ impl Client {
         server: &mut Connection,
         index: usize,
         ack: &Value,
-        joins: &mut HashMap<u64, usize>,
-    ) -> Result<(), Lost> {
+        pending_joins: &mut HashMap<u64, usize>,
+    ) -> Result<(), Disconnected> {
         if ack["error"].is_string() {
             sleep(self.random.millis(100..300)).await;
-            return self.join(server, index, joins).await;
+            return self.join(server, index, pending_joins).await;
         }
         let room = &mut self.rooms[index];
         room.joined = true;
@@ -278,53 +287,54 @@ impl Client {
         Ok(())
     }
 
-    /// In all rooms, perhaps again.
-    async fn is_back(&mut self, world: &World) {
-        if let Some(away) = self.away.take()
+    /// Called when it is in all of its rooms.
+    async fn note_joined(&mut self, shared: &Shared) {
+        if let Some(away_since) = self.away_since.take()
             && !self.first
         {
-            self.transcript.recoveries.push(away.elapsed());
+            self.transcript.recoveries.push(away_since.elapsed());
         }
         if std::mem::take(&mut self.first) {
-            world.joined.wait().await;
+            shared.joined.wait().await;
         }
     }
 
-    async fn send_what_is_due(
+    async fn send_due(
         &mut self,
         server: &mut Connection,
-        world: &World,
-    ) -> Result<(), Lost> {
+        shared: &Shared,
+    ) -> Result<(), Disconnected> {
         let now = Instant::now();
-        let talks = *world.phase.borrow() == Phase::Talk;
-        if talks && now >= self.next_send && self.outbox.len() < IN_FLIGHT {
+        let sends = *shared.phase.borrow() == Phase::Send;
+        if sends && now >= self.next_send && self.outbox.len() < MAX_IN_FLIGHT {
             self.next_send = now + self.random.millis(100..400);
             self.transcript.sent += 1;
             let content = format!("{} {}", self.transcript.name, self.transcript.sent);
             let room = self.random.below(self.rooms.len());
             let room = self.rooms[room].id.clone();
-            let outgoing = Outgoing { content, room, begun: now, asked: None, not_before: now };
+            let outgoing = Outgoing { content, room, begun: now, sent_as: None, not_before: now };
             self.outbox.push_back(outgoing);
         }
         for outgoing in &mut self.outbox {
-            if outgoing.asked.is_none() && now >= outgoing.not_before {
+            if outgoing.sent_as.is_none() && now >= outgoing.not_before {
                 let Outgoing { room, content, .. } = &*outgoing;
                 let data = json!({ "room": room, "content": content, "clientId": content });
                 let id = server.request("sendMessage", &data).await?;
-                outgoing.asked = Some((id, now));
+                outgoing.sent_as = Some((id, now));
             }
         }
         Ok(())
     }
 
     fn acked(&mut self, id: u64, data: &Value) {
-        let named = |outgoing: &Outgoing| outgoing.asked.is_some_and(|(asked, _)| asked == id);
+        let named =
+            |outgoing: &Outgoing| outgoing.sent_as.is_some_and(|(sent_as, _)| sent_as == id);
         let Some(at) = self.outbox.iter().position(named) else {
-            return self.transcript.broken.push(format!("an ack of nothing: {id} {data}"));
+            return self.transcript.problems.push(format!("an ack without a request: {id} {data}"));
         };
         let now = Instant::now();
         if data["error"].is_string() {
-            self.outbox[at].asked = None;
+            self.outbox[at].sent_as = None;
             self.outbox[at].not_before = now + self.random.millis(100..400);
             return;
         }
@@ -332,15 +342,15 @@ impl Client {
         let message = &data["message"];
         if message["content"] != json!(outgoing.content) {
             let problem = format!("the ack of {:?} says {data}", outgoing.content);
-            self.transcript.broken.push(problem);
+            self.transcript.problems.push(problem);
         }
         let id = message["_id"].as_str().unwrap_or_default().to_owned();
         self.transcript.acked.insert(outgoing.content, id);
         self.transcript.acks.push((outgoing.begun, now));
     }
 
-    /// `may_be_in`: the last connection may have joined the room without the client's knowledge.
-    fn heard(
+    /// `may_be_in`: the last connection may have joined the room, but its ack was lost.
+    fn received(
         &mut self,
         room: &str,
         id: String,
@@ -350,17 +360,20 @@ impl Client {
     ) {
         if position.is_some() != (self.kind != Kind::SocketIo) {
             let problem = format!("a message of {:?} with {position:?}", self.kind);
-            self.transcript.broken.push(problem);
+            self.transcript.problems.push(problem);
         }
         let Some(known) = self.rooms.iter_mut().find(|known| known.id == room) else {
-            return self.transcript.broken.push(format!("a message of a strange room: {room}"));
+            return self
+                .transcript
+                .problems
+                .push(format!("a message of a room that it did not join: {room}"));
         };
         if !known.joined && !may_be_in {
             let problem = format!("a message before the ack of the join: {content}");
-            self.transcript.broken.push(problem);
+            self.transcript.problems.push(problem);
         }
         known.ended |= content == END;
-        self.transcript.repeated += usize::from(self.forgotten.remove(&id));
+        self.transcript.repeated += usize::from(self.must_repeat.remove(&id));
         let segments = self.transcript.rooms.entry(room.to_owned()).or_default();
         match segments.last_mut() {
             Some(segment) => segment.push(id),
@@ -370,31 +383,32 @@ impl Client {
             Some(position) => known.since = Some(position),
             None => {
                 let (room, segment) = (room.to_owned(), segments.len() - 1);
-                self.uncovered.push(Uncovered { room, segment });
+                self.without_offset.push(WithoutOffset { room, segment });
             }
         }
     }
 
-    /// An offset says that everything so far need not come again.
+    /// An offset covers everything before it, which need not come again.
     fn cover(&mut self, offset: &str) {
         for room in &mut self.rooms {
-            // The last connection may have joined it without the client's knowledge.
-            let is_in = room.joined || self.uncovered.iter().any(|heard| heard.room == room.id);
+            // The last connection may have joined the room, but its ack was lost.
+            let is_in =
+                room.joined || self.without_offset.iter().any(|received| received.room == room.id);
             if is_in {
                 room.since = Some(offset.to_owned());
             }
         }
-        self.uncovered.clear();
+        self.without_offset.clear();
     }
 
-    /// After a cut, what was heard behind the last offset has to be heard again: it is as if it had
-    /// not come. So a message is doubled if it comes again and was not forgotten.
-    fn forget_what_is_uncovered(&mut self) {
-        for Uncovered { room, segment } in self.uncovered.drain(..).rev() {
+    /// After a cut, the messages after the last offset must come again, so they are removed from
+    /// the transcript. A message that comes again and was not removed is a duplicate.
+    fn discard_without_offset(&mut self) {
+        for WithoutOffset { room, segment } in self.without_offset.drain(..).rev() {
             let segments = self.transcript.rooms.get_mut(&room);
             let id = segments.and_then(|segments| segments.get_mut(segment)?.pop());
-            self.forgotten.extend(id);
-            // It may have been the end.
+            self.must_repeat.extend(id);
+            // The removed message may have been the last one.
             let known = self.rooms.iter_mut().filter(|known| known.id == room);
             known.for_each(|known| known.ended = false);
         }
@@ -403,7 +417,7 @@ impl Client {
     fn resync(&mut self, room: &str, position: Option<String>) {
         self.transcript.resyncs += 1;
         let segments = self.transcript.rooms.entry(room.to_owned()).or_default();
-        // The one that a join began is as good.
+        // An empty segment of a join is reused.
         if segments.last().is_none_or(|segment| !segment.is_empty()) {
             segments.push(Vec::new());
         }

@@ -1,4 +1,4 @@
-//! What is broken and mended: the nodes of MongoDB, the instances, and the network between them.
+//! The instances, and the network between them, their clients and MongoDB.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -18,27 +18,27 @@ use crate::replica_set::ReplicaSet;
 
 /// The database that all instances use.
 pub const DATABASE: &str = "chaos";
-/// What signs the tokens.
+/// The secret of the tokens.
 pub const SECRET: &str = "the secret of a chaos that nobody needs to keep";
 
-/// How many instances there are.
+/// The number of instances.
 const INSTANCES: usize = 3;
 /// How long an instance may take to start or to end.
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// One instance: a process, what it reaches MongoDB by, and what clients reach it by.
+/// One instance: a process, the proxies to MongoDB, and the proxy for its clients.
 pub struct Instance {
     server: PathBuf,
     uri: String,
     process: Option<Child>,
     log: PathBuf,
-    /// What clients connect to; the instance behind it may be another process each time.
-    pub front: Proxy,
-    /// One for each node.
-    back: Vec<Proxy>,
+    /// The proxy that clients connect to. The process behind it changes.
+    pub client_proxy: Proxy,
+    /// The proxies to MongoDB, one for each node.
+    mongo_proxies: Vec<Proxy>,
 }
 
-/// The instances, on one database.
+/// All instances. They use one database.
 pub struct Instances {
     all: Vec<Instance>,
     _folder: TempDir,
@@ -56,23 +56,23 @@ impl Instances {
         Self { all, _folder: folder }
     }
 
-    /// How many there are.
+    /// The number of instances.
     pub fn count(&self) -> usize {
         self.all.len()
     }
 
-    /// What clients connect to.
+    /// The addresses for clients.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.all.iter().map(|instance| instance.front.addr).collect()
+        self.all.iter().map(|instance| instance.client_proxy.addr).collect()
     }
 
-    /// One of them.
+    /// An instance.
     pub fn get_mut(&mut self, number: usize) -> &mut Instance {
         &mut self.all[number]
     }
 
-    /// What was logged of panics and of our own errors, with the number of the instance.
-    pub fn complaints(&self) -> Vec<String> {
+    /// The log lines with panics and errors, with the number of the instance.
+    pub fn errors(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (number, instance) in self.all.iter().enumerate() {
             let log = std::fs::read_to_string(&instance.log).unwrap_or_default();
@@ -83,7 +83,7 @@ impl Instances {
         found
     }
 
-    /// Keeps the logs, and says where.
+    /// Keeps the logs. Returns their folder.
     pub fn keep_logs(self) -> PathBuf {
         self._folder.keep()
     }
@@ -91,9 +91,9 @@ impl Instances {
 
 impl Instance {
     async fn start(server: &Path, mongo: &ReplicaSet, log: PathBuf) -> Self {
-        let (mut back, mut rewrites) = (Vec::new(), Vec::<Rewrite>::new());
+        let (mut mongo_proxies, mut rewrites) = (Vec::new(), Vec::<Rewrite>::new());
         for port in mongo.ports() {
-            // Ports of the same length, so that one can be said for the other.
+            // The ports must have the same length to be rewritten.
             let proxy = loop {
                 let proxy = Proxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await;
                 if proxy.addr.port().to_string().len() == port.to_string().len() {
@@ -101,15 +101,15 @@ impl Instance {
                 }
             };
             rewrites.push((format!("127.0.0.1:{port}"), proxy.addr.to_string()));
-            back.push(proxy);
+            mongo_proxies.push(proxy);
         }
-        back.iter().for_each(|proxy| proxy.rewrite(rewrites.clone()));
-        let hosts: Vec<_> = back.iter().map(|proxy| proxy.addr.to_string()).collect();
+        mongo_proxies.iter().for_each(|proxy| proxy.rewrite(rewrites.clone()));
+        let hosts: Vec<_> = mongo_proxies.iter().map(|proxy| proxy.addr.to_string()).collect();
         let uri = format!("mongodb://{}/{DATABASE}?replicaSet=embedded", hosts.join(","));
-        // Where it leads is known when the process is there.
-        let front = Proxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 9))).await;
+        // The real address is set when the process listens.
+        let client_proxy = Proxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 9))).await;
         let server = server.to_owned();
-        let mut instance = Self { server, uri, process: None, log, front, back };
+        let mut instance = Self { server, uri, process: None, log, client_proxy, mongo_proxies };
         instance.run().await;
         instance
     }
@@ -122,7 +122,7 @@ impl Instance {
             .envs(["PATH", "HOME"].iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .envs([("PORT", "0"), ("HOST", "127.0.0.1"), ("JWT_SECRET", SECRET)])
             .envs(["LOGIN", "LOGIN_NAME", "SEND", "CONNECT", "EVENTS", "ROOM"].map(|limit| {
-                // Chaos comes from one address, and much of it.
+                // All requests come from one address.
                 (format!("RATE_LIMIT_{limit}"), "0")
             }))
             .env("MONGO_URI", &self.uri)
@@ -130,11 +130,11 @@ impl Instance {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", self.server.display()));
-        let said = BufReader::new(process.stderr.take().unwrap());
+        let stderr = BufReader::new(process.stderr.take().unwrap());
         let mut log = File::options().create(true).append(true).open(&self.log).unwrap();
         let (listens, listening) = mpsc::channel();
         std::thread::spawn(move || {
-            for line in said.lines().map_while(Result::ok) {
+            for line in stderr.lines().map_while(Result::ok) {
                 if let Some((_, addr)) = line.split_once("Listening on http://") {
                     let _ = listens.send(addr.trim().parse().unwrap());
                 }
@@ -142,9 +142,9 @@ impl Instance {
             }
         });
         self.process = Some(process);
-        let listening = tokio::task::spawn_blocking(move || listening.recv_timeout(SOON));
-        let addr = listening.await.unwrap().expect("the server says where it listens");
-        self.front.lead_to(addr);
+        let listening = tokio::task::spawn_blocking(move || listening.recv_timeout(TIMEOUT));
+        let addr = listening.await.unwrap().expect("the server logs its address");
+        self.client_proxy.set_upstream(addr);
     }
 
     /// Kills the process as a power failure would.
@@ -155,7 +155,8 @@ impl Instance {
         }
     }
 
-    /// Asks the process to end and waits for it; answers whether it ended as it should.
+    /// Sends SIGTERM to the process and waits for its end. Returns whether it ended successfully in
+    /// time.
     pub async fn terminate(&mut self) -> bool {
         let Some(mut process) = self.process.take() else { return true };
         signal(&process, Signal::SIGTERM);
@@ -168,28 +169,28 @@ impl Instance {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        let ended = timeout(SOON, ending).await.unwrap_or(false);
+        let ended = timeout(TIMEOUT, ending).await.unwrap_or(false);
         if !ended {
-            println!("  it did not end as it should within {:?}", begun.elapsed());
+            println!("  it did not end successfully within {:?}", begun.elapsed());
             let _ = process.kill();
             let _ = process.wait();
         }
         ended
     }
 
-    /// Stops the process in its tracks.
+    /// Pauses the process.
     pub fn pause(&self) {
         self.process.iter().for_each(|process| signal(process, Signal::SIGSTOP));
     }
 
-    /// Lets it go on.
+    /// Resumes the process.
     pub fn resume(&self) {
         self.process.iter().for_each(|process| signal(process, Signal::SIGCONT));
     }
 
-    /// Breaks or mends the network between it and MongoDB.
-    pub fn set_back(&self, link: Link) {
-        self.back.iter().for_each(|proxy| proxy.set(link));
+    /// Sets the state of the network between the instance and MongoDB.
+    pub fn set_mongo_link(&self, link: Link) {
+        self.mongo_proxies.iter().for_each(|proxy| proxy.set(link));
     }
 }
 

@@ -1,18 +1,19 @@
-//! Chaos: three instances on three nodes of MongoDB, clients on both wires, and everything fails.
+//! Chaos test: three instances on three nodes of MongoDB, with clients on both wires, while
+//! everything fails.
 //!
 //! ```sh
 //! cargo build --release && cargo run --release --example chaos -- --seconds 600 --seed 1
 //! ```
 //!
-//! Clients send with idempotency keys, again and again until they have the ack, and come back to
-//! any instance with what they last had. Meanwhile nodes and instances are killed, paused and
-//! restarted and the network between them stalls and is cut, in an order that the seed decides. At
-//! the end the transcript of every client is compared with the collection. It exits with 1 when
-//! anything acknowledged was lost, doubled or given out of order.
+//! Each client sends with idempotency keys, repeats each send until it gets the ack, and reconnects
+//! to any instance with its last position or offset. Meanwhile, nodes and instances are killed,
+//! paused and restarted, and the network between them stalls and is cut, in an order that the seed
+//! determines. At the end, the transcript of every client is compared with the collection. The
+//! program exits with 1 if an acknowledged message was lost, duplicated or out of order.
 //!
-//! One half of the clients on Socket.IO has `recovery: true`. The other half gets its offsets behind
-//! the messages, as by default: what it had heard without an offset before a cut must come again,
-//! and counts once.
+//! Half of the clients on Socket.IO use `recovery: true`. The others get their offsets in separate
+//! events after the messages, which is the default: messages that came without an offset before a
+//! cut must come again, and count once.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,7 +29,7 @@ mod proxy;
 mod random;
 #[path = "../../tests/api/helpers/replica_set.rs"]
 mod replica_set;
-mod verdict;
+mod report;
 mod wire;
 
 use std::net::SocketAddr;
@@ -46,28 +47,28 @@ use serde_json::{Value, json};
 use tokio::sync::{Barrier, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use client::{Client, END, Phase, World};
+use client::{Client, END, Phase, Shared};
 use cluster::{DATABASE, Instances, SECRET};
-use faults::Story;
+use faults::FaultLog;
 use random::Random;
 use replica_set::ReplicaSet;
-use verdict::{Stored, Verdict};
+use report::{Report, Stored};
 use wire::Kind;
 
 const USAGE: &str = "\
 Usage: chaos [--seconds N] [--seed N] [--clients N] [--server PATH]
 
-  --seconds N    how long things fail; 60 unless given
-  --seed N       which things fail in which order; another one each time unless given
-  --clients N    how many clients, half of them on each wire, of which on Socket.IO one half with
-                 `recovery: true`; 16 unless given
-  --server PATH  the server; the one that was built beside this program unless given
+  --seconds N    the duration of the faults (default 60)
+  --seed N       determines the faults and their order (default random)
+  --clients N    the number of clients, half of them on each wire, and half of those on Socket.IO
+                 with `recovery: true` (default 16)
+  --server PATH  the server binary (default: of the same build)
 ";
 
-/// How many rooms there are, of which each client is in two.
+/// The number of rooms. Each client is in two of them.
 const ROOMS: usize = 3;
-/// How long everything may take to be well again after the last fault.
-const CALM: Duration = Duration::from_secs(90);
+/// How long everything may take to recover after the last fault.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 
 struct Options {
     seconds: u64,
@@ -103,51 +104,51 @@ async fn run(options: &Options) -> ExitCode {
     let answer = database.run_command(doc! { "ping": 1 }).await.unwrap();
     let begun = answer.get_timestamp("operationTime").unwrap();
 
-    let (phase, told) = watch::channel(Phase::Talk);
-    let most = Duration::from_secs(*seconds) + CALM * 3;
-    let world = Arc::new(World {
+    let (phase, phase_receiver) = watch::channel(Phase::Send);
+    let most = Duration::from_secs(*seconds) + RECOVERY_TIMEOUT * 3;
+    let shared = Arc::new(Shared {
         instances: addresses.clone(),
-        phase: told,
+        phase: phase_receiver,
         joined: Barrier::new(clients + 1),
         until: Instant::now() + most,
     });
-    let talking: Vec<_> = (0..*clients)
+    let clients_running: Vec<_> = (0..*clients)
         .map(|number| {
             let kind = match number % 4 {
                 1 => Kind::SocketIo,
-                3 => Kind::SocketIoInside,
+                3 => Kind::SocketIoInline,
                 _ => Kind::Plain,
             };
             let name = format!("client {number}");
             let rooms = [0, 1].map(|next| rooms[(number + next) % ROOMS].clone());
             let client = Client::new(kind, name, token(), &rooms, random.part());
-            tokio::spawn(client.run(Arc::clone(&world)))
+            tokio::spawn(client.run(Arc::clone(&shared)))
         })
         .collect();
-    world.joined.wait().await;
+    shared.joined.wait().await;
 
-    let story = Story::begin();
+    let fault_log = FaultLog::begin();
     let end = Instant::now() + Duration::from_secs(*seconds);
     let (of_nodes, of_instances) = (random.part(), random.part());
-    let nodes = faults::break_nodes(mongo, of_nodes, Arc::clone(&story), end);
-    let others = faults::break_instances(instances, of_instances, Arc::clone(&story), end);
-    let (mongo, (instances, bad_ends)) = tokio::join!(nodes, others);
-    println!("all is mended after {} faults", story.count());
+    let nodes = faults::break_nodes(mongo, of_nodes, Arc::clone(&fault_log), end);
+    let others = faults::break_instances(instances, of_instances, Arc::clone(&fault_log), end);
+    let (mongo, (instances, failed_stops)) = tokio::join!(nodes, others);
+    println!("all faults have ended after {} faults", fault_log.count());
     phase.send_replace(Phase::Finish);
-    let speaker = token();
+    let last_token = token();
     let transcripts = tokio::select! {
-        transcripts = join_all(talking) => transcripts,
-        () = say_the_end(&addresses, &speaker, &rooms) => unreachable!("it says so for ever"),
+        transcripts = join_all(clients_running) => transcripts,
+        () = send_last_messages(&addresses, &last_token, &rooms) => unreachable!("it never ends"),
     };
     let transcripts: Vec<_> = transcripts.into_iter().map(|joined| joined.unwrap()).collect();
 
     let stored = read_messages(&database, begun).await;
-    let mut verdict = Verdict::of(&transcripts, &stored, &story.primaries());
-    verdict.complain(instances.complaints());
-    verdict.complain((0..bad_ends).map(|_| "an instance did not stop in time".to_owned()));
-    println!("\n{verdict}");
+    let mut report = Report::of(&transcripts, &stored, &fault_log.primary_losses());
+    report.add_problems(instances.errors());
+    report.add_problems((0..failed_stops).map(|_| "an instance did not stop in time".to_owned()));
+    println!("\n{report}");
     drop(mongo);
-    if verdict.is_good() {
+    if report.is_good() {
         return ExitCode::SUCCESS;
     }
     println!("FAILED; the logs of the instances are in {}", instances.keep_logs().display());
@@ -158,16 +159,17 @@ async fn make_rooms(addr: SocketAddr, token: &str) -> Vec<String> {
     let mut rooms = Vec::new();
     for number in 0..ROOMS {
         let body = json!({ "name": format!("room {number}") });
-        let answer = post(addr, "/api/chat/room", token, &body).await.expect("a room is made");
+        let answer = post(addr, "/api/chat/room", token, &body).await.expect("the room is created");
         rooms.push(answer["room"]["_id"].as_str().unwrap().to_owned());
     }
     rooms
 }
 
-/// Says that it is over in all rooms, for ever: who had to begin anew may have missed it.
-async fn say_the_end(instances: &[SocketAddr], token: &str, rooms: &[String]) {
+/// Sends the last message to all rooms again and again, because a client that got a `resync` may
+/// have missed it.
+async fn send_last_messages(instances: &[SocketAddr], token: &str, rooms: &[String]) {
     loop {
-        // Who waits for an answer meanwhile should have it before.
+        // Clients that wait for an answer should get it before.
         sleep(Duration::from_secs(5)).await;
         for room in rooms {
             let sender = Tokens::new(&SECRET.into()).verify(token).unwrap().user.to_string();
@@ -188,7 +190,7 @@ async fn post(addr: SocketAddr, path: &str, token: &str, body: &Value) -> Option
     if answer.status().is_success() { answer.json().await.ok() } else { None }
 }
 
-/// All messages, in the order of the change stream, which is that of the oplog.
+/// All messages, in the order of the change stream.
 async fn read_messages(database: &mongodb::Database, since: Timestamp) -> Vec<Stored> {
     let messages = database.collection::<Document>("messages");
     let count = messages.count_documents(doc! {}).await.unwrap();
@@ -206,7 +208,9 @@ async fn read_messages(database: &mongodb::Database, since: Timestamp) -> Vec<St
             });
         }
     };
-    timeout(CALM, reading).await.expect("the change stream has everything that is stored");
+    timeout(RECOVERY_TIMEOUT, reading)
+        .await
+        .expect("the change stream has everything that is stored");
     stored
 }
 
@@ -218,7 +222,7 @@ impl Options {
             Self { seconds: 60, seed: now % 1_000_000, clients: 16, server: server() };
         while let Some(argument) = arguments.next() {
             let value = arguments.next().ok_or(format!("{argument} needs a value"))?;
-            let number = || value.parse().map_err(|_| format!("{value:?} is no number"));
+            let number = || value.parse().map_err(|_| format!("{value:?} is not a number"));
             match argument.as_str() {
                 "--seconds" => options.seconds = number()?,
                 "--seed" => options.seed = number()?,
@@ -234,7 +238,7 @@ impl Options {
     }
 }
 
-/// The server of the same build as this program.
+/// The server binary of the same build as this program.
 fn server() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
     let folder = program.parent().and_then(Path::parent).unwrap_or(Path::new(""));

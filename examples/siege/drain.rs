@@ -1,4 +1,4 @@
-//! SIGTERM with thousands of sockets, which come back on another instance.
+//! SIGTERM with thousands of sockets, which reconnect to another instance.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,29 +8,29 @@ use futures::future::join_all;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::crowd::{Guest, come_all};
+use crate::clients::{Client, connect_all};
 use crate::server::Server;
-use crate::{Besieged, Verdict};
+use crate::{Checks, Target};
 
-/// `SHUTDOWN_TIMEOUT` unless it is set.
+/// The default of `SHUTDOWN_TIMEOUT`.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Members of one room.
-const IN_ONE_ROOM: usize = 250;
+const PER_ROOM: usize = 250;
 
-pub async fn run(besieged: Besieged, sockets: usize) -> Verdict {
-    let mut verdict = Verdict::default();
-    let Besieged { server, mongo, binary } = besieged;
+pub async fn run(target: Target, sockets: usize) -> Checks {
+    let mut checks = Checks::default();
+    let Target { server, mongo, binary } = target;
     let other = Server::start(&binary, &mongo.uri("siege"), &[]);
     let mut rooms = Vec::new();
-    for number in 0..sockets.div_ceil(IN_ONE_ROOM) {
+    for number in 0..sockets.div_ceil(PER_ROOM) {
         rooms.push(other.room(&format!("drain {number}")).await);
     }
-    let mut guests: Vec<_> =
-        (0..sockets).map(|number| Guest::new(number, &rooms[number / IN_ONE_ROOM])).collect();
-    let came = come_all(&mut guests, server.addr, Duration::from_secs(60)).await;
-    verdict.check("all are let in", came == sockets, format!("{came}"));
+    let mut clients: Vec<_> =
+        (0..sockets).map(|number| Client::new(number, &rooms[number / PER_ROOM])).collect();
+    let connected = connect_all(&mut clients, server.addr, Duration::from_secs(60)).await;
+    checks.check("all are admitted", connected == sockets, format!("{connected}"));
 
-    // Messages are sent here all the time; what is acknowledged counts.
+    // Messages are sent to this instance all the time. The acknowledged ones are counted.
     let acked = Arc::new(AtomicU64::new(0));
     let sending = tokio::spawn({
         let (server, rooms, acked) = (Arc::clone(&server), rooms.clone(), Arc::clone(&acked));
@@ -66,53 +66,53 @@ pub async fn run(besieged: Besieged, sockets: usize) -> Verdict {
     };
     let gate = Semaphore::new(1_000);
     let deadline = Instant::now() + TIMEOUT * 4;
-    let moving = guests.iter_mut().map(async |guest| {
-        let _ = timeout(TIMEOUT * 2, guest.hear(usize::MAX)).await;
+    let moving = clients.iter_mut().map(async |client| {
+        let _ = timeout(TIMEOUT * 2, client.receive(usize::MAX)).await;
         let closed = begun.elapsed();
-        guest.connection = None;
+        client.connection = None;
         let _turn = gate.acquire().await;
-        (closed, guest.come_by(other.addr, deadline).await)
+        (closed, client.connect_until(other.addr, deadline).await)
     });
     let (unready, moved) = tokio::join!(unready, join_all(moving));
-    verdict.expect("readyz is 503 as soon as it drains", unready);
+    checks.expect("readyz is 503 as soon as it drains", unready);
     let first = moved.iter().map(|(closed, _)| *closed).min().unwrap_or_default();
     let last = moved.iter().map(|(closed, _)| *closed).max().unwrap_or_default();
     let spread = last - first > Duration::from_secs(1) && last < TIMEOUT;
-    verdict.check("closes are spread", spread, format!("from {first:.2?} to {last:.2?}"));
+    checks.check("closes are spread", spread, format!("from {first:.2?} to {last:.2?}"));
     let back = moved.iter().filter(|(_, back)| *back).count();
-    verdict.check("all come back elsewhere", back == sockets, format!("{back}"));
+    checks.check("all reconnect to the other instance", back == sockets, format!("{back}"));
     let well = server.ended(TIMEOUT.saturating_sub(begun.elapsed())).await;
-    verdict.check("it ends well and in time", well, format!("{:.1?}", begun.elapsed()));
+    checks.check("it ends successfully in time", well, format!("{:.1?}", begun.elapsed()));
     sending.await.unwrap();
 
     for room in &rooms {
         other.send(&http, room, "the end").await;
     }
-    let hearing = guests.iter_mut().map(async |guest| {
+    let receiving = clients.iter_mut().map(async |client| {
         let to_the_end = async {
-            while guest.heard.last().map(String::as_str) != Some("the end") {
-                guest.hear(guest.heard.len() + 1).await?;
+            while client.received.last().map(String::as_str) != Some("the end") {
+                client.receive(client.received.len() + 1).await?;
             }
-            Ok::<_, crate::wire::Lost>(())
+            Ok::<_, crate::wire::Disconnected>(())
         };
-        timeout(Duration::from_secs(30), to_the_end).await.is_ok_and(|heard| heard.is_ok())
+        timeout(Duration::from_secs(30), to_the_end).await.is_ok_and(|received| received.is_ok())
     });
-    let heard = join_all(hearing).await.into_iter().filter(|heard| *heard).count();
-    verdict.check("all hear the end", heard == sockets, format!("{heard}"));
-    let missed: usize = guests.iter().map(|guest| guest.missed).sum();
-    verdict.check("all are recovered", missed == 0, format!("{missed} are not"));
+    let received = join_all(receiving).await.into_iter().filter(|received| *received).count();
+    checks.check("all receive the end", received == sockets, format!("{received}"));
+    let missed: usize = clients.iter().map(|client| client.missed).sum();
+    checks.check("all are recovered", missed == 0, format!("{missed} are not"));
     let mut stored = 0;
     let mut same = true;
-    for members in guests.chunks(IN_ONE_ROOM) {
-        let most = members.iter().max_by_key(|guest| guest.heard.len());
-        let transcript = most.map(|guest| &guest.heard).cloned().unwrap_or_default();
+    for members in clients.chunks(PER_ROOM) {
+        let most = members.iter().max_by_key(|client| client.received.len());
+        let transcript = most.map(|client| &client.received).cloned().unwrap_or_default();
         stored += transcript.len() as u64 - 1;
-        // Whoever joined while messages were sent has a part of them: its end.
-        same &= members.iter().all(|guest| transcript.ends_with(&guest.heard));
+        // A client that joined later has only the last part of the messages.
+        same &= members.iter().all(|client| transcript.ends_with(&client.received));
     }
-    verdict.expect("transcripts are the same", same);
+    checks.expect("transcripts are the same", same);
     let acked = acked.load(Ordering::Relaxed);
-    let told = format!("{acked} acknowledged, {stored} heard");
-    verdict.check("what was acknowledged is there", stored >= acked && acked > 0, told);
-    verdict
+    let figures = format!("{acked} acknowledged, {stored} received");
+    checks.check("all acknowledged messages are stored", stored >= acked && acked > 0, figures);
+    checks
 }

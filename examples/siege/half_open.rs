@@ -1,4 +1,4 @@
-//! Handshakes that are begun, bodies that do not come, and what others notice of it.
+//! Handshakes and bodies that begin and do not end, and their effect on other clients.
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use futures::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::crowd::{Witnesses, connect_from};
-use crate::{Besieged, Verdict};
+use crate::clients::{LatencyProbe, connect_from};
+use crate::{Checks, Target};
 
-/// Messages a second that others hear.
+/// Messages a second to other clients.
 const RATE: u64 = 50;
-/// The longest deadline there is: of a Socket.IO client that enters no namespace.
-const LONGEST: Duration = Duration::from_secs(60);
+/// The longest deadline of the server: for a Socket.IO client that enters no namespace.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Between two bytes of a slow one.
-const PACE: Duration = Duration::from_secs(3);
+/// The time between two bytes of a slow client.
+const BYTE_INTERVAL: Duration = Duration::from_secs(3);
 
 const BEGINNINGS: [&str; 6] = [
     "",
@@ -30,16 +30,16 @@ const BEGINNINGS: [&str; 6] = [
      Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
 ];
 
-pub async fn run(besieged: &Besieged, connections: usize, time: Duration) -> Verdict {
-    let mut verdict = Verdict::default();
-    let server = &besieged.server;
+pub async fn run(target: &Target, connections: usize, time: Duration) -> Checks {
+    let mut checks = Checks::default();
+    let server = &target.server;
     let room = server.room("others").await;
-    let (p50, p99, whole) = Witnesses::start(server, &room, RATE, time).await.verdict().await;
+    let (p50, p99, complete) = LatencyProbe::start(server, &room, RATE, time).await.finish().await;
     println!("without them: p50 {p50:.1} ms, p99 {p99:.1} ms");
-    verdict.expect("all is heard without them", whole);
+    checks.expect("all messages are received without them", complete);
 
     let addr = server.addr;
-    let dripping: Vec<_> = (0..connections)
+    let slow_clients: Vec<_> = (0..connections)
         .map(|number| {
             tokio::spawn(async move {
                 sleep(Duration::from_millis(number as u64 / 4)).await;
@@ -47,11 +47,11 @@ pub async fn run(besieged: &Besieged, connections: usize, time: Duration) -> Ver
                 let begun = Instant::now();
                 let text = BEGINNINGS[number % BEGINNINGS.len()];
                 stream.write_all(text.as_bytes()).await.ok()?;
-                // On WebSockets silence is enough; elsewhere a byte comes now and then.
+                // A WebSocket sends nothing more; the others send a byte now and then.
                 let silent = text.contains("Sec-WebSocket");
                 let mut answer = [0; 1_024];
-                while begun.elapsed() < LONGEST * 2 {
-                    let read = timeout(PACE, stream.read(&mut answer)).await;
+                while begun.elapsed() < LONGEST_DEADLINE * 2 {
+                    let read = timeout(BYTE_INTERVAL, stream.read(&mut answer)).await;
                     match read {
                         Ok(Ok(0) | Err(_)) => return Some(begun.elapsed()),
                         Ok(Ok(_)) => {}
@@ -69,18 +69,18 @@ pub async fn run(besieged: &Besieged, connections: usize, time: Duration) -> Ver
     sleep(Duration::from_secs(2)).await;
     let open = server.count(&["chat_connections"]).await;
     println!("{open} connections are open");
-    let (_, with, whole) = Witnesses::start(server, &room, RATE, time).await.verdict().await;
+    let (_, with, complete) = LatencyProbe::start(server, &room, RATE, time).await.finish().await;
     println!("with them: p99 {with:.1} ms");
-    verdict.expect("all is heard with them", whole);
-    let ended = join_all(dripping).await;
+    checks.expect("all messages are received with them", complete);
+    let ended = join_all(slow_clients).await;
     let times: Vec<_> = ended.into_iter().filter_map(Result::unwrap).collect();
     let longest = times.iter().max().copied().unwrap_or_default();
-    let in_time = times.len() == connections && longest <= LONGEST;
-    let told = format!("{} of {connections}, the last after {longest:.1?}", times.len());
-    verdict.check("all are closed in time", in_time, told);
-    let empty = besieged.emptied(LONGEST).await;
-    verdict.check("no session is left", empty, String::new());
-    let (_, after, _) = Witnesses::start(server, &room, RATE, time).await.verdict().await;
-    verdict.check_delays(p99, with, after);
-    verdict
+    let in_time = times.len() == connections && longest <= LONGEST_DEADLINE;
+    let figures = format!("{} of {connections}, the last after {longest:.1?}", times.len());
+    checks.check("all are closed in time", in_time, figures);
+    let empty = target.emptied(LONGEST_DEADLINE).await;
+    checks.check("no session is left", empty, String::new());
+    let (_, after, _) = LatencyProbe::start(server, &room, RATE, time).await.finish().await;
+    checks.check_delays(p99, with, after);
+    checks
 }

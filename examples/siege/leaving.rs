@@ -1,4 +1,4 @@
-//! Sockets that send messages and end right behind them, as when somebody closes a tab.
+//! Sockets that send messages and close directly after them, like a closed browser tab.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,20 +12,20 @@ use tokio::time::{Instant, sleep};
 
 use crate::endings::{Ending, Leaver, Transport, endings, missing_and_misordered};
 use crate::server::token;
-use crate::{Besieged, Verdict};
+use crate::{Checks, Target};
 
-/// How many connect and end at the same time.
+/// How many connect and close at the same time.
 const AT_ONCE: usize = 200;
-/// How many share a room: each hears what the others send while it connects.
-const IN_A_ROOM: usize = 20;
-/// Between the first messages of two that stay.
-const APART: Duration = Duration::from_millis(20);
-/// How long after the last of them nothing more has to be stored for the rest to be lost.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How many share a room. Each receives the messages of the others while it connects.
+const PER_ROOM: usize = 20;
+/// The time between the first messages of two silent clients.
+const SPACING: Duration = Duration::from_millis(20);
+/// How long after the last stored message the missing ones count as lost.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub async fn run(besieged: &Besieged, sockets: usize) -> Verdict {
-    let mut verdict = Verdict::default();
-    let client = Client::with_uri_str(besieged.mongo.uri("siege")).await.unwrap();
+pub async fn run(target: &Target, sockets: usize) -> Checks {
+    let mut checks = Checks::default();
+    let client = Client::with_uri_str(target.mongo.uri("siege")).await.unwrap();
     let messages = client.database("siege").collection::<Document>("messages");
     for transport in [Transport::Plain, Transport::WebSocket, Transport::Polling] {
         let ways = endings(transport).iter().chain(&[Ending::Silence]);
@@ -33,20 +33,21 @@ pub async fn run(besieged: &Besieged, sockets: usize) -> Verdict {
         {
             let name = format!("{transport:?}, {ending:?}, {count} messages");
             let mut rooms = Vec::new();
-            for group in 0..sockets.div_ceil(IN_A_ROOM) {
-                rooms.push(besieged.server.room(&format!("{name}, {group}")).await);
+            for group in 0..sockets.div_ceil(PER_ROOM) {
+                rooms.push(target.server.room(&format!("{name}, {group}")).await);
             }
             let at_once = if ending == Ending::Silence { sockets } else { AT_ONCE };
             let gate = Arc::new(Semaphore::new(at_once));
             let mut leaving = JoinSet::new();
             for number in 0..sockets {
-                let (gate, room) = (Arc::clone(&gate), rooms[number / IN_A_ROOM].clone());
-                let (addr, token) = (besieged.server.addr, token());
+                let (gate, room) = (Arc::clone(&gate), rooms[number / PER_ROOM].clone());
+                let (addr, token) = (target.server.addr, token());
                 leaving.spawn(async move {
                     let _turn = gate.acquire().await;
                     if ending == Ending::Silence {
-                        // These stay, so they do not wait for each other; this spreads them.
-                        sleep(APART * number as u32).await;
+                        // Silent clients keep their connections and do not wait for each other;
+                        // this spreads them.
+                        sleep(SPACING * number as u32).await;
                     }
                     let leaver = Leaver::connect(addr, transport, &token, &room, number).await;
                     leaver.send_and_end(count, ending).await;
@@ -57,15 +58,16 @@ pub async fn run(besieged: &Besieged, sockets: usize) -> Verdict {
             let contents = stored.iter().map(String::as_str);
             let (missing, misordered) = missing_and_misordered(contents, sockets, count);
             let figures = format!("{missing} missing, {misordered} out of order");
-            verdict.check(&name, missing == 0 && misordered == 0, figures);
+            checks.check(&name, missing == 0 && misordered == 0, figures);
         }
     }
-    let unprocessed = besieged.server.count(&["chat_unprocessed_messages_total"]).await;
-    verdict.check("nothing was given up", unprocessed == 0, unprocessed.to_string());
-    verdict
+    let unprocessed = target.server.count(&["chat_unprocessed_messages_total"]).await;
+    checks.check("no message was left unprocessed", unprocessed == 0, unprocessed.to_string());
+    checks
 }
 
-/// The contents of these rooms, by id, when there are so many or nothing more comes.
+/// The contents of these rooms in the order of their ids, when there are `expected` of them or no
+/// more are stored.
 async fn settled(
     messages: &mongodb::Collection<Document>,
     rooms: &[String],
@@ -74,7 +76,7 @@ async fn settled(
     let rooms: Vec<ObjectId> = rooms.iter().map(|room| room.parse().unwrap()).collect();
     let room = doc! { "room": { "$in": rooms } };
     let (mut count, mut since) = (0, Instant::now());
-    while count < expected as u64 && since.elapsed() < PATIENCE {
+    while count < expected as u64 && since.elapsed() < SETTLE_TIMEOUT {
         let now = messages.count_documents(room.clone()).await.unwrap();
         if now > count {
             (count, since) = (now, Instant::now());

@@ -1,11 +1,11 @@
-//! A siege: what a server does under clients that are too many, too slow, or not clients at all.
+//! Stress tests: a server with too many clients, with slow clients, and with malformed input.
 //!
 //! ```sh
 //! cargo build --release && cargo run --release --example siege -- idle --sockets 18000 --seconds 600
 //! ```
 //!
-//! It starts a MongoDB and what servers it needs, says what it does and what came of it, and exits
-//! with 1 when a promise was not kept. Everything stays on the loopback.
+//! It starts a MongoDB and the servers, prints each check with its result, and exits with 1 if a
+//! check failed. All connections are on the loopback.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +15,7 @@
 
 #[path = "../../tests/api/helpers/breaker.rs"]
 mod breaker;
-mod crowd;
+mod clients;
 mod drain;
 #[path = "../../tests/api/helpers/endings.rs"]
 mod endings;
@@ -48,30 +48,30 @@ use server::Server;
 const USAGE: &str = "\
 Usage: siege idle|slow|half-open|drain|leaving|malformed [OPTION]...
 
-  idle       sockets that are silent, and then all come back at once
+  idle       idle sockets, which then all reconnect at once
   slow       members that never read, in a room with 200 messages a second
-  half-open  handshakes and bodies that are begun and not ended
-  drain      SIGTERM with many sockets, which come back on another instance
-  leaving    sockets that send messages and end at once, in every way to end
-  malformed  requests, frames and packets that are none
+  half-open  handshakes and bodies that begin and do not end
+  drain      SIGTERM with many sockets, which reconnect to another instance
+  leaving    sockets that send messages and close at once, in every way to close
+  malformed  malformed requests, frames and packets
 
-  --sockets N    how many: 18000, 300, 5000, 5000, 1000 of each, 100000 unless given
-  --seconds N    how long they are idle, or others are timed: 60 and 20 unless given
-  --seed N       what is malformed; another one each time unless given
-  --server PATH  the server; the one that was built beside this program unless given
+  --sockets N    how many (default 18000, 300, 5000, 5000, 1000 of each, 100000)
+  --seconds N    how long they are idle, or delays are measured (default 60 and 20)
+  --seed N       determines the malformed input (default random)
+  --server PATH  the server binary (default: of the same build)
 ";
 
-/// What is under siege.
-struct Besieged {
+/// The server under test.
+struct Target {
     server: Arc<Server>,
     mongo: ReplicaSet,
     binary: PathBuf,
 }
 
-/// What was promised, and whether it was kept.
+/// The results of the checks.
 #[derive(Default)]
-struct Verdict {
-    broken: usize,
+struct Checks {
+    failed: usize,
 }
 
 struct Options {
@@ -98,34 +98,34 @@ async fn run(options: Options) -> ExitCode {
     let time = |default| Duration::from_secs(seconds.unwrap_or(default));
     println!("{command} against {}, {} files may be open", server.display(), raise_open_files());
     let mongo = ReplicaSet::start(1).await;
-    let besieged = Besieged {
+    let target = Target {
         server: Arc::new(Server::start(&server, &mongo.uri("siege"), &[])),
         mongo,
         binary: server,
     };
-    let verdict = match command.as_str() {
-        "idle" => idle::run(&besieged, sockets.unwrap_or(18_000), time(60)).await,
-        "slow" => slow::run(&besieged, sockets.unwrap_or(300), time(20)).await,
-        "half-open" => half_open::run(&besieged, sockets.unwrap_or(5_000), time(20)).await,
-        "drain" => drain::run(besieged, sockets.unwrap_or(5_000)).await,
-        "leaving" => leaving::run(&besieged, sockets.unwrap_or(1_000)).await,
-        "malformed" => malformed::run(&besieged, sockets.unwrap_or(100_000), seed).await,
+    let checks = match command.as_str() {
+        "idle" => idle::run(&target, sockets.unwrap_or(18_000), time(60)).await,
+        "slow" => slow::run(&target, sockets.unwrap_or(300), time(20)).await,
+        "half-open" => half_open::run(&target, sockets.unwrap_or(5_000), time(20)).await,
+        "drain" => drain::run(target, sockets.unwrap_or(5_000)).await,
+        "leaving" => leaving::run(&target, sockets.unwrap_or(1_000)).await,
+        "malformed" => malformed::run(&target, sockets.unwrap_or(100_000), seed).await,
         other => unreachable!("{other} was refused before"),
     };
-    match verdict.broken {
+    match checks.failed {
         0 => {
-            println!("\nall promises were kept");
+            println!("\nall checks passed");
             ExitCode::SUCCESS
         }
-        broken => {
-            println!("\nFAILED: {broken} promises were broken");
+        failed => {
+            println!("\nFAILED: {failed} checks failed");
             ExitCode::FAILURE
         }
     }
 }
 
-impl Besieged {
-    /// Waits until no session is left; whether that was in time.
+impl Target {
+    /// Waits until no session is left. Returns whether that was in time.
     async fn emptied(&self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         while Instant::now() < deadline {
@@ -139,27 +139,27 @@ impl Besieged {
     }
 }
 
-impl Verdict {
-    /// Says whether a promise was kept, and with which figures.
-    fn check(&mut self, promise: &str, kept: bool, figures: String) {
-        let word = if kept { "kept   " } else { "BROKEN " };
-        println!("{word} {promise} {figures}");
-        self.broken += usize::from(!kept);
+impl Checks {
+    /// Prints a check with its result and its figures.
+    fn check(&mut self, name: &str, passed: bool, figures: String) {
+        let word = if passed { "passed " } else { "FAILED " };
+        println!("{word} {name} {figures}");
+        self.failed += usize::from(!passed);
     }
 
-    /// Compares the 99th percentile of others' delays under siege with that before and after it,
-    /// of which the larger counts: what else the machine does changes in the meantime. Below some
-    /// milliseconds it decides alone.
+    /// Compares the 99th percentile of the delays of other clients under load with the one before
+    /// and the one after it, whichever is larger, because other load on the machine can change in
+    /// the meantime. It may be twice as long, or 20 ms if that is more.
     fn check_delays(&mut self, before: f64, under: f64, after: f64) {
-        let kept = under <= (before.max(after) * 2.0).max(20.0);
-        let figures = format!("{before:.1} ms before, {under:.1} under siege, {after:.1} after");
-        self.check("others' p99 stays within twice", kept, figures);
+        let passed = under <= (before.max(after) * 2.0).max(20.0);
+        let figures = format!("{before:.1} ms before, {under:.1} under load, {after:.1} after");
+        self.check("the p99 of other clients at most doubles", passed, figures);
     }
 
-    /// As [`check`](Self::check), of what is only worth a word when it was broken.
-    fn expect(&mut self, promise: &str, kept: bool) {
-        if !kept {
-            self.check(promise, kept, String::new());
+    /// Like [`check`](Self::check), but prints only a failure.
+    fn expect(&mut self, name: &str, passed: bool) {
+        if !passed {
+            self.check(name, passed, String::new());
         }
     }
 }
@@ -177,7 +177,7 @@ impl Options {
         let mut options = Self { command, sockets: None, seconds: None, seed, server: server() };
         while let Some(argument) = arguments.next() {
             let value = arguments.next().ok_or(format!("{argument} needs a value"))?;
-            let number = || value.parse::<u64>().map_err(|_| format!("{value:?} is no number"));
+            let number = || value.parse::<u64>().map_err(|_| format!("{value:?} is not a number"));
             match argument.as_str() {
                 "--sockets" => options.sockets = Some(number()? as usize),
                 "--seconds" => options.seconds = Some(number()?),
@@ -186,14 +186,14 @@ impl Options {
                 _ => return Err(format!("unknown option {argument:?}")),
             }
         }
-        // It is started in another folder.
+        // The server is started in another folder.
         options.server = std::fs::canonicalize(&options.server)
             .map_err(|error| format!("{}: {error}: cargo build", options.server.display()))?;
         Ok(options)
     }
 }
 
-/// The server of the same build as this program.
+/// The server binary of the same build as this program.
 fn server() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
     let folder = program.parent().and_then(Path::parent).unwrap_or(Path::new(""));

@@ -1,4 +1,4 @@
-//! A hundred thousand requests, frames and packets that are none.
+//! A hundred thousand malformed requests, frames and packets.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use crate::breaker;
 use crate::grammar::KINDS;
 use crate::random::Random;
 use crate::server::token;
-use crate::{Besieged, Verdict};
+use crate::{Checks, Target};
 
-/// Sent at once.
+/// The number of concurrent senders.
 const SENDERS: usize = 32;
 
-pub async fn run(besieged: &Besieged, count: usize, seed: u64) -> Verdict {
-    let mut verdict = Verdict::default();
-    let server = &besieged.server;
+pub async fn run(target: &Target, count: usize, seed: u64) -> Checks {
+    let mut checks = Checks::default();
+    let server = &target.server;
     println!("--seed {seed}");
     let mut random = Random::new(seed);
     for kind in KINDS {
@@ -37,19 +37,19 @@ pub async fn run(besieged: &Besieged, count: usize, seed: u64) -> Verdict {
         }
         println!("{kind:?}: {answers:?} in {:.1?}", begun.elapsed());
     }
-    let empty = besieged.emptied(Duration::from_secs(90)).await;
-    verdict.check("no session is left", empty, String::new());
+    let empty = target.emptied(Duration::from_secs(90)).await;
+    checks.check("no session is left", empty, String::new());
     let panics = server.count(&["chat_panics_total", "chat_feed_panics_total"]).await;
     let log = server.log();
     let bad = |line: &&String| line.contains("panicked") || line.contains(" ERROR ");
     let complaints: Vec<_> = log.iter().filter(bad).take(5).collect();
-    verdict.check(
+    checks.check(
         "nothing panicked",
         panics == 0 && complaints.is_empty(),
         format!("{complaints:?}"),
     );
-    verdict.check("the log is readable", log.len() < 50, format!("{} lines", log.len()));
+    checks.check("the log is readable", log.len() < 50, format!("{} lines", log.len()));
     let ready = server.get("/readyz").await.is_some_and(|(status, _)| status == 200);
-    verdict.expect("it serves", ready);
-    verdict
+    checks.expect("it serves", ready);
+    checks
 }

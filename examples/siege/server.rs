@@ -1,4 +1,4 @@
-//! The servers under siege, each a process of its own, and what they say of themselves.
+//! The servers under test, each of them a process, with their logs and metrics.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -14,10 +14,10 @@ use realtime_chat_backend::auth::Tokens;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-/// What signs the tokens.
+/// The secret of the tokens.
 const SECRET: &str = "the secret of a siege that nobody needs to keep";
 /// How long a server may take to start.
-const START: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A server. Dropping it kills it.
 pub struct Server {
@@ -28,14 +28,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one on this database, on all loopback addresses, without limits by address.
+    /// Starts a server with this database, without rate limits.
     pub fn start(binary: &Path, uri: &str, vars: &[(&str, &str)]) -> Self {
         let mut process = Command::new(binary)
             .env_clear()
             .envs(["PATH", "HOME"].iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .envs([("PORT", "0"), ("HOST", "127.0.0.1"), ("JWT_SECRET", SECRET)])
             .envs(["LOGIN", "LOGIN_NAME", "SEND", "CONNECT", "EVENTS", "ROOM"].map(|limit| {
-                // A siege comes from one machine.
+                // All requests come from one machine.
                 (format!("RATE_LIMIT_{limit}"), "0")
             }))
             .env("MONGO_URI", uri)
@@ -44,29 +44,29 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
-        let said = BufReader::new(process.stderr.take().unwrap());
+        let stderr = BufReader::new(process.stderr.take().unwrap());
         let log = Arc::new(Mutex::new(Vec::new()));
         let (listens, listening) = mpsc::channel();
         let written = Arc::clone(&log);
         std::thread::spawn(move || {
-            for line in said.lines().map_while(Result::ok) {
+            for line in stderr.lines().map_while(Result::ok) {
                 if let Some((_, addr)) = line.split_once("Listening on http://") {
                     let _ = listens.send(addr.trim().parse().unwrap());
                 }
                 written.lock().unwrap().push(line);
             }
         });
-        let addr = listening.recv_timeout(START).expect("the server says where it listens");
+        let addr = listening.recv_timeout(START_TIMEOUT).expect("the server logs its address");
         let id = Pid::from_raw(process.id() as i32);
         Self { process: Mutex::new(process), id, addr, log }
     }
 
-    /// What it has logged.
+    /// Its log lines so far.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
 
-    /// Its memory, in KiB.
+    /// Its resident memory, in KiB.
     pub fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id));
         let status = status.unwrap_or_default();
@@ -74,12 +74,12 @@ impl Server {
         line.trim().trim_end_matches("kB").trim().parse().unwrap()
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         kill(self.id, Signal::SIGTERM).unwrap();
     }
 
-    /// Waits until it has ended; whether it did so in time and well.
+    /// Waits until it has ended. Returns whether it ended successfully in time.
     pub async fn ended(&self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         loop {
@@ -92,30 +92,30 @@ impl Server {
         }
     }
 
-    /// The status of a path, and its body.
+    /// The status and the body of the answer to a GET request.
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
         let answer = reqwest::get(format!("http://{}{path}", self.addr)).await.ok()?;
         let status = answer.status().as_u16();
         Some((status, answer.text().await.ok()?))
     }
 
-    /// Numbers that it counts, together; 0 where there is none.
+    /// The sum of these metrics. A missing metric counts as 0.
     pub async fn count(&self, names: &[&str]) -> u64 {
-        let (_, text) = self.get("/metrics").await.expect("it counts");
+        let (_, text) = self.get("/metrics").await.expect("the metrics are there");
         let value = |name: &&str| {
             text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
         };
         names.iter().filter_map(value).sum()
     }
 
-    /// A room of this name.
+    /// Creates a room with this name. Returns its id.
     pub async fn room(&self, name: &str) -> String {
         let answer = self.post("/api/chat/room", &token(), &json!({ "name": name })).await;
-        let answer = answer.expect("a room is made");
+        let answer = answer.expect("the room is created");
         answer["room"]["_id"].as_str().unwrap().to_owned()
     }
 
-    /// Sends a message to a room; whether it is stored.
+    /// Sends a message to a room. Returns whether it was stored.
     pub async fn send(&self, http: &reqwest::Client, room: &str, content: &str) -> bool {
         let (user, token) = user();
         let body = json!({ "room": room, "sender": user, "content": content });
@@ -140,14 +140,14 @@ impl Drop for Server {
     }
 }
 
-/// A user who need not be registered, with a token.
+/// A user id, which is not registered, and its token.
 pub fn user() -> (String, String) {
     let user = ObjectId::new().to_hex();
     let token = Tokens::new(&SECRET.into()).issue(user.parse().unwrap());
     (user, token)
 }
 
-/// The token of somebody.
+/// The token of a new user.
 pub fn token() -> String {
     user().1
 }

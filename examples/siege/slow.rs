@@ -1,4 +1,4 @@
-//! Members that never read, in a room that talks a lot.
+//! Members that never read, in a busy room.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,25 +8,25 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
 use tokio::time::sleep;
 
-use crate::crowd::Witnesses;
+use crate::clients::LatencyProbe;
 use crate::server::token;
-use crate::{Besieged, Verdict};
+use crate::{Checks, Target};
 
 /// Messages a second.
 const RATE: u64 = 200;
-/// What may wait for one socket, and what may be under way to it, in KiB.
-const OF_ONE: u64 = 2 * 1_024;
+/// The bytes that may be queued for one socket, in KiB.
+const MAX_QUEUED: u64 = 2 * 1_024;
 
-pub async fn run(besieged: &Besieged, sockets: usize, time: Duration) -> Verdict {
-    let mut verdict = Verdict::default();
-    let server = &besieged.server;
+pub async fn run(target: &Target, sockets: usize, time: Duration) -> Checks {
+    let mut checks = Checks::default();
+    let server = &target.server;
     let room = server.room("without them").await;
-    let (p50, p99, whole) = Witnesses::start(server, &room, RATE, time).await.verdict().await;
+    let (p50, p99, complete) = LatencyProbe::start(server, &room, RATE, time).await.finish().await;
     println!("without them: p50 {p50:.1} ms, p99 {p99:.1} ms");
-    verdict.expect("all is heard without them", whole);
+    checks.expect("all messages are received without them", complete);
 
     let room = server.room("with them").await;
-    let mut deaf = Vec::new();
+    let mut not_reading = Vec::new();
     for _ in 0..sockets {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4_096).unwrap();
@@ -39,7 +39,7 @@ pub async fn run(besieged: &Besieged, sockets: usize, time: Duration) -> Verdict
         let join = json!({ "event": "joinRoom", "data": room }).to_string();
         stream.write_all(upgrade.as_bytes()).await.unwrap();
         stream.write_all(&crate::grammar::text_frame(&join)).await.unwrap();
-        deaf.push(stream);
+        not_reading.push(stream);
     }
     sleep(Duration::from_secs(2)).await;
     let before = server.memory();
@@ -57,17 +57,17 @@ pub async fn run(besieged: &Besieged, sockets: usize, time: Duration) -> Verdict
             }
         }
     });
-    let (_, with, whole) = Witnesses::start(server, &room, RATE, time).await.verdict().await;
+    let (_, with, complete) = LatencyProbe::start(server, &room, RATE, time).await.finish().await;
     println!("with them: p99 {with:.1} ms");
-    verdict.expect("all is heard with them", whole);
-    drop(deaf);
-    let empty = besieged.emptied(Duration::from_secs(60)).await;
-    verdict.check("no session is left", empty, String::new());
+    checks.expect("all messages are received with them", complete);
+    drop(not_reading);
+    let empty = target.emptied(Duration::from_secs(60)).await;
+    checks.check("no session is left", empty, String::new());
     let grown = watcher.await.unwrap().saturating_sub(before);
-    let bounded = grown < OF_ONE * sockets as u64;
-    verdict.check("memory stays within the queues", bounded, format!("{grown} KiB more"));
+    let bounded = grown < MAX_QUEUED * sockets as u64;
+    checks.check("memory stays within the queues", bounded, format!("{grown} KiB more"));
     let room = server.room("after them").await;
-    let (_, after, _) = Witnesses::start(server, &room, RATE, time).await.verdict().await;
-    verdict.check_delays(p99, with, after);
-    verdict
+    let (_, after, _) = LatencyProbe::start(server, &room, RATE, time).await.finish().await;
+    checks.check_delays(p99, with, after);
+    checks
 }

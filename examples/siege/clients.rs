@@ -1,4 +1,5 @@
-//! Many sockets, from several addresses of the loopback, and witnesses who time what they hear.
+//! Many clients, from several addresses of the loopback, and probes that measure the delay of
+//! messages.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,42 +13,42 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use crate::server::{Server, token};
-use crate::wire::{Connection, Kind, Lost, Memory, Said};
+use crate::wire::{Connection, Disconnected, Incoming, Kind, ResumeState};
 
-/// Sockets of one address: below the 28,000 ports that the system gives out for each.
-const OF_ONE_ADDRESS: usize = 5_000;
-/// How many are connecting at once; the system holds 4,096 that were not accepted yet.
+/// The number of sockets from one address: less than the 28,000 ephemeral ports of an address.
+const PER_ADDRESS: usize = 5_000;
+/// How many clients connect at the same time. The listen queue of the system holds 4,096.
 const AT_ONCE: usize = 2_000;
-/// How long one try to connect may take.
-const TRY: Duration = Duration::from_secs(10);
+/// The timeout of one attempt to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client that comes back with what it last had.
-pub struct Guest {
+/// A client that reconnects with its last position.
+pub struct Client {
     number: usize,
     token: String,
     room: String,
     since: Option<String>,
     pub connection: Option<Connection>,
-    /// What it has heard.
-    pub heard: Vec<String>,
-    /// How often it was told that it has missed something.
+    /// The contents that it received.
+    pub received: Vec<String>,
+    /// How often the server said that messages may have been missed.
     pub missed: usize,
 }
 
-impl Guest {
-    /// A client that is not connected yet.
+impl Client {
+    /// A client without a connection.
     pub fn new(number: usize, room: &str) -> Self {
         let room = room.to_owned();
-        let (token, heard) = (token(), Vec::new());
-        Self { number, token, room, since: None, connection: None, heard, missed: 0 }
+        let (token, received) = (token(), Vec::new());
+        Self { number, token, room, since: None, connection: None, received, missed: 0 }
     }
 
-    /// Connects and joins its room behind what it last had.
-    pub async fn come(&mut self, addr: SocketAddr) -> Result<(), Lost> {
-        let coming = async {
-            let stream = connect_from(self.number, addr).await.map_err(Lost::because)?;
-            let memory = Memory::default();
-            let open = Connection::open_on(stream, Kind::Plain, addr, &self.token, memory);
+    /// Connects, and joins its room after its last position.
+    pub async fn connect(&mut self, addr: SocketAddr) -> Result<(), Disconnected> {
+        let connecting = async {
+            let stream = connect_from(self.number, addr).await.map_err(Disconnected::because)?;
+            let resume_state = ResumeState::default();
+            let open = Connection::open_on(stream, Kind::Plain, addr, &self.token, resume_state);
             let mut connection = open.await?;
             let room = &self.room;
             let data = match &self.since {
@@ -56,23 +57,23 @@ impl Guest {
             };
             connection.request("joinRoom", &data).await?;
             match connection.next().await? {
-                Said::Ack { data, .. } if data["room"] == json!(room) => {
+                Incoming::Ack { data, .. } if data["room"] == json!(room) => {
                     let position = data["position"].as_str().map(str::to_owned);
                     self.missed += usize::from(self.since.is_some() && data["recovered"] != true);
                     self.since = self.since.take().or(position);
                 }
-                other => return Err(Lost(format!("not joined: {other:?}"))),
+                other => return Err(Disconnected(format!("not joined: {other:?}"))),
             }
             self.connection = Some(connection);
             Ok(())
         };
-        timeout(TRY, coming).await.map_err(Lost::because)?
+        timeout(CONNECT_TIMEOUT, connecting).await.map_err(Disconnected::because)?
     }
 
-    /// Connects, again and again until then; whether it did.
-    pub async fn come_by(&mut self, addr: SocketAddr, deadline: Instant) -> bool {
+    /// Tries to connect until the deadline. Returns whether it succeeded.
+    pub async fn connect_until(&mut self, addr: SocketAddr, deadline: Instant) -> bool {
         while Instant::now() < deadline {
-            if self.come(addr).await.is_ok() {
+            if self.connect(addr).await.is_ok() {
                 return true;
             }
             sleep(Duration::from_millis(200 + self.number as u64 % 300)).await;
@@ -80,44 +81,45 @@ impl Guest {
         false
     }
 
-    /// Hears messages until it has so many or the connection is gone.
-    pub async fn hear(&mut self, count: usize) -> Result<(), Lost> {
-        while self.heard.len() < count {
-            let connection = self.connection.as_mut().ok_or(Lost("not connected".to_owned()))?;
+    /// Receives messages until it has `count` or the connection ends.
+    pub async fn receive(&mut self, count: usize) -> Result<(), Disconnected> {
+        while self.received.len() < count {
+            let connection =
+                self.connection.as_mut().ok_or(Disconnected("not connected".to_owned()))?;
             match connection.next().await? {
-                Said::Message { content, position, .. } => {
+                Incoming::Message { content, position, .. } => {
                     self.since = position.or(self.since.take());
-                    self.heard.push(content);
+                    self.received.push(content);
                 }
-                Said::Resync { .. } => self.missed += 1,
-                Said::Ack { .. } | Said::Offset(_) | Said::Error(_) => {}
+                Incoming::Resync { .. } => self.missed += 1,
+                Incoming::Ack { .. } | Incoming::Offset(_) | Incoming::Error(_) => {}
             }
         }
         Ok(())
     }
 }
 
-/// Connects from an address that has ports left for the client of this number.
+/// Connects from an address that has free ports for the client with this number.
 pub async fn connect_from(number: usize, addr: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
-    let last = u8::try_from(2 + number / OF_ONE_ADDRESS).unwrap_or(u8::MAX);
+    let last = u8::try_from(2 + number / PER_ADDRESS).unwrap_or(u8::MAX);
     socket.bind((Ipv4Addr::new(127, 0, 0, last), 0).into())?;
     socket.connect(addr).await
 }
 
-/// Lets all come at once; answers how many are there by then.
-pub async fn come_all(guests: &mut [Guest], addr: SocketAddr, within: Duration) -> usize {
+/// Connects all clients at once. Returns how many succeeded in time.
+pub async fn connect_all(clients: &mut [Client], addr: SocketAddr, within: Duration) -> usize {
     let deadline = Instant::now() + within;
     let gate = Semaphore::new(AT_ONCE);
-    let coming = guests.iter_mut().map(async |guest| {
+    let connecting = clients.iter_mut().map(async |client| {
         let _turn = gate.acquire().await;
-        guest.come_by(addr, deadline).await
+        client.connect_until(addr, deadline).await
     });
-    join_all(coming).await.into_iter().filter(|came| *came).count()
+    join_all(connecting).await.into_iter().filter(|connected| *connected).count()
 }
 
-/// What others notice: delays from a send to its last hearing, of messages at a steady pace.
-pub struct Witnesses {
+/// Measures the delay from a send to each receiver, with messages at a steady rate.
+pub struct LatencyProbe {
     listening: Vec<JoinHandle<Vec<f64>>>,
     sending: JoinHandle<usize>,
 }
@@ -125,17 +127,17 @@ pub struct Witnesses {
 /// The content of the last message.
 const END: &str = "the end";
 
-impl Witnesses {
-    /// Ten members of a room, to which so many messages a second are sent for so long.
+impl LatencyProbe {
+    /// Ten members of a room, to which `rate` messages a second are sent for `time`.
     pub async fn start(server: &Arc<Server>, room: &str, rate: u64, time: Duration) -> Self {
         let mut listening = Vec::new();
         for number in 0..10 {
-            let mut guest = Guest::new(number, room);
-            guest.come(server.addr).await.expect("a witness is let in");
+            let mut client = Client::new(number, room);
+            client.connect(server.addr).await.expect("a probe is admitted");
             listening.push(tokio::spawn(async move {
                 let mut delays = Vec::new();
-                while guest.hear(guest.heard.len() + 1).await.is_ok() {
-                    match guest.heard.pop().and_then(|content| sent_at(&content)) {
+                while client.receive(client.received.len() + 1).await.is_ok() {
+                    match client.received.pop().and_then(|content| sent_at(&content)) {
                         Some(sent) => delays.push((now() - sent) * 1_000.0),
                         None => break,
                     }
@@ -164,17 +166,18 @@ impl Witnesses {
         Self { listening, sending }
     }
 
-    /// The 50th and 99th percentile of the delays in ms, and whether all heard everything.
-    pub async fn verdict(self) -> (f64, f64, bool) {
+    /// The 50th and 99th percentile of the delays in ms, and whether all members received
+    /// everything.
+    pub async fn finish(self) -> (f64, f64, bool) {
         let sent = self.sending.await.unwrap();
-        let heard = join_all(self.listening).await;
-        let heard: Vec<_> = heard.into_iter().map(Result::unwrap).collect();
-        let whole = heard.iter().all(|delays| delays.len() >= sent);
-        let mut all = heard.concat();
+        let received = join_all(self.listening).await;
+        let received: Vec<_> = received.into_iter().map(Result::unwrap).collect();
+        let complete = received.iter().all(|delays| delays.len() >= sent);
+        let mut all = received.concat();
         all.sort_by(f64::total_cmp);
         let at =
             |part: f64| all.get((all.len() as f64 * part) as usize).copied().unwrap_or(f64::NAN);
-        (at(0.5), at(0.99), whole)
+        (at(0.5), at(0.99), complete)
     }
 }
 

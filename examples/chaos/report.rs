@@ -1,4 +1,4 @@
-//! The checker: compares every transcript with the collection, in the order of its change stream.
+//! Compares every transcript with the collection, in the order of its change stream.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use crate::client::{END, Transcript};
 
-/// How many examples of each problem are printed.
+/// How many problems of each kind are printed.
 const EXAMPLES: usize = 5;
 
-/// A message as it is stored.
+/// A stored message.
 #[derive(Debug, Clone)]
 pub struct Stored {
     pub id: String,
@@ -19,32 +19,32 @@ pub struct Stored {
     pub content: String,
 }
 
-/// What became of everything.
+/// The result.
 #[derive(Debug, Default)]
-pub struct Verdict {
+pub struct Report {
     sent: usize,
     acked: usize,
     stored: usize,
     delivered: usize,
     lost: Vec<String>,
-    doubled: Vec<String>,
-    disordered: Vec<String>,
-    /// What else must not be.
-    broken: Vec<String>,
-    /// How many messages came again because a cut came before their offset, which is allowed.
+    duplicated: Vec<String>,
+    out_of_order: Vec<String>,
+    /// Other problems.
+    problems: Vec<String>,
+    /// Messages that came again because a cut came before their offset. This is allowed.
     repeated: usize,
     resyncs: usize,
-    returns: usize,
+    resumed: usize,
     recoveries: Vec<Duration>,
-    /// From the end of a primary to the first acknowledgement of a message sent since.
-    writes_back: Vec<Duration>,
+    /// The times from the loss of a primary to the first ack of a later message.
+    write_recoveries: Vec<Duration>,
 }
 
-impl Verdict {
-    /// Judges. `stored` is what the collection has, in the order of its change stream.
-    pub fn of(transcripts: &[Transcript], stored: &[Stored], primaries: &[Instant]) -> Self {
-        let mut verdict = Self { stored: stored.len(), ..Self::default() };
-        verdict.judge_storing(transcripts, stored);
+impl Report {
+    /// Compares. `stored` is the collection, in the order of its change stream.
+    pub fn of(transcripts: &[Transcript], stored: &[Stored], primary_losses: &[Instant]) -> Self {
+        let mut report = Self { stored: stored.len(), ..Self::default() };
+        report.check_stored(transcripts, stored);
         let mut rooms: HashMap<&str, Vec<&Stored>> = HashMap::new();
         for message in stored {
             rooms.entry(&message.room).or_default().push(message);
@@ -52,41 +52,43 @@ impl Verdict {
         for transcript in transcripts {
             for (room, segments) in &transcript.rooms {
                 let order = rooms.get(room.as_str()).map_or(&[][..], Vec::as_slice);
-                verdict.judge_delivery(&transcript.name, segments, order);
+                report.check_delivered(&transcript.name, segments, order);
             }
-            verdict.repeated += transcript.repeated;
-            verdict.resyncs += transcript.resyncs;
-            verdict.returns += transcript.returns;
-            verdict.recoveries.extend(&transcript.recoveries);
-            let broken = transcript.broken.iter();
-            verdict.broken.extend(broken.map(|what| format!("{}: {what}", transcript.name)));
+            report.repeated += transcript.repeated;
+            report.resyncs += transcript.resyncs;
+            report.resumed += transcript.resumed;
+            report.recoveries.extend(&transcript.recoveries);
+            let problems = transcript.problems.iter();
+            report.problems.extend(problems.map(|what| format!("{}: {what}", transcript.name)));
         }
         let acks = || transcripts.iter().flat_map(|transcript| &transcript.acks);
-        for &died in primaries {
+        for &died in primary_losses {
             let since = acks().filter(|(begun, _)| *begun > died).map(|(_, acked)| *acked - died);
-            verdict.writes_back.extend(since.min());
+            report.write_recoveries.extend(since.min());
         }
-        verdict.recoveries.sort();
-        verdict.writes_back.sort();
-        verdict
+        report.recoveries.sort();
+        report.write_recoveries.sort();
+        report
     }
 
-    /// Adds what must not be and was found elsewhere.
-    pub fn complain(&mut self, problems: impl IntoIterator<Item = String>) {
-        self.broken.extend(problems);
+    /// Adds problems that were found elsewhere.
+    pub fn add_problems(&mut self, problems: impl IntoIterator<Item = String>) {
+        self.problems.extend(problems);
     }
 
-    /// Whether nothing is wrong.
+    /// Whether there is no problem.
     pub fn is_good(&self) -> bool {
-        [&self.lost, &self.doubled, &self.disordered, &self.broken].iter().all(|all| all.is_empty())
+        [&self.lost, &self.duplicated, &self.out_of_order, &self.problems]
+            .iter()
+            .all(|all| all.is_empty())
     }
 
-    fn judge_storing(&mut self, transcripts: &[Transcript], stored: &[Stored]) {
+    fn check_stored(&mut self, transcripts: &[Transcript], stored: &[Stored]) {
         let mut by_content: HashMap<&str, &Stored> = HashMap::new();
         for message in stored {
             let before = by_content.insert(&message.content, message);
             if before.is_some() && message.content != END {
-                self.doubled.push(format!("{:?} is stored twice", message.content));
+                self.duplicated.push(format!("{:?} is stored twice", message.content));
             }
         }
         for transcript in transcripts {
@@ -102,7 +104,7 @@ impl Verdict {
         }
     }
 
-    fn judge_delivery(&mut self, name: &str, segments: &[Vec<String>], order: &[&Stored]) {
+    fn check_delivered(&mut self, name: &str, segments: &[Vec<String>], order: &[&Stored]) {
         let place: HashMap<&str, usize> =
             order.iter().enumerate().map(|(at, message)| (message.id.as_str(), at)).collect();
         let what = |at: usize| format!("{name}: {:?} ({at})", order[at].content);
@@ -113,31 +115,33 @@ impl Verdict {
             for id in segment {
                 match place.get(id.as_str()) {
                     Some(&at) => places.push(at),
-                    None => self.broken.push(format!("{name} heard {id}, which is not stored")),
+                    None => {
+                        self.problems.push(format!("{name} received {id}, which is not stored"))
+                    }
                 }
             }
             let mut heard = HashSet::new();
             let mut newest = None;
             for &at in &places {
                 if !heard.insert(at) {
-                    self.doubled.push(format!("{} was heard twice", what(at)));
+                    self.duplicated.push(format!("{} was received twice", what(at)));
                 } else if newest.is_some_and(|newest| at < newest) {
-                    self.disordered.push(format!("{} came after later ones", what(at)));
+                    self.out_of_order.push(format!("{} came after later ones", what(at)));
                 }
                 newest = newest.max(Some(at));
             }
-            // Everybody was there from the first message to the last.
+            // All clients are in their rooms from the first message to the last.
             let first = if number == 0 { Some(0) } else { places.iter().min().copied() };
             let end = order.iter().position(|message| message.content == END);
             let end = if number == last { newest.max(end) } else { newest };
             let (Some(first), Some(end)) = (first, end) else { continue };
             let missing = (first..=end).filter(|at| !heard.contains(at));
-            self.lost.extend(missing.map(|at| format!("{} was not heard", what(at))));
+            self.lost.extend(missing.map(|at| format!("{} was not received", what(at))));
         }
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = [
             ("sent", self.sent),
@@ -145,12 +149,12 @@ impl fmt::Display for Verdict {
             ("stored", self.stored),
             ("delivered", self.delivered),
             ("lost", self.lost.len()),
-            ("doubled", self.doubled.len()),
-            ("again after a cut, by default", self.repeated),
-            ("out of order", self.disordered.len()),
-            ("other problems", self.broken.len()),
+            ("duplicated", self.duplicated.len()),
+            ("repeated after a cut, by default", self.repeated),
+            ("out of order", self.out_of_order.len()),
+            ("other problems", self.problems.len()),
             ("connections lost and recovered", self.recoveries.len()),
-            ("of these by Socket.IO's recovery", self.returns),
+            ("of these, Socket.IO recoveries", self.resumed),
             ("resyncs", self.resyncs),
         ];
         for (name, count) in counts {
@@ -158,7 +162,7 @@ impl fmt::Display for Verdict {
         }
         for (name, times) in [
             ("time to recover", &self.recoveries),
-            ("writes back after the primary", &self.writes_back),
+            ("loss of primary to next ack", &self.write_recoveries),
         ] {
             match (times.get(times.len() / 2), times.last()) {
                 (Some(median), Some(max)) => {
@@ -168,7 +172,7 @@ impl fmt::Display for Verdict {
                 _ => writeln!(f, "{name:34}         -")?,
             }
         }
-        for problems in [&self.lost, &self.doubled, &self.disordered, &self.broken] {
+        for problems in [&self.lost, &self.duplicated, &self.out_of_order, &self.problems] {
             for problem in problems.iter().take(EXAMPLES) {
                 writeln!(f, "  {problem}")?;
             }
