@@ -1,12 +1,12 @@
-//! How cost grows: with subscribers, rooms, the depth of a history, its length, the speed of the
-//! feed and the number of instances.
+//! Curves of the cost: by the number of subscribers, rooms and instances, the length of a history,
+//! the depth of a page in it, and the rate of the feed.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::fanout::{Audience, Outcome, Pace, Plan, Via};
+use crate::fanout::{Outcome, Pace, Plan, Subscribers, Via};
 use crate::http::{Answer, Connection, request};
 use crate::process::Process;
 use crate::report::Curve;
@@ -17,21 +17,21 @@ use crate::servers::{Contender, Server};
 use crate::wire::Wire;
 use crate::{Bench, Result};
 
-/// Deliveries a second, however many subscribers share them.
+/// Deliveries a second, for any number of subscribers.
 const DELIVERIES: f64 = 20_000.0;
-/// Messages a second, however many rooms share them.
+/// Messages a second, for any number of rooms.
 const MESSAGES: f64 = 200.0;
-/// The longest history.
-const DEEP: usize = 1_000_000;
-/// What Node can hold: it builds a whole history in memory, several times over.
-const NODE_DEEP: usize = 100_000;
-/// How long one curve of one contender may take.
+/// The length of the longest history.
+const MAX_HISTORY: usize = 1_000_000;
+/// The longest history for Node, which builds a whole history in memory several times.
+const NODE_MAX_HISTORY: usize = 100_000;
+/// The timeout of one curve of one contender.
 const CURVE_TIMEOUT: Duration = Duration::from_secs(300);
-/// Messages of a page.
+/// The number of messages of a page.
 const PAGE: usize = 50;
 
-/// What is measured on one server that runs.
-struct Place<'a> {
+/// A running server.
+struct Running<'a> {
     bench: &'a mut Bench,
     contender: Contender,
     server: Server,
@@ -46,13 +46,13 @@ pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
     for curve in 0..5 {
         let server = bench.start(contender, None).await?;
         let seed = bench.seed(contender, server.addr).await?;
-        let mut at = Place { bench, contender, server, seed };
+        let mut at = Running { bench, contender, server, seed };
         let measuring = async {
             match (curve, contender) {
                 (0, _) => at.subscribers().await,
                 (_, Contender::Floor) => Ok(()),
                 (1, _) => at.rooms().await,
-                // After the feed: a server that starts reads what the last two minutes brought.
+                // Last, because a starting server reads the events of the last two minutes.
                 (4, _) => at.histories().await,
                 (_, Contender::Node) => Ok(()),
                 (2, _) => at.feed().await,
@@ -69,7 +69,7 @@ pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
     Ok(())
 }
 
-impl Place<'_> {
+impl Running<'_> {
     fn point(&mut self, curve: &Curve, line: &str, x: usize, y: f64) {
         let name = self.contender.name();
         let line = if line.is_empty() { name.to_owned() } else { format!("{name}, {line}") };
@@ -89,7 +89,7 @@ impl Place<'_> {
         }
     }
 
-    /// A fresh process, in which nothing is left of the last point.
+    /// Starts a new process, so that the last point has no effect.
     async fn restart(&mut self) -> Result<()> {
         let fresh = self.bench.start(self.contender, None).await?;
         fresh.process.settle().await?;
@@ -101,7 +101,7 @@ impl Place<'_> {
             publishers: 1,
             via: Via::Socket,
             pace: Pace::Rate(rate),
-            // There are many points.
+            // Shorter, because there are many points.
             warm_up: self.bench.options.warm_up() / 2,
             measure: self.bench.options.measure() * 2 / 3,
         }
@@ -117,12 +117,12 @@ impl Place<'_> {
             for &number in numbers.iter().take(self.bench.options.pick(5, 3)) {
                 self.restart().await?;
                 let rooms = std::slice::from_ref(&room);
-                let audience =
-                    Audience::gather(self.server.addr, wire, &user, rooms, number).await?;
+                let subscribers =
+                    Subscribers::connect(self.server.addr, wire, &user, rooms, number).await?;
                 let plan = self.plan(DELIVERIES / number as f64);
-                let heard = audience.hear(&plan, &user, self.server.process).await?;
-                self.faultless(&heard);
-                self.point(&curve, line, number, heard.cpu_per_delivery);
+                let outcome = subscribers.measure(&plan, &user, self.server.process).await?;
+                self.check_faults(&outcome);
+                self.point(&curve, line, number, outcome.cpu_per_delivery);
             }
         }
         Ok(())
@@ -137,11 +137,13 @@ impl Place<'_> {
         for number in [1, 10, 100, 1_000, 10_000].into_iter().take(self.bench.options.pick(5, 3)) {
             self.restart().await?;
             let rooms = bulk.add_rooms(number).await?;
-            let audience = Audience::gather(self.server.addr, wire, &user, &rooms, number).await?;
-            let heard = audience.hear(&self.plan(MESSAGES), &user, self.server.process).await?;
+            let subscribers =
+                Subscribers::connect(self.server.addr, wire, &user, &rooms, number).await?;
+            let outcome =
+                subscribers.measure(&self.plan(MESSAGES), &user, self.server.process).await?;
             bulk.remove_rooms(&rooms).await?;
-            self.faultless(&heard);
-            self.point(&curve, "", number, heard.cpu_per_message);
+            self.check_faults(&outcome);
+            self.point(&curve, "", number, outcome.cpu_per_message);
         }
         Ok(())
     }
@@ -151,7 +153,8 @@ impl Place<'_> {
             Curve::new("A whole history at once", "messages", "MB of memory while it is sent");
         let bulk = Bulk::connect(&self.bench.uri(self.contender)?).await?;
         let user = self.seed.user()?.clone();
-        let longest = if self.contender == Contender::Node { NODE_DEEP } else { DEEP };
+        let longest =
+            if self.contender == Contender::Node { NODE_MAX_HISTORY } else { MAX_HISTORY };
         let longest = self.bench.options.pick(longest, 10_000);
         let lengths = [1_000, 10_000, 100_000, 1_000_000];
         for length in lengths.into_iter().filter(|length| *length <= longest) {
@@ -163,7 +166,7 @@ impl Place<'_> {
             let request = request("GET", &path, Some(&user.token), None);
             self.restart().await?;
             let before = self.server.process.settled_memory().await?;
-            // Not before: who says nothing for so long is told that the time is over.
+            // Connect only now, or the connection would time out.
             let mut connection = Connection::open(self.server.addr).await?;
             let mut peak = before;
             let answer = connection.exchange(&request);
@@ -188,14 +191,14 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// Pages of a history, ever further from its end.
+    /// Pages of a history, at increasing distances from its end.
     async fn pages(&mut self, room: &str, ids: &[bson::oid::ObjectId]) -> Result<()> {
         let curve =
             Curve::new("A page deep in a history", "messages deep", "µs of CPU per page of 50");
         let token = self.seed.user()?.token.clone();
         let mongod = self.mongod()?;
         for depth in [PAGE, 1_000, 10_000, 100_000, 1_000_000] {
-            // The page that ends so many messages before the end of the history.
+            // The page that begins `depth` messages before the end of the history.
             let Some(index) = (ids.len() + PAGE).checked_sub(depth) else { break };
             let before = match ids.get(index) {
                 Some(id) => format!("&before={id}"),
@@ -233,25 +236,26 @@ impl Place<'_> {
             "µs of CPU per message, to 10 subscribers",
         );
         for rate in [300, 1_000, 3_000] {
-            let heard = self.inserts(rate, self.server.process).await?;
-            self.faultless(&heard);
-            self.point(&curve, "p50", rate, heard.p50);
-            self.point(&curve, "p99", rate, heard.p99);
-            self.point(&cost, "", rate, heard.cpu_per_message);
+            let outcome = self.inserts(rate, self.server.process).await?;
+            self.check_faults(&outcome);
+            self.point(&curve, "p50", rate, outcome.p50);
+            self.point(&curve, "p99", rate, outcome.p99);
+            self.point(&cost, "", rate, outcome.cpu_per_message);
         }
         Ok(())
     }
 
-    /// Messages that go to the database past every server, ten batches a second; the CPU is that
-    /// of the given process.
+    /// Inserts messages into the database directly, ten batches a second. Measures the CPU time of
+    /// `process`.
     async fn inserts(&self, rate: usize, process: Process) -> Result<Outcome> {
         let user = self.seed.user()?.clone();
         let room = self.seed.rooms.get(3).ok_or("no rooms")?.clone();
         let bulk = Arc::new(Bulk::connect(&self.bench.uri(self.contender)?).await?);
         let rooms = std::slice::from_ref(&room);
-        let audience = Audience::gather(self.server.addr, Wire::Plain, &user, rooms, 10).await?;
+        let subscribers =
+            Subscribers::connect(self.server.addr, Wire::Plain, &user, rooms, 10).await?;
         let plan = Plan { via: Via::Bulk(bulk), ..self.plan(rate as f64) };
-        audience.hear(&plan, &user, process).await
+        subscribers.measure(&plan, &user, process).await
     }
 
     async fn instances(&mut self) -> Result<()> {
@@ -266,8 +270,8 @@ impl Place<'_> {
             while others.len() + 1 < number {
                 others.push(self.bench.start(self.contender, None).await?);
             }
-            let heard = self.inserts(1_000, mongod).await?;
-            self.point(&curve, "", number, heard.cpu_per_message);
+            let outcome = self.inserts(1_000, mongod).await?;
+            self.point(&curve, "", number, outcome.cpu_per_message);
         }
         for server in others {
             server.stop().await?;
@@ -280,10 +284,10 @@ impl Place<'_> {
         Ok(Process(mongod.pid()))
     }
 
-    /// What comes late or twice is a row of the table for Node, and a failure here.
-    fn faultless(&mut self, heard: &Outcome) {
-        if self.contender == Contender::Ours && heard.faults() > 0 {
-            self.bench.fail(self.contender, Group::Curves, &heard.faults_in_words());
+    /// Wrong deliveries are a failure here. For Node they are a row of the table.
+    fn check_faults(&mut self, outcome: &Outcome) {
+        if self.contender == Contender::Ours && outcome.faults() > 0 {
+            self.bench.fail(self.contender, Group::Curves, &outcome.faults_in_words());
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Load by sockets: subscribers in rooms, publishers beside them, and a count of what went wrong.
+//! Load by sockets: subscribers in rooms, publishers, and counts of wrong deliveries.
 //!
-//! Every message names its publisher, its number among that publisher's messages and the moment
-//! it was sent. So each subscriber knows what it lacks, what came twice and what came out of turn.
+//! Every message contains its publisher, its number among the messages of that publisher, and the
+//! time of sending. So each subscriber can count lost, duplicated and misordered messages.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -20,110 +20,110 @@ use crate::seed::{Bulk, User};
 use crate::websocket::{Socket, push_text};
 use crate::wire::{Event, PONG, Wire, number};
 
-/// How many characters a message has; with all that surrounds it, a frame of about 270 bytes.
+/// The length of a message in characters, which makes a frame of about 270 bytes.
 const CONTENT: usize = 60;
 /// How many sockets connect at the same time.
 const CONNECTING: usize = 64;
-/// How many of the loopback's addresses they come from.
+/// How many loopback addresses they come from.
 const SOURCES: usize = 8;
-/// How long after the last delivery the rest counts as lost.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long after the last delivery the missing ones count as lost.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How fast messages are sent.
 #[derive(Debug, Clone, Copy)]
 pub enum Pace {
-    /// So many a second, from all publishers together.
+    /// Messages a second, of all publishers together.
     Rate(f64),
-    /// As fast as they are delivered: this many are on their way at any time.
+    /// As fast as they are delivered, with this many in flight.
     FlatOut(u64),
 }
 
 /// How messages are sent.
 #[derive(Clone)]
 pub enum Via {
-    /// On a socket of the publisher's own, on the wire of the subscribers.
+    /// On the socket of each publisher, on the wire of the subscribers.
     Socket,
     /// By `POST /api/chat/message`.
     Rest,
-    /// Straight into the database, in batches.
+    /// Directly into the database, in batches.
     Bulk(Arc<Bulk>),
 }
 
 /// What to send.
 #[derive(Clone)]
 pub struct Plan {
-    /// How many publishers there are; they share the rooms among them.
+    /// The number of publishers, which share the rooms.
     pub publishers: usize,
-    /// How they send.
+    /// How they send the messages.
     pub via: Via,
-    /// How fast.
+    /// How fast they send.
     pub pace: Pace,
-    /// How long to send before anything is measured.
+    /// The duration before the measurement.
     pub warm_up: Duration,
-    /// How long to measure.
+    /// The duration of the measurement.
     pub measure: Duration,
 }
 
-/// What a load found.
+/// The results of a load.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Outcome {
     /// Deliveries a second.
     pub deliveries: f64,
     /// Messages a second.
     pub messages: f64,
-    /// Microseconds of the server's processor time for each delivery.
+    /// The server's CPU time for each delivery, in µs.
     pub cpu_per_delivery: f64,
-    /// Microseconds of the server's processor time for each message.
+    /// The server's CPU time for each message, in µs.
     pub cpu_per_message: f64,
-    /// Median latency from the sending to the receiving, in milliseconds.
+    /// The median latency from send to receipt, in ms.
     pub p50: f64,
     /// Its 99th percentile.
     pub p99: f64,
-    /// Deliveries that never came.
+    /// Deliveries that did not come.
     pub lost: u64,
-    /// Deliveries that came again.
+    /// Deliveries that came more than once.
     pub doubled: u64,
     /// Deliveries that came after a later message of the same publisher.
     pub misordered: u64,
     /// Sockets that the server closed.
     pub closed: u64,
-    /// Microseconds of this load's own processor time for each delivery.
+    /// The CPU time of this program for each delivery, in µs.
     pub load: f64,
 }
 
 impl Outcome {
-    /// Deliveries that went wrong in whatever way, and sockets that were closed.
+    /// The number of wrong deliveries and closed sockets.
     pub fn faults(&self) -> u64 {
         self.lost + self.doubled + self.misordered + self.closed
     }
 
-    /// The same for a person.
+    /// The same as text.
     pub fn faults_in_words(&self) -> String {
         let Self { lost, doubled, misordered, closed, .. } = self;
         format!("lost {lost}, doubled {doubled}, misordered {misordered}, closed {closed}")
     }
 }
 
-/// Subscribers who read what comes.
-pub struct Audience {
+/// Connected subscribers, which read all messages.
+pub struct Subscribers {
     addr: SocketAddr,
     wire: Wire,
     rooms: Arc<[String]>,
     members: u64,
-    tally: Arc<Tally>,
+    counters: Arc<Counters>,
     /// Ends the subscribers when dropped.
     _reading: JoinSet<()>,
 }
 
-struct Tally {
+struct Counters {
     origin: Instant,
-    /// Publishers so far, so that none is taken for an earlier one.
+    /// The number of publishers so far, so that each gets a new number.
     publishers: AtomicUsize,
-    /// Deliveries that should come, of all messages sent so far.
+    /// The expected deliveries of all messages so far.
     expected: AtomicU64,
     /// Messages sent so far.
     sent: AtomicU64,
-    /// Different deliveries that came.
+    /// Deliveries so far, without duplicates.
     delivered: AtomicU64,
     doubled: AtomicU64,
     misordered: AtomicU64,
@@ -131,7 +131,7 @@ struct Tally {
     latency: Histogram,
 }
 
-impl Default for Tally {
+impl Default for Counters {
     fn default() -> Self {
         Self {
             origin: Instant::now(),
@@ -147,19 +147,19 @@ impl Default for Tally {
     }
 }
 
-impl Audience {
-    /// Connects subscribers, which share the rooms evenly.
+impl Subscribers {
+    /// Connects subscribers, the same number for each room.
     ///
     /// # Errors
     /// A socket was refused.
-    pub async fn gather(
+    pub async fn connect(
         addr: SocketAddr,
         wire: Wire,
         user: &User,
         rooms: &[String],
         subscribers: usize,
     ) -> Result<Self> {
-        let tally = Arc::new(Tally::default());
+        let counters = Arc::new(Counters::default());
         let reading = futures::stream::iter(0..subscribers)
             .map(async |number| {
                 let [a, b] = ((2 + number % SOURCES) as u16).to_be_bytes();
@@ -171,23 +171,23 @@ impl Audience {
             })
             .buffer_unordered(CONNECTING)
             .try_fold(JoinSet::new(), async |mut reading, socket| {
-                reading.spawn(subscriber(socket, wire, Arc::clone(&tally)));
+                reading.spawn(subscriber(socket, wire, Arc::clone(&counters)));
                 Ok(reading)
             })
             .await?;
         let members = (subscribers / rooms.len().max(1)).max(1) as u64;
-        Ok(Self { addr, wire, rooms: rooms.into(), members, tally, _reading: reading })
+        Ok(Self { addr, wire, rooms: rooms.into(), members, counters, _reading: reading })
     }
 
-    /// Sends messages to this audience and measures how they arrive.
+    /// Sends messages to these subscribers and measures their delivery.
     ///
     /// # Errors
     /// A publisher was refused.
-    pub async fn hear(&self, plan: &Plan, user: &User, process: Process) -> Result<Outcome> {
-        let tally = &self.tally;
+    pub async fn measure(&self, plan: &Plan, user: &User, process: Process) -> Result<Outcome> {
+        let counters = &self.counters;
         let stop = Arc::new(AtomicBool::new(false));
         let mut publishing = JoinSet::new();
-        let first = tally.publishers.fetch_add(plan.publishers, Ordering::Relaxed);
+        let first = counters.publishers.fetch_add(plan.publishers, Ordering::Relaxed);
         for nth in 0..plan.publishers {
             let publisher = Publisher {
                 number: first + nth,
@@ -198,57 +198,59 @@ impl Audience {
                 members: self.members,
                 user: user.clone(),
                 plan: plan.clone(),
-                tally: Arc::clone(tally),
+                counters: Arc::clone(counters),
                 stop: Arc::clone(&stop),
             };
             publishing.spawn(publisher.run());
         }
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         sleep(plan.warm_up).await;
-        tally.latency.clear();
+        counters.latency.clear();
         let load = Process(std::process::id());
         let (begin, cpu, own) = (Instant::now(), process.cpu()?, load.cpu()?);
-        let (delivered, sent) = (read(&tally.delivered), read(&tally.sent));
+        let (delivered, sent) = (read(&counters.delivered), read(&counters.sent));
         sleep(plan.measure).await;
         let seconds = begin.elapsed().as_secs_f64();
         let (cpu, own) = ((process.cpu()? - cpu) * 1e6, (load.cpu()? - own) * 1e6);
-        let (delivered, sent) = (read(&tally.delivered) - delivered, read(&tally.sent) - sent);
+        let (delivered, sent) =
+            (read(&counters.delivered) - delivered, read(&counters.sent) - sent);
 
         stop.store(true, Ordering::Relaxed);
         while let Some(ended) = publishing.join_next().await {
             ended??;
         }
-        let lost = self.wait_for_the_rest().await;
+        let lost = self.wait_for_missing().await;
         let take = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
         Ok(Outcome {
             deliveries: delivered / seconds,
             messages: sent / seconds,
             cpu_per_delivery: cpu / delivered.max(1.0),
             cpu_per_message: cpu / sent.max(1.0),
-            p50: tally.latency.quantile(0.5),
-            p99: tally.latency.quantile(0.99),
+            p50: counters.latency.quantile(0.5),
+            p99: counters.latency.quantile(0.99),
             lost,
-            doubled: take(&tally.doubled),
-            misordered: take(&tally.misordered),
-            closed: take(&tally.closed),
+            doubled: take(&counters.doubled),
+            misordered: take(&counters.misordered),
+            closed: take(&counters.closed),
             load: own / delivered.max(1.0),
         })
     }
 
-    /// Waits until everything that was sent has come, or nothing comes any more; gives what lacks.
-    async fn wait_for_the_rest(&self) -> u64 {
+    /// Waits until all messages have come, or no more come. Returns the number of missing
+    /// deliveries.
+    async fn wait_for_missing(&self) -> u64 {
         let (mut last, mut since) = (0, Instant::now());
         loop {
-            let delivered = self.tally.delivered.load(Ordering::Relaxed);
-            let expected = self.tally.expected.load(Ordering::Relaxed);
+            let delivered = self.counters.delivered.load(Ordering::Relaxed);
+            let expected = self.counters.expected.load(Ordering::Relaxed);
             if delivered >= expected {
                 return 0;
             }
             if delivered != last {
                 (last, since) = (delivered, Instant::now());
-            } else if since.elapsed() > PATIENCE {
-                // What never came must not count again.
-                self.tally.expected.store(delivered, Ordering::Relaxed);
+            } else if since.elapsed() > IDLE_TIMEOUT {
+                // Count the missing deliveries only once.
+                self.counters.expected.store(delivered, Ordering::Relaxed);
                 return expected - delivered;
             }
             sleep(Duration::from_millis(10)).await;
@@ -256,29 +258,29 @@ impl Audience {
     }
 }
 
-async fn subscriber(mut socket: Socket, wire: Wire, tally: Arc<Tally>) {
+async fn subscriber(mut socket: Socket, wire: Wire, counters: Arc<Counters>) {
     let mut seen = Seen::default();
     let mut ping = false;
     loop {
         let mut now = None;
         let read = socket.read(|text| match wire.read(text) {
             Event::Message => {
-                // One look at the clock for all that came at once.
-                let now = now.get_or_insert_with(|| tally.origin.elapsed());
-                tally.count(text, *now, &mut seen);
+                // Read the clock once for all messages of one read.
+                let now = now.get_or_insert_with(|| counters.origin.elapsed());
+                counters.count(text, *now, &mut seen);
             }
             Event::Ping => ping = true,
             Event::Ack(_) | Event::Refusal(_) | Event::Other => {}
         });
         if read.await.is_err() || (ping && socket.send_text(PONG).await.is_err()) {
-            tally.closed.fetch_add(1, Ordering::Relaxed);
+            counters.closed.fetch_add(1, Ordering::Relaxed);
             return;
         }
         ping = false;
     }
 }
 
-impl Tally {
+impl Counters {
     /// Counts a message that a subscriber received.
     fn count(&self, text: &[u8], now: Duration, seen: &mut Seen) {
         let Some(content) = seen.content(text) else { return };
@@ -286,22 +288,22 @@ impl Tally {
         let mut part = || parts.next().unwrap_or_default();
         let (publisher, message, sent) = (part(), part(), Duration::from_nanos(part()));
         match seen.take(publisher, message) {
-            Arrival::InTurn => drop(self.delivered.fetch_add(1, Ordering::Relaxed)),
+            Arrival::InOrder => drop(self.delivered.fetch_add(1, Ordering::Relaxed)),
             Arrival::Late => {
                 self.delivered.fetch_add(1, Ordering::Relaxed);
                 self.misordered.fetch_add(1, Ordering::Relaxed);
             }
-            Arrival::Again => drop(self.doubled.fetch_add(1, Ordering::Relaxed)),
+            Arrival::Duplicate => drop(self.doubled.fetch_add(1, Ordering::Relaxed)),
         }
         self.latency.record(now.saturating_sub(sent));
     }
 }
 
-/// What one subscriber has received of each publisher.
+/// The messages that one subscriber has received from each publisher.
 #[derive(Default)]
 struct Seen {
     publishers: Vec<(u64, Messages)>,
-    /// Where the content was in the last text; it rarely moves.
+    /// The offset of the content in the last text; it rarely changes.
     content_at: usize,
 }
 
@@ -309,14 +311,14 @@ struct Seen {
 struct Messages {
     /// One bit for each message, by its number.
     bits: Vec<u64>,
-    /// One more than the highest number so far.
+    /// The highest number so far plus one.
     next: u64,
 }
 
 enum Arrival {
-    InTurn,
+    InOrder,
     Late,
-    Again,
+    Duplicate,
 }
 
 impl Seen {
@@ -337,28 +339,28 @@ impl Seen {
                 self.publishers.len() - 1
             }
         };
-        let Some((_, messages)) = self.publishers.get_mut(index) else { return Arrival::Again };
+        let Some((_, messages)) = self.publishers.get_mut(index) else { return Arrival::Duplicate };
         let (word, bit) = ((message / 64) as usize, 1 << (message % 64));
         if messages.bits.len() <= word {
             messages.bits.resize(word + 1, 0);
         }
-        let Some(word) = messages.bits.get_mut(word) else { return Arrival::Again };
-        let (again, late) = (*word & bit != 0, message < messages.next);
+        let Some(word) = messages.bits.get_mut(word) else { return Arrival::Duplicate };
+        let (duplicate, late) = (*word & bit != 0, message < messages.next);
         *word |= bit;
         messages.next = messages.next.max(message + 1);
-        match (again, late) {
-            (true, _) => Arrival::Again,
+        match (duplicate, late) {
+            (true, _) => Arrival::Duplicate,
             (false, true) => Arrival::Late,
-            (false, false) => Arrival::InTurn,
+            (false, false) => Arrival::InOrder,
         }
     }
 }
 
-/// One sender of messages.
+/// A sender of messages.
 struct Publisher {
-    /// Different from all others of this audience.
+    /// Its number among all publishers for these subscribers.
     number: usize,
-    /// Its place among those of this plan.
+    /// Its number among the publishers of this plan.
     nth: usize,
     addr: SocketAddr,
     wire: Wire,
@@ -366,7 +368,7 @@ struct Publisher {
     members: u64,
     user: User,
     plan: Plan,
-    tally: Arc<Tally>,
+    counters: Arc<Counters>,
     stop: Arc<AtomicBool>,
 }
 
@@ -390,7 +392,7 @@ impl Publisher {
             frames.clear();
             for _ in 0..self.due(start, sent) {
                 let text = self.wire.message(
-                    // The request that joins is number 1.
+                    // The join has number 1.
                     sent + 2,
                     self.room(sent),
                     &self.user.id,
@@ -414,8 +416,8 @@ impl Publisher {
             }
             Result::<()>::Ok(())
         };
-        // Who has no answer by then will see its messages counted as lost, if they are.
-        timeout(PATIENCE * 4, rest).await.unwrap_or(Ok(()))
+        // Messages without an answer by then count as lost if they were not delivered.
+        timeout(IDLE_TIMEOUT * 4, rest).await.unwrap_or(Ok(()))
     }
 
     async fn read_answers(&self, socket: &mut Socket, answered: &mut u64) -> Result<()> {
@@ -470,19 +472,19 @@ impl Publisher {
         Ok(())
     }
 
-    /// How many messages are to be sent now.
+    /// The number of messages to send now.
     fn due(&self, start: Instant, sent: u64) -> u64 {
         match self.plan.pace {
             Pace::Rate(rate) => {
                 let publishers = self.plan.publishers as f64;
-                // So that publishers take turns.
+                // Different phases, so that publishers take turns.
                 let phase = (self.nth + 1) as f64 / publishers;
                 let due = start.elapsed().as_secs_f64() * rate / publishers + phase;
                 (due as u64).saturating_sub(sent)
             }
             Pace::FlatOut(window) => {
-                let expected = self.tally.expected.load(Ordering::Relaxed);
-                let delivered = self.tally.delivered.load(Ordering::Relaxed);
+                let expected = self.counters.expected.load(Ordering::Relaxed);
+                let delivered = self.counters.delivered.load(Ordering::Relaxed);
                 let under_way = expected.saturating_sub(delivered).div_ceil(self.members);
                 window.saturating_sub(under_way).div_ceil(self.plan.publishers as u64)
             }
@@ -495,16 +497,16 @@ impl Publisher {
     }
 
     fn content(&self, sent: u64) -> String {
-        let nanos = self.tally.origin.elapsed().as_nanos();
+        let nanos = self.counters.origin.elapsed().as_nanos();
         format!("{:x<CONTENT$}", format!("{}.{sent}.{nanos}.", self.number))
     }
 
     fn expect(&self) {
-        self.tally.sent.fetch_add(1, Ordering::Relaxed);
-        self.tally.expected.fetch_add(self.members, Ordering::Relaxed);
+        self.counters.sent.fetch_add(1, Ordering::Relaxed);
+        self.counters.expected.fetch_add(self.members, Ordering::Relaxed);
     }
 
     fn expect_no_more(&self) {
-        self.tally.expected.fetch_sub(self.members, Ordering::Relaxed);
+        self.counters.expected.fetch_sub(self.members, Ordering::Relaxed);
     }
 }

@@ -1,8 +1,8 @@
-//! The floor: what sending a message to every subscriber costs at least, one thread and one
+//! The floor: the minimum cost of sending a message to every subscriber. One thread makes one
 //! `write` of the same encoded frame for each, on blocking sockets.
 //!
-//! It speaks just enough of `/ws` for the load to drive it like the servers: there is one room,
-//! nothing is stored, and who sends a message has joined none.
+//! It implements just enough of `/ws` for the load: it has one room, stores nothing, and a
+//! connection that sends a message is not a subscriber.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -20,9 +20,9 @@ pub fn serve(port: u16) -> Result<()> {
     let subscribers = Subscribers::default();
     for stream in listener.incoming() {
         let (stream, subscribers) = (stream?, Arc::clone(&subscribers));
-        // The threads of subscribers end when they have joined.
+        // The thread of a subscriber ends after the join.
         std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
-            // A connection that breaks off is nobody's concern here.
+            // Ignore a broken connection.
             let _ = connection(stream, &subscribers);
         })?;
     }
@@ -64,7 +64,7 @@ fn connection(mut stream: TcpStream, subscribers: &Subscribers) -> Result<()> {
     }
 }
 
-/// The frame of a message with everything that the contract has in it.
+/// The frame of a message with all fields of the contract.
 fn message(request: &str) -> Vec<u8> {
     let text = |name| {
         let value = after(request.as_bytes(), name);
@@ -85,7 +85,7 @@ fn message(request: &str) -> Vec<u8> {
     frame
 }
 
-/// What follows the first occurrence of a text.
+/// The bytes after the first occurrence of a text.
 fn after<'a>(bytes: &'a [u8], wanted: &str) -> &'a [u8] {
     let at = bytes.windows(wanted.len()).position(|window| window == wanted.as_bytes());
     at.and_then(|at| bytes.get(at + wanted.len()..)).unwrap_or_default()

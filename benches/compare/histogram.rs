@@ -1,4 +1,4 @@
-//! Counts of durations in buckets that are at most 3 % wide, for any number of threads.
+//! A histogram of durations with buckets of at most 3 %, for any number of threads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,7 +8,7 @@ const STEPS: u64 = 32;
 /// Enough for every 64-bit number of nanoseconds.
 const BUCKETS: usize = 60 * STEPS as usize;
 
-/// Durations seen, without their order.
+/// A histogram.
 pub struct Histogram(Vec<AtomicU64>);
 
 impl Default for Histogram {
@@ -18,7 +18,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Counts one duration.
+    /// Adds a duration.
     pub fn record(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         if let Some(bucket) = self.0.get(bucket(nanos)) {
@@ -26,19 +26,19 @@ impl Histogram {
         }
     }
 
-    /// Forgets everything, at the end of a warm-up.
+    /// Clears the histogram, at the end of the warm-up.
     pub fn clear(&self) {
         for bucket in &self.0 {
             bucket.store(0, Ordering::Relaxed);
         }
     }
 
-    /// How many were counted.
+    /// The number of durations.
     pub fn count(&self) -> u64 {
         self.0.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
     }
 
-    /// The duration in milliseconds that a share of all does not exceed; 0 when there are none.
+    /// The quantile for `share`, in milliseconds; 0 if the histogram is empty.
     pub fn quantile(&self, share: f64) -> f64 {
         let wanted = (self.count() as f64 * share).ceil() as u64;
         let mut seen = 0;

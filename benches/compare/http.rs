@@ -1,8 +1,8 @@
-//! An HTTP/1.1 client that costs little: requests are encoded once, of an answer only the status
-//! and the length are read.
+//! A cheap HTTP/1.1 client: it encodes a request once, and reads only the status and the length of
+//! an answer.
 //!
-//! The load runs on the processors that it measures. A general client would take a good part of
-//! what it should leave to the server.
+//! The load runs on the same processors as the server. A general client would take much of their
+//! time.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use crate::Result;
 
-/// The bytes of a request on a connection that stays open.
+/// The bytes of a request with keep-alive.
 pub fn request(method: &str, path: &str, token: Option<&str>, body: Option<&str>) -> Vec<u8> {
     let mut text = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n");
     if let Some(token) = token {
@@ -29,18 +29,18 @@ pub fn request(method: &str, path: &str, token: Option<&str>, body: Option<&str>
     text.into_bytes()
 }
 
-/// One connection, with one request at a time.
+/// A connection, with one request at a time.
 pub struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-/// What is known of an answer.
+/// The status and the length of an answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Answer {
     /// The status.
     pub status: u16,
-    /// How many bytes of body there were.
+    /// The length of the body, in bytes.
     pub length: usize,
     body_at: usize,
 }
@@ -53,8 +53,7 @@ impl Connection {
         Ok(Self { stream, buffer: Vec::with_capacity(64 * 1024) })
     }
 
-    /// Sends a request and reads its answer to the end. A body of unknown length is counted and
-    /// thrown away.
+    /// Sends a request and reads its answer. A chunked body is counted and discarded.
     pub async fn exchange(&mut self, request: &[u8]) -> Result<Answer> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
@@ -78,7 +77,7 @@ impl Connection {
         Ok(Answer { status, length, body_at })
     }
 
-    /// Sends a request and reads its JSON; anything but the given status is an error.
+    /// Sends a request and reads its JSON. Another status is an error.
     pub async fn json(&mut self, request: &[u8], status: u16) -> Result<Value> {
         let answer = self.exchange(request).await?;
         let body = self.buffer.get(answer.body_at..).unwrap_or_default();
@@ -96,8 +95,8 @@ impl Connection {
         }
     }
 
-    /// Reads chunks up to the last, which is empty. Nothing is kept but the end of what came last:
-    /// these answers can be larger than memory should be.
+    /// Reads up to the last chunk, which is empty. Keeps only the last bytes, because the answers
+    /// can be very large.
     async fn discard_chunks(&mut self, body_at: usize) -> Result<usize> {
         const END: &[u8] = b"\r\n0\r\n\r\n";
         let mut length = self.buffer.len() - body_at;

@@ -1,5 +1,5 @@
-//! Measures this server, a Node server with the packages that such backends use, and the floor
-//! below which nothing can go: side by side, on one MongoDB, in one run.
+//! Compares this server with a Node server of the usual packages and with a lower bound ("floor"),
+//! in one run with one MongoDB.
 //!
 //! ```sh
 //! cargo bench --bench compare                          # everything, a quarter of an hour
@@ -9,10 +9,10 @@
 //! cargo bench --bench compare -- --attach 4242:5000    # a server that runs already: pid and port
 //! ```
 //!
-//! The figure that counts is processor time of the server process for each answer or delivery:
-//! other load on the machine does not change it much, while it changes everything that is counted
-//! in seconds. The results go to `benches/RESULTS.md` and `benches/results.svg`, unless rows or
-//! servers were left out.
+//! The most important figure is the CPU time of the server process for each answer or delivery:
+//! other load on the machine changes it little, but changes every rate and latency a lot. The
+//! results are written to `benches/RESULTS.md` and `benches/results.svg`, unless rows or servers
+//! were left out.
 
 mod curves;
 mod fanout;
@@ -44,17 +44,17 @@ use rows::Group;
 use seed::Seed;
 use servers::{Contender, Launcher, Server};
 
-/// Errors are for a person to read.
+/// The text of an error is for a person.
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 /// A run.
 struct Bench {
     options: Options,
     launcher: Launcher,
-    /// Not there when a server is measured that somebody else has started.
+    /// `None` for an attached server.
     mongod: Option<Mongod>,
     results: Results,
-    /// What was put into the databases.
+    /// The data in the databases.
     seeds: BTreeMap<Contender, Seed>,
     begin: Instant,
 }
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 fn compare(arguments: &[String]) -> Result<()> {
     let Some(options) = Options::parse(arguments)? else { return Ok(()) };
     process::raise_file_limit()?;
-    // The load shares the processors with what it measures, and needs both at times.
+    // The load shares the processors with the servers, and sometimes needs more than one of them.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(Bench::run(options))
 }
@@ -107,10 +107,10 @@ impl Bench {
             bench.say("installing the Node server's packages");
             bench.launcher.install_node().await?;
         }
-        // Node first: some rows depend on how far it gets.
+        // Node first: some rows depend on its maximum.
         let mut contenders = vec![Contender::Node, Contender::Floor, Contender::Ours];
         contenders.retain(|contender| bench.options.servers.contains(contender));
-        // While MongoDB has nothing else to do, as it has after the load of another.
+        // Measure all starts first, because MongoDB is still busy for a while after a load.
         for &contender in &contenders {
             rows::measure(&mut bench, contender, |group| group == Group::Start).await?;
         }
@@ -146,13 +146,13 @@ impl Bench {
         Ok(())
     }
 
-    /// The connection string of a contender's own database.
+    /// The connection string of a contender's database.
     fn uri(&self, contender: Contender) -> Result<String> {
         let mongod = self.mongod.as_ref().ok_or("there is no MongoDB of this run")?;
         Ok(mongod.uri(&format!("compare_{}", contender.name())))
     }
 
-    /// One line of progress.
+    /// Prints a line of progress.
     fn say(&self, text: &str) {
         eprintln!("{:>6.1}s  {text}", self.begin.elapsed().as_secs_f64());
     }

@@ -12,21 +12,21 @@ Usage: cargo bench --bench compare -- [--quick] [--only ROWS] [--servers SERVERS
   --quick      short measurements and small numbers of sockets, without the curves
   --only       groups of rows, separated by commas: ";
 
-/// What to measure.
+/// The options.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Short measurements, which say less.
+    /// Short measurements, which are less precise.
     pub quick: bool,
-    /// Groups of rows; `None` is all of them.
+    /// Groups of rows; `None` means all.
     pub only: Option<Vec<Group>>,
     /// The contenders.
     pub servers: Vec<Contender>,
-    /// Pid and port of a server that runs already.
+    /// Process id and port of a running server.
     pub attach: Option<(u32, u16)>,
 }
 
 impl Options {
-    /// Reads the arguments; `None` when they asked for help, which has been printed.
+    /// Reads the arguments. `None` after `--help`, which was printed.
     pub fn parse(arguments: &[String]) -> Result<Option<Self>> {
         let mut options =
             Self { quick: false, only: None, servers: Contender::ALL.into(), attach: None };
@@ -34,7 +34,7 @@ impl Options {
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
             match argument {
-                // What cargo says to every benchmark.
+                // Cargo passes this to every benchmark.
                 "--bench" => {}
                 "--quick" => options.quick = true,
                 "--only" => {
@@ -67,7 +67,7 @@ impl Options {
         Ok(Some(options))
     }
 
-    /// Whether these rows are wanted.
+    /// Whether to measure these rows.
     pub fn wants(&self, group: Group) -> bool {
         match &self.only {
             Some(only) => only.contains(&group),
@@ -75,23 +75,22 @@ impl Options {
         }
     }
 
-    /// Whether nothing was left out, so that the results are worth keeping.
+    /// Whether nothing was left out, so that the results are written.
     pub fn is_complete(&self) -> bool {
         !self.quick && self.only.is_none() && self.servers.len() == Contender::ALL.len()
     }
 
-    /// How long to warm up: Node compiles what it finds to be hot, and is several times faster
-    /// then.
+    /// The duration of the warm-up. Node is several times faster after it has compiled hot code.
     pub fn warm_up(&self) -> Duration {
         Duration::from_millis(self.pick(3_000, 1_000))
     }
 
-    /// How long to measure.
+    /// The duration of a measurement.
     pub fn measure(&self) -> Duration {
         Duration::from_millis(self.pick(6_000, 1_500))
     }
 
-    /// One of two numbers, for a full run and for a quick one.
+    /// The first number for a full run, the second one for a quick run.
     pub fn pick<T>(&self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
     }

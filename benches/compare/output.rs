@@ -9,7 +9,7 @@ use crate::plot;
 use crate::process::machine;
 use crate::report::Results;
 
-/// What a reader has to know before the table.
+/// The notes before the table.
 const HOW_TO_READ: &str = "\
 - **Processes.** Each server is one process. This server has one thread for each core. The Node server (`node/server.js`) \
 has one thread for JavaScript, as `node server.js` starts it. The floor writes from one thread at a time.

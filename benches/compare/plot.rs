@@ -1,4 +1,4 @@
-//! The results as an SVG: how many times better than Node, and a panel for each curve.
+//! The results as an SVG: bars with the ratio to Node, and a panel for each curve.
 
 use std::fmt::Write;
 
@@ -7,14 +7,14 @@ use crate::report::{Curve, Results, grouped, short};
 const WIDTH: f64 = 960.0;
 const MARGIN: f64 = 24.0;
 const BAR: f64 = 22.0;
-/// A panel with its title and labels.
+/// The size of a panel with its title and labels.
 const PANEL: (f64, f64) = (WIDTH / 2.0, 260.0);
-/// What stands beside an axis on which ten times as much is always as far.
+/// The label of a logarithmic axis.
 const LOGARITHMIC: &str = "logarithmic scale";
 const GOOD: &str = "#15803d";
 const BAD: &str = "#c2410c";
 
-/// The whole picture.
+/// The SVG.
 pub fn svg(results: &Results, subtitle: &str) -> String {
     let bars = results.advantages();
     let bars_end = 84.0 + bars.len() as f64 * BAR;
@@ -88,7 +88,7 @@ fn push_curve(out: &mut String, curve: &Curve, left: f64, top: f64) {
         high > low.max(1e-9) * 30.0
     };
     let is_wide = spread(&mut points().map(|(_, y)| *y));
-    // From zero, so that what is flat looks flat; unless the figures are too far apart.
+    // From zero, so that a constant cost looks flat, unless the range is too wide.
     let zero = (!is_wide).then_some(0.0);
     let ys = Scale::new(points().map(|(_, y)| *y).chain(zero), is_wide).onto(y0, y1);
     text(out, left + MARGIN, top + 24.0, "font-weight=\"600\"", &curve.title);
@@ -143,7 +143,7 @@ fn colour(line: &str) -> &'static str {
     }
 }
 
-/// Maps values to places.
+/// Maps values to coordinates.
 struct Scale {
     low: f64,
     high: f64,

@@ -1,5 +1,4 @@
-//! What the system says about a process: its time on the processors and its memory. And the
-//! machine that all of this runs on.
+//! The CPU time and the memory of a process, and a description of the machine.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -9,26 +8,26 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::Result;
 
-/// Linux counts processor time in this many ticks a second, on every machine but the Alpha.
+/// The clock ticks a second of CPU times, on every Linux machine but the Alpha.
 const TICKS: f64 = 100.0;
 
-/// A process whose costs are measured.
+/// A measured process.
 #[derive(Debug, Clone, Copy)]
 pub struct Process(pub u32);
 
 impl Process {
-    /// Processor time so far, of all threads, in seconds.
+    /// The CPU time of all threads so far, in seconds.
     pub fn cpu(self) -> Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0))?;
-        // The name, in parentheses, may contain anything; the fields behind it are numbers.
+        // The name in parentheses may contain anything; the fields after it are numbers.
         let (_, fields) = stat.rsplit_once(')').ok_or("no name in stat")?;
         let times = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
         let ticks = times.sum::<Result<u64, _>>()?;
         Ok(ticks as f64 / TICKS)
     }
 
-    /// Waits until it does next to nothing, 15 s at most: after a start a server may have things to
-    /// put in order, as ours reads the messages of the last minutes.
+    /// Waits until it is idle, 15 s at most. After a start, a server may be busy: this one reads
+    /// the events of the last minutes.
     pub async fn settle(self) -> Result<()> {
         for _ in 0..50 {
             let before = self.cpu()?;
@@ -40,7 +39,7 @@ impl Process {
         Ok(())
     }
 
-    /// Memory in use, in bytes.
+    /// The resident memory, in bytes.
     pub fn memory(self) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -48,7 +47,7 @@ impl Process {
         Ok(kib.parse::<f64>()? * 1024.0)
     }
 
-    /// The memory once it has not changed for two seconds, or after half a minute.
+    /// The resident memory when it has not changed for two seconds, or after 30 s.
     pub async fn settled_memory(self) -> Result<f64> {
         let (mut last, mut unchanged) = (self.memory()?, 0);
         for _ in 0..60 {
@@ -64,19 +63,19 @@ impl Process {
     }
 }
 
-/// Raises the soft limit of open files to the hard one, here and in what is started from here.
+/// Raises the soft limit of open files to the hard limit, also for child processes.
 pub fn raise_file_limit() -> Result<u64> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     Ok(hard)
 }
 
-/// A port that nobody listens on.
+/// A free port.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// The machine in a few words: processor, number of cores, memory, kernel.
+/// A short description of the machine: processor, number of cores, memory, kernel.
 pub fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let (cpu, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
@@ -89,7 +88,7 @@ pub fn machine() -> String {
     format!("{model}, {cores} cores, {:.0} GiB, Linux {}", kib / 1_048_576.0, kernel.trim())
 }
 
-/// A remark when the machine was busy before anything was started here.
+/// A note if the machine was busy before the run.
 pub fn others() -> Option<String> {
     let load = fs::read_to_string("/proc/loadavg").ok()?;
     let load: f64 = load.split_whitespace().next()?.parse().ok()?;

@@ -1,4 +1,4 @@
-//! The figures and the goals: what was measured, what it is compared with, and how that is shown.
+//! The figures, the goals, and the tables.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,26 +6,26 @@ use std::fmt::Write;
 use crate::servers::Contender;
 use crate::wire::Wire;
 
-/// Everything that was measured.
+/// All results.
 #[derive(Default)]
 pub struct Results {
     values: BTreeMap<(String, Contender), f64>,
-    /// How cost grows.
+    /// The curves.
     pub curves: Vec<Curve>,
-    /// Who else used the machine when the run began, as the end of a sentence.
+    /// A note about other load on the machine, as the end of a sentence.
     pub others: Option<String>,
-    /// What could not be measured.
+    /// The measurements that failed.
     pub failures: Vec<String>,
 }
 
-/// A figure that depends on another.
+/// A curve.
 #[derive(Debug, Clone)]
 pub struct Curve {
-    /// What is shown.
+    /// The title.
     pub title: String,
-    /// What is varied.
+    /// The varied quantity.
     pub x: &'static str,
-    /// What is measured, with its unit.
+    /// The measured quantity, with its unit.
     pub y: &'static str,
     /// The points of each line.
     pub lines: Vec<(String, Vec<(f64, f64)>)>,
@@ -33,19 +33,19 @@ pub struct Curve {
 
 /// A row of the table.
 pub struct Row {
-    /// Under which name its figures were recorded.
+    /// The key of its figures.
     key: &'static str,
     /// The wire, for rows that are measured on both.
     wire: Option<Wire>,
-    /// What it is.
+    /// The title.
     pub title: &'static str,
     unit: &'static str,
-    /// Digits behind the point.
+    /// Digits after the decimal point.
     digits: usize,
     goals: &'static [Goal],
 }
 
-/// What a figure must be.
+/// A goal for a figure.
 enum Goal {
     /// At most this.
     AtMost(f64),
@@ -80,7 +80,7 @@ impl Row {
 const PLAIN: Wire = Wire::Plain;
 const SOCKET_IO: Wire = Wire::SocketIo;
 
-/// The table, in its order.
+/// The rows of the table, in their order.
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
     row("rooms cpu", "`GET /rooms`, 5 rooms: CPU per answer", "µs", 0, &[NodeBy(12.0)]),
@@ -127,8 +127,8 @@ impl Results {
         self.values.insert((key.to_owned(), contender), value);
     }
 
-    /// Records a figure of a wire. A contender that has one wire is compared with both of ours.
-    /// Faults are added up.
+    /// Records a figure of a wire. A contender with one wire gets the figure for both wires. Faults
+    /// are added up.
     pub fn set_on(&mut self, name: &str, what: &str, wire: Wire, contender: Contender, value: f64) {
         if what == "faults" {
             *self.values.entry((format!("{name} {what}"), contender)).or_default() += value;
@@ -153,12 +153,12 @@ impl Results {
         }
     }
 
-    /// How many times less than Node each cost is, for the plot.
+    /// The ratio of Node's cost to ours for each row, for the plot.
     pub fn advantages(&self) -> Vec<(String, f64)> {
         let mut subject = "";
         let mut advantages = Vec::new();
         for row in ROWS {
-            // A dash repeats what the row before is about.
+            // A dash continues the title of the row before.
             let title = match row.title.strip_prefix('–') {
                 Some(rest) => format!("{subject}:{rest}"),
                 None => {
@@ -274,7 +274,7 @@ fn with_unit(value: f64, row: &Row) -> String {
     }
 }
 
-/// A ratio as people say it: 1/14 or 9.3 ×.
+/// A ratio in the usual form: 1/14 or 9.3 ×.
 fn ratio(ratio: f64) -> String {
     match ratio {
         0.0..0.1 => format!("1/{:.0}", 1.0 / ratio),
@@ -301,7 +301,7 @@ pub fn grouped(value: f64, digits: usize) -> String {
     out
 }
 
-/// A number in as many digits as say something.
+/// A number with its significant digits.
 pub fn short(value: f64) -> String {
     let digits = match value.abs() {
         0.0 => 0,

@@ -1,4 +1,4 @@
-//! Load by REST: some connections, each with one request at a time.
+//! Load by REST: connections with one request at a time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::histogram::Histogram;
 use crate::http::Connection;
 use crate::process::Process;
 
-/// What to ask, and how.
+/// A load.
 #[derive(Clone)]
 pub struct Load {
     /// The server.
@@ -22,70 +22,71 @@ pub struct Load {
     pub process: Process,
     /// The bytes of the request.
     pub request: Arc<[u8]>,
-    /// The status that it must be answered with.
+    /// The expected status.
     pub status: u16,
-    /// How many connections ask at once.
+    /// The number of connections.
     pub connections: usize,
-    /// Requests a second of all connections together; `None` asks again at once. With a pace,
-    /// latency counts from when the request was due: a server that stalls cannot hide it.
+    /// Requests a second of all connections together. `None`: each connection sends the next
+    /// request immediately. With a rate, latency counts from the time when the request was due, so
+    /// that it includes the time during which a server stalls.
     pub pace: Option<f64>,
-    /// How long to ask before anything is measured.
+    /// The duration before the measurement.
     pub warm_up: Duration,
-    /// How long to measure.
+    /// The duration of the measurement.
     pub measure: Duration,
 }
 
-/// What a load found.
+/// The results of a load.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome {
     /// Answers a second.
     pub rate: f64,
-    /// Microseconds of the server's processor time for each.
+    /// The server's CPU time for each answer, in µs.
     pub cpu: f64,
-    /// Median and 99th percentile of latency, in milliseconds.
+    /// The median latency, in ms.
     pub p50: f64,
-    /// The latter.
+    /// The 99th percentile of the latency, in ms.
     pub p99: f64,
 }
 
 #[derive(Default)]
-struct Tally {
+struct Counters {
     latency: Histogram,
     answers: AtomicU64,
 }
 
 impl Load {
-    /// Asks and measures.
+    /// Runs the load and measures.
     ///
     /// # Errors
     /// An answer had another status, or a connection was closed.
     pub async fn run(&self) -> Result<Outcome> {
-        let tally = Arc::new(Tally::default());
+        let counters = Arc::new(Counters::default());
         let mut asking = JoinSet::new();
         let start = Instant::now();
         for number in 0..self.connections {
-            let (load, tally) = (self.clone(), Arc::clone(&tally));
-            asking.spawn(async move { load.ask(number, start, &tally).await });
+            let (load, counters) = (self.clone(), Arc::clone(&counters));
+            asking.spawn(async move { load.ask(number, start, &counters).await });
         }
         let measuring = async {
             sleep(self.warm_up).await;
-            tally.latency.clear();
-            let (cpu, answers) = (self.process.cpu()?, tally.answers.load(Ordering::Relaxed));
+            counters.latency.clear();
+            let (cpu, answers) = (self.process.cpu()?, counters.answers.load(Ordering::Relaxed));
             let begin = Instant::now();
             sleep(self.measure).await;
             let seconds = begin.elapsed().as_secs_f64();
             let cpu = self.process.cpu()? - cpu;
-            let answers = (tally.answers.load(Ordering::Relaxed) - answers) as f64;
+            let answers = (counters.answers.load(Ordering::Relaxed) - answers) as f64;
             Ok(Outcome {
                 rate: answers / seconds,
                 cpu: cpu * 1e6 / answers.max(1.0),
-                p50: tally.latency.quantile(0.5),
-                p99: tally.latency.quantile(0.99),
+                p50: counters.latency.quantile(0.5),
+                p99: counters.latency.quantile(0.99),
             })
         };
         tokio::select! {
             outcome = measuring => outcome,
-            // Only a failure ends one of these.
+            // A connection ends only with a failure.
             Some(failed) = asking.join_next() => match failed? {
                 Ok(never) => match never {},
                 Err(error) => Err(error),
@@ -97,7 +98,7 @@ impl Load {
         &self,
         number: usize,
         start: Instant,
-        tally: &Tally,
+        counters: &Counters,
     ) -> Result<std::convert::Infallible> {
         let mut connection = Connection::open(self.addr).await?;
         for turn in 0_u64.. {
@@ -111,8 +112,8 @@ impl Load {
             if answer.status != self.status {
                 return Err(format!("{} instead of {}", answer.status, self.status).into());
             }
-            tally.latency.record(due.elapsed());
-            tally.answers.fetch_add(1, Ordering::Relaxed);
+            counters.latency.record(due.elapsed());
+            counters.answers.fetch_add(1, Ordering::Relaxed);
         }
         Err("no more turns".into())
     }

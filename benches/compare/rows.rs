@@ -1,11 +1,11 @@
-//! The rows of the table: what each contender is made to do.
+//! The rows of the table and their loads.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::fanout::{Audience, Outcome, Pace, Plan, Via};
+use crate::fanout::{Outcome, Pace, Plan, Subscribers, Via};
 use crate::http::request;
 use crate::report::Results;
 use crate::rest::{self, Load};
@@ -14,24 +14,24 @@ use crate::servers::{Contender, Server};
 use crate::wire::Wire;
 use crate::{Bench, Result};
 
-/// Connections of the rows about REST.
+/// The number of connections of the REST rows.
 const CONNECTIONS: usize = 32;
-/// Subscribers of the rows about deliveries.
+/// The number of subscribers of the delivery rows.
 const SUBSCRIBERS: usize = 500;
-/// Messages a second of the rows at a rate.
+/// Messages a second of the rows with a fixed rate.
 const RATE: f64 = 50.0;
-/// Messages on their way at any time, flat out.
+/// Messages in flight of the flat-out rows.
 const WINDOW: u64 = 64;
-/// Requests for the rooms a second while others log in, and on how many connections.
+/// `GET /rooms` a second during the logins, and the number of connections for it.
 const PACE: (f64, usize) = (200.0, 8);
-/// Logins at once.
+/// Concurrent logins.
 const LOGINS: usize = 20;
-/// How long a group of rows may take before the others go on without it.
+/// The timeout of a group of rows.
 const GROUP_TIMEOUT: Duration = Duration::from_secs(180);
-/// What Node delivered a second when it was measured for the first time, for runs without it.
+/// Node's deliveries a second in an earlier run, for runs without Node.
 const NODE_FLAT_OUT: f64 = 65_000.0;
 
-/// Rows that are measured together.
+/// A group of rows that are measured together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
     /// From the start to the first answer, and the memory of an idle process.
@@ -44,24 +44,24 @@ pub enum Group {
     Message,
     /// A 401.
     Unauthorized,
-    /// `GET /rooms` while others log in.
+    /// `GET /rooms` during logins.
     Logins,
     /// 50 messages a second to 500 sockets.
     Fanout,
-    /// The same, sent by `POST /message`, which Node delivers to nobody.
+    /// The same, sent by `POST /message`, which Node does not deliver.
     Posted,
-    /// As many messages as are delivered.
+    /// As many messages as possible.
     Flat,
-    /// Four times what Node can deliver.
+    /// Four times Node's maximum.
     Overload,
     /// The memory of idle sockets.
     Sockets,
-    /// How cost grows.
+    /// The curves.
     Curves,
 }
 
 impl Group {
-    /// All, in the order in which they are measured.
+    /// All groups, in the order of measurement.
     pub const ALL: [Self; 12] = [
         Self::Start,
         Self::Rooms,
@@ -95,7 +95,7 @@ impl Group {
         }
     }
 
-    /// Whether a contender does what this measures.
+    /// Whether a contender supports what this group measures.
     fn concerns(self, contender: Contender) -> bool {
         match self {
             Self::Curves => false,
@@ -106,8 +106,7 @@ impl Group {
     }
 }
 
-/// Measures the rows that are wanted of a contender, of the groups that are chosen; each group with
-/// a fresh process.
+/// Measures the chosen groups of a contender, each with a new process.
 pub async fn measure(
     bench: &mut Bench,
     contender: Contender,
@@ -120,22 +119,22 @@ pub async fn measure(
         let server = bench.start(contender, None).await?;
         let seed = bench.seed(contender, server.addr).await?;
         server.process.settle().await?;
-        let mut at = Place { bench, contender, server, seed };
+        let mut at = Running { bench, contender, server, seed };
         let measured = timeout(GROUP_TIMEOUT, at.measure(group)).await;
         let measured = measured.unwrap_or_else(|_| Err("it took too long".into()));
         at.server.stop().await?;
         if let Err(error) = measured {
-            // The others may go well.
+            // Go on with the other groups.
             bench.fail(contender, group, &error.to_string());
         }
     }
     Ok(())
 }
 
-/// Measures a server that somebody else has started.
+/// Measures an attached server.
 pub async fn attached(bench: &mut Bench, server: Server) -> Result<()> {
-    let seed = Seed::plant(server.addr).await?;
-    let mut at = Place { bench, contender: Contender::Ours, server, seed };
+    let seed = Seed::create(server.addr).await?;
+    let mut at = Running { bench, contender: Contender::Ours, server, seed };
     for group in Group::ALL {
         let needs_a_start = matches!(group, Group::Start | Group::Sockets | Group::Curves);
         if needs_a_start || !at.bench.options.wants(group) {
@@ -149,24 +148,24 @@ pub async fn attached(bench: &mut Bench, server: Server) -> Result<()> {
 }
 
 impl Bench {
-    /// Starts a contender on its own database.
+    /// Starts a contender with its own database.
     pub async fn start(&self, contender: Contender, token: Option<&str>) -> Result<Server> {
         self.launcher.start(contender, &self.uri(contender)?, token).await
     }
 
-    /// What is in a contender's database, put there at first; the floor has none and believes
-    /// everything.
+    /// The data of a contender, created at the first call. The floor has no database and accepts
+    /// any ids.
     pub async fn seed(&mut self, contender: Contender, addr: SocketAddr) -> Result<Seed> {
         let seed = match self.seeds.remove(&contender) {
             Some(seed) => seed.refresh(addr).await?,
-            None if contender == Contender::Floor => Seed::imaginary(),
-            None => Seed::plant(addr).await?,
+            None if contender == Contender::Floor => Seed::placeholder(),
+            None => Seed::create(addr).await?,
         };
         self.seeds.insert(contender, seed.clone());
         Ok(seed)
     }
 
-    /// Notes what could not be measured.
+    /// Records a failed measurement.
     pub fn fail(&mut self, contender: Contender, group: Group, error: &str) {
         let failure = format!("{}: {}: {error}", contender.name(), group.name());
         self.say(&format!("FAILED  {failure}"));
@@ -174,15 +173,15 @@ impl Bench {
     }
 }
 
-/// A contender that runs, and what it knows.
-struct Place<'a> {
+/// A running contender with its data.
+struct Running<'a> {
     bench: &'a mut Bench,
     contender: Contender,
     server: Server,
     seed: Seed,
 }
 
-impl Place<'_> {
+impl Running<'_> {
     async fn measure(&mut self, group: Group) -> Result<()> {
         let token = self.seed.user()?.token.clone();
         let get = |path: &str, token| request("GET", path, token, None);
@@ -290,10 +289,11 @@ impl Place<'_> {
     async fn posted(&mut self) -> Result<()> {
         let (addr, user) = (self.server.addr, self.seed.user()?.clone());
         let rooms = self.seed.rooms.get(2..3).ok_or("no rooms")?;
-        let audience = Audience::gather(addr, Wire::Plain, &user, rooms, SUBSCRIBERS).await?;
+        let subscribers =
+            Subscribers::connect(addr, Wire::Plain, &user, rooms, SUBSCRIBERS).await?;
         let plan = Plan { via: Via::Rest, ..self.plan(Pace::Rate(RATE), 2) };
-        let heard = audience.hear(&plan, &user, self.server.process).await?;
-        self.note("posted", Wire::Plain, &heard);
+        let outcome = subscribers.measure(&plan, &user, self.server.process).await?;
+        self.note("posted", Wire::Plain, &outcome);
         Ok(())
     }
 
@@ -307,7 +307,8 @@ impl Place<'_> {
         }
     }
 
-    /// Deliveries on each wire; `wanted` a second, when that is a number to reach.
+    /// Measures deliveries on each wire. `wanted` is the rate to reach in deliveries a second, or
+    /// 0.
     async fn deliveries(
         &mut self,
         name: &str,
@@ -319,27 +320,27 @@ impl Place<'_> {
         let rooms = self.seed.rooms.get(2..3).ok_or("no rooms")?.to_vec();
         for &wire in self.contender.wires() {
             let addr = self.server.addr;
-            let audience = Audience::gather(addr, wire, &user, &rooms, SUBSCRIBERS).await?;
+            let subscribers = Subscribers::connect(addr, wire, &user, &rooms, SUBSCRIBERS).await?;
             let plan = self.plan(pace, publishers);
-            let heard = audience.hear(&plan, &user, self.server.process).await?;
-            self.note(name, wire, &heard);
+            let outcome = subscribers.measure(&plan, &user, self.server.process).await?;
+            self.note(name, wire, &outcome);
             if wanted > 0.0 {
-                let reached = heard.deliveries / wanted * 100.0;
+                let reached = outcome.deliveries / wanted * 100.0;
                 self.bench.results.set_on(name, "reached", wire, self.contender, reached);
             }
         }
         Ok(())
     }
 
-    fn note(&mut self, name: &str, wire: Wire, heard: &Outcome) {
-        let &Outcome { deliveries, messages, cpu_per_delivery: cpu, p50, p99, load, .. } = heard;
+    fn note(&mut self, name: &str, wire: Wire, outcome: &Outcome) {
+        let &Outcome { deliveries, messages, cpu_per_delivery: cpu, p50, p99, load, .. } = outcome;
         let mut text = format!(
             "{:<9} {cpu:.2} µs (load {load:.2} µs), {deliveries:.0}/s, {messages:.0} messages/s, \
              p50 {p50:.1} ms, p99 {p99:.1} ms",
             wire.name()
         );
-        if heard.faults() > 0 {
-            text.push_str(&format!("; {}", heard.faults_in_words()));
+        if outcome.faults() > 0 {
+            text.push_str(&format!("; {}", outcome.faults_in_words()));
         }
         self.bench.say(&format!("{:<6}{name:<32}{text}", self.contender.name()));
         let results: &mut Results = &mut self.bench.results;
@@ -348,7 +349,7 @@ impl Place<'_> {
             ("deliveries", deliveries),
             ("p50", p50),
             ("p99", p99),
-            ("faults", heard.faults() as f64),
+            ("faults", outcome.faults() as f64),
         ] {
             results.set_on(name, what, wire, self.contender, value);
         }
@@ -358,12 +359,13 @@ impl Place<'_> {
         let user = self.seed.user()?.clone();
         let number = self.bench.options.pick(10_000, 2_000);
         for &wire in self.contender.wires() {
-            // Of its own, so that nothing is left from the other wire.
+            // A new process, so that the other wire has no effect.
             let server = self.bench.start(self.contender, Some(&user.token)).await?;
-            // The first few pay for what all share.
-            let few = Audience::gather(server.addr, wire, &user, &self.seed.rooms, 50).await?;
+            // The first sockets also allocate shared memory.
+            let few = Subscribers::connect(server.addr, wire, &user, &self.seed.rooms, 50).await?;
             let before = server.process.settled_memory().await?;
-            let many = Audience::gather(server.addr, wire, &user, &self.seed.rooms, number).await?;
+            let many =
+                Subscribers::connect(server.addr, wire, &user, &self.seed.rooms, number).await?;
             let after = server.process.settled_memory().await?;
             drop((few, many));
             server.stop().await?;

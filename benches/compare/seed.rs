@@ -1,6 +1,6 @@
-//! What must be there before anything can be measured: users, rooms and messages.
+//! The data for the measurements: users, rooms and messages.
 //!
-//! A little is made through the server, as its clients do; a lot goes straight to the database.
+//! A few are created through the server, many directly in the database.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -13,33 +13,33 @@ use serde_json::Value;
 use crate::Result;
 use crate::http::{Connection, request};
 
-/// How many users there are.
+/// The number of users.
 const USERS: usize = 5;
-/// How many rooms: few, as in the rows of the table.
+/// The number of rooms.
 const ROOMS: usize = 5;
-/// How many messages the first room has.
+/// The number of messages in the first room.
 pub const MESSAGES: usize = 50;
-/// The password of all of them.
+/// The password of all users.
 const PASSWORD: &str = "correct horse battery";
-/// How many documents are inserted at once.
+/// The number of documents in one insert.
 const BATCH: usize = 5_000;
 
-/// How old a token may become; they last an hour.
+/// The maximum age of a token. Tokens expire after an hour.
 const TOKEN_AGE: Duration = Duration::from_secs(20 * 60);
 
-/// What a server knows.
+/// The data of a server.
 #[derive(Debug, Clone)]
 pub struct Seed {
-    /// What tells the names of this run from those of another.
+    /// A part of all names, different in each run.
     mark: String,
     logged_in: Instant,
-    /// Users who are logged in.
+    /// The users, logged in.
     pub users: Vec<User>,
-    /// Rooms, the first with [`MESSAGES`] messages by all users.
+    /// The rooms. The first one has [`MESSAGES`] messages by all users.
     pub rooms: Vec<String>,
 }
 
-/// A user who is logged in.
+/// A logged-in user.
 #[derive(Debug, Clone)]
 pub struct User {
     /// The user's id.
@@ -50,10 +50,10 @@ pub struct User {
 
 impl Seed {
     /// Registers, logs in, makes rooms and sends messages through the server.
-    pub async fn plant(addr: SocketAddr) -> Result<Self> {
+    pub async fn create(addr: SocketAddr) -> Result<Self> {
         let mut server = Connection::open(addr).await?;
         let (mut users, mut rooms) = (Vec::new(), Vec::new());
-        // Another run may have been here.
+        // The database may have the names of another run.
         let mark = ObjectId::new().to_hex();
         for number in 0..USERS {
             let name = username(number, &mark);
@@ -74,8 +74,8 @@ impl Seed {
         Ok(seed)
     }
 
-    /// Names for a server that has no database.
-    pub fn imaginary() -> Self {
+    /// Placeholders for a server without a database.
+    pub fn placeholder() -> Self {
         let id = || ObjectId::new().to_hex();
         let user = || User { id: id(), token: "none".to_owned() };
         Self {
@@ -86,7 +86,7 @@ impl Seed {
         }
     }
 
-    /// The same with fresh tokens, if it is time.
+    /// The same with new tokens, if the old ones are too old.
     pub async fn refresh(mut self, addr: SocketAddr) -> Result<Self> {
         if self.mark.is_empty() || self.logged_in.elapsed() < TOKEN_AGE {
             return Ok(self);
@@ -99,12 +99,12 @@ impl Seed {
         Ok(self)
     }
 
-    /// The user who sends what one user sends.
+    /// The user for loads of a single user.
     pub fn user(&self) -> Result<&User> {
         self.users.first().ok_or_else(|| "no users".into())
     }
 
-    /// The request that sends a message to a room as a user, both by number.
+    /// The request that sends a message, with the numbers of the room and the user.
     pub fn send(&self, room: usize, user: usize, content: &str) -> Result<Vec<u8>> {
         let room = self.rooms.get(room % ROOMS).ok_or("no rooms")?;
         let user = self.users.get(user % USERS).ok_or("no users")?;
@@ -113,7 +113,7 @@ impl Seed {
         Ok(request("POST", "/api/chat/message", Some(&user.token), Some(&body)))
     }
 
-    /// The request by which a user logs in, and the user's registration.
+    /// Registers a user and returns the request of its login.
     pub async fn login(addr: SocketAddr) -> Result<Vec<u8>> {
         let name = format!("login {}", ObjectId::new());
         let mut server = Connection::open(addr).await?;
@@ -141,7 +141,7 @@ fn text(value: Option<&Value>) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// The database behind a server, for what would take too long through it.
+/// The database of a server, for data that would take too long through the server.
 pub struct Bulk {
     rooms: Collection<Document>,
     messages: Collection<Document>,
@@ -155,7 +155,7 @@ impl Bulk {
         Ok(Self { rooms: database.collection("rooms"), messages: database.collection("messages") })
     }
 
-    /// Makes rooms.
+    /// Inserts rooms.
     pub async fn add_rooms(&self, number: usize) -> Result<Vec<String>> {
         let ids: Vec<ObjectId> = (0..number).map(|_| ObjectId::new()).collect();
         for ids in ids.chunks(BATCH) {
@@ -169,7 +169,7 @@ impl Bulk {
         Ok(ids.into_iter().map(ObjectId::to_hex).collect())
     }
 
-    /// Takes rooms away again, so that lists of rooms stay short.
+    /// Removes rooms, so that lists of rooms stay short.
     pub async fn remove_rooms(&self, rooms: &[String]) -> Result<()> {
         for rooms in rooms.chunks(BATCH) {
             let ids: Vec<_> = rooms.iter().flat_map(ObjectId::parse_str).collect();
@@ -178,7 +178,7 @@ impl Bulk {
         Ok(())
     }
 
-    /// Stores messages in one insert each batch, with contents by number; gives their ids.
+    /// Inserts messages in batches, with the content for each number. Returns their ids.
     pub async fn add_messages(
         &self,
         room: &str,

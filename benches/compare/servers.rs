@@ -1,4 +1,4 @@
-//! The contenders, and how each is started and stopped.
+//! The contenders, and their start and stop.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,26 +16,26 @@ use crate::http::{Connection, request};
 use crate::process::{Process, free_port};
 use crate::wire::Wire;
 
-/// The secret of all servers, so that a token is valid everywhere.
+/// The secret of all servers, so that a token is valid for all of them.
 const SECRET: &str = "0f4c1a77c2b9a5d1e6830b52d94e7f1a6c35d8be20497fa1";
-/// How long a server may take to answer.
+/// The timeout of a start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long it may take to stop before it is killed.
+/// The timeout of a stop, after which the server is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Who is measured.
+/// A contender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Contender {
     /// This repository's server.
     Ours,
     /// The Node server of `benches/node`.
     Node,
-    /// One write for each subscriber and nothing else.
+    /// The lower bound: one write for each subscriber and nothing else.
     Floor,
 }
 
 impl Contender {
-    /// All, in the order of the columns.
+    /// All contenders, in the order of the columns.
     pub const ALL: [Self; 3] = [Self::Ours, Self::Node, Self::Floor];
 
     /// Its name in tables and on the command line.
@@ -47,7 +47,7 @@ impl Contender {
         }
     }
 
-    /// The wires that it speaks.
+    /// Its wires.
     pub fn wires(self) -> &'static [Wire] {
         match self {
             Self::Ours => &[Wire::Plain, Wire::SocketIo],
@@ -57,26 +57,26 @@ impl Contender {
     }
 }
 
-/// What is needed to start contenders.
+/// Starts contenders.
 pub struct Launcher {
     /// The folder for logs and for the Node server's packages.
     pub folder: PathBuf,
 }
 
-/// A server that answers.
+/// A running server.
 pub struct Server {
-    /// Where.
+    /// Its address.
     pub addr: SocketAddr,
     /// Its process.
     pub process: Process,
-    /// How long it took from its start to its first answer.
+    /// The time from its start to its first answer.
     pub started_in: Duration,
-    /// `None` when somebody else has started it.
+    /// `None` for an attached server.
     child: Option<Child>,
 }
 
 impl Launcher {
-    /// Puts the Node server and its packages into our folder, unless they are there.
+    /// Installs the Node server and its packages into the folder, unless they are there.
     pub async fn install_node(&self) -> Result<()> {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/node");
         let target = self.folder.join("node");
@@ -99,8 +99,8 @@ impl Launcher {
         Ok(())
     }
 
-    /// Starts a contender on this database and waits for its first answer to a request for the
-    /// rooms: with a token, one that needed the database.
+    /// Starts a contender with this database and waits for its first answer to `GET /rooms`. With a
+    /// token, this answer needs the database.
     pub async fn start(
         &self,
         contender: Contender,
@@ -128,12 +128,12 @@ impl Launcher {
             .env("HOST", "127.0.0.1")
             .env("MONGO_URI", uri)
             .env("JWT_SECRET", SECRET)
-            // The load comes from one address and one user, faster than any person.
+            // No rate limits: the load comes from one address and one user.
             .envs(
                 ["LOGIN", "LOGIN_NAME", "SEND", "CONNECT", "EVENTS"]
                     .map(|what| (format!("RATE_LIMIT_{what}"), "0")),
             )
-            // Without a .env file.
+            // This folder has no .env file.
             .current_dir(&self.folder)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -162,13 +162,13 @@ impl Launcher {
 }
 
 impl Server {
-    /// A server that somebody else has started on this machine.
+    /// A server that runs on this machine already.
     pub fn attach(pid: u32, port: u16) -> Self {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Self { addr, process: Process(pid), started_in: Duration::ZERO, child: None }
     }
 
-    /// Stops it and waits for its end.
+    /// Stops it and waits until it has ended.
     pub async fn stop(self) -> Result<()> {
         let Some(mut child) = self.child else { return Ok(()) };
         kill(Pid::from_raw(i32::try_from(self.process.0)?), Signal::SIGTERM)?;

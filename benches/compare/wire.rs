@@ -1,29 +1,29 @@
-//! The two wires of realtime, as far as a load needs them.
+//! The two wires, as far as a load needs them.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::Result;
 use crate::websocket::Socket;
 
-/// How a client talks to the server.
+/// A wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wire {
     /// JSON text at `/ws`.
     Plain,
-    /// Socket.IO over a WebSocket, without polling first.
+    /// Socket.IO over a WebSocket, without polling.
     SocketIo,
 }
 
-/// What a text from the server is.
+/// A text of the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// A message of a room.
     Message,
-    /// The answer to the request of this number.
+    /// The answer to the request with this number.
     Ack(u64),
-    /// The answer to the request of this number: that it is refused.
+    /// The error for the request with this number.
     Refusal(u64),
-    /// A ping that is a text, to be answered by [`PONG`].
+    /// A ping as text, which must be answered by [`PONG`].
     Ping,
     /// Anything else.
     Other,
@@ -41,7 +41,7 @@ impl Wire {
         }
     }
 
-    /// Connects as the user of this token.
+    /// Connects with a token.
     pub async fn connect(self, addr: SocketAddr, source: Ipv4Addr, token: &str) -> Result<Socket> {
         match self {
             Self::Plain => Socket::connect(addr, source, &format!("/ws?token={token}")).await,
@@ -90,7 +90,8 @@ impl Wire {
         }
     }
 
-    /// What a text from the server is, by its first bytes: both servers order keys as they should.
+    /// Reads a text of the server by its first bytes. Both servers write keys in the expected
+    /// order.
     pub fn read(self, text: &[u8]) -> Event {
         let ack = match self {
             Self::Plain if text.starts_with(br#"{"event":"receiveMessage""#) => {
@@ -103,7 +104,7 @@ impl Wire {
         };
         let Some(answer) = ack else { return Event::Other };
         let id = number(answer);
-        // A refusal says so first; further on, an "error" may be part of a message.
+        // An error begins with "error". Later in the text, "error" may be part of a message.
         let begin = answer.get(..40).unwrap_or(answer);
         match begin.windows(8).any(|window| window == b"\"error\":") {
             true => Event::Refusal(id),
@@ -112,7 +113,7 @@ impl Wire {
     }
 }
 
-/// The decimal number at the front of these bytes.
+/// The decimal number at the beginning of these bytes.
 pub fn number(bytes: &[u8]) -> u64 {
     let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit());
     digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
