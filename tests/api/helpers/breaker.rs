@@ -1,5 +1,5 @@
-//! Sends what [`grammar`](super::grammar) makes and looks at what becomes of it. Knows no other
-//! helpers but that and the random numbers, as `examples/siege` uses it, too.
+//! Sends the malformed input of [`grammar`](super::grammar) and reads the answers. It only uses
+//! that helper and the random numbers, because `examples/siege` uses it, too.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,14 +13,14 @@ use tokio::time::timeout;
 use super::grammar::{self, Kind};
 use super::random::Random;
 
-/// How long an answer is waited for; some of what is sent wants more to come.
+/// How long to wait for an answer. Some requests are incomplete and get none.
 const ANSWER: Duration = Duration::from_millis(20);
-/// How long the answer to what is valid may take.
+/// The timeout of the answer to a valid request.
 const VALID: Duration = Duration::from_secs(5);
-/// How many things are sent on one connection at most: most of them end it.
+/// The maximum number of inputs on one connection. Most inputs end it.
 const ON_ONE: usize = 4;
 
-/// Sends so many things of a kind; answers how many of which status were seen, 0 being none.
+/// Sends `count` inputs of a kind. Returns how often each status was answered; 0 means no answer.
 pub async fn send(
     kind: Kind,
     count: usize,
@@ -32,7 +32,7 @@ pub async fn send(
     let mut left = count;
     while left > 0 {
         let batch = left.min(if kind == Kind::Request { 1 } else { ON_ONE });
-        // Whatever the server does with the connection is right, as long as it lives.
+        // The server may do anything with the connection, but must not crash.
         let status = match kind {
             Kind::Request => raw(addr, &grammar::request(random)).await,
             Kind::Frame | Kind::SocketPacket => frames(kind, batch, addr, token, random).await,
@@ -44,7 +44,7 @@ pub async fn send(
     seen
 }
 
-/// Sends bytes; answers the status of the first answer.
+/// Sends bytes. Returns the status of the first answer.
 async fn raw(addr: SocketAddr, bytes: &[u8]) -> io::Result<u16> {
     let mut stream = TcpStream::connect(addr).await?;
     stream.write_all(bytes).await?;
@@ -52,7 +52,7 @@ async fn raw(addr: SocketAddr, bytes: &[u8]) -> io::Result<u16> {
     Ok(status(&read(&mut stream, VALID).await))
 }
 
-/// Opens a WebSocket, on which everything is as it must be, and then nothing is.
+/// Opens a valid WebSocket, and then sends malformed frames.
 async fn frames(
     kind: Kind,
     count: usize,
@@ -89,7 +89,7 @@ async fn frames(
     Ok(status)
 }
 
-/// Opens a session that polls and posts to it.
+/// Opens a session by long-polling and posts malformed payloads.
 async fn posts(count: usize, addr: SocketAddr, random: &mut Random) -> io::Result<u16> {
     let path = "/socket.io/?EIO=4&transport=polling";
     let mut stream = TcpStream::connect(addr).await?;
@@ -112,7 +112,7 @@ async fn posts(count: usize, addr: SocketAddr, random: &mut Random) -> io::Resul
     Ok(status(open.as_bytes()))
 }
 
-/// What comes first, if it comes in time.
+/// The first bytes, if they come in time.
 async fn read(stream: &mut TcpStream, patience: Duration) -> Vec<u8> {
     let mut answer = vec![0; 4_096];
     let read = timeout(patience, stream.read(&mut answer)).await;

@@ -1,7 +1,8 @@
-//! Clients that send messages and are gone: by every transport, with every way to end.
+//! Clients that send messages and end their connection directly after them, on every transport and
+//! in every way.
 //!
-//! They write bytes, so that the last message and the end leave in one piece, as when somebody
-//! closes a tab.
+//! They write bytes, so that the last message and the end are sent together, like from a closed
+//! browser tab.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -12,10 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// How long an answer may take.
+/// The timeout of an answer.
 const SOON: Duration = Duration::from_secs(30);
 
-/// How a client reaches the server.
+/// The transport of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// `/ws`.
@@ -26,22 +27,22 @@ pub enum Transport {
     Polling,
 }
 
-/// How a connection ends, right behind its last message.
+/// How a connection ends, directly after its last message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// With the close frame of the WebSocket, or the close packet of Engine.IO.
     Close,
-    /// The TCP connections are dropped, with answers that nobody has read.
+    /// The TCP connections are dropped, with unread answers.
     Cut,
     /// `socket.disconnect()`: the packet of Socket.IO, and then a close.
     Goodbye,
     /// Another connection takes the session over.
     TakenOver,
-    /// The client says nothing any more, and answers no ping.
+    /// The client sends nothing more and answers no ping.
     Silence,
 }
 
-/// All ways to end that a transport has and that come at once.
+/// All immediate endings of a transport.
 pub fn endings(transport: Transport) -> &'static [Ending] {
     match transport {
         Transport::Plain => &[Ending::Close, Ending::Cut],
@@ -51,7 +52,7 @@ pub fn endings(transport: Transport) -> &'static [Ending] {
     }
 }
 
-/// A client that is let in and has joined `room`.
+/// An admitted client that has joined `room`.
 pub struct Leaver {
     addr: SocketAddr,
     token: String,
@@ -109,7 +110,7 @@ impl Leaver {
         Self { addr, token, room, number, line, pid }
     }
 
-    /// Sends so many messages and ends in this way, all at once.
+    /// Sends `count` messages and ends the connection, all at once.
     pub async fn send_and_end(self, count: usize, ending: Ending) {
         let Self { addr, token, room, number, line, pid } = self;
         let contents = (0..count).map(|nth| format!("{number} {nth}"));
@@ -158,7 +159,7 @@ impl Leaver {
     }
 }
 
-/// What the end needs beside the bytes that were sent.
+/// Does the part of the ending that is not in the sent bytes.
 async fn take_over_or_wait(
     ending: Ending,
     addr: SocketAddr,
@@ -180,8 +181,8 @@ async fn take_over_or_wait(
     }
 }
 
-/// The contents of a room, each as the number of its sender and of its message: how many are
-/// missing of so many senders and messages, and how many of a sender are not in their order.
+/// Checks the contents of a room, which are the number of the sender and the number of the message.
+/// Returns how many messages are missing, and how many are not in the order of their sender.
 pub fn missing_and_misordered<'a>(
     contents: impl IntoIterator<Item = &'a str>,
     senders: usize,
@@ -200,9 +201,9 @@ pub fn missing_and_misordered<'a>(
     (senders * count - stored, misordered)
 }
 
-/// The first byte of a text frame that is a whole message.
+/// The first byte of a text frame with a complete message.
 pub const TEXT: u8 = 0x81;
-/// That of a close frame.
+/// The first byte of a close frame.
 pub const CLOSE: u8 = 0x88;
 
 /// A frame of a client (RFC 6455, section 5.2), with a mask of zeros.
@@ -220,7 +221,7 @@ pub fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Enters the main namespace by a WebSocket and joins the room.
+/// Connects to the main namespace on a WebSocket and joins the room.
 async fn enter(
     addr: SocketAddr,
     token: &str,
@@ -256,12 +257,12 @@ pub async fn upgrade(addr: SocketAddr, target: &str) -> TcpStream {
     stream
 }
 
-/// Reads until this has come; gives all that was read.
+/// Reads until `wanted` has come. Returns everything that was read.
 async fn next_with(stream: &mut TcpStream, wanted: &str) -> String {
     let mut heard = String::new();
     let reading = async {
         let mut part = vec![0; 1 << 16];
-        // What was searched before is not searched again: much may come before it.
+        // Search only the new bytes, because there may be many before.
         let mut searched = 0;
         while !heard.get(searched..).is_some_and(|new| new.contains(wanted)) {
             searched = heard.floor_char_boundary(heard.len().saturating_sub(wanted.len()));
@@ -281,7 +282,7 @@ fn encode(method: &str, target: &str, body: &str) -> Vec<u8> {
     format!("{head}\r\nContent-Type: text/plain;charset=UTF-8\r\n\r\n{body}").into_bytes()
 }
 
-/// One request on a connection of its own; gives the body of its answer, which must be 200.
+/// Sends a request on a new connection. Returns the body of the answer, which must be 200.
 async fn exchange(addr: SocketAddr, method: &str, target: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let request = encode(method, target, body);

@@ -1,6 +1,6 @@
-//! Clients of Engine.IO that do exactly what they are told: a poller and a WebSocket.
+//! Clients of Engine.IO that only do what the test calls: a poller and a WebSocket.
 //!
-//! They know packets as text and nothing of heartbeats, unless they are asked to be polite.
+//! They read packets as text, and answer pings only in the methods that say so.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -17,10 +17,10 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use super::wire::{Response, exchange};
 
-/// How long a test waits for what must come.
+/// The timeout of a test that waits for something.
 const SOON: Duration = Duration::from_secs(20);
 
-/// Between the packets of a payload.
+/// The separator of the packets in a payload.
 pub const SEPARATOR: char = '\x1e';
 
 impl Response {
@@ -29,7 +29,7 @@ impl Response {
         std::str::from_utf8(&self.body).expect("the body is text")
     }
 
-    /// Asserts a refusal: its status and the body that the protocol has for it.
+    /// Asserts an error of the protocol: its status and its body.
     #[track_caller]
     pub fn assert_refused(&self, code: u8, message: &str) {
         let body = format!("{{\"code\":{code},\"message\":\"{message}\"}}");
@@ -44,20 +44,20 @@ impl Response {
         assert_eq!((self.status, self.text()), (200, packets));
     }
 
-    /// Asserts that a post was taken.
+    /// Asserts that a post was accepted.
     #[track_caller]
     pub fn assert_ok(&self) {
         self.assert_packets("ok");
     }
 
-    /// Asserts that the session is gone.
+    /// Asserts that the session is unknown.
     #[track_caller]
     pub fn assert_unknown(&self) {
         self.assert_refused(1, "Session ID unknown");
     }
 }
 
-/// Sends one request on a connection of its own.
+/// Sends a request on a new connection.
 pub async fn request(
     addr: SocketAddr,
     method: &str,
@@ -70,7 +70,7 @@ pub async fn request(
     answers.into_iter().next().expect("one answer")
 }
 
-/// What gzip holds, which is text.
+/// Unzips text.
 pub fn inflated(gzip: &[u8]) -> String {
     let mut text = String::new();
     GzDecoder::new(gzip).read_to_string(&mut text).expect("gzip of UTF-8");
@@ -89,8 +89,7 @@ fn encode(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> 
     [head.as_bytes(), body].concat()
 }
 
-/// A session over polling. Every request has a connection of its own, as if each came by another
-/// way; clones are the same session.
+/// A session over long-polling. Every request has a new connection. Clones share the session.
 #[derive(Debug, Clone)]
 pub struct Poller {
     addr: SocketAddr,
@@ -100,7 +99,7 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// Opens a session; `endpoint` is a path, and more of a query if need be.
+    /// Opens a session. `endpoint` is a path with an optional query.
     pub async fn open(addr: SocketAddr, endpoint: &str) -> Self {
         let between = if endpoint.contains('?') { '&' } else { '?' };
         let target = format!("{endpoint}{between}EIO=4&transport=polling");
@@ -112,12 +111,12 @@ impl Poller {
         Self { addr, target: format!("{target}&sid={sid}"), open }
     }
 
-    /// What requests of this session ask for, by another transport perhaps.
+    /// The target of this session's requests, for this transport.
     pub fn target(&self, transport: &str) -> String {
         self.target.replace("transport=polling", &format!("transport={transport}"))
     }
 
-    /// Any request.
+    /// Sends a request.
     pub async fn request(&self, method: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         request(self.addr, method, &self.target, headers, body).await
     }
@@ -127,7 +126,7 @@ impl Poller {
         self.request("GET", &[], &[]).await
     }
 
-    /// Polls once, in the background.
+    /// Polls once in the background.
     pub fn polling(&self) -> tokio::task::JoinHandle<Response> {
         let poller = self.clone();
         tokio::spawn(async move { poller.poll().await })
@@ -139,8 +138,8 @@ impl Poller {
         self.request("POST", &headers, payload.as_bytes()).await
     }
 
-    /// Sends a request, or the beginning of one, and does not wait for the answer: the connection
-    /// is aborted when the stream is dropped.
+    /// Sends a request without its last `missing` bytes, and does not wait for the answer. Dropping
+    /// the stream aborts the connection.
     pub async fn begin(&self, method: &str, body: &str, missing: usize) -> TcpStream {
         let whole = [body.as_bytes(), &vec![b'.'; missing]].concat();
         let bytes = encode(method, &self.target, &[], &whole);
@@ -149,7 +148,7 @@ impl Poller {
         stream
     }
 
-    /// Polls until there is something but pings and noops, and answers pings: as a client does.
+    /// Polls and answers pings, until there are packets other than pings and noops.
     pub async fn packets(&self) -> Vec<String> {
         loop {
             let answer = self.poll().await;
@@ -166,7 +165,7 @@ impl Poller {
         }
     }
 
-    /// Polls until so many packets have come.
+    /// Polls until `count` packets have come.
     pub async fn collect(&self, count: usize) -> Vec<String> {
         let mut packets = Vec::new();
         while packets.len() < count {
@@ -175,7 +174,7 @@ impl Poller {
         packets
     }
 
-    /// Waits until the server has no such session, for another reason than a missing pong.
+    /// Waits until the session is unknown. Sends pongs meanwhile.
     pub async fn gone(&self) {
         super::eventually("the session is gone", async || self.post("3").await.status == 400).await;
         self.post("3").await.assert_unknown();
@@ -189,7 +188,7 @@ pub struct Ws {
 }
 
 impl Ws {
-    /// Opens a session; `endpoint` is a path, and more of a query if need be.
+    /// Opens a session. `endpoint` is a path with an optional query.
     pub async fn open(addr: SocketAddr, endpoint: &str) -> Self {
         let between = if endpoint.contains('?') { '&' } else { '?' };
         let target = format!("{endpoint}{between}EIO=4&transport=websocket");
@@ -199,17 +198,17 @@ impl Ws {
         ws
     }
 
-    /// One that was opened in another way.
+    /// Wraps an open WebSocket.
     pub fn of(stream: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
         Self { stream }
     }
 
-    /// Connects, and waits for nothing.
+    /// Connects, without waiting for a packet.
     pub async fn connect(addr: SocketAddr, target: &str) -> Self {
         Self::try_connect(addr, target).await.expect("the upgrade is accepted")
     }
 
-    /// Connects, or says with what status the server refused it.
+    /// Connects. Returns the status if the server refuses it.
     pub async fn try_connect(addr: SocketAddr, target: &str) -> Result<Self, u16> {
         match connect_async(format!("ws://{addr}{target}")).await {
             Ok((stream, _)) => Ok(Self { stream }),
@@ -218,7 +217,7 @@ impl Ws {
         }
     }
 
-    /// Takes a session over from polling.
+    /// Upgrades a session from polling.
     pub async fn upgrade(poller: &Poller) -> Self {
         let mut ws = Self::connect(poller.addr, &poller.target("websocket")).await;
         ws.send("2probe").await;
@@ -237,18 +236,18 @@ impl Ws {
         self.stream.send(Message::binary(bytes)).await.expect("the frame is sent");
     }
 
-    /// The next frame, whatever it is.
+    /// The next frame of any kind.
     pub async fn next(&mut self) -> Message {
         let next = tokio::time::timeout(SOON, self.stream.next());
         next.await.expect("a frame in time").expect("the socket is open").expect("a frame")
     }
 
-    /// The next frame, which is text, whatever it says.
+    /// The next frame, which must be text.
     pub async fn text(&mut self) -> String {
         self.next().await.into_text().expect("a text frame").as_str().to_owned()
     }
 
-    /// The next frame that is no ping; pings are answered.
+    /// The next frame that is not a ping. Answers pings.
     pub async fn message(&mut self) -> Message {
         loop {
             match self.next().await {
@@ -258,7 +257,7 @@ impl Ws {
         }
     }
 
-    /// The next frame as text; `None` when there is none any more.
+    /// The next frame as text; `None` at the end.
     pub async fn next_text(&mut self) -> Option<String> {
         match tokio::time::timeout(SOON, self.stream.next()).await.expect("a frame in time") {
             Some(Ok(Message::Text(text))) => Some(text.as_str().to_owned()),
@@ -266,13 +265,13 @@ impl Ws {
         }
     }
 
-    /// The next text that is no ping; pings are answered.
+    /// The next text that is not a ping. Answers pings.
     pub async fn packet(&mut self) -> String {
         self.message().await.into_text().expect("a text frame").as_str().to_owned()
     }
 
-    /// What the system has of the server's bytes when the first of them are there, frames and all.
-    /// Between messages only.
+    /// Waits for raw bytes of the server and reads all that are there. Only call it between
+    /// messages.
     pub async fn read_once(&mut self) -> Vec<u8> {
         let MaybeTlsStream::Plain(stream) = self.stream.get_mut() else { panic!("no TLS here") };
         let mut bytes = vec![0; 64 * 1024];
@@ -282,7 +281,7 @@ impl Ws {
         bytes
     }
 
-    /// The next texts that are no pings.
+    /// The next texts that are not pings. Answers pings.
     pub async fn collect(&mut self, count: usize) -> Vec<String> {
         let mut packets = Vec::with_capacity(count);
         for _ in 0..count {
@@ -291,13 +290,12 @@ impl Ws {
         packets
     }
 
-    /// Reads until the server closes, for another reason than a missing pong; answers the close
-    /// code.
+    /// Reads until the server closes, and answers pings. Returns the close code.
     pub async fn closed(&mut self) -> Option<u16> {
         self.read_to_end(true).await.0
     }
 
-    /// Reads until the server closes, and answers no pings; gives what came before.
+    /// Reads until the server closes, without answering pings. Returns the texts before.
     pub async fn closed_on_silence(&mut self) -> Vec<String> {
         self.read_to_end(false).await.1
     }
@@ -309,7 +307,7 @@ impl Ws {
                 match self.stream.next().await {
                     Some(Ok(Message::Text(text))) => {
                         if polite && text == "2" {
-                            // It may be closed already.
+                            // The socket may be closed already.
                             let _ = self.stream.send(Message::text("3")).await;
                         }
                         texts.push(text.as_str().to_owned());
@@ -324,7 +322,7 @@ impl Ws {
         (code, texts)
     }
 
-    /// The stream itself, for what has no verb here.
+    /// The stream, for everything else.
     pub fn stream(&mut self) -> &mut WebSocketStream<MaybeTlsStream<TcpStream>> {
         &mut self.stream
     }

@@ -1,23 +1,23 @@
-//! What no client should send: requests, frames and packets that are made by the grammar and then
-//! broken, in an order that a seed decides. Knows nothing of the other helpers, as
-//! `examples/siege` uses it, too.
+//! Malformed input: requests, frames and packets that are made by the grammar and then broken,
+//! determined by a seed. It uses no other helper but the random numbers, because `examples/siege`
+//! uses it, too.
 
 use super::random::Random;
 
-/// What is broken.
+/// The kind of malformed input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// An HTTP request.
     Request,
-    /// A frame on `/ws`, behind a valid upgrade.
+    /// A frame on `/ws`, after a valid upgrade.
     Frame,
-    /// What a poll's session is sent.
+    /// A payload for a long-polling session.
     EnginePacket,
-    /// A packet on Socket.IO's WebSocket, in a namespace.
+    /// A packet on a WebSocket of Socket.IO, in a namespace.
     SocketPacket,
 }
 
-/// All of them.
+/// All kinds.
 pub const KINDS: [Kind; 4] = [Kind::Request, Kind::Frame, Kind::EnginePacket, Kind::SocketPacket];
 
 const METHODS: [&str; 8] = ["GET", "POST", "PUT", "OPTIONS", "HEAD", "get", "G\0T", "PRI"];
@@ -105,7 +105,7 @@ const PACKETS: [&str; 22] = [
     "42[\"\u{1b}[31m\\n\",{\"a\":",
 ];
 
-/// A request that one thing or several are wrong with.
+/// A request with one or more mistakes.
 pub fn request(random: &mut Random) -> Vec<u8> {
     let method =
         if random.once_in(4) { one(&METHODS, random) } else { one(&["GET", "POST"], random) };
@@ -120,7 +120,7 @@ pub fn request(random: &mut Random) -> Vec<u8> {
     broken(text.into_bytes(), random)
 }
 
-/// A WebSocket frame, often against the protocol: opcodes, lengths, masks and flags of all kinds.
+/// A WebSocket frame, often with a wrong opcode, length, mask or flag.
 pub fn frame(random: &mut Random) -> Vec<u8> {
     let payload = match random.below(3) {
         0 => one(&PACKETS, random).as_bytes().to_vec(),
@@ -148,7 +148,7 @@ pub fn event(random: &mut Random) -> String {
     broken_text(one(&EVENTS, random), random)
 }
 
-/// An Engine.IO packet, perhaps with a Socket.IO one within.
+/// An Engine.IO packet, perhaps with a Socket.IO packet.
 pub fn packet(random: &mut Random) -> String {
     broken_text(one(&PACKETS, random), random)
 }
@@ -189,7 +189,7 @@ fn broken_text(text: &str, random: &mut Random) -> String {
     String::from_utf8_lossy(&broken(text.as_bytes().to_vec(), random)).into_owned()
 }
 
-/// The same, or with a part that is cut off, changed or doubled.
+/// The same bytes, or with a part removed, changed or duplicated.
 fn broken(mut bytes: Vec<u8>, random: &mut Random) -> Vec<u8> {
     if bytes.is_empty() {
         return bytes;

@@ -1,4 +1,4 @@
-//! What the tests share: real servers on free ports, and clients with verbs.
+//! Helpers of all tests: real servers on free ports, and their clients.
 
 pub mod breaker;
 pub mod endings;
@@ -28,12 +28,12 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite};
 
-/// The secret of every server here: the transcripts hold tokens signed with it.
+/// The secret of all test servers. The golden transcripts have tokens that are signed with it.
 pub const SECRET: &str = "golden-secret";
 
-/// The real application in this process, on a port of its own.
+/// The real application in this process, on a free port.
 ///
-/// Dropping it stops it without waiting; [`TestServer::stop`] stops it as a signal would.
+/// Dropping it stops it without waiting. [`TestServer::stop`] stops it like SIGTERM.
 pub struct TestServer {
     pub addr: SocketAddr,
     signal: Option<oneshot::Sender<()>>,
@@ -41,12 +41,12 @@ pub struct TestServer {
 }
 
 impl TestServer {
-    /// Starts with the defaults and a database of its own.
+    /// Starts with the defaults and a new database.
     pub async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    /// Starts with these variables, and a database of its own unless they name one.
+    /// Starts with these variables, and with a new database unless they name one.
     pub async fn start_with(vars: &[(&str, &str)]) -> Self {
         let uri = match vars.iter().find(|(name, _)| *name == "MONGO_URI") {
             Some((_, uri)) => (*uri).to_owned(),
@@ -65,7 +65,7 @@ impl TestServer {
         Self { addr, signal: Some(signal), serving }
     }
 
-    /// Starts so many instances on one database.
+    /// Starts `N` instances on one database.
     pub async fn instances<const N: usize>(uri: &str) -> [Self; N] {
         let mut servers = Vec::with_capacity(N);
         for _ in 0..N {
@@ -74,8 +74,8 @@ impl TestServer {
         servers.try_into().unwrap_or_else(|_| unreachable!("there are N"))
     }
 
-    /// Starts two instances on a database of their own, the second of which can be
-    /// [held back](mongod::Neighbour::hold_slow_back).
+    /// Starts two instances on a new database. The change stream of the second one can be
+    /// [delayed](mongod::Neighbour::hold_slow_back).
     pub async fn quick_and_slow() -> (mongod::ReplicaSet, [Self; 2], mongod::Neighbour) {
         let testable = ["--setParameter", "enableTestCommands=1"];
         let mongo = mongod::ReplicaSet::start_with(1, &testable).await;
@@ -89,7 +89,7 @@ impl TestServer {
         (mongo, servers, neighbour)
     }
 
-    /// Stops as on SIGTERM, and waits until everything has ended.
+    /// Stops like SIGTERM, and waits until everything has ended.
     pub async fn stop(mut self) {
         drop(self.signal.take());
         let serving = &mut self.serving;
@@ -99,12 +99,12 @@ impl TestServer {
             .expect("the server does not panic");
     }
 
-    /// The address of a path.
+    /// The URL of a path.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.addr)
     }
 
-    /// A request with an optional token and JSON body.
+    /// Sends a request with an optional token and JSON body.
     pub async fn request(
         &self,
         method: Method,
@@ -129,7 +129,7 @@ impl TestServer {
         answer.json().await.unwrap()
     }
 
-    /// A new user, logged in.
+    /// Registers a user and logs in.
     pub async fn register(&self, name: &str) -> User<'_> {
         let credentials = json!({ "username": name, "password": format!("password of {name}") });
         let path = "/api/auth/register";
@@ -138,7 +138,7 @@ impl TestServer {
         self.login(name).await
     }
 
-    /// A user who registered before, perhaps on another instance.
+    /// Logs in a user that is registered already, perhaps by another instance.
     pub async fn login(&self, name: &str) -> User<'_> {
         let credentials = json!({ "username": name, "password": format!("password of {name}") });
         let answer = self.request(Method::POST, "/api/auth/login", None, Some(&credentials)).await;
@@ -179,12 +179,12 @@ pub fn config(uri: &str, vars: &[(&str, &str)]) -> Config {
     .expect("the configuration is valid")
 }
 
-/// Asks again and again until the answer is yes, for 20 s at most.
+/// Polls `holds` until it is true, for 20 s at most.
 pub async fn eventually(claim: &str, holds: impl AsyncFnMut() -> bool) {
     eventually_within(Duration::from_secs(20), claim, holds).await;
 }
 
-/// Asks again and again until the answer is yes.
+/// Polls `holds` until it is true.
 pub async fn eventually_within(most: Duration, claim: &str, mut holds: impl AsyncFnMut() -> bool) {
     let asking = async {
         while !holds().await {
@@ -195,13 +195,13 @@ pub async fn eventually_within(most: Duration, claim: &str, mut holds: impl Asyn
     assert!(in_time.is_ok(), "not in time: {claim}");
 }
 
-/// The right to load the machine: tests that do run one at a time.
+/// A lock for tests that load the machine, so that they run one at a time.
 pub async fn alone() -> MutexGuard<'static, ()> {
     static HEAVY: Mutex<()> = Mutex::const_new(());
     HEAVY.lock().await
 }
 
-/// A token of a user, who need not be registered, that ends in so many seconds.
+/// A token of a user that need not be registered. It expires in `seconds`.
 pub fn token_for(user: &str, seconds: u64) -> String {
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -218,7 +218,7 @@ pub fn token_for(user: &str, seconds: u64) -> String {
     token
 }
 
-/// A number that a server counts.
+/// The value of a metric.
 pub async fn metric(addr: SocketAddr, name: &str) -> u64 {
     let text = client().get(format!("http://{addr}/metrics")).send().await.unwrap().text().await;
     let text = text.unwrap();
@@ -226,13 +226,13 @@ pub async fn metric(addr: SocketAddr, name: &str) -> u64 {
     value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
 }
 
-/// A number that a server counts for one value of a label; 0 before the first.
+/// The value of a metric for one value of a label; 0 if there is none.
 pub async fn labelled(addr: SocketAddr, name: &str, label: &str, value: &str) -> u64 {
     metric(addr, &format!("{name}{{{label}=\"{value}\"}}")).await
 }
 
-/// Opens a WebSocket with these headers; answers it and the subprotocol that was agreed to, or with
-/// which status it was refused.
+/// Opens a WebSocket with these headers. Returns it with the accepted subprotocol, or the status of
+/// the refusal.
 pub async fn open_websocket(
     server: impl Into<SocketAddr>,
     path: &str,
@@ -253,7 +253,7 @@ pub async fn open_websocket(
     }
 }
 
-/// A client that waits long enough for a slow machine and never retries.
+/// An HTTP client with a long timeout and without retries.
 pub fn client() -> reqwest::Client {
     reqwest::Client::builder().timeout(Duration::from_secs(60)).build().unwrap()
 }
@@ -266,19 +266,19 @@ pub struct User<'a> {
 }
 
 impl User<'_> {
-    /// A request with this user's token.
+    /// Sends a request with this user's token.
     pub async fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Response {
         self.server.request(method, path, Some(&self.token), body).await
     }
 
-    /// The JSON that a path answers, which must be 200.
+    /// The JSON of a GET request, which must be answered 200.
     pub async fn get(&self, path: &str) -> Value {
         let answer = self.request(Method::GET, path, None).await;
         assert_eq!(answer.status(), StatusCode::OK, "{path}");
         answer.json().await.unwrap()
     }
 
-    /// A new room; gives its id.
+    /// Creates a room. Returns its id.
     pub async fn create_room(&self, name: &str) -> String {
         let body = json!({ "name": name });
         let answer = self.request(Method::POST, "/api/chat/room", Some(&body)).await;
@@ -287,7 +287,7 @@ impl User<'_> {
         answer["room"]["_id"].as_str().unwrap().to_owned()
     }
 
-    /// Sends a message; gives it as answered.
+    /// Sends a message by REST. Returns the message in the answer.
     pub async fn send(&self, room: &str, content: &str) -> Value {
         let body = json!({ "room": room, "sender": self.id, "content": content });
         let answer = self.request(Method::POST, "/api/chat/message", Some(&body)).await;

@@ -1,7 +1,7 @@
-//! The MongoDB of the tests: the program's own embedded one.
+//! The MongoDB of the tests: the embedded one of the server.
 //!
-//! One `mongod` serves the whole test run, with a database for each test; it ends with the test
-//! process, and its data with it. Tests that stop nodes have replica sets of their own.
+//! One `mongod` serves the whole test run, with a database for each test. It ends with the test
+//! process, and its data is removed. Tests that stop nodes start their own replica sets.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,15 +18,15 @@ use super::replica_set::options;
 pub use super::replica_set::{ReplicaSet, binary};
 use super::socket::SOON;
 
-/// What the instance calls itself whose stream can be held back.
+/// The `appName` of the instance whose change stream can be delayed.
 pub const SLOW: &str = "slow";
 
-/// The connection string of a database that nobody else uses, on the shared `mongod`.
+/// The connection string of a new database on the shared `mongod`.
 pub async fn fresh_database() -> String {
     static SHARED: OnceLock<Mongod> = OnceLock::new();
     static DATABASES: AtomicUsize = AtomicUsize::new(0);
     let start = || {
-        // On a thread and runtime of its own, since that of the test that comes first will end.
+        // In its own thread and runtime, because the runtime of the first test ends with that test.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         std::thread::spawn(move || runtime.block_on(Mongod::start(options())))
             .join()
@@ -37,19 +37,19 @@ pub async fn fresh_database() -> String {
     shared.uri(&format!("test{}", DATABASES.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// A standalone, which has no change streams; it ends when the value is dropped.
+/// A standalone MongoDB, without change streams. Dropping it stops it.
 pub async fn standalone() -> Mongod {
     Mongod::start(Options { replica_set: None, ..options() }).await.expect("a standalone starts")
 }
 
-/// A replica set of one node that lets in nobody but its users.
+/// A replica set of one node with authentication.
 pub struct Guarded {
     mongod: Mongod,
 }
 
 impl Guarded {
-    /// Starts it with these users, whose passwords are their names, and their roles in the database
-    /// `chat`.
+    /// Starts it with these users and their roles in the database `chat`. Each password is the
+    /// user's name.
     pub async fn start(users: &[(&str, Document)]) -> Self {
         let folder = tempfile::tempdir().unwrap().keep();
         let first = Options { data_dir: folder.clone(), remove_data: false, ..options() };
@@ -89,14 +89,14 @@ impl Guarded {
     }
 }
 
-/// The database of a connection string.
+/// Connects to the database of a connection string.
 pub async fn connect(uri: &str) -> Database {
     let options = ClientOptions::parse(uri).await.unwrap();
     let name = options.default_database.clone().expect("the URI names a database");
     Client::with_options(options).unwrap().database(&name)
 }
 
-/// Another program that writes messages into a database, as the Node server beside us does.
+/// Another program that writes to the database, like a Node server beside this one.
 #[derive(Clone)]
 pub struct Neighbour {
     pub messages: Collection<Document>,
@@ -129,7 +129,7 @@ impl Neighbour {
         self.messages.insert_one(self.document(room, content)).await.unwrap();
     }
 
-    /// Waits until there is no record of a socket that has left.
+    /// Waits until the record of a disconnected socket is removed.
     pub async fn socket_is_gone(&self, pid: &str) {
         let database = self.messages.client().database(&self.messages.namespace().db);
         let sockets = database.collection::<Document>(own::SOCKETS.collection);
@@ -141,15 +141,15 @@ impl Neighbour {
         tokio::time::timeout(SOON, gone).await.expect("the record is gone in time");
     }
 
-    /// Stores many messages at once, in this order.
+    /// Stores many messages in one insert, in this order.
     pub async fn insert_all(&self, room: &str, contents: impl IntoIterator<Item = String>) {
         let documents: Vec<_> =
             contents.into_iter().map(|content| self.document(room, &content)).collect();
         self.messages.insert_many(documents).await.unwrap();
     }
 
-    /// From now on the stream of the slow one of
-    /// [`TestServer::quick_and_slow`](super::TestServer::quick_and_slow) is answered so much later.
+    /// Delays the replies of the change stream of the slow instance of
+    /// [`TestServer::quick_and_slow`](super::TestServer::quick_and_slow).
     pub async fn hold_slow_back(&self, by: Duration) {
         let hold = doc! {
             "configureFailPoint": "failCommand",
@@ -170,7 +170,7 @@ impl Neighbour {
         self.admin().run_command(entered).await.unwrap();
     }
 
-    /// The commands of administrators.
+    /// The database `admin`.
     pub fn admin(&self) -> Database {
         self.messages.client().database("admin")
     }

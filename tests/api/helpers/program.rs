@@ -1,4 +1,4 @@
-//! The server as a process of its own, which can be killed, paused and measured.
+//! The server as a separate process, which can be killed, paused and measured.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -14,22 +14,22 @@ use super::SECRET;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_realtime-chat-backend");
 
-/// Dropping it kills it.
+/// A server process. Dropping this kills it.
 pub struct Program {
     process: Child,
     pub addr: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
-    /// Its working folder, where it finds no `.env`.
+    /// Its working folder, without a `.env`.
     _folder: TempDir,
 }
 
 impl Program {
-    /// Starts with these variables and few others.
+    /// Starts with these variables and a few from the environment.
     pub fn start(vars: &[(&str, &str)]) -> Self {
         Self::run(Command::new(BINARY), vars)
     }
 
-    /// Starts as one that may open so many files and no more, of which it is given half at first.
+    /// Starts with `files` as the hard limit of open files, and half of it as the soft limit.
     pub fn start_with_files(files: usize, uri: &str, vars: &[(&str, &str)]) -> Self {
         let mut command = Command::new("sh");
         let script = format!("ulimit -Sn {} && ulimit -Hn {files} && exec {BINARY}", files / 2);
@@ -55,7 +55,7 @@ impl Program {
         let said = BufReader::new(process.stderr.take().unwrap());
         let log = Arc::new(Mutex::new(Vec::new()));
         let written = Arc::clone(&log);
-        // Bytes, since what is no UTF-8 must not end the reading.
+        // Read bytes, because invalid UTF-8 must not end the loop.
         let mut lines = said.split(b'\n').map_while(Result::ok).map(move |line| {
             let line = String::from_utf8_lossy(&line).into_owned();
             println!("{line}");
@@ -65,21 +65,20 @@ impl Program {
         let addr = lines
             .find_map(|line| line.split_once("Listening on http://").map(|(_, at)| at.to_owned()))
             .expect("the server says where it listens");
-        // On all addresses, it names the one that a person would open, and says that there are
-        // others.
+        // If it listens on all addresses, the line has `localhost` and more text.
         let addr = addr.split_whitespace().next().unwrap().replace("localhost", "127.0.0.1");
         let addr = addr.parse().unwrap();
-        // Somebody must read what it says, or it would wait for room in the pipe.
+        // Read its log all the time, or it would block when the pipe is full.
         std::thread::spawn(move || lines.for_each(drop));
         Self { process, addr, log, _folder: folder }
     }
 
-    /// What it has logged so far.
+    /// Its log lines so far.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
 
-    /// Starts as one more instance of the test servers' kind on this database.
+    /// Starts one more instance on this database, with the secret of the test servers.
     pub fn start_on(uri: &str, vars: &[(&str, &str)]) -> Self {
         let mut all = vec![("MONGO_URI", uri), ("JWT_SECRET", SECRET), ("RATE_LIMIT_CONNECT", "0")];
         all.extend(vars);
@@ -92,28 +91,28 @@ impl Program {
         self.process.wait().unwrap();
     }
 
-    /// Asks it to end and waits until it has.
+    /// Sends SIGTERM and waits until it has ended.
     pub fn terminate(mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         tokio::task::block_in_place(|| self.process.wait().unwrap())
     }
 
-    /// Stops it in its tracks.
+    /// Pauses it with SIGSTOP.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// Lets it go on after a pause.
+    /// Resumes it.
     pub fn resume(&self) {
         self.signal(Signal::SIGCONT);
     }
 
-    /// The most memory that it has had so far, in MiB.
+    /// Its peak resident memory, in MiB.
     pub fn peak_memory(&self) -> u64 {
         self.status("VmHWM:")
     }
 
-    /// The memory that it has now, in MiB.
+    /// Its resident memory, in MiB.
     pub fn memory(&self) -> u64 {
         self.status("VmRSS:")
     }

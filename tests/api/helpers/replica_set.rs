@@ -1,5 +1,5 @@
-//! A replica set whose nodes can be stopped, paused and killed. It knows nothing of the other
-//! helpers, as `examples/chaos` and `examples/siege` use it, too.
+//! A replica set whose nodes can be stopped, paused and killed. It uses no other helper, because
+//! `examples/chaos` and `examples/siege` use it, too.
 
 #![allow(dead_code, reason = "the tests, the chaos and the siege each use a part of it")]
 
@@ -15,14 +15,14 @@ use nix::unistd::Pid;
 use realtime_chat_backend::mongod::{Installer, Mongod, Options};
 use tokio::time::{sleep, timeout};
 
-/// How long a set may take to have what is waited for.
+/// The timeout of a wait for a state of the set.
 const SOON: Duration = Duration::from_secs(60);
-/// How long a node may take to answer; a paused one does not.
+/// The timeout of a `hello`. A paused node does not answer.
 const ANSWER: Duration = Duration::from_secs(1);
-/// How often a set is asked.
+/// The interval of the polls.
 const POLL: Duration = Duration::from_millis(50);
 
-/// The binary, found or installed once.
+/// The path of `mongod`, found or installed once.
 pub fn binary() -> PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     let find = || {
@@ -37,7 +37,7 @@ fn temporary_folder() -> PathBuf {
     tempfile::Builder::new().prefix("chat-test-").tempdir().unwrap().keep()
 }
 
-/// A single-node set with small caches, whose data goes when it ends.
+/// Options for a single-node set with small caches. Its data is removed when it ends.
 pub fn options() -> Options {
     Options { remove_data: true, ..Options::new(binary(), temporary_folder()) }
 }
@@ -54,18 +54,18 @@ struct Node {
 }
 
 impl ReplicaSet {
-    /// Starts a set of this many nodes and waits for its primary.
+    /// Starts a set with `nodes` nodes and waits for its primary.
     pub async fn start(nodes: usize) -> Self {
         Self::start_with(nodes, &[]).await
     }
 
-    /// Starts a set whose nodes have more arguments.
+    /// Starts a set whose nodes get these arguments, too.
     pub async fn start_with(nodes: usize, arguments: &[&str]) -> Self {
-        // A third of the default: the tests wait for elections.
+        // A third of the default, because the tests wait for elections.
         Self::launch(nodes, arguments, Duration::from_secs(3)).await
     }
 
-    /// Starts a set that takes its time for elections, as one in production does.
+    /// Starts a set with the default election timeout.
     pub async fn start_patient(nodes: usize) -> Self {
         Self::launch(nodes, &[], Duration::from_secs(10)).await
     }
@@ -75,7 +75,7 @@ impl ReplicaSet {
         for _ in 0..nodes {
             let options = Options {
                 initiate: nodes == 1,
-                // Kept while a node is down; removed when the set is dropped.
+                // Keep the data while a node is down. It is removed when the set is dropped.
                 remove_data: false,
                 arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
                 ..options()
@@ -111,7 +111,7 @@ impl ReplicaSet {
         self.nodes.iter().map(|node| node.port).collect()
     }
 
-    /// The node that is primary now, or soon.
+    /// Waits for a primary. Returns its index.
     pub async fn primary(&self) -> usize {
         let looking = async {
             loop {
@@ -128,7 +128,7 @@ impl ReplicaSet {
         timeout(SOON, looking).await.expect("a primary is there")
     }
 
-    /// Waits until every node serves, as primary or secondary.
+    /// Waits until every node is primary or secondary.
     pub async fn whole(&self) {
         let serves = |hello: Document| {
             let is = |role| hello.get_bool(role).unwrap_or(false);
@@ -154,23 +154,23 @@ impl ReplicaSet {
     /// Kills a node as a power failure would.
     pub async fn kill(&mut self, index: usize) {
         self.signal(index, Signal::SIGKILL);
-        // Waits for the supervisor, which notices at once.
+        // Waits for the supervisor, which notices it at once.
         self.stop_node(index).await;
     }
 
-    /// Starts a stopped or killed node again, on its data and port.
+    /// Starts a stopped or killed node again, with its data and port.
     pub async fn restart(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         let options = Options { port: node.port, ..node.options.clone() };
         node.running = Some(Mongod::start(options).await.expect("the node starts again"));
     }
 
-    /// Stops a node in its tracks: it holds its connections and answers nothing.
+    /// Pauses a node: it keeps its connections and answers nothing.
     pub fn pause(&self, index: usize) {
         self.signal(index, Signal::SIGSTOP);
     }
 
-    /// Lets a paused node go on.
+    /// Resumes a paused node.
     pub fn resume(&self, index: usize) {
         self.signal(index, Signal::SIGCONT);
     }
@@ -180,7 +180,7 @@ impl ReplicaSet {
         kill(Pid::from_raw(mongod.pid() as i32), signal).unwrap();
     }
 
-    /// What a running node says of itself.
+    /// The answer of a running node to `hello`.
     async fn hello(&self, index: usize) -> Option<Document> {
         self.nodes[index].running.as_ref()?;
         let admin = self.admin(index).await;
@@ -188,7 +188,7 @@ impl ReplicaSet {
         asked.ok()?.ok()
     }
 
-    /// A node's commands of administrators, whatever its set says.
+    /// The database `admin` of one node, by a direct connection.
     async fn admin(&self, index: usize) -> Database {
         let uri = format!("mongodb://127.0.0.1:{}/?directConnection=true", self.nodes[index].port);
         let mut options = ClientOptions::parse(uri).await.unwrap();
@@ -200,7 +200,7 @@ impl ReplicaSet {
 impl Drop for ReplicaSet {
     fn drop(&mut self) {
         for node in &mut self.nodes {
-            // A paused node could not end.
+            // A paused node cannot end.
             if let Some(mongod) = node.running.take() {
                 let _ = kill(Pid::from_raw(mongod.pid() as i32), Signal::SIGKILL);
             }

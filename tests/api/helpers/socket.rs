@@ -15,22 +15,22 @@ use realtime_chat_backend::feed::position::Position;
 
 use super::TestServer;
 
-/// How long a test waits for what must come.
+/// The timeout of a test that waits for something.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// A connection to `/ws`; what is pushed while an ack is awaited is kept for later.
+/// A connection to `/ws`. Events that come before an awaited ack are kept for later.
 pub struct Socket {
     stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
     pushed: VecDeque<Value>,
     last_id: u64,
-    /// Between two frames while an ack is awaited.
+    /// The pause between two frames while an ack is awaited.
     pace: Duration,
 }
 
-/// What the server says at the end: code and reason; `None` without a closing handshake.
+/// The close code and reason of the server; `None` without a closing handshake.
 pub type Closed = Option<(u16, String)>;
 
-/// A `receiveMessage` as it is told apart from others.
+/// The parts of a `receiveMessage` that identify it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heard {
     pub room: String,
@@ -38,7 +38,7 @@ pub struct Heard {
     pub position: Position,
 }
 
-/// The last message of a room, where a test needs one.
+/// The content of the last message of a room, for tests that need one.
 pub const END: &str = "end";
 
 impl Socket {
@@ -47,18 +47,18 @@ impl Socket {
         Self::connect_at(server.addr, token).await
     }
 
-    /// Connects to a path, as it is.
+    /// Connects to a path, unchanged.
     pub async fn connect_to(server: &TestServer, path: &str) -> Self {
         Self::open(server.addr, path).await
     }
 
-    /// Connects with a token to a server of whatever kind.
+    /// Connects with a token to a server at this address.
     pub async fn connect_at(addr: SocketAddr, token: &str) -> Self {
         Self::open(addr, &format!("/ws?token={token}")).await
     }
 
-    /// Connects as one that keeps next to nothing of what it does not read at once, and takes its
-    /// time while it waits for an ack: what is pushed to it stays with the server.
+    /// Connects with a small receive buffer, and reads slowly while it waits for an ack, so that
+    /// events stay in the queue of the server.
     pub async fn connect_narrow(addr: SocketAddr, token: &str) -> Self {
         let narrow = TcpSocket::new_v4().unwrap();
         narrow.set_recv_buffer_size(64 * 1024).unwrap();
@@ -68,7 +68,7 @@ impl Socket {
         Self { pace: Duration::from_millis(5), ..Self::new(stream) }
     }
 
-    /// Connects with a token, unless the server refuses the upgrade.
+    /// Connects with a token; `None` if the server refuses the upgrade.
     pub async fn try_connect(addr: SocketAddr, token: &str) -> Option<Self> {
         let url = format!("ws://{addr}/ws?token={token}");
         let connecting = tokio::time::timeout(SOON, connect_async(url));
@@ -82,7 +82,7 @@ impl Socket {
         Self::new(stream)
     }
 
-    /// One that was opened in another way.
+    /// Wraps an open WebSocket.
     pub fn of(stream: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
         Self::new(stream)
     }
@@ -91,12 +91,12 @@ impl Socket {
         Self { stream, pushed: VecDeque::new(), last_id: 0, pace: Duration::ZERO }
     }
 
-    /// Sends a text frame as it is.
+    /// Sends a text frame.
     pub async fn send_text(&mut self, text: impl Into<String>) {
         self.stream.send(Message::text(text.into())).await.expect("the frame is sent");
     }
 
-    /// Sends a request without waiting for its ack; answers its id.
+    /// Sends a request without waiting for its ack. Returns its id.
     pub async fn send(&mut self, event: &str, data: Value) -> u64 {
         self.last_id += 1;
         let frame = json!({ "event": event, "data": data, "id": self.last_id });
@@ -109,12 +109,12 @@ impl Socket {
         self.ask_or_closed(event, data).await.expect("the socket is open")
     }
 
-    /// Sends a request and waits for its ack, or for what the server says at the end; events that
-    /// come before it are kept.
+    /// Sends a request and waits for its ack, or for the close frame. Events that come before are
+    /// kept.
     pub async fn ask_or_closed(&mut self, event: &str, data: Value) -> Result<Value, Closed> {
         self.last_id += 1;
         let frame = json!({ "event": event, "data": data, "id": self.last_id });
-        // A connection that is closed says why to who reads on.
+        // Ignore the error: the reason is in the next frame.
         let _ = self.stream.send(Message::text(frame.to_string())).await;
         loop {
             let mut frame = self.frame_or_closed().await?;
@@ -126,29 +126,29 @@ impl Socket {
         }
     }
 
-    /// Joins a room; answers the position of the ack.
+    /// Joins a room. Returns the position in the ack.
     pub async fn join(&mut self, room: &str) -> String {
         let ack = self.ask("joinRoom", json!(room)).await;
         assert_eq!(ack["room"], room, "{ack}");
         ack["position"].as_str().expect("a position").to_owned()
     }
 
-    /// Joins a room behind a position; answers the whole ack.
+    /// Joins a room after a position. Returns the ack.
     pub async fn join_since(&mut self, room: &str, since: &str) -> Value {
         self.ask("joinRoom", json!({ "room": room, "since": since })).await
     }
 
-    /// How many pushes came before the last ack and were not taken since.
+    /// The number of kept events.
     pub fn kept(&self) -> usize {
         self.pushed.len()
     }
 
-    /// The last of them.
+    /// The last kept event.
     pub fn last_kept(&self) -> Option<&Value> {
         self.pushed.back()
     }
 
-    /// The next pushed frame: an event, an error, a late ack.
+    /// The next frame: an event, an error or a late ack.
     pub async fn next(&mut self) -> Value {
         match self.pushed.pop_front() {
             Some(frame) => frame,
@@ -156,19 +156,19 @@ impl Socket {
         }
     }
 
-    /// Joins a room behind a position that the server still knows.
+    /// Joins a room after a position, which must be recovered.
     pub async fn recover(&mut self, room: &str, since: impl ToString) {
         let since = since.to_string();
         let ack = self.join_since(room, &since).await;
         assert_eq!(ack, json!({ "room": room, "position": since, "recovered": true }));
     }
 
-    /// The next push, which must be a `receiveMessage`.
+    /// The next frame, which must be a `receiveMessage`.
     pub async fn heard(&mut self) -> Heard {
         heard(&self.next().await)
     }
 
-    /// All messages up to the [`END`] of so many rooms.
+    /// All messages up to the [`END`] of `rooms` rooms.
     pub async fn heard_to_the_end(&mut self, rooms: usize) -> Vec<Heard> {
         let mut transcript = Vec::new();
         let mut ends = 0;
@@ -180,7 +180,7 @@ impl Socket {
         transcript
     }
 
-    /// The next push, which must be a `resync` of this room; answers its position.
+    /// The next frame, which must be a `resync` of this room. Returns its position.
     pub async fn resync(&mut self, room: &str) -> Position {
         let frame = self.next().await;
         assert_eq!((&frame["event"], &frame["data"]["room"]), (&json!("resync"), &json!(room)));
@@ -193,7 +193,7 @@ impl Socket {
         (content, position.to_string())
     }
 
-    /// Asserts that nothing comes for a while.
+    /// Asserts that no frame comes for this time.
     pub async fn assert_silent(&mut self, wait: Duration) {
         assert_eq!(self.pushed.pop_front(), None);
         if let Ok(frame) = tokio::time::timeout(wait, self.stream.next()).await {
@@ -201,7 +201,7 @@ impl Socket {
         }
     }
 
-    /// Reads until the server closes.
+    /// Reads until the server closes the connection.
     pub async fn closed(&mut self) -> Closed {
         let closed = async {
             loop {
@@ -215,7 +215,7 @@ impl Socket {
         tokio::time::timeout(SOON * 2, closed).await.expect("the server closes")
     }
 
-    /// The next pushed frame, or what the server says at the end.
+    /// The next frame, or the close code and reason.
     pub async fn next_or_closed(&mut self) -> Result<Value, Closed> {
         match self.pushed.pop_front() {
             Some(frame) => Ok(frame),
@@ -232,7 +232,7 @@ impl Socket {
         Ok(serde_json::from_str(&text).expect("frames are JSON"))
     }
 
-    /// The text of the next frame, as it was written. Frames that were kept are not looked at.
+    /// The raw text of the next frame. Ignores kept events.
     pub async fn next_text(&mut self) -> String {
         self.text_or_closed().await.expect("the socket is open").to_string()
     }

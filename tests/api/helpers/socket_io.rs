@@ -1,5 +1,5 @@
-//! A client of Socket.IO that keeps what socket.io-client keeps: the private id of its session
-//! and the last text of the last event.
+//! A client of Socket.IO that keeps the same state as socket.io-client: the private id of its
+//! session and its offset, which is the last argument of the last event if it is a string.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -11,31 +11,31 @@ use super::engine_io::Ws;
 
 const ENDPOINT: &str = "/socket.io/";
 
-/// What survives a connection.
+/// The state that a client keeps for its next connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
     pub pid: Option<String>,
     pub offset: Option<String>,
 }
 
-/// What an event of a room tells its client.
+/// An event, with its meaning for the recovery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
     /// Room and content of a message.
     pub message: Option<(String, String)>,
-    /// Whether the client can come back behind everything that it was told so far.
+    /// Whether the client has an offset that covers all events so far.
     pub with_offset: bool,
 }
 
-/// A connection, let into the main namespace.
+/// A connection in the main namespace.
 pub struct Caller {
     ws: Ws,
     /// The public id.
     pub sid: String,
-    /// Whether the server went on with the session before.
+    /// Whether the server resumed the last session.
     pub recovered: bool,
     pub memory: Memory,
-    /// Whether it asked for the offset inside each event.
+    /// Whether it asked for the offset as the last argument of each event.
     inside: bool,
     pushed: VecDeque<Vec<Value>>,
     last_id: u64,
@@ -47,28 +47,28 @@ impl Caller {
         Self::come_back(addr, token, Memory::default()).await
     }
 
-    /// Connects as one who was there before. It asks for the offset inside each event, so that it
-    /// has an offset with each message that it takes.
+    /// Reconnects with the state of an earlier connection. It asks for the offset in each event, so
+    /// that it has an offset after each message.
     pub async fn come_back(addr: SocketAddr, token: &str, memory: Memory) -> Self {
         let auth = json!({ "token": token, "recovery": true });
         Self::try_connect(addr, auth, memory).await.expect("the client is let in")
     }
 
-    /// Connects, perhaps as one who was there before, and asks for nothing: offsets are events of
-    /// their own.
+    /// Connects with the state of an earlier connection, if there is one, and with the default:
+    /// offsets come in separate events.
     pub async fn by_default(addr: SocketAddr, token: &str, memory: Memory) -> Self {
         let auth = json!({ "token": token });
         Self::try_connect(addr, auth, memory).await.expect("the client is let in")
     }
 
-    /// Connects as one who was there before and must be known.
+    /// Reconnects with the state of an earlier connection, which must be recovered.
     pub async fn recover(addr: SocketAddr, token: &str, memory: &Memory) -> Self {
         let caller = Self::come_back(addr, token, memory.clone()).await;
         assert!(caller.recovered, "{memory:?}");
         caller
     }
 
-    /// Connects, or answers what the server refuses it with.
+    /// Connects. Returns the error if the server refuses it.
     pub async fn try_connect(
         addr: SocketAddr,
         mut auth: Value,
@@ -78,7 +78,7 @@ impl Caller {
         let inside = auth["recovery"] == json!(true);
         if let Some(pid) = &memory.pid {
             auth["pid"] = json!(pid);
-            // `undefined` is left out.
+            // JSON omits `undefined`.
             if let Some(offset) = &memory.offset {
                 auth["offset"] = json!(offset);
             }
@@ -98,12 +98,12 @@ impl Caller {
         Ok(Self { ws, sid, recovered, memory, inside, pushed: VecDeque::new(), last_id: 0 })
     }
 
-    /// Ends the connection without a goodbye.
+    /// Drops the connection without closing it.
     pub fn cut(self) -> Memory {
         self.memory
     }
 
-    /// Says goodbye, and waits until the server has heard it.
+    /// Sends a disconnect packet, and waits until the server has processed it.
     pub async fn leave(mut self) -> Memory {
         self.ws.send("41").await;
         self.ws.send("1").await;
@@ -111,8 +111,8 @@ impl Caller {
         self.memory
     }
 
-    /// Says goodbye and closes, as `socket.disconnect()` does, and waits for nothing. The closing
-    /// handshake goes on in the background, as in a browser.
+    /// Sends a disconnect packet and closes, like `socket.disconnect()`, without waiting. The
+    /// closing handshake goes on in the background, as in a browser.
     pub async fn disconnect(mut self) -> Memory {
         self.ws.send("41").await;
         let _ = self.ws.stream().close(None).await;
@@ -137,19 +137,18 @@ impl Caller {
         }
     }
 
-    /// Sends an event and asks for no ack.
+    /// Sends an event without an ack.
     pub async fn emit(&mut self, event: &str, data: Value) {
         self.ws.send(format!("42{}", json!([event, data]))).await;
     }
 
-    /// Joins a room as somebody who was not in it before.
+    /// Joins a room that it was not in before.
     pub async fn join(&mut self, room: &str) {
         let ack = self.ask("joinRoom", json!(room)).await;
         assert_eq!((&ack["room"], &ack["recovered"]), (&json!(room), &json!(false)), "{ack}");
     }
 
-    /// The next event, with its name and all that comes behind it. Only what was taken from here
-    /// counts as received.
+    /// The next event: its name and its arguments. Only events that this returns count as received.
     pub async fn event(&mut self) -> Vec<Value> {
         let event = match self.pushed.pop_front() {
             Some(event) => event,
@@ -171,8 +170,8 @@ impl Caller {
         }
     }
 
-    /// The next event, which must be a `receiveMessage`, with an offset if this client asked for
-    /// that, or else may be an offset alone.
+    /// The next event, which must be a `receiveMessage`. It must have an offset if this client
+    /// asked for it; otherwise, it can also be a `position` event.
     pub async fn told(&mut self) -> Told {
         let event = self.event().await;
         let message = match &event[..] {
@@ -200,13 +199,13 @@ impl Caller {
         contents
     }
 
-    /// Asserts that nothing was pushed before the answer to a request that is made now.
+    /// Asserts that no event comes before the ack of a request that is sent now.
     pub async fn assert_nothing_came(&mut self) {
         self.ask("leaveRoom", json!("0123456789abcdef01234567")).await;
         assert_eq!(self.pushed, VecDeque::<Vec<Value>>::new());
     }
 
-    /// Reads until the server closes; answers the close code.
+    /// Reads until the server closes. Returns the close code.
     pub async fn closed(&mut self) -> Option<u16> {
         self.ws.closed().await
     }

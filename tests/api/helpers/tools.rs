@@ -1,4 +1,4 @@
-//! Programs of other ecosystems that try this server as their users do.
+//! Programs of other ecosystems that use this server.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::Output;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-/// Runs a command; `need` says what must be installed for it.
+/// Runs a command. `need` names what must be installed.
 pub async fn run(mut command: Command, need: &str) -> Output {
     match command.kill_on_drop(true).output().await {
         Ok(output) => output,
@@ -30,12 +30,12 @@ pub async fn succeed(command: Command, need: &str, claim: &str) {
     );
 }
 
-/// A folder below `target` that `install` fills once for all test runs.
+/// A folder in `target` that `install` fills once for all test runs.
 pub async fn installed(name: &str, install: impl AsyncFnOnce(&Path)) -> PathBuf {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let folder = cache.join(name);
     if !folder.exists() {
-        // Moved into its place when it is whole, so that an interrupted test leaves no half of it.
+        // Move it when it is complete, so that an interrupted test leaves no partial folder.
         let whole = TempDir::new_in(cache).unwrap();
         install(whole.path()).await;
         std::fs::rename(whole.path(), &folder).unwrap();

@@ -1,8 +1,8 @@
-//! One conversation over one socket: bytes out, HTTP/1 answers back.
+//! Sends bytes on one connection and reads HTTP/1 answers.
 //!
-//! A client library would correct what is to be tested: paths, duplicate headers, lengths, broken
-//! requests. Reading starts before everything is written, since an early answer (413, 431) may
-//! close the connection under the writer.
+//! A client library would correct the tested details: paths, duplicate headers, lengths, malformed
+//! requests. Reading starts before everything is written, because an early answer (413, 431) may
+//! close the connection.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -11,16 +11,16 @@ use tokio::{
     net::{TcpStream, tcp::ReadHalf},
 };
 
-/// How long the answers may take in all.
+/// The timeout of all answers together.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// An answer. Names of headers are in lower case.
+/// An answer. Header names are in lower case.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// Whether the server says that it closes the connection, or must.
+    /// Whether the server closes the connection after this answer.
     pub closes: bool,
 }
 
@@ -32,8 +32,8 @@ impl Response {
     }
 }
 
-/// Sends the bytes on a new connection and reads `answers` answers, the first of them without a
-/// body when it is one to HEAD.
+/// Sends bytes on a new connection and reads `answers` answers. If the first request is HEAD, the
+/// first answer has no body.
 pub async fn exchange(
     address: SocketAddr,
     head: bool,
@@ -45,7 +45,7 @@ pub async fn exchange(
         let (reader, mut writer) = stream.split();
         let mut reader = BufReader::new(reader);
         let write = async {
-            // An error here means that the server has answered early; the reader sees how.
+            // After an early answer, writing fails; the reader gets the answer.
             drop(writer.write_all(bytes).await);
         };
         let read = async {
@@ -78,7 +78,7 @@ async fn read_response(reader: &mut BufReader<ReadHalf<'_>>, head: bool) -> io::
     let mut closes =
         says("connection", "close") || (version == "HTTP/1.0" && !says("connection", "keep-alive"));
     if head || status == 204 || status == 304 {
-        // No body, whatever the length says.
+        // No body, even if there is a length.
     } else if chunked {
         response.body = read_chunks(reader).await?;
     } else if let Some(length) = length {
