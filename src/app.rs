@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Passwords, Tokens};
-use crate::chat::Chat;
+use crate::chat::{Chat, purge_for_ever};
 use crate::config::database::{Connector, POOL_SIZE, certificate_hint, is_unresolved};
 use crate::config::original::{self, Found};
 use crate::config::uri::{MongoUri, UriError};
@@ -438,7 +438,7 @@ async fn prepare_database(store: Store, scheme: PasswordHash) {
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(Duration::from_secs(15));
     }
-    upkeep.run().await;
+    futures::future::join(upkeep.run(), purge_for_ever(store)).await;
 }
 
 async fn prepare_once(

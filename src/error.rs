@@ -56,6 +56,12 @@ pub enum ApiError {
     /// A change of another user's message.
     #[error("the message was sent by another user")]
     NotTheSender,
+    /// The change stream does not bring the changes of members here, so rooms with members are off.
+    #[error("the user of MONGO_URI may not open a change stream on the database")]
+    NoMembers,
+    /// A change of a room by a member who does not own it.
+    #[error("the room is owned by another user, or by nobody")]
+    NotTheOwner,
     /// An edit of a message that was deleted.
     #[error("the message was deleted")]
     MessageDeleted,
@@ -177,6 +183,14 @@ impl ApiError {
                 let text = "Only the sender of a message may change it";
                 row(403, text, 403, "not_the_sender", text)
             }
+            Self::NoMembers => {
+                let text = "Private rooms are off: the server may not follow their members";
+                row(503, text, 503, "private_rooms_unavailable", text)
+            }
+            Self::NotTheOwner => {
+                let text = "Only the owner of the room may do this";
+                row(403, text, 403, "not_the_owner", text)
+            }
             Self::MessageDeleted => {
                 let text = "The message was deleted";
                 row(410, text, 410, "message_deleted", text)
@@ -279,7 +293,7 @@ impl ApiError {
         match self {
             Self::Unavailable(_) | Self::Busy => Some(1),
             // A person must solve this.
-            Self::NoIdempotency(_) => Some(60),
+            Self::NoIdempotency(_) | Self::NoMembers => Some(60),
             Self::RateLimited { seconds } => Some(*seconds),
             _ => None,
         }
@@ -370,7 +384,7 @@ impl ApiError {
                 }
             }
             Self::Internal(_) => log::error!("{requested}: {self}"),
-            Self::Unavailable(_) | Self::Busy | Self::NoIdempotency(_) => {
+            Self::Unavailable(_) | Self::Busy | Self::NoIdempotency(_) | Self::NoMembers => {
                 log::warn!("{requested}: {self}")
             }
             _ => log::debug!("{requested}: {self}"),

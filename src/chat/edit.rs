@@ -14,7 +14,7 @@ use crate::error::ApiError;
 use crate::feed::event::Event;
 use crate::js::{Fields, Js};
 use crate::metrics::{MessageChange, Outcome};
-use crate::models::{IdempotencyKey, MessageId, Revision, UserId};
+use crate::models::{IdempotencyKey, MessageId, Revision, RoomId, UserId};
 use crate::views;
 
 /// The maximum number of attempts while others write the same message.
@@ -97,7 +97,10 @@ impl Chat {
         let messages = &self.store.messages;
         let _turn = messages.turn(id).await;
         for _ in 0..ATTEMPTS {
-            let stored = self.changeable(id, user).await?;
+            let stored = self.visible(id, user).await?;
+            if stored.sender != Some(user) {
+                return Err(ApiError::NotTheSender);
+            }
             if stored.is_deleted() {
                 return Err(ApiError::MessageDeleted);
             }
@@ -133,8 +136,9 @@ impl Chat {
         Err(contended())
     }
 
-    /// Deletes a message of `user`: replaces it by a tombstone without its text, which has the time
-    /// and the user of the deletion. A second deletion changes nothing and gets the same answer.
+    /// Deletes a message of `user`, or one in a room that `user` owns: replaces it by a tombstone
+    /// without its text, which has the time and the user of the deletion. A second deletion changes
+    /// nothing and gets the same answer.
     ///
     /// # Errors
     /// The message does not exist or is of another sender, the id cannot be cast, or the rate limit
@@ -156,7 +160,10 @@ impl Chat {
         let messages = &self.store.messages;
         let _turn = messages.turn(id).await;
         for _ in 0..ATTEMPTS {
-            let stored = self.changeable(id, user).await?;
+            let stored = self.visible(id, user).await?;
+            if stored.sender != Some(user) && self.owner_of(stored.room).await? != Some(user) {
+                return Err(ApiError::NotTheSender);
+            }
             let replayed = stored.is_deleted();
             let document = if replayed {
                 stored.document().to_owned()
@@ -175,11 +182,24 @@ impl Chat {
         Err(contended())
     }
 
-    /// Reads the message, if this user may change it.
-    async fn changeable(&self, id: MessageId, user: UserId) -> Result<Revision, ApiError> {
+    /// The owner of a room that has one.
+    async fn owner_of(&self, room: RoomId) -> Result<Option<UserId>, ApiError> {
+        if !room.may_have_members() {
+            return Ok(None);
+        }
+        let room = self.store.members_rooms.room(room).await?;
+        Ok(room.and_then(|room| room.owner()))
+    }
+
+    /// Reads the message, if its room exists for this user.
+    async fn visible(&self, id: MessageId, user: UserId) -> Result<Revision, ApiError> {
         let stored = self.store.messages.revision(id).await?.ok_or(ApiError::MessageNotFound)?;
-        if stored.sender != Some(user) {
-            return Err(ApiError::NotTheSender);
+        if stored.room.may_have_members() {
+            let visible = self.check_visible(stored.room, Some(user)).await;
+            visible.map_err(|error| match error {
+                ApiError::RoomNotFound => ApiError::MessageNotFound,
+                error => error,
+            })?;
         }
         Ok(stored)
     }

@@ -3,16 +3,24 @@
 //! Checks the request, in the order of the Node server, and stores the message. The feed delivers
 //! it; on a standalone MongoDB it is passed to the feed here.
 
+use std::time::Duration;
+
 use futures::future::join_all;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::Chat;
 use crate::casts::{required_id, required_text};
 use crate::error::ApiError;
+use crate::feed::Phase;
 use crate::feed::event::Event;
 use crate::js::{Fields, Js};
 use crate::models::message::{SendError, Stored};
-use crate::models::{IdempotencyKey, Message, RoomId, Rooms, StoreError, UserId};
+use crate::models::{IdempotencyKey, Message, RoomId, StoreError, UserId};
 use crate::views;
+
+/// How long the change stream has to bring a message that was stored.
+const VERDICT: Duration = Duration::from_secs(2);
 
 /// A message that a client wants to send, with uncast fields.
 #[derive(Debug)]
@@ -88,15 +96,51 @@ impl Chat {
         let message = self.allow(checked, user)?;
         let stored = match key {
             None => {
+                let verdict = self.verdict(&message);
                 self.store.messages.insert(&message).await?;
+                self.confirm(&message, verdict).await?;
                 Stored { message, replayed: false }
             }
             Some(key) => {
                 let user = user.unwrap_or(message.sender);
-                self.store.messages.insert_once(message, user, key).await?
+                let verdict = self.verdict(&message);
+                let stored = self.store.messages.insert_once(message, user, key).await?;
+                if !stored.replayed {
+                    self.confirm(&stored.message, verdict).await?;
+                }
+                stored
             }
         };
         Ok(self.sent(stored, draft.echo))
+    }
+
+    /// Waits for what becomes of a message of a room with members, which is about to be stored.
+    fn verdict(&self, message: &Message<'_>) -> Option<oneshot::Receiver<bool>> {
+        let is_ordered = message.room.may_have_members() && self.feed.phase() != Phase::Local;
+        is_ordered.then(|| self.feed.verdict(message.id))
+    }
+
+    /// Takes a message back that was stored after its sender was removed from the room.
+    async fn confirm(
+        &self,
+        message: &Message<'_>,
+        verdict: Option<oneshot::Receiver<bool>>,
+    ) -> Result<(), ApiError> {
+        let Some(verdict) = verdict else { return Ok(()) };
+        let is_delivered = match timeout(VERDICT, verdict).await {
+            Ok(Ok(is_delivered)) => is_delivered,
+            // The stream is late: the database knows, too.
+            _ => {
+                let members = &self.store.members_rooms;
+                members.is_member(message.room, message.sender).await?
+                    || self.store.rooms.exists(message.room).await?
+            }
+        };
+        if !is_delivered {
+            self.store.messages.take_back(message.id).await?;
+            return Err(ApiError::RoomNotFound);
+        }
+        Ok(())
     }
 
     /// Stores messages of one user together, in this order. Returns the result of
@@ -110,18 +154,33 @@ impl Chat {
         let allow = |checked: Result<Checked, _>| self.allow(checked?, user);
         let allowed: Vec<_> = checked.into_iter().map(allow).collect();
         let messages: Vec<_> = allowed.iter().flatten().collect();
+        let mut verdicts: Vec<_> = messages.iter().map(|message| self.verdict(message)).collect();
+        verdicts.reverse();
         let mut stored = self.store.messages.insert_all(&messages).await.into_iter();
-        let finish = |(message, draft): (Result<_, ApiError>, Draft)| {
-            let message = message?;
-            // There is one result for each allowed message.
-            stored.next().ok_or_else(|| ApiError::Internal("no answer".to_owned()))??;
-            Ok(self.sent(Stored { message, replayed: false }, draft.echo))
-        };
-        allowed.into_iter().zip(drafts).map(finish).collect()
+        let mut results = Vec::with_capacity(drafts.len());
+        for (message, draft) in allowed.into_iter().zip(drafts) {
+            let result = match message {
+                Err(error) => Err(error),
+                Ok(message) => {
+                    let verdict = verdicts.pop().flatten();
+                    // There is one result for each allowed message.
+                    match stored.next() {
+                        Some(Ok(())) => self
+                            .confirm(&message, verdict)
+                            .await
+                            .map(|()| self.sent(Stored { message, replayed: false }, draft.echo)),
+                        Some(Err(error)) => Err(error.into()),
+                        None => Err(ApiError::Internal("no answer".to_owned())),
+                    }
+                }
+            };
+            results.push(result);
+        }
+        results
     }
 
     async fn check(&self, draft: &Draft, user: Option<UserId>) -> Result<Checked, ApiError> {
-        let room = existing_room(&draft.room, &self.store.rooms).await?;
+        let room = self.room_of(&draft.room, user).await?;
         let sender: UserId = required_id("sender", &draft.sender)?;
         let content = required_text("content", &draft.content)?.into_owned();
         if user != Some(sender) && !self.believes_senders {
@@ -161,23 +220,27 @@ impl Sent {
     }
 }
 
-/// The Node server first looks the room up, and later casts it for the message. For the look-up, an
-/// array is a `$in`; for the cast, its elements are joined by commas. So only an array with one id
-/// passes both.
-async fn existing_room(value: &Js, rooms: &Rooms) -> Result<RoomId, ApiError> {
-    let wanted: Vec<RoomId> = match value {
-        Js::Undefined | Js::Null => Vec::new(),
-        Js::Array(elements) => elements
-            .iter()
-            .filter(|element| !element.is_nullish())
-            .map(|element| required_id("room", element))
-            .collect::<Result<_, _>>()?,
-        value => vec![required_id("room", value)?],
-    };
-    if wanted.is_empty() || !rooms.any_exists(&wanted).await? {
-        return Err(ApiError::RoomNotFound);
+impl Chat {
+    /// The Node server first looks the room up, and later casts it for the message. For the look-up,
+    /// an array is a `$in`; for the cast, its elements are joined by commas. So only an array with
+    /// one id passes both.
+    async fn room_of(&self, value: &Js, user: Option<UserId>) -> Result<RoomId, ApiError> {
+        let wanted: Vec<RoomId> = match value {
+            Js::Undefined | Js::Null => Vec::new(),
+            Js::Array(elements) => elements
+                .iter()
+                .filter(|element| !element.is_nullish())
+                .map(|element| required_id("room", element))
+                .collect::<Result<_, _>>()?,
+            value => vec![required_id("room", value)?],
+        };
+        if let &[room] = wanted.as_slice() {
+            self.check_visible(room, user).await?;
+        } else if wanted.is_empty() || !self.store.rooms.any_exists(&wanted).await? {
+            return Err(ApiError::RoomNotFound);
+        }
+        required_id("room", value)
     }
-    required_id("room", value)
 }
 
 impl From<SendError> for ApiError {

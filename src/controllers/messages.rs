@@ -49,8 +49,10 @@ use crate::views;
 pub async fn get_messages(
     path: Path<String>,
     req: HttpRequest,
+    user: CurrentUser,
     config: Data<Config>,
     store: Data<Store>,
+    chat: Data<Chat>,
 ) -> Result<HttpResponse, ApiError> {
     let room: RoomId = path.parse().map_err(|_| ApiError::InvalidField {
         field: "room",
@@ -58,6 +60,15 @@ pub async fn get_messages(
     })?;
     let names = store.users.clone();
     let (page, deleted) = page(req.query_string(), config.errors)?;
+    if room.may_have_members()
+        && let Err(error) = chat.check_visible(room, Some(user.0)).await
+    {
+        // The history of a room that does not exist.
+        return match error {
+            ApiError::RoomNotFound => Ok(json(StatusCode::OK, b"[]".to_vec())),
+            error => Err(error),
+        };
+    }
     match page {
         None => {
             let history = store.messages.in_room(room, deleted).await?;

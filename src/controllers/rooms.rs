@@ -1,21 +1,25 @@
-//! `POST /api/chat/room` and `GET /api/chat/rooms`.
+//! `POST /api/chat/room` and `GET /api/chat/rooms`, and what rooms with members have: their members,
+//! their owner, direct conversations.
 
-use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
-use actix_web::web::Data;
+use actix_web::web::{Data, Path, Query};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse};
 use futures::TryStreamExt;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::json;
 use super::list::{self, Broken};
 use crate::casts::required_text;
-use crate::error::ApiError;
-use crate::js::Fields;
+use crate::chat::{Chat, RoomChange};
+use crate::config::ErrorMode;
+use crate::error::{ApiError, NO_ID};
+use crate::js::{Fields, Js};
 use crate::limits::Limits;
 use crate::middleware::auth::CurrentUser;
-use crate::models::{Room, Store, StoreError};
+use crate::models::{Room, RoomId, Store, StoreError};
 use crate::mongoose::Hydrated;
 use crate::openapi::rooms as api;
+use crate::openapi::values::IdParameter;
 use crate::views;
 
 /// Creates a room.
@@ -26,7 +30,9 @@ use crate::views;
     post,
     path = "/api/chat/room",
     tag = "Rooms",
-    description = "The name must be free.",
+    description = "The name must be free. With `private: true` the room is known to its members \
+                   only, its name need not be free, and the answer has its owner and members; its \
+                   errors are precise in both modes.",
     request_body = api::NewRoom,
     responses(
         (status = 201, description = "The room is stored", body = api::CreatedRoom),
@@ -35,10 +41,21 @@ use crate::views;
 )]
 pub async fn create_room(
     mut body: Fields,
+    req: HttpRequest,
     user: CurrentUser,
     limits: Data<Limits>,
     store: Data<Store>,
+    chat: Data<Chat>,
 ) -> Result<HttpResponse, ApiError> {
+    if body.take("private") == Js::Bool(true) {
+        req.extensions_mut().insert(ErrorMode::Precise);
+        let (name, members) = (body.take("name"), body.take("members"));
+        let room = chat.create_private_room(&name, &members, user.0).await?;
+        let mut body = br#"{"message":"Room created successfully","room":"#.to_vec();
+        room.write(&mut body);
+        body.push(b'}');
+        return Ok(json(StatusCode::CREATED, body));
+    }
     limits.room.take(user.0)?;
     let (name, echo) = (body.take("name"), body.take_echo("name"));
     let name = required_text("name", &name)?;
@@ -61,14 +78,224 @@ pub async fn create_room(
     get,
     path = "/api/chat/rooms",
     tag = "Rooms",
-    description = "A list beyond 1 MiB is streamed, without `ETag`.",
+    description = "All public rooms, or with `mine=true` the rooms with members that the user is in, \
+                   by pages in the order of their ids. A list beyond 1 MiB is streamed, without \
+                   `ETag`.",
+    params(api::Rooms),
     responses(
-        (status = 200, description = "All rooms", body = Vec<api::Room>),
+        (status = 200, description = "The rooms", body = Vec<api::Room>),
         api::GetAllRoomsRefusals,
     ),
 )]
-pub async fn get_all_rooms(store: Data<Store>) -> Result<HttpResponse, ApiError> {
-    list::respond(RoomList::new(store.rooms.all().await?)).await
+pub async fn get_all_rooms(
+    req: HttpRequest,
+    user: CurrentUser,
+    store: Data<Store>,
+    chat: Data<Chat>,
+) -> Result<HttpResponse, ApiError> {
+    let query = Query::<Vec<(String, String)>>::from_query(req.query_string());
+    let query = query.map(Query::into_inner).unwrap_or_default();
+    let value = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| &**value);
+    if value("mine") != Some("true") {
+        return list::respond(RoomList::new(store.rooms.all().await?)).await;
+    }
+    req.extensions_mut().insert(ErrorMode::Precise);
+    let invalid = |field, problem| ApiError::InvalidField { field, problem };
+    let limit = match value("limit").map(str::parse) {
+        None => DEFAULT_LIMIT,
+        Some(Ok(limit)) if (1..=MAX_LIMIT).contains(&limit) => limit,
+        Some(_) => return Err(invalid("limit", "must be a whole number from 1 to 1000")),
+    };
+    let before = match value("before").map(str::parse) {
+        None => None,
+        Some(Ok(room)) => Some(room),
+        Some(Err(_)) => return Err(invalid("before", "must be the id of a room")),
+    };
+    let mut body = vec![b'['];
+    for room in chat.rooms_of_member(user.0, limit, before).await? {
+        room.write(&mut body);
+        body.push(b',');
+    }
+    list::close(&mut body);
+    Ok(json(StatusCode::OK, body))
+}
+
+/// How many rooms a page of `?mine=true` has.
+const DEFAULT_LIMIT: usize = 1000;
+const MAX_LIMIT: usize = 1000;
+
+/// Finds or makes the conversation of two users.
+///
+/// # Errors
+/// Those of [`Chat::direct_room`].
+#[utoipa::path(
+    post,
+    path = "/api/chat/direct",
+    tag = "Rooms",
+    description = "The room of this user and another one, which both are members of. Two requests \
+                   at the same time make one room.",
+    request_body = api::Member,
+    responses(
+        (status = 201, description = "The room is new", body = api::OneRoomWithMembers),
+        (status = 200, description = "The room was there", body = api::OneRoomWithMembers),
+        api::DirectRefusals,
+    ),
+)]
+pub async fn direct(
+    mut body: Fields,
+    user: CurrentUser,
+    chat: Data<Chat>,
+) -> Result<HttpResponse, ApiError> {
+    let (room, is_new) = chat.direct_room(&body.take("user"), user.0).await?;
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(json(status, room.to_json()))
+}
+
+/// Answers with one room.
+///
+/// # Errors
+/// The room does not exist for this user.
+#[utoipa::path(
+    get,
+    path = "/api/chat/room/{room}",
+    tag = "Rooms",
+    description = "A public room, or one with its members.",
+    params(("room" = inline(IdParameter), Path, description = "The room")),
+    responses(
+        (status = 200, description = "The room", body = api::OneRoomWithMembers),
+        api::GetRoomRefusals,
+    ),
+)]
+pub async fn get_room(
+    path: Path<String>,
+    user: CurrentUser,
+    store: Data<Store>,
+    chat: Data<Chat>,
+) -> Result<HttpResponse, ApiError> {
+    let room = room_of(&path)?;
+    if let Some(document) = store.rooms.find(room).await? {
+        let mut body = br#"{"room":"#.to_vec();
+        match Room::ordinary(&document) {
+            Some(room) => views::room(&mut body, &room),
+            None => views::document(&mut body, &Hydrated::room(&document), |_| None),
+        }
+        body.push(b'}');
+        return Ok(json(StatusCode::OK, body));
+    }
+    Ok(json(StatusCode::OK, chat.room_of_member(room, user.0).await?.to_json()))
+}
+
+/// Changes a private room.
+///
+/// # Errors
+/// Those of [`Chat::change_room`].
+#[utoipa::path(
+    patch,
+    path = "/api/chat/room/{room}",
+    tag = "Rooms",
+    description = "Its name, or its owner, who must be a member. Only the owner may.",
+    params(("room" = inline(IdParameter), Path, description = "The room")),
+    request_body = api::RoomChange,
+    responses(
+        (status = 200, description = "The room is changed", body = api::OneRoomWithMembers),
+        api::ChangeRoomRefusals,
+    ),
+)]
+pub async fn change_room(
+    path: Path<String>,
+    mut body: Fields,
+    user: CurrentUser,
+    chat: Data<Chat>,
+) -> Result<HttpResponse, ApiError> {
+    let change = RoomChange::take(&mut body);
+    let room = chat.change_room(room_of(&path)?, change, user.0).await?;
+    Ok(json(StatusCode::OK, room.to_json()))
+}
+
+/// Deletes a private room with its messages.
+///
+/// # Errors
+/// Those of [`Chat::delete_room`].
+#[utoipa::path(
+    delete,
+    path = "/api/chat/room/{room}",
+    tag = "Rooms",
+    description = "It is gone for all members at once; its messages are removed in the background. \
+                   Only the owner may.",
+    params(("room" = inline(IdParameter), Path, description = "The room")),
+    responses(
+        (status = 200, description = "The room is gone", body = crate::openapi::auth::Done),
+        api::OwnerRefusals,
+    ),
+)]
+pub async fn delete_room(
+    path: Path<String>,
+    user: CurrentUser,
+    chat: Data<Chat>,
+) -> Result<HttpResponse, ApiError> {
+    chat.delete_room(room_of(&path)?, user.0).await?;
+    Ok(json(StatusCode::OK, br#"{"message":"Room deleted successfully"}"#.to_vec()))
+}
+
+/// Adds a member to a private room.
+///
+/// # Errors
+/// Those of [`Chat::add_member`].
+#[utoipa::path(
+    post,
+    path = "/api/chat/room/{room}/members",
+    tag = "Rooms",
+    description = "Only the owner may. A member who is there stays.",
+    params(("room" = inline(IdParameter), Path, description = "The room")),
+    request_body = api::Member,
+    responses(
+        (status = 200, description = "The user is a member", body = api::OneRoomWithMembers),
+        api::AddMemberRefusals,
+    ),
+)]
+pub async fn add_member(
+    path: Path<String>,
+    mut body: Fields,
+    user: CurrentUser,
+    chat: Data<Chat>,
+) -> Result<HttpResponse, ApiError> {
+    let room = chat.add_member(room_of(&path)?, &body.take("user"), user.0).await?;
+    Ok(json(StatusCode::OK, room.to_json()))
+}
+
+/// Removes a member from a room.
+///
+/// # Errors
+/// Those of [`Chat::remove_member`].
+#[utoipa::path(
+    delete,
+    path = "/api/chat/room/{room}/members/{user}",
+    tag = "Rooms",
+    description = "The owner may remove everybody, everybody else only themselves. An owner who \
+                   leaves hands over to the member who is there longest; with the last member the \
+                   room ends.",
+    params(
+        ("room" = inline(IdParameter), Path, description = "The room"),
+        ("user" = inline(IdParameter), Path, description = "The member"),
+    ),
+    responses(
+        (status = 200, description = "The user is no member", body = api::OneRoomWithMembers),
+        api::RemoveMemberRefusals,
+    ),
+)]
+pub async fn remove_member(
+    path: Path<(String, String)>,
+    user: CurrentUser,
+    chat: Data<Chat>,
+) -> Result<HttpResponse, ApiError> {
+    let (room, member) = path.into_inner();
+    let room = chat.remove_member(room_of(&room)?, &Js::String(member), user.0).await?;
+    Ok(json(StatusCode::OK, room.to_json()))
+}
+
+fn room_of(path: &str) -> Result<RoomId, ApiError> {
+    let invalid = |_| ApiError::InvalidField { field: "room", problem: NO_ID };
+    path.parse().map_err(invalid)
 }
 
 /// The rooms, in the order of their cursor.

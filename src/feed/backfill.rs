@@ -20,6 +20,7 @@ use super::{
     events_of, next_of,
     position::Position,
     position_of,
+    removals::Removals,
     ring::{Epoch, footprint},
     stream::{ErrorClass, Poison, Reading},
 };
@@ -131,6 +132,7 @@ impl Feed {
         let (mut from, mut events, mut bytes) = (position_of(at), VecDeque::new(), 0);
         // The rooms of the messages so far, for later removals.
         let mut rooms = HashMap::new();
+        let mut removals = Removals::default();
         loop {
             let opening = self.open_stream(at, Reading::Backfill);
             let mut stream = timeout(BACKFILL_TIMEOUT, opening).await??;
@@ -141,7 +143,8 @@ impl Feed {
                 let has_more = reply.newest.is_some() || reply.ended.is_some();
                 reply.changes.retain(|change| change.position().is_some_and(is_past));
                 reply.poison.retain(|poison| is_past(poison.position));
-                let read = events_of(reply.changes, &mut rooms, |_| None);
+                let mut read = events_of(reply.changes, &mut rooms, |_| None);
+                read.events.retain(|event| removals.admit(event));
                 count(&read.events, &reply.poison);
                 bytes += read.events.iter().map(footprint).sum::<usize>();
                 events.extend(read.events);

@@ -20,7 +20,7 @@ use bytestring::ByteString;
 
 use super::position::Position;
 use crate::{
-    models::{Message, RoomId, message::Malformed, revision::is_tombstone},
+    models::{Membership, Message, RoomId, UserId, message::Malformed, revision::is_tombstone},
     mongoose::Hydrated,
     views,
 };
@@ -30,8 +30,10 @@ use crate::{
 pub struct Event {
     kind: Kind,
     room: RoomId,
-    /// The message; `None` for a `resync`.
+    /// The message; `None` for an event about no message.
     message: Option<MessageKey>,
+    /// The sender of a message, or the member who was added or removed.
+    user: Option<UserId>,
     /// `None` on a standalone MongoDB, which has no change stream.
     position: Option<Position>,
     /// The JSON of the event's data; empty for a `resync`, whose data is written when it is sent.
@@ -49,6 +51,16 @@ pub enum Kind {
     Edited,
     /// `messageDeleted`: the data is `{room, message, deletedAt}`.
     Deleted,
+    /// `memberAdded`: the data is `{room, user: {_id, username}}`.
+    MemberAdded,
+    /// `memberRemoved`: the data is `{room, user}`. Behind it that user is given nothing of the room.
+    MemberRemoved,
+    /// `roomChanged`: the data is `{room, name, owner}`.
+    RoomChanged,
+    /// `roomAdded`, to all sessions of the user who was added to a room: the data is `{room}`.
+    RoomAdded,
+    /// `roomRemoved`, to all sessions of the user who was removed from a room: the data is `{room}`.
+    RoomRemoved,
     /// `resync`: messages may have been missed, so the client fetches the history; the data is
     /// `{room, position}`.
     Resync,
@@ -91,6 +103,11 @@ impl Kind {
             Self::Message => "receiveMessage",
             Self::Edited => "messageEdited",
             Self::Deleted => "messageDeleted",
+            Self::MemberAdded => "memberAdded",
+            Self::MemberRemoved => "memberRemoved",
+            Self::RoomChanged => "roomChanged",
+            Self::RoomAdded => "roomAdded",
+            Self::RoomRemoved => "roomRemoved",
             Self::Resync => "resync",
         }
     }
@@ -150,7 +167,56 @@ impl Event {
         position: Option<Position>,
         data: Box<str>,
     ) -> Self {
-        Self { kind, room, message, position, data, withdrawn: AtomicBool::new(false) }
+        let withdrawn = AtomicBool::new(false);
+        Self { kind, room, message, user: None, position, data, withdrawn }
+    }
+
+    fn of_user(self, user: Option<UserId>) -> Self {
+        Self { user, ..self }
+    }
+
+    /// The two events of a member who was added: for the members of the room, and for the sessions
+    /// of that user.
+    pub fn member_added(member: &Membership, positions: Option<[Position; 2]>) -> [Self; 2] {
+        let (room, user) = (member.room, member.user);
+        let data = text(|json| views::member_added(json, member));
+        Self::of_membership([Kind::MemberAdded, Kind::RoomAdded], room, user, positions, data)
+    }
+
+    /// The two events of a member who was removed.
+    pub fn member_removed(
+        room: RoomId,
+        user: UserId,
+        positions: Option<[Position; 2]>,
+    ) -> [Self; 2] {
+        let data = text(|json| views::member_removed(json, room, user));
+        Self::of_membership([Kind::MemberRemoved, Kind::RoomRemoved], room, user, positions, data)
+    }
+
+    fn of_membership(
+        [of_room, of_user]: [Kind; 2],
+        room: RoomId,
+        user: UserId,
+        positions: Option<[Position; 2]>,
+        data: Box<str>,
+    ) -> [Self; 2] {
+        let [first, second] = positions.map_or([None, None], |[a, b]| [Some(a), Some(b)]);
+        let alone = text(|json| views::room_alone(json, room));
+        [
+            Self::new(of_room, room, None, first, data).of_user(Some(user)),
+            Self::new(of_user, user.own_room(), None, second, alone).of_user(Some(user)),
+        ]
+    }
+
+    /// A private room has another name or owner.
+    pub fn room_changed(
+        room: RoomId,
+        name: &str,
+        owner: UserId,
+        position: Option<Position>,
+    ) -> Self {
+        let data = text(|json| views::room_changed(json, room, name, owner));
+        Self::new(Kind::RoomChanged, room, None, position, data)
     }
 
     /// A message that was stored.
@@ -160,6 +226,7 @@ impl Event {
         let json = String::from_utf8(json).expect("views write UTF-8");
         let key = MessageKey::Id(message.id.0);
         Self::new(Kind::Message, message.room, Some(key), position, json.into())
+            .of_user(Some(message.sender))
     }
 
     /// The event of an inserted document: `receiveMessage`. A document that is not an ordinary
@@ -208,7 +275,8 @@ impl Event {
         let room = views::live_document(&mut json, &message).ok_or(Malformed("room"))?;
         let json = String::from_utf8(json).expect("views write UTF-8");
         let key = MessageKey::of_document(document);
-        Ok(Self::new(kind, room, key, position, json.into()))
+        let sender = message.id("sender").map(UserId);
+        Ok(Self::new(kind, room, key, position, json.into()).of_user(sender))
     }
 
     /// Messages of `room` up to `position` may have been missed.
@@ -221,7 +289,22 @@ impl Event {
         self.kind
     }
 
-    /// The message; `None` for a `resync`.
+    /// The sender of a message, or the member who was added or removed.
+    pub fn user(&self) -> Option<UserId> {
+        self.user
+    }
+
+    /// Whether this is for all sessions of a user, whatever rooms they are in.
+    pub fn is_of_user(&self) -> bool {
+        matches!(self.kind, Kind::RoomAdded | Kind::RoomRemoved)
+    }
+
+    /// The user who is given nothing of the room behind this.
+    pub fn removes(&self) -> Option<UserId> {
+        self.user.filter(|_| self.kind == Kind::MemberRemoved)
+    }
+
+    /// The message; `None` for an event about no message.
     pub fn key(&self) -> Option<&MessageKey> {
         self.message.as_ref()
     }

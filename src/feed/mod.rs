@@ -16,6 +16,7 @@ mod backfill;
 mod backoff;
 pub mod event;
 pub mod position;
+mod removals;
 pub mod ring;
 pub mod stream;
 
@@ -33,16 +34,17 @@ use bson::Timestamp;
 use futures::{FutureExt, future::join};
 use mongodb::Database;
 use tokio::{
-    sync::watch,
+    sync::{oneshot, watch},
     time::{error::Elapsed, sleep, timeout},
 };
 
-use crate::models::{Failure, RoomId, failure::describe};
+use crate::models::{Failure, MessageId, RoomId, failure::describe};
 
 use backfill::Backfill;
 use backoff::Backoff;
 use event::{Event, MessageKey};
 use position::Position;
+use removals::{Removals, Verdicts};
 use ring::{Batch, Limits, Ring};
 use stream::{
     Change, ChangeStream, Cluster, ErrorClass, Poison, Reading, Reply, Scope, StreamError,
@@ -74,6 +76,8 @@ pub struct Feed {
     health: Mutex<Health>,
     /// The user may open the stream of `messages` only, not that of the database.
     is_narrow: AtomicBool,
+    removals: Mutex<Removals>,
+    verdicts: Verdicts,
     stats: Stats,
 }
 
@@ -168,6 +172,8 @@ impl Feed {
                 poison_logged: None,
             }),
             is_narrow: AtomicBool::new(false),
+            removals: Mutex::default(),
+            verdicts: Verdicts::default(),
             stats: Stats::default(),
         }
     }
@@ -268,18 +274,30 @@ impl Feed {
         reached(Some(position_of(cluster.latest)))
     }
 
-    /// Publishes an event of something that was just stored, on a standalone MongoDB. Otherwise the
-    /// change stream delivers it, and `event` is not called. Call it in the order of the
+    /// Publishes the events of something that was just stored, on a standalone MongoDB. Otherwise the
+    /// change stream delivers them, and `events` is not called. Call it in the order of the
     /// acknowledgements.
-    pub fn publish_local(&self, event: impl FnOnce() -> Option<Event>) {
+    pub fn publish_local<E: IntoIterator<Item = Event>>(&self, events: impl FnOnce() -> E) {
         if self.phase() != Phase::Local {
             return;
         }
-        let Some(event) = event() else { return };
+        let events = Vec::from_iter(events());
+        let count = events.len() as u64;
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let second = since_1970.map_or(0, |age| u32::try_from(age.as_secs()).unwrap_or(u32::MAX));
-        self.ring.publish(Batch { events: vec![event], newest: None, through: None, second });
-        self.stats.events.fetch_add(1, Ordering::Relaxed);
+        self.ring.publish(Batch { events, newest: None, through: None, second });
+        self.stats.events.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Hears whether a message of a room with members, which is about to be stored, is delivered:
+    /// not when its sender was removed in the meantime.
+    pub fn verdict(&self, message: MessageId) -> oneshot::Receiver<bool> {
+        self.verdicts.wait_for(MessageKey::Id(message.0))
+    }
+
+    /// Whether changes of members come in the stream, without which there are no rooms with members.
+    pub fn knows_members(&self) -> bool {
+        !self.is_narrow.load(Ordering::Relaxed)
     }
 
     /// Opens the change stream of the database, or that of `messages` if the user has no privilege
@@ -367,7 +385,14 @@ impl Feed {
     fn publish(&self, reply: Reply) -> Option<Timestamp> {
         let Reply { changes, newest, progress, cluster_time, ended, poison } = reply;
         let room_of = |message: &MessageKey| self.ring.room_of(message);
-        let Read { events, unknown } = events_of(changes, &mut HashMap::new(), room_of);
+        let Read { mut events, unknown } = events_of(changes, &mut HashMap::new(), room_of);
+        let mut removals = self.removals.lock().unwrap_or_else(PoisonError::into_inner);
+        events.retain(|event| {
+            let is_delivered = removals.admit(event);
+            self.verdicts.tell(event, is_delivered);
+            is_delivered
+        });
+        drop(removals);
         if self.phase() == Phase::Filling {
             unknown.into_iter().for_each(|message| self.ring.note_removed(message));
         }

@@ -22,7 +22,9 @@ use super::{
     event::{Event, Removal},
     position::Position,
 };
-use crate::models::{Failure, RoomId, failure::describe, message::Malformed};
+use crate::models::{
+    Failure, MembersRoom, Membership, RoomId, RoomKind, failure::describe, message::Malformed, own,
+};
 
 /// A larger document is not delivered: it becomes a `resync` of its room. MongoDB sends only its
 /// room.
@@ -66,7 +68,7 @@ pub(super) struct Reply {
 /// A change of a collection.
 #[derive(Debug)]
 pub(super) enum Change {
-    /// An event for the members of a room.
+    /// An event for the members of a room, or for the sessions of a user.
     Event(Event),
     /// A document was removed. The change does not name its room.
     Removal(Removal),
@@ -199,6 +201,7 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
     let is_large = doc! { "$gt": [{ "$bsonSize": "$fullDocument" }, LARGEST_DOCUMENT] };
     let room_is_id = doc! { "$eq": [{ "$type": "$fullDocument.room" }, "objectId"] };
     let documents = doc! { "$in": ["insert", "update", "replace", "delete"] };
+    let (rooms, members) = (own::ROOMS.collection, own::MEMBERS.collection);
     // Events that end the stream must pass, or the stream would stall without a reason.
     let mut ends = vec!["dropDatabase", "invalidate"];
     let mut passes = vec![
@@ -206,7 +209,11 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
         doc! { "ns.coll": MESSAGES, "operationType": { "$in": ["drop", "rename"] } },
     ];
     match scope {
-        Scope::Database => passes.push(doc! { "to.coll": MESSAGES, "operationType": "rename" }),
+        Scope::Database => passes.extend([
+            doc! { "to.coll": MESSAGES, "operationType": "rename" },
+            doc! { "ns.coll": members, "operationType": { "$in": ["insert", "delete"] } },
+            doc! { "ns.coll": rooms, "operationType": "replace" },
+        ]),
         Scope::Messages => ends.extend(["drop", "rename"]),
     }
     passes.push(doc! { "operationType": { "$in": ends } });
@@ -217,6 +224,7 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
         doc! { "$project": {
             "operationType": 1,
             "clusterTime": 1,
+            "ns.coll": 1,
             "documentKey": 1,
             "fullDocument": { "$cond": [&is_large, "$$REMOVE", "$fullDocument"] },
             "large": { "$cond": [
@@ -257,10 +265,21 @@ fn read_reply(
                 // Count every change, even if it is not delivered, so that all instances count
                 // alike.
                 let position = position_after(last, time);
-                last = Some(position);
+                let collection = event.get_document("ns").and_then(|ns| ns.get_str("coll"));
+                let collection = collection.unwrap_or_default();
+                let is_of_members = collection == own::MEMBERS.collection;
+                // A change of a member is told twice: to the room, and to the user.
+                let end = if is_of_members { position.next_of_same_time() } else { position };
+                last = Some(end);
                 read.newest = last;
                 if last > published {
-                    read.take(operation, event, position);
+                    if is_of_members {
+                        read.take_member(event, [position, end]);
+                    } else if collection == own::ROOMS.collection {
+                        read.take_room(event, position);
+                    } else {
+                        read.take(operation, event, position);
+                    }
                 }
             }
             _ => read.ended = read.ended.max(Some(time)),
@@ -272,6 +291,32 @@ fn read_reply(
 }
 
 impl Reply {
+    fn take_member(&mut self, event: &RawDocument, positions: [Position; 2]) {
+        let events = match event.get_document("fullDocument") {
+            Ok(member) => {
+                Membership::read(member).map(|member| Event::member_added(&member, Some(positions)))
+            }
+            Err(_) => Membership::removed(event)
+                .map(|(room, user)| Event::member_removed(room, user, Some(positions))),
+        };
+        // The marker of the collection is no member.
+        self.changes.extend(events.into_iter().flatten().map(Change::Event));
+    }
+
+    fn take_room(&mut self, event: &RawDocument, position: Position) {
+        let room = event.get_document("fullDocument").ok().and_then(MembersRoom::read);
+        if let Some(MembersRoom {
+            id,
+            kind: RoomKind::Private { name, owner },
+            is_ended: false,
+            ..
+        }) = room
+        {
+            let changed = Event::room_changed(id, &name, owner, Some(position));
+            self.changes.push(Change::Event(changed));
+        }
+    }
+
     fn take(&mut self, operation: &str, event: &RawDocument, position: Position) {
         match read_change(operation, event, position) {
             Ok(Some(change)) => self.changes.push(change),

@@ -28,7 +28,7 @@ use crate::{
         position::Position,
         ring::{RoomEvent, Seq},
     },
-    models::RoomId,
+    models::{RoomId, UserId},
 };
 
 /// See the [module](self). Dropping it leaves all rooms.
@@ -51,6 +51,10 @@ pub struct Member {
     /// Up to this position, the client may still have offsets from before its last joins. So new
     /// offsets up to this position contain the number of joins.
     known: Option<Position>,
+    /// Whose session it is.
+    user: Option<UserId>,
+    /// It cannot be said any more which rooms the user may be in.
+    must_return: bool,
     /// Whether no more events are delivered.
     muted: bool,
 }
@@ -63,6 +67,9 @@ struct Membership {
     through: Option<Position>,
     /// A `resync` is still to be delivered. The missed events are after `through`.
     resync_due: bool,
+    /// That the user may be in the room was checked behind this position: a removal up to here has
+    /// been taken back since.
+    valid_from: Option<Position>,
     state: State,
 }
 
@@ -111,7 +118,35 @@ impl Member {
             joins: 0,
             join_announced: false,
             known: None,
+            user: None,
+            must_return: false,
             muted: false,
+        }
+    }
+
+    /// From now on it is a session of this user, and is told what is told to the user.
+    pub fn set_user(&mut self, user: UserId) {
+        self.user = Some(user);
+        if !self.muted {
+            self.hub.set_user(self.id, &self.inbox, user);
+        }
+    }
+
+    /// Goes on with what the user was told after `since`, a position that this client has had.
+    pub fn resume_user(&mut self, since: Position) {
+        let Some(room) = self.user.map(UserId::own_room) else { return };
+        let first = self.hub.ring().first_after(room, since);
+        if first < self.hub.cursor() {
+            self.replays.insert((first, room));
+            let state = State::Replayed(first);
+            let membership = Membership {
+                recovered: true,
+                through: Some(since),
+                resync_due: false,
+                valid_from: None,
+                state,
+            };
+            self.memberships.insert(room, membership);
         }
     }
 
@@ -142,6 +177,21 @@ impl Member {
     /// Ends a join that has not happened.
     pub fn cancel_join(&mut self) {
         self.join_announced = false;
+    }
+
+    /// Joins a room with members. That the user is one was found out after this hub had got to
+    /// `valid_from`, so a removal up to there has been taken back since.
+    pub fn join_with_members(
+        &mut self,
+        room: RoomId,
+        start: Start,
+        valid_from: Option<Position>,
+    ) -> Joined {
+        let joined = self.join(room, start);
+        if let Some(membership) = self.memberships.get_mut(&room) {
+            membership.valid_from = membership.valid_from.max(valid_from);
+        }
+        joined
     }
 
     /// Joins `room`. If the member is in it already, nothing changes, and the answer is that of the
@@ -198,13 +248,15 @@ impl Member {
                 self.hub.unsubscribe(room, self.id);
             }
         }
+        self.hub.forget_user(self.id);
         self.replays.clear();
         self.resyncs.clear();
     }
 
     /// The rooms of this member.
-    pub fn rooms(&self) -> impl ExactSizeIterator<Item = RoomId> {
-        self.memberships.keys().copied()
+    pub fn rooms(&self) -> impl Iterator<Item = RoomId> {
+        let own = self.user.map(UserId::own_room);
+        self.memberships.keys().copied().filter(move |room| Some(*room) != own)
     }
 
     /// Whether this member is in `room`.
@@ -217,6 +269,9 @@ impl Member {
     pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Result<Rc<Delivery>, TooSlow>> {
         self.inbox.set_idle(false);
         loop {
+            if self.must_return {
+                return Poll::Ready(Err(TooSlow));
+            }
             if let Some((room, position)) = self.resyncs.pop_front() {
                 return Poll::Ready(Ok(self.resync(room, position)));
             }
@@ -311,7 +366,8 @@ impl Member {
     fn start_after(&mut self, room: RoomId, since: Position, recovered: bool) -> Joined {
         let first = self.hub.ring().first_after(room, since);
         let through = Some(since);
-        let membership = |state| Membership { recovered, through, resync_due: false, state };
+        let membership =
+            |state| Membership { recovered, through, resync_due: false, valid_from: None, state };
         if first < self.hub.cursor() {
             self.replays.insert((first, room));
             self.memberships.insert(room, membership(State::Replayed(first)));
@@ -330,6 +386,7 @@ impl Member {
             recovered: false,
             through: live,
             resync_due: false,
+            valid_from: None,
             state: State::Live(0),
         };
         self.memberships.insert(room, membership);
@@ -337,9 +394,18 @@ impl Member {
         Joined { position: live, recovered: false }
     }
 
+    /// The user's own room is live without a subscription: the hub knows the sessions of each user.
+    fn is_own_room(&self, room: RoomId) -> bool {
+        self.user.map(UserId::own_room) == Some(room)
+    }
+
     /// Makes a membership live: everything up to `through` was delivered, and the hub delivers what
     /// it dispatches after `floor`.
     fn go_live_from(&mut self, room: RoomId, through: Option<Position>, floor: Option<Position>) {
+        if self.is_own_room(room) {
+            self.memberships.swap_remove(&room);
+            return;
+        }
         if let Some(membership) = self.memberships.get_mut(&room) {
             membership.state = State::Live(self.hub.cursor());
             membership.through = through;
@@ -355,15 +421,22 @@ impl Member {
     fn unpack(&mut self, item: InboxItem) -> Option<Rc<Delivery>> {
         match item {
             InboxItem::Event(seq, delivery) => {
-                let membership = self.memberships.get(&delivery.event().room())?;
-                let State::Live(from) = membership.state else { return None };
-                if seq < from {
-                    return None;
+                let room = delivery.event().room();
+                match self.memberships.get(&room).map(|membership| &membership.state) {
+                    Some(State::Live(from)) if seq >= *from => {}
+                    // It is told in its turn by the replay of what the user was told before.
+                    None if delivery.event().is_of_user() => {}
+                    _ => return None,
+                }
+                if delivery.event().removes().is_some_and(|user| self.user == Some(user)) {
+                    self.leave(room);
                 }
                 self.inbox.set_base(delivery.event().position().or(self.inbox.base()));
                 Some(delivery).filter(|delivery| !delivery.event().is_withdrawn())
             }
             InboxItem::Resync { before, position } => {
+                // Removals may have been missed, too: the client has to come back and ask again.
+                self.must_return |= self.memberships.keys().any(|room| room.may_have_members());
                 let missed = self
                     .memberships
                     .iter()
@@ -387,7 +460,10 @@ impl Member {
             Ok(Some(RoomEvent { event, seq, next })) if seq < cursor => {
                 let membership = self.memberships.get_mut(&room)?;
                 membership.through = event.position();
-                if next < cursor {
+                let is_removal = event.removes().is_some_and(|user| self.user == Some(user));
+                if is_removal && event.position() > membership.valid_from {
+                    self.memberships.swap_remove(&room);
+                } else if next < cursor {
                     membership.state = State::Replayed(next);
                     self.replays.insert((next, room));
                 } else {
@@ -456,6 +532,7 @@ fn is_position_of(offset: &Offset, delivery: &Delivery) -> bool {
 
 impl Drop for Member {
     fn drop(&mut self) {
+        self.hub.forget_user(self.id);
         for (&room, membership) in &self.memberships {
             if let State::Live(_) = membership.state {
                 self.hub.unsubscribe(room, self.id);

@@ -32,7 +32,7 @@ use crate::{
         position::Position,
         ring::{Ring, Seq},
     },
-    models::RoomId,
+    models::{RoomId, UserId},
 };
 
 use inbox::{Bounds, Inbox, InboxItem};
@@ -61,6 +61,8 @@ struct HubState {
     dispatched: Option<Position>,
     /// The subscriptions of each room. Rooms without subscriptions are removed.
     rooms: HashMap<RoomId, IndexMap<MemberId, Subscription>>,
+    /// The users of the members, and where what is told to a user goes.
+    users: HashMap<MemberId, (UserId, Rc<Inbox>)>,
     next_member: MemberId,
 }
 
@@ -91,6 +93,7 @@ impl Hub {
             cursor: tail.seq,
             dispatched: tail.through,
             rooms: HashMap::new(),
+            users: HashMap::new(),
             next_member: 0,
         };
         Self { ring, bounds, state: Rc::new(RefCell::new(state)) }
@@ -191,6 +194,16 @@ impl Hub {
         self.state.borrow_mut().rooms.entry(room).or_default().insert(member, subscription);
     }
 
+    /// `member` is a session of this user: what is told to the user goes there.
+    fn set_user(&self, member: MemberId, inbox: &Rc<Inbox>, user: UserId) {
+        self.state.borrow_mut().users.insert(member, (user, inbox.clone()));
+    }
+
+    /// `member` is gone, or is not told anything more.
+    fn forget_user(&self, member: MemberId) {
+        self.state.borrow_mut().users.remove(&member);
+    }
+
     /// Removes the subscription of `member` to `room`, if there is one.
     fn unsubscribe(&self, room: RoomId, member: MemberId) {
         let mut state = self.state.borrow_mut();
@@ -217,13 +230,23 @@ impl HubState {
         if event.is_withdrawn() {
             return 0;
         }
+        if event.is_of_user() {
+            return self.tell_user(seq, event, max_direct);
+        }
         let Entry::Occupied(mut subscriptions) = self.rooms.entry(event.room()) else { return 0 };
+        let removed = event.removes();
+        let users = &self.users;
         let delivery = Delivery::new(event);
         let position = delivery.event().position();
         let mut written = 0;
-        subscriptions.get_mut().retain(|_, subscription| {
+        subscriptions.get_mut().retain(|id, subscription| {
             if position.is_some() && position <= subscription.floor {
                 return true;
+            }
+            if removed.is_some() && users.get(id).map(|(user, _)| *user) == removed {
+                // The member learns of it from the event, which is the last of the room.
+                subscription.inbox.put(InboxItem::Event(seq, Rc::clone(&delivery)));
+                return false;
             }
             if written < max_direct && subscription.inbox.write_directly(&delivery) {
                 written += 1;
@@ -233,6 +256,22 @@ impl HubState {
         });
         if subscriptions.get().is_empty() {
             subscriptions.remove();
+        }
+        written
+    }
+
+    /// Hands an event out to all sessions of its user.
+    fn tell_user(&self, seq: Seq, event: Arc<Event>, most: usize) -> usize {
+        let user = event.user();
+        let sessions = self.users.values().filter(|(of, _)| Some(*of) == user);
+        let delivery = Delivery::new(event);
+        let mut written = 0;
+        for (_, inbox) in sessions {
+            if written < most && inbox.write_directly(&delivery) {
+                written += 1;
+            } else {
+                inbox.put(InboxItem::Event(seq, Rc::clone(&delivery)));
+            }
         }
         written
     }

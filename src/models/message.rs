@@ -304,6 +304,33 @@ impl Messages {
         self.idempotency.forget(message).await
     }
 
+    /// Removes a message that must not have been stored.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn take_back(&self, message: MessageId) -> Result<(), StoreError> {
+        self.collection.delete_one(doc! { "_id": message.0 }).await?;
+        Ok(())
+    }
+
+    /// Removes up to so many messages of a room; false when none is left.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn remove_some(&self, room: RoomId, most: i64) -> Result<bool, StoreError> {
+        let found = self.collection.find(doc! { "room": room.0 }).limit(most);
+        let mut found = found.projection(doc! { "_id": 1 }).await?;
+        let mut ids = Vec::new();
+        while found.advance().await? {
+            ids.extend(found.current().get_object_id("_id"));
+        }
+        if ids.is_empty() {
+            return Ok(false);
+        }
+        self.collection.delete_many(doc! { "_id": { "$in": ids } }).await?;
+        Ok(true)
+    }
+
     /// Whether the document with the `_id` of a message is that message. Its content may have been
     /// edited since.
     async fn has(&self, message: &Message<'_>) -> Result<bool, StoreError> {

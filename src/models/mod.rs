@@ -7,6 +7,7 @@ mod batcher;
 pub mod failure;
 pub mod idempotency;
 pub mod indexes;
+pub mod members;
 pub mod message;
 mod ordinary;
 pub mod own;
@@ -28,6 +29,7 @@ use mongodb::{Collection, Database};
 pub use failure::{Failure, RefusingIndex};
 pub use idempotency::{Idempotency, IdempotencyKey};
 pub use indexes::{UniqueIndex, Upkeep};
+pub use members::{MembersRoom, MembersRooms, Membership, RoomKind};
 pub use message::{Message, Messages};
 use own::Own;
 pub use readiness::{Privileges, Unready};
@@ -100,6 +102,8 @@ pub struct Shared {
     turns: revision::MessageLocks,
     keys: own::State,
     sockets: own::State,
+    members_rooms: own::State,
+    members: own::State,
     ready: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -113,6 +117,8 @@ impl Default for Shared {
             turns: revision::MessageLocks::default(),
             keys: own::State::new(&own::KEYS),
             sockets: own::State::new(&own::SOCKETS),
+            members_rooms: own::State::new(&own::ROOMS),
+            members: own::State::new(&own::MEMBERS),
             ready: Arc::default(),
         }
     }
@@ -129,7 +135,9 @@ pub struct Store {
     pub messages: Messages,
     /// The records of sessions whose clients may reconnect.
     pub sockets: Sockets,
-    own: [own::State; 2],
+    /// Rooms that only their members know.
+    pub members_rooms: MembersRooms,
+    own: [own::State; 4],
     /// When the database was last found to be ready.
     ready: Arc<Mutex<Option<Instant>>>,
     database: Database,
@@ -155,7 +163,16 @@ impl Store {
                 shared.turns.clone(),
             ),
             sockets: Sockets { records: Own::new(&database, &shared.sockets) },
-            own: [shared.keys.clone(), shared.sockets.clone()],
+            members_rooms: MembersRooms {
+                rooms: Own::new(&database, &shared.members_rooms),
+                members: Own::new(&database, &shared.members),
+            },
+            own: [
+                shared.keys.clone(),
+                shared.sockets.clone(),
+                shared.members_rooms.clone(),
+                shared.members.clone(),
+            ],
             ready: Arc::clone(&shared.ready),
             database,
         }

@@ -47,10 +47,9 @@ pub struct Purpose {
     pub collection: &'static str,
     /// The feature that needs the collection, as the subject of a sentence.
     pub feature: &'static str,
-    /// The field with the date from which the age of a document counts.
-    dated_by: &'static str,
-    /// After what time a document is removed.
-    age: Duration,
+    /// The field with the date from which the age of a document counts, and after what time the
+    /// document is removed; `None`: documents stay.
+    expiry: Option<(&'static str, Duration)>,
     /// A field by which documents are looked for, too.
     looked_up_by: Option<&'static str>,
 }
@@ -59,8 +58,7 @@ pub struct Purpose {
 pub static SOCKETS: Purpose = Purpose {
     collection: "realtime_chat_backend_sockets",
     feature: "Connection state recovery",
-    dated_by: "expires",
-    age: Duration::ZERO,
+    expiry: Some(("expires", Duration::ZERO)),
     looked_up_by: None,
 };
 
@@ -68,13 +66,28 @@ pub static SOCKETS: Purpose = Purpose {
 pub static KEYS: Purpose = Purpose {
     collection: "realtime_chat_backend_keys",
     feature: "Idempotency-Key",
-    dated_by: "createdAt",
-    age: Duration::from_secs(24 * 3600),
+    expiry: Some(("createdAt", Duration::from_secs(24 * 3600))),
     looked_up_by: Some("message._id"),
 };
 
+/// Private rooms and direct conversations.
+pub static ROOMS: Purpose = Purpose {
+    collection: "realtime_chat_backend_rooms",
+    feature: "Private rooms",
+    expiry: None,
+    looked_up_by: Some("ended"),
+};
+
+/// The members of private rooms and direct conversations.
+pub static MEMBERS: Purpose = Purpose {
+    collection: "realtime_chat_backend_members",
+    feature: "Private rooms",
+    expiry: None,
+    looked_up_by: Some("_id.user"),
+};
+
 /// All own collections.
-pub static ALL: [&Purpose; 2] = [&SOCKETS, &KEYS];
+pub static ALL: [&Purpose; 4] = [&SOCKETS, &KEYS, &ROOMS, &MEMBERS];
 
 /// What a collection with the name of an own collection contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,17 +199,19 @@ impl Purpose {
 
     /// The indexes that the collection should have.
     fn indexes(&self) -> Vec<IndexModel> {
-        let expiry = IndexOptions::builder()
-            .name(format!("{}_1", self.dated_by))
-            .expire_after(self.age)
-            .partial_filter_expression(doc! { FIELD: MARK })
-            .build();
-        let expiry = IndexModel::builder().keys(doc! { self.dated_by: 1 }).options(expiry).build();
+        let expiry = self.expiry.map(|(field, age)| {
+            let options = IndexOptions::builder()
+                .name(format!("{field}_1"))
+                .expire_after(age)
+                .partial_filter_expression(doc! { FIELD: MARK })
+                .build();
+            IndexModel::builder().keys(doc! { field: 1 }).options(options).build()
+        });
         let looked_up_by = self.looked_up_by.map(|field| {
             let options = IndexOptions::builder().name(format!("{field}_1")).build();
             IndexModel::builder().keys(doc! { field: 1 }).options(options).build()
         });
-        [Some(expiry), looked_up_by].into_iter().flatten().collect()
+        [expiry, looked_up_by].into_iter().flatten().collect()
     }
 }
 
@@ -291,6 +306,11 @@ impl<T: Send + Sync> Own<T> {
             collection: database.collection(state.0.purpose.collection),
             state: state.clone(),
         }
+    }
+
+    /// The name of the collection.
+    pub(super) fn name(&self) -> &'static str {
+        self.state.0.purpose.collection
     }
 
     /// The collection, once it is known to be ours.

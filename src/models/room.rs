@@ -117,6 +117,14 @@ impl Rooms {
         Ok(same.projection(doc! { "_id": 1 }).await?.is_some())
     }
 
+    /// The document of a room.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn find(&self, id: RoomId) -> Result<Option<RawDocumentBuf>, StoreError> {
+        Ok(self.collection.find_one(doc! { "_id": id.0 }).await?)
+    }
+
     /// Whether a room exists.
     ///
     /// # Errors

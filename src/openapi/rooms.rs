@@ -1,10 +1,12 @@
 //! Rooms.
 
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
-use super::refusals::{BOTH, body, database, field, insertion, refusals, token};
-use super::values::{Date, ObjectId, Text};
-use crate::error::ApiError;
+use super::refusals::{
+    BOTH, PRECISE, body, database, field, insertion, parameter, refusals, token,
+};
+use super::values::{Date, Id, IdParameter, ObjectId, Text};
+use crate::error::{ApiError, NO_ID};
 
 refusals! {
     /// `POST /api/chat/room`.
@@ -16,16 +18,148 @@ refusals! {
         ApiError::RateLimited { seconds: 60 },
     ];
     /// `GET /api/chat/rooms`.
-    GetAllRoomsRefusals(BOTH) = token(), database();
+    GetAllRoomsRefusals(BOTH) = token(), database(), [
+        field("limit", "must be a whole number from 1 to 1000"),
+        field("before", "must be the id of a room"),
+    ];
+    /// `POST /api/chat/direct`.
+    DirectRefusals(PRECISE) = body(), token(), database(), insertion(), user();
+    /// `GET /api/chat/room/{room}`.
+    GetRoomRefusals(PRECISE) = token(), parameter(), database(), room();
+    /// `PATCH /api/chat/room/{room}`.
+    ChangeRoomRefusals(PRECISE) = body(), token(), parameter(), database(), room(), owner(), [
+        field("name", "must not be empty"),
+        field("name", "must be a string"),
+        field("owner", NO_ID),
+        field("owner", "must be a member"),
+    ];
+    /// `DELETE /api/chat/room/{room}`.
+    OwnerRefusals(PRECISE) = body(), token(), parameter(), database(), room(), owner();
+    /// `POST /api/chat/room/{room}/members`.
+    AddMemberRefusals(PRECISE) =
+        body(), token(), parameter(), database(), insertion(), room(), owner(), user();
+    /// `DELETE /api/chat/room/{room}/members/{user}`.
+    RemoveMemberRefusals(PRECISE) = body(), token(), parameter(), database(), room(), owner(), [
+        field("user", NO_ID),
+    ];
+}
+
+fn room() -> [ApiError; 2] {
+    [ApiError::RoomNotFound, field("room", NO_ID)]
+}
+
+fn owner() -> [ApiError; 2] {
+    [ApiError::NotTheOwner, ApiError::RateLimited { seconds: 60 }]
+}
+
+fn user() -> [ApiError; 5] {
+    [
+        ApiError::NoMembers,
+        field("user", "is required"),
+        field("user", NO_ID),
+        field("user", "must be the id of a user"),
+        ApiError::RateLimited { seconds: 60 },
+    ]
+}
+
+/// Which rooms to list.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Rooms {
+    /// The rooms with members that this user is in, instead of all public rooms.
+    #[param(required = false)]
+    pub mine: bool,
+    /// With `mine`: how many rooms at most.
+    #[param(minimum = 1, maximum = 1000, required = false)]
+    pub limit: u16,
+    /// With `mine`: only rooms before this one.
+    #[param(value_type = IdParameter, inline, required = false)]
+    pub before: IdParameter,
+}
+
+/// A user.
+#[derive(ToSchema)]
+pub struct Member {
+    /// The user's id.
+    #[schema(value_type = Id)]
+    pub user: Id,
+}
+
+/// What may be changed of a private room.
+#[derive(ToSchema)]
+#[schema(example = json!({ "name": "cellar" }))]
+pub struct RoomChange {
+    /// Its new name.
+    #[schema(value_type = Text, required = false)]
+    pub name: Text,
+    /// Its new owner, a member.
+    #[schema(value_type = Id, required = false)]
+    pub owner: Id,
+}
+
+/// One room.
+#[derive(ToSchema)]
+pub struct OneRoomWithMembers {
+    /// The room.
+    pub room: RoomWithMembers,
+}
+
+/// A room; a public one has neither owner nor members.
+#[derive(ToSchema)]
+pub struct RoomWithMembers {
+    /// What routes and events call `room`.
+    #[schema(value_type = ObjectId, rename = "_id")]
+    pub id: ObjectId,
+    /// Its name; a direct conversation has none.
+    #[schema(required = false, example = "cellar")]
+    pub name: String,
+    /// `true` for a private room.
+    #[schema(required = false, example = true)]
+    pub private: bool,
+    /// `true` for a direct conversation.
+    #[schema(required = false)]
+    pub direct: bool,
+    /// The user who may change a private room.
+    #[schema(value_type = ObjectId, required = false)]
+    pub owner: ObjectId,
+    /// Its members, the one who is there longest first.
+    #[schema(required = false)]
+    pub members: Vec<RoomMember>,
+    /// When it was created.
+    #[schema(value_type = Date, rename = "createdAt", required = false)]
+    pub created_at: Date,
+    /// When its name or owner was last changed.
+    #[schema(value_type = Date, rename = "updatedAt", required = false)]
+    pub updated_at: Date,
+    /// One more with each change of name or owner.
+    #[schema(rename = "__v", required = false, example = 0)]
+    pub version: i32,
+}
+
+/// A member of a room.
+#[derive(ToSchema)]
+pub struct RoomMember {
+    /// The user's id.
+    #[schema(value_type = ObjectId, rename = "_id")]
+    pub id: ObjectId,
+    /// The user's name at the time when the user was added.
+    #[schema(required = false, example = "ann")]
+    pub username: String,
 }
 
 /// A room to create.
 #[derive(ToSchema)]
 #[schema(example = json!({ "name": "general" }))]
 pub struct NewRoom {
-    /// A name that no room has.
+    /// A name that no public room has.
     #[schema(value_type = Text)]
     pub name: Text,
+    /// Whether only its members know it.
+    #[schema(required = false)]
+    pub private: bool,
+    /// With `private`: its members beside the user who makes it.
+    #[schema(value_type = Vec<Id>, required = false)]
+    pub members: Vec<Id>,
 }
 
 /// A room that was created.

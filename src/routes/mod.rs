@@ -58,6 +58,12 @@ table! {
     Open Configured auth::login;
     Guarded Configured rooms::create_room;
     Guarded Configured rooms::get_all_rooms;
+    Guarded Precise rooms::direct;
+    Guarded Precise rooms::get_room;
+    Guarded Precise rooms::change_room;
+    Guarded Precise rooms::delete_room;
+    Guarded Precise rooms::add_member;
+    Guarded Precise rooms::remove_member;
     Guarded Configured messages::get_messages;
     Guarded Configured messages::send_message;
     Guarded Precise messages::edit_message;

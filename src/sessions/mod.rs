@@ -112,7 +112,10 @@ impl<T> Session<T> {
     /// A session of the user of these claims. It ends when the token expires, except with
     /// `LEGACY_TRUST`. `None` is an anonymous session, which only `LEGACY_TRUST` admits.
     pub fn new(worker: Data<Worker>, permit: ConnectionPermit, claims: Option<Claims>) -> Self {
-        let member = Member::new(&worker.hub);
+        let mut member = Member::new(&worker.hub);
+        if let Some(claims) = claims {
+            member.set_user(claims.user);
+        }
         let end_timer = worker.end_timer(claims);
         Self {
             worker,
@@ -148,10 +151,16 @@ impl<T> Session<T> {
     }
 
     /// Joins the rooms of an earlier connection of this client. Missed events are delivered first.
-    pub fn rejoin(&mut self, rooms: impl IntoIterator<Item = (RoomId, Start)>) {
+    pub fn rejoin(&mut self, rooms: Vec<(RoomId, Start)>, valid_from: Option<Position>) {
         for (room, start) in rooms {
-            self.member.join(room, start);
+            self.member.join_with_members(room, start, valid_from);
         }
+    }
+
+    /// Goes on with what its user was told, whatever the room, after the last event that this client
+    /// has had.
+    pub fn resume_user(&mut self, since: Position) {
+        self.member.resume_user(since);
     }
 
     /// Whether the client has no user.

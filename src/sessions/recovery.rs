@@ -70,6 +70,10 @@ pub struct Resumed {
     pub known: Option<Position>,
     /// How many joins the client has made so far.
     pub joins: u32,
+    /// That its user may be in these rooms was found out behind this position.
+    pub valid_from: Option<Position>,
+    /// Up to where it has had what its user was told, whatever the room.
+    pub since: Option<Position>,
 }
 
 impl RecoveryRecord {
@@ -202,7 +206,8 @@ impl Worker {
             Some(offset) if self.feed.cluster_reached(offset.base).await => Some(offset.base),
             _ => None,
         };
-        Resumed { record: RecoveryRecord::new(self, claims), rooms: Vec::new(), known, joins }
+        let record = RecoveryRecord::new(self, claims);
+        Resumed { record, rooms: Vec::new(), known, joins, valid_from: None, since: None }
     }
 
     /// Takes a session over for a client that resumes it. `None` if the session is unknown or
@@ -250,10 +255,12 @@ impl Worker {
             insert_tried: Cell::new(true),
             ended: Cell::new(false),
         };
-        let mut rooms = Vec::with_capacity(stored.rooms.len());
+        let valid_from = self.hub.through();
+        let stored_rooms = self.still_visible(stored.rooms, claims.user).await?;
+        let mut rooms = Vec::with_capacity(stored_rooms.len());
         let mut known = offset.as_ref().map(|offset| offset.base);
         let mut joins = offset.as_ref().and_then(|offset| offset.joins).unwrap_or(0);
-        for (room, entry) in stored.rooms {
+        for (room, entry) in stored_rooms {
             let Ok(entry) = entry.parse::<Entry>() else { return Ok(None) };
             known = known.max(entry.known);
             joins = joins.max(entry.join);
@@ -270,11 +277,28 @@ impl Worker {
         let ring = self.hub.ring();
         let is_whole = |&(room, start): &(RoomId, Start)| matches!(start, Start::After(since) if ring.recovers(room, since));
         if rooms.iter().all(is_whole) {
-            Ok(Some(Resumed { record, rooms, known, joins }))
+            let since = offset.map(|offset| offset.of(claims.user.own_room()));
+            Ok(Some(Resumed { record, rooms, known, joins, valid_from, since }))
         } else {
             record.remove().await;
             Ok(None)
         }
+    }
+
+    /// The rooms of these that the user may still be in.
+    async fn still_visible(
+        &self,
+        rooms: Vec<(RoomId, String)>,
+        user: UserId,
+    ) -> Result<Vec<(RoomId, String)>, ApiError> {
+        let with_members: Vec<_> =
+            rooms.iter().map(|(room, _)| *room).filter(|room| room.may_have_members()).collect();
+        if with_members.is_empty() {
+            return Ok(rooms);
+        }
+        let visible = self.store.members_rooms.which_of(&with_members, user).await?;
+        let is_visible = |room: RoomId| !room.may_have_members() || visible.contains(&room);
+        Ok(rooms.into_iter().filter(|(room, _)| is_visible(*room)).collect())
     }
 
     /// Where a client begins in a room, if it has got everything up to `since`.

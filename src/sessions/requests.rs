@@ -73,7 +73,7 @@ pub(super) struct InFlight<T> {
 
 /// A request that the database has answered. It has not taken effect yet.
 pub(super) enum Outcome {
-    Join { room: RoomId, start: Start, since: Option<Position> },
+    Join { room: RoomId, start: Start, since: Option<Position>, valid_from: Option<Position> },
     Leave(RoomId),
     Sent(Vec<u8>),
     Extended(Claims),
@@ -257,8 +257,8 @@ impl<T> Session<T> {
 
     fn apply(&mut self, done: Outcome) -> String {
         match done {
-            Outcome::Join { room, start, since } => {
-                let joined = self.member.join(room, start);
+            Outcome::Join { room, start, since, valid_from } => {
+                let joined = self.member.join_with_members(room, start, valid_from);
                 if let Start::After(_) | Start::Resync = start {
                     self.worker.metrics.recovery(joined.recovered);
                 }
@@ -271,6 +271,7 @@ impl<T> Session<T> {
             Outcome::Sent(json) => String::from_utf8(json).expect("views write UTF-8"),
             Outcome::Extended(claims) => {
                 self.user = Some(claims.user);
+                self.member.set_user(claims.user);
                 self.end_timer = self.worker.end_timer(Some(claims));
                 self.end_flag.set();
                 format!(r#"{{"expires":{}}}"#, claims.expires)
@@ -288,21 +289,21 @@ impl<T> Session<T> {
             Err(error) => return failed(error),
         };
         if self.member.is_in(room) {
-            let done = Outcome::Join { room, start: Start::Live, since: None };
+            let done = Outcome::Join { room, start: Start::Live, since: None, valid_from: None };
             return immediate(Ok(done));
         }
-        if self.member.rooms().len() >= self.worker.config.max_rooms_per_session {
+        if self.member.rooms().count() >= self.worker.config.max_rooms_per_session {
             return failed(ApiError::TooManyRooms);
         }
         let (worker, record) = (self.worker.clone(), self.record.clone());
         // Announce the join now, because an event of another room may be delivered while the record
         // is written. The position is set later.
         let announced = record.is_some().then(|| self.member.announce_join(Position::ZERO));
+        let user = self.user;
         let work = async move {
             worker.feed.started().await;
-            if !worker.store.rooms.exists(room).await? {
-                return Err(ApiError::RoomNotFound);
-            }
+            let valid_from = worker.hub.through();
+            worker.chat.check_visible(room, user).await?;
             let since = match since {
                 Js::Undefined | Js::Null => None,
                 Js::String(text) => Some(text.parse().ok().map(|offset: Offset| offset.of(room))),
@@ -327,7 +328,7 @@ impl<T> Session<T> {
                     start = Start::From(live);
                 }
             }
-            Ok(Outcome::Join { room, start, since: since.flatten() })
+            Ok(Outcome::Join { room, start, since: since.flatten(), valid_from })
         };
         single(work)
     }

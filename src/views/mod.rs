@@ -12,7 +12,7 @@ pub use document::{document, live_document, message_id};
 
 use crate::models::revision::is_tombstone;
 use crate::models::user::Username;
-use crate::models::{Message, Room, RoomId, UserId};
+use crate::models::{MembersRoom, Membership, Message, Room, RoomId, RoomKind, UserId};
 use crate::mongoose::Hydrated;
 use crate::mongoose::date::{self, Civil};
 
@@ -38,6 +38,79 @@ pub fn room(out: &mut Vec<u8>, room: &Room<'_>) {
     out.extend_from_slice(b"\",\"name\":");
     push_string(out, &room.name);
     push_stamps(out, room.created_at, room.updated_at, room.version);
+    out.push(b'}');
+}
+
+/// Appends a room with members, as they see it: `{_id,name,private,owner,members,createdAt,updatedAt,
+/// __v}` for a private room, `{_id,direct,members,createdAt,updatedAt,__v}` for a conversation. The
+/// members are `{_id,username}`, the one who is there longest first.
+pub fn room_with_members(out: &mut Vec<u8>, room: &MembersRoom, members: &[Membership]) {
+    out.extend_from_slice(b"{\"_id\":");
+    push_quoted_id(out, room.id.0);
+    match &room.kind {
+        RoomKind::Private { name, owner } => {
+            out.extend_from_slice(b",\"name\":");
+            push_string(out, name);
+            out.extend_from_slice(b",\"private\":true,\"owner\":");
+            push_quoted_id(out, owner.0);
+        }
+        RoomKind::Direct(_) => out.extend_from_slice(b",\"direct\":true"),
+    }
+    out.extend_from_slice(b",\"members\":[");
+    for (index, member) in members.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        push_member(out, member.user, member.username.as_deref());
+    }
+    out.push(b']');
+    push_stamps(out, Some(room.created_at), Some(room.updated_at), Some(room.version));
+    out.push(b'}');
+}
+
+/// Appends `{room,user:{_id,username}}`: what `memberAdded` says.
+pub fn member_added(out: &mut Vec<u8>, member: &Membership) {
+    out.extend_from_slice(b"{\"room\":");
+    push_quoted_id(out, member.room.0);
+    out.extend_from_slice(b",\"user\":");
+    push_member(out, member.user, member.username.as_deref());
+    out.push(b'}');
+}
+
+/// Appends `{room,user}`: what `memberRemoved` says.
+pub fn member_removed(out: &mut Vec<u8>, room: RoomId, user: UserId) {
+    out.extend_from_slice(b"{\"room\":");
+    push_quoted_id(out, room.0);
+    out.extend_from_slice(b",\"user\":");
+    push_quoted_id(out, user.0);
+    out.push(b'}');
+}
+
+/// Appends `{room,name,owner}`: what `roomChanged` says.
+pub fn room_changed(out: &mut Vec<u8>, room: RoomId, name: &str, owner: UserId) {
+    out.extend_from_slice(b"{\"room\":");
+    push_quoted_id(out, room.0);
+    out.extend_from_slice(b",\"name\":");
+    push_string(out, name);
+    out.extend_from_slice(b",\"owner\":");
+    push_quoted_id(out, owner.0);
+    out.push(b'}');
+}
+
+/// Appends `{room}`: what `roomAdded` and `roomRemoved` say.
+pub fn room_alone(out: &mut Vec<u8>, room: RoomId) {
+    out.extend_from_slice(b"{\"room\":");
+    push_quoted_id(out, room.0);
+    out.push(b'}');
+}
+
+fn push_member(out: &mut Vec<u8>, user: UserId, username: Option<&str>) {
+    out.extend_from_slice(b"{\"_id\":");
+    push_quoted_id(out, user.0);
+    if let Some(username) = username {
+        out.extend_from_slice(b",\"username\":");
+        push_string(out, username);
+    }
     out.push(b'}');
 }
 

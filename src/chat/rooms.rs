@@ -1,0 +1,352 @@
+//! Rooms with members: making, changing and leaving them.
+//!
+//! To everybody who is not a member such a room does not exist, so every question begins with
+//! whether the user is one. Nobody is told here: the change stream brings each change to the
+//! members' sessions, at its position.
+
+use std::collections::HashMap;
+
+use super::Chat;
+use crate::casts::{required_id, required_text};
+use crate::error::ApiError;
+use crate::feed::event::Event;
+use crate::js::{Fields, Js};
+use crate::models::user::Username;
+use crate::models::{MembersRoom, Membership, RoomId, RoomKind, UserId};
+use crate::views;
+
+/// How many members a room can be made with.
+const MAX_MEMBERS_AT_ONCE: usize = 1_000;
+
+/// How often a change is tried again when others change the same room.
+const ATTEMPTS: usize = 20;
+
+/// A room with its members, as a member sees it.
+#[derive(Debug, Clone)]
+pub struct RoomWithMembers {
+    room: MembersRoom,
+    members: Vec<Membership>,
+}
+
+/// What may be changed of a private room.
+#[derive(Debug)]
+pub struct RoomChange {
+    name: Js,
+    owner: Js,
+}
+
+impl RoomChange {
+    /// Takes `name` and `owner` out of a request.
+    pub fn take(fields: &mut Fields) -> Self {
+        Self { name: fields.take("name"), owner: fields.take("owner") }
+    }
+}
+
+impl Chat {
+    /// Makes a private room; `user` is its owner and a member.
+    ///
+    /// # Errors
+    /// A field cannot be cast, a member does not exist, or the user makes too many rooms.
+    pub async fn create_private_room(
+        &self,
+        name: &Js,
+        members: &Js,
+        user: UserId,
+    ) -> Result<RoomWithMembers, ApiError> {
+        self.check_members_known()?;
+        self.limits.room.take(user)?;
+        let name = required_text("name", name)?;
+        let mut ids = match members {
+            Js::Undefined | Js::Null => Vec::new(),
+            Js::Array(members) => members
+                .iter()
+                .map(|member| required_id("members", member))
+                .collect::<Result<Vec<UserId>, _>>()?,
+            _ => return Err(invalid("members", "must be a list of ids")),
+        };
+        if ids.len() > MAX_MEMBERS_AT_ONCE {
+            return Err(invalid("members", "must be at most 1000 ids"));
+        }
+        ids.push(user);
+        let users = self.existing_users("members", ids).await?;
+        let room = self.store.members_rooms.create_private(&name, user, &users).await?;
+        let room = self.with_members(room).await?;
+        self.announce(&room.members);
+        Ok(room)
+    }
+
+    /// The conversation of `user` with another; and whether it is new.
+    ///
+    /// # Errors
+    /// The other user does not exist, the id cannot be cast, or the user makes too many rooms.
+    pub async fn direct_room(
+        &self,
+        other: &Js,
+        user: UserId,
+    ) -> Result<(RoomWithMembers, bool), ApiError> {
+        self.check_members_known()?;
+        self.limits.room.take(user)?;
+        let other: UserId = required_id("user", other)?;
+        let users = self.existing_users("user", vec![user, other]).await?;
+        let (room, is_new) = self.store.members_rooms.direct(&users).await?;
+        let room = self.with_members(room).await?;
+        if is_new {
+            self.announce(&room.members);
+        }
+        Ok((room, is_new))
+    }
+
+    /// A room with members that `user` is a member of.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn room_of_member(
+        &self,
+        room: RoomId,
+        user: UserId,
+    ) -> Result<RoomWithMembers, ApiError> {
+        let room = self.members_room(room, user).await?;
+        self.with_members(room).await
+    }
+
+    /// A page of the rooms with members that `user` is in, in the order of their ids: the last ones
+    /// before `before`.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn rooms_of_member(
+        &self,
+        user: UserId,
+        limit: usize,
+        before: Option<RoomId>,
+    ) -> Result<Vec<RoomWithMembers>, ApiError> {
+        let rooms = &self.store.members_rooms;
+        let mut page = rooms.rooms_of(user).await?;
+        page.retain(|room| before.is_none_or(|before| room.id < before));
+        page.drain(..page.len().saturating_sub(limit));
+        let ids: Vec<_> = page.iter().map(|room| room.id).collect();
+        let mut members = rooms.members_of_all(&ids).await?;
+        let with_members = |room: MembersRoom| {
+            let members = members.remove(&room.id).unwrap_or_default();
+            RoomWithMembers { room, members }
+        };
+        Ok(page.into_iter().map(with_members).collect())
+    }
+
+    /// Adds a member. One who is there already stays.
+    ///
+    /// # Errors
+    /// The room is not there for this user, who must be its owner; the new member does not exist.
+    pub async fn add_member(
+        &self,
+        room: RoomId,
+        member: &Js,
+        user: UserId,
+    ) -> Result<RoomWithMembers, ApiError> {
+        self.limits.room.take(user)?;
+        let room = self.members_room(room, user).await?;
+        let member: UserId = required_id("user", member)?;
+        if room.owner() != Some(user) {
+            return Err(ApiError::NotTheOwner);
+        }
+        let users = self.existing_users("user", vec![member]).await?;
+        let was_member = self.store.members_rooms.is_member(room.id, member).await?;
+        self.store.members_rooms.add_all(room.id, &users).await?;
+        let room = self.with_members(room).await?;
+        if !was_member {
+            let added = room.members.iter().find(|added| added.user == member);
+            self.announce(added);
+        }
+        Ok(room)
+    }
+
+    /// Removes a member: the owner may remove everybody, everybody else only themselves. One who is
+    /// none stays none. An owner who leaves hands over to the member who is there longest; with the
+    /// last member the room ends.
+    ///
+    /// # Errors
+    /// The room is not there for this user, or the user may not do this.
+    pub async fn remove_member(
+        &self,
+        room: RoomId,
+        member: &Js,
+        user: UserId,
+    ) -> Result<RoomWithMembers, ApiError> {
+        self.limits.room.take(user)?;
+        let member: UserId = required_id("user", member)?;
+        let rooms = &self.store.members_rooms;
+        for _ in 0..ATTEMPTS {
+            let room = self.members_room(room, user).await?;
+            if member != user && room.owner() != Some(user) {
+                return Err(ApiError::NotTheOwner);
+            }
+            let members = rooms.members_of(room.id).await?;
+            let next = members.iter().find(|next| next.user != member).map(|next| next.user);
+            let room = match (&room.kind, next) {
+                (_, None) => {
+                    if !self.end_room(&room).await? {
+                        continue;
+                    }
+                    return Ok(RoomWithMembers { room, members: Vec::new() });
+                }
+                (RoomKind::Private { name, owner }, Some(next)) if *owner == member => {
+                    let kind = RoomKind::Private { name: name.clone(), owner: next };
+                    match rooms.change(&room, kind).await? {
+                        Some(changed) => {
+                            self.announce_change(&changed);
+                            changed
+                        }
+                        None => continue,
+                    }
+                }
+                _ => room,
+            };
+            if rooms.remove(room.id, member).await? {
+                self.feed.publish_local(|| Event::member_removed(room.id, member, None));
+            }
+            return self.with_members(room).await;
+        }
+        Err(contended())
+    }
+
+    /// Changes the name or the owner of a private room, who must be a member.
+    ///
+    /// # Errors
+    /// The room is not there for this user, who must be its owner; a field cannot be cast.
+    pub async fn change_room(
+        &self,
+        room: RoomId,
+        change: RoomChange,
+        user: UserId,
+    ) -> Result<RoomWithMembers, ApiError> {
+        self.limits.room.take(user)?;
+        let rooms = &self.store.members_rooms;
+        for _ in 0..ATTEMPTS {
+            let room = self.members_room(room, user).await?;
+            let RoomKind::Private { name, owner } = &room.kind else {
+                return Err(ApiError::NotTheOwner);
+            };
+            if *owner != user {
+                return Err(ApiError::NotTheOwner);
+            }
+            let name = match change.name.is_nullish() {
+                true => name.clone(),
+                false => required_text("name", &change.name)?.into_owned(),
+            };
+            let owner: UserId = match change.owner.is_nullish() {
+                true => *owner,
+                false => required_id("owner", &change.owner)?,
+            };
+            if !rooms.is_member(room.id, owner).await? {
+                return Err(invalid("owner", "must be a member"));
+            }
+            if let Some(changed) = rooms.change(&room, RoomKind::Private { name, owner }).await? {
+                self.announce_change(&changed);
+                return self.with_members(changed).await;
+            }
+        }
+        Err(contended())
+    }
+
+    /// Ends a private room: it is gone for everybody at once. Its messages are removed in the
+    /// background.
+    ///
+    /// # Errors
+    /// The room is not there for this user, who must be its owner.
+    pub async fn delete_room(&self, room: RoomId, user: UserId) -> Result<(), ApiError> {
+        self.limits.room.take(user)?;
+        for _ in 0..ATTEMPTS {
+            let room = self.members_room(room, user).await?;
+            if room.owner() != Some(user) {
+                return Err(ApiError::NotTheOwner);
+            }
+            if self.end_room(&room).await? {
+                return Ok(());
+            }
+        }
+        Err(contended())
+    }
+
+    /// Ends a room; false when it has changed since it was read.
+    async fn end_room(&self, room: &MembersRoom) -> Result<bool, ApiError> {
+        let rooms = &self.store.members_rooms;
+        let members = rooms.members_of(room.id).await?;
+        if !rooms.end(room).await? {
+            return Ok(false);
+        }
+        let removed = |member: Membership| Event::member_removed(room.id, member.user, None);
+        self.feed.publish_local(|| members.into_iter().flat_map(removed));
+        Ok(true)
+    }
+
+    /// Tells of new members, where no stream does.
+    fn announce<'a>(&self, members: impl IntoIterator<Item = &'a Membership>) {
+        let added = |member| Event::member_added(member, None);
+        self.feed.publish_local(|| members.into_iter().flat_map(added));
+    }
+
+    /// Tells of another name or owner, where no stream does.
+    fn announce_change(&self, room: &MembersRoom) {
+        let RoomKind::Private { name, owner } = &room.kind else { return };
+        self.feed.publish_local(|| Some(Event::room_changed(room.id, name, *owner, None)));
+    }
+
+    /// Rooms with members must not be used where a removal would not be heard of.
+    fn check_members_known(&self) -> Result<(), ApiError> {
+        if self.feed.knows_members() { Ok(()) } else { Err(ApiError::NoMembers) }
+    }
+
+    /// A room with members, if there is one that this user is in.
+    async fn members_room(&self, room: RoomId, user: UserId) -> Result<MembersRoom, ApiError> {
+        let rooms = &self.store.members_rooms;
+        if !room.may_have_members() || !rooms.is_member(room, user).await? {
+            return Err(ApiError::RoomNotFound);
+        }
+        rooms.room(room).await?.ok_or(ApiError::RoomNotFound)
+    }
+
+    async fn with_members(&self, room: MembersRoom) -> Result<RoomWithMembers, ApiError> {
+        let members = self.store.members_rooms.members_of(room.id).await?;
+        Ok(RoomWithMembers { room, members })
+    }
+
+    /// These users with their names, each of whom must exist.
+    async fn existing_users(
+        &self,
+        field: &'static str,
+        ids: Vec<UserId>,
+    ) -> Result<HashMap<UserId, Option<String>>, ApiError> {
+        let names = self.store.users.names_of(ids).await?;
+        names
+            .into_iter()
+            .map(|(user, name)| match name {
+                Some(Username::Text(name)) => Ok((user, Some(name.to_string()))),
+                Some(Username::Null | Username::Missing) => Ok((user, None)),
+                None => Err(invalid(field, "must be the id of a user")),
+            })
+            .collect()
+    }
+}
+
+impl RoomWithMembers {
+    /// `{"room":{…}}`, as all routes but the creation answer it.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = br#"{"room":"#.to_vec();
+        self.write(&mut json);
+        json.push(b'}');
+        json
+    }
+
+    /// Appends the room alone.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        views::room_with_members(out, &self.room, &self.members);
+    }
+}
+
+fn invalid(field: &'static str, problem: &'static str) -> ApiError {
+    ApiError::InvalidField { field, problem }
+}
+
+fn contended() -> ApiError {
+    ApiError::Unavailable("others change the same room all the time".to_owned())
+}

@@ -1,0 +1,549 @@
+//! Rooms with members: private rooms and direct conversations, and who is in them.
+//!
+//! They are kept in collections of our own, so that neither a Node server nor the routes of the
+//! original can see them. A member is a document whose `_id` is `{room, user}`: to add or remove
+//! one twice changes nothing, and the change stream says room and user also when the document is
+//! gone.
+//!
+//! The id of such a room has a mark in the place where an `ObjectId` has the random number of its
+//! process ([`RoomId::may_have_members`]). So nothing has to be looked up for a public room.
+
+use std::collections::{HashMap, HashSet};
+
+use bson::oid::ObjectId;
+use bson::{Bson, DateTime, Document, RawDocument, doc};
+use mongodb::error::{Error, ErrorKind};
+use sha2::{Digest, Sha256};
+
+use super::failure::DUPLICATE_KEY;
+use super::own::{FIELD, MARK, Own};
+use super::{RoomId, StoreError, UserId};
+
+/// What stands in bytes 4 to 8 of the id of a room with members. A driver that makes ids for
+/// public rooms has a random number there: of 2^40 processes one has the same, and then its rooms
+/// cost a query more.
+const IN_ID: [u8; 5] = *b"\x9croom";
+
+/// How many ids are tried for one room.
+const ATTEMPTS: u8 = 16;
+
+/// A room that only its members know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MembersRoom {
+    /// `_id`.
+    pub id: RoomId,
+    /// What kind of room it is.
+    pub kind: RoomKind,
+    /// `createdAt`.
+    pub created_at: DateTime,
+    /// `updatedAt`: of the last change of name or owner.
+    pub updated_at: DateTime,
+    /// `__v`: one more with each change of name or owner.
+    pub version: i32,
+    /// Being removed: it exists for nobody any more.
+    pub is_ended: bool,
+}
+
+/// The two kinds of rooms with members.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RoomKind {
+    /// A group.
+    Private {
+        /// Its name, which need not be unique.
+        name: String,
+        /// The user who may change it.
+        owner: UserId,
+    },
+    /// A conversation of two users, which has neither name nor owner.
+    Direct([UserId; 2]),
+}
+
+/// A user in a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// The room.
+    pub room: RoomId,
+    /// The user.
+    pub user: UserId,
+    /// The user's name when the user was added; `None` if that is no text.
+    pub username: Option<String>,
+    /// When the user was added, by the clock of the instance that did it.
+    pub joined_at: DateTime,
+}
+
+/// The [own](super::own) collections of rooms with members and of their members:
+/// `{_id, app, name, owner, direct, createdAt, updatedAt, __v, ended}` and
+/// `{_id: {room, user}, app, username, joinedAt}`.
+#[derive(Debug, Clone)]
+pub struct MembersRooms {
+    pub(super) rooms: Own<Document>,
+    pub(super) members: Own<Document>,
+}
+
+impl UserId {
+    /// The room of what is told to all sessions of this user. No document has this id, so nobody
+    /// can join it.
+    pub fn own_room(self) -> RoomId {
+        RoomId(self.0)
+    }
+}
+
+impl RoomId {
+    /// Whether a room of this id can have members. For most others the answer is no.
+    pub fn may_have_members(self) -> bool {
+        self.0.bytes().get(4..9) == Some(&IN_ID)
+    }
+
+    fn with_mark(seconds: [u8; 4], rest: [u8; 3]) -> Self {
+        let [a, b, c, d] = seconds;
+        let [e, f, g, h, i] = IN_ID;
+        let [j, k, l] = rest;
+        Self(ObjectId::from_bytes([a, b, c, d, e, f, g, h, i, j, k, l]))
+    }
+
+    /// A new id for a private room.
+    fn of_private_room() -> Self {
+        let [a, b, c, d, .., j, k, l] = ObjectId::new().bytes();
+        Self::with_mark([a, b, c, d], [j, k, l])
+    }
+
+    /// The id of the conversation of two users: the same for both, and for every instance.
+    fn of_direct([one, other]: [UserId; 2], attempt: u8) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(one.0.bytes());
+        hash.update(other.0.bytes());
+        hash.update([attempt]);
+        let [a, b, c, d, j, k, l, ..] = <[u8; 32]>::from(hash.finalize());
+        Self::with_mark([a, b, c, d], [j, k, l])
+    }
+}
+
+impl MembersRoom {
+    /// Reads a document of the collection; `None` for one that is none of this program's.
+    pub fn read(document: &RawDocument) -> Option<Self> {
+        Self::of(&Document::try_from(document).ok()?)
+    }
+
+    fn of(document: &Document) -> Option<Self> {
+        let id = RoomId(document.get_object_id("_id").ok()?);
+        let kind = match document.get_array("direct") {
+            Ok(users) => {
+                let [one, other] = users.as_slice() else { return None };
+                RoomKind::Direct([UserId(one.as_object_id()?), UserId(other.as_object_id()?)])
+            }
+            Err(_) => RoomKind::Private {
+                name: document.get_str("name").ok()?.to_owned(),
+                owner: UserId(document.get_object_id("owner").ok()?),
+            },
+        };
+        Some(Self {
+            id,
+            kind,
+            created_at: *document.get_datetime("createdAt").ok()?,
+            updated_at: *document.get_datetime("updatedAt").ok()?,
+            version: document.get_i32("__v").ok()?,
+            is_ended: document.get_bool("ended").unwrap_or(false),
+        })
+    }
+
+    fn new(id: RoomId, kind: RoomKind) -> Self {
+        let now = DateTime::now();
+        Self { id, kind, created_at: now, updated_at: now, version: 0, is_ended: false }
+    }
+
+    fn to_document(&self) -> Document {
+        let mut document = doc! { "_id": self.id.0, FIELD: MARK };
+        match &self.kind {
+            RoomKind::Private { name, owner } => {
+                document.insert("name", name);
+                document.insert("owner", owner.0);
+            }
+            RoomKind::Direct(users) => {
+                document.insert("direct", users.map(|user| user.0).to_vec());
+            }
+        }
+        document.insert("createdAt", self.created_at);
+        document.insert("updatedAt", self.updated_at);
+        document.insert("__v", self.version);
+        if self.is_ended {
+            document.insert("ended", true);
+        }
+        document
+    }
+
+    /// The user who may change it; nobody may change a direct conversation.
+    pub fn owner(&self) -> Option<UserId> {
+        match &self.kind {
+            RoomKind::Private { owner, .. } => Some(*owner),
+            RoomKind::Direct(_) => None,
+        }
+    }
+}
+
+impl Membership {
+    /// Reads a document of the collection; `None` for one that is none of this program's.
+    pub fn read(document: &RawDocument) -> Option<Self> {
+        Self::of(&Document::try_from(document).ok()?)
+    }
+
+    /// Reads which member a change event says is gone.
+    pub fn removed(event: &RawDocument) -> Option<(RoomId, UserId)> {
+        let id = event.get_document("documentKey").ok()?.get_document("_id").ok()?;
+        Some((RoomId(id.get_object_id("room").ok()?), UserId(id.get_object_id("user").ok()?)))
+    }
+
+    fn of(document: &Document) -> Option<Self> {
+        let id = document.get_document("_id").ok()?;
+        Some(Self {
+            room: RoomId(id.get_object_id("room").ok()?),
+            user: UserId(id.get_object_id("user").ok()?),
+            username: document.get_str("username").ok().map(str::to_owned),
+            joined_at: *document.get_datetime("joinedAt").ok()?,
+        })
+    }
+
+    fn to_document(&self) -> Document {
+        let mut document = doc! { "_id": member_id(self.room, self.user), FIELD: MARK };
+        if let Some(username) = &self.username {
+            document.insert("username", username);
+        }
+        document.insert("joinedAt", self.joined_at);
+        document
+    }
+}
+
+/// The `_id` of a member.
+fn member_id(room: RoomId, user: UserId) -> Document {
+    doc! { "room": room.0, "user": user.0 }
+}
+
+/// Matches the members of a room, by the index of `_id`.
+fn in_room(room: RoomId) -> Document {
+    doc! { "_id": {
+        "$gte": { "room": room.0, "user": Bson::MinKey },
+        "$lte": { "room": room.0, "user": Bson::MaxKey },
+    } }
+}
+
+impl MembersRooms {
+    /// Makes a private room, of which `owner` is a member, too.
+    ///
+    /// # Errors
+    /// The database failed. The room may be there then, without members: nobody ever sees it.
+    pub async fn create_private(
+        &self,
+        name: &str,
+        owner: UserId,
+        users: &HashMap<UserId, Option<String>>,
+    ) -> Result<MembersRoom, StoreError> {
+        let rooms = self.rooms.get().await?;
+        let kind = RoomKind::Private { name: name.to_owned(), owner };
+        for _ in 0..ATTEMPTS {
+            let room = MembersRoom::new(RoomId::of_private_room(), kind.clone());
+            match rooms.insert_one(room.to_document()).await {
+                Ok(_) => {
+                    self.add_all(room.id, users).await?;
+                    return Ok(room);
+                }
+                Err(error) => match StoreError::from(error).or_duplicate_id() {
+                    StoreError::Duplicate => {}
+                    error => return Err(error),
+                },
+            }
+        }
+        Err(StoreError::Duplicate)
+    }
+
+    /// The conversation of two users, which both are members of afterwards; and whether it is new.
+    /// Two requests at the same time make one.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn direct(
+        &self,
+        users: &HashMap<UserId, Option<String>>,
+    ) -> Result<(MembersRoom, bool), StoreError> {
+        let mut pair: Vec<UserId> = users.keys().copied().collect();
+        pair.sort_unstable();
+        let pair = match pair.as_slice() {
+            &[one, other] => [one, other],
+            &[one] => [one, one],
+            _ => return Err(StoreError::Malformed(self.rooms.name(), "direct")),
+        };
+        let rooms = self.rooms.get().await?;
+        for attempt in 0..ATTEMPTS {
+            let room = MembersRoom::new(RoomId::of_direct(pair, attempt), RoomKind::Direct(pair));
+            let is_new = match rooms.insert_one(room.to_document()).await {
+                Ok(_) => true,
+                Err(error) => match StoreError::from(error).or_duplicate_id() {
+                    StoreError::Duplicate => false,
+                    error => return Err(error),
+                },
+            };
+            let room = if is_new {
+                room
+            } else {
+                match self.stored(room.id).await? {
+                    // That of other users whose hash begins alike, or one that is being removed.
+                    Some(found) if found.kind != room.kind || found.is_ended => continue,
+                    Some(found) => found,
+                    None => continue,
+                }
+            };
+            self.add_all(room.id, users).await?;
+            return Ok((room, is_new));
+        }
+        Err(StoreError::Duplicate)
+    }
+
+    /// A room, unless it is being removed.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn room(&self, room: RoomId) -> Result<Option<MembersRoom>, StoreError> {
+        Ok(self.stored(room).await?.filter(|room| !room.is_ended))
+    }
+
+    async fn stored(&self, room: RoomId) -> Result<Option<MembersRoom>, StoreError> {
+        let found = self.rooms.get().await?.find_one(doc! { "_id": room.0 }).await?;
+        Ok(found.as_ref().and_then(MembersRoom::of))
+    }
+
+    /// Whether a user is a member of a room.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn is_member(&self, room: RoomId, user: UserId) -> Result<bool, StoreError> {
+        let members = self.members.get().await?;
+        let found = members.find_one(doc! { "_id": member_id(room, user) });
+        Ok(found.projection(doc! { "_id": 1 }).await?.is_some())
+    }
+
+    /// The rooms of these that a user is a member of.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn which_of(
+        &self,
+        rooms: &[RoomId],
+        user: UserId,
+    ) -> Result<HashSet<RoomId>, StoreError> {
+        let members = self.members.get().await?;
+        let ids: Vec<_> = rooms.iter().map(|&room| member_id(room, user)).collect();
+        let mut found = members.find(doc! { "_id": { "$in": ids } }).await?;
+        let mut of = HashSet::new();
+        while found.advance().await? {
+            of.extend(Membership::of(&found.deserialize_current()?).map(|member| member.room));
+        }
+        Ok(of)
+    }
+
+    /// The members of a room, the one who is there longest first.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn members_of(&self, room: RoomId) -> Result<Vec<Membership>, StoreError> {
+        let members = self.members.get().await?;
+        let mut found = members.find(in_room(room)).await?;
+        let mut all = Vec::new();
+        while found.advance().await? {
+            all.extend(Membership::of(&found.deserialize_current()?));
+        }
+        all.sort_by_key(|member| (member.joined_at, member.user));
+        Ok(all)
+    }
+
+    /// The members of rooms, of each the one who is there longest first.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn members_of_all(
+        &self,
+        rooms: &[RoomId],
+    ) -> Result<HashMap<RoomId, Vec<Membership>>, StoreError> {
+        let mut all: HashMap<_, Vec<_>> = HashMap::new();
+        if rooms.is_empty() {
+            return Ok(all);
+        }
+        let ranges: Vec<_> = rooms.iter().map(|&room| in_room(room)).collect();
+        let mut found = self.members.get().await?.find(doc! { "$or": ranges }).await?;
+        while found.advance().await? {
+            if let Some(member) = Membership::of(&found.deserialize_current()?) {
+                all.entry(member.room).or_default().push(member);
+            }
+        }
+        for members in all.values_mut() {
+            members.sort_by_key(|member| (member.joined_at, member.user));
+        }
+        Ok(all)
+    }
+
+    /// The rooms of a user, in the order of their ids.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn rooms_of(&self, user: UserId) -> Result<Vec<MembersRoom>, StoreError> {
+        let members = self.members.get().await?;
+        let mut found = members.find(doc! { "_id.user": user.0 }).await?;
+        let mut ids = Vec::new();
+        while found.advance().await? {
+            ids.extend(Membership::of(&found.deserialize_current()?).map(|member| member.room.0));
+        }
+        let rooms = self.rooms.get().await?;
+        let mut found = rooms.find(doc! { "_id": { "$in": ids } }).sort(doc! { "_id": 1 }).await?;
+        let mut all = Vec::new();
+        while found.advance().await? {
+            all.extend(MembersRoom::of(&found.deserialize_current()?));
+        }
+        all.retain(|room: &MembersRoom| !room.is_ended);
+        Ok(all)
+    }
+
+    /// Adds members; those who are there stay as they are.
+    ///
+    /// # Errors
+    /// The database failed. Some may have been added.
+    pub async fn add_all(
+        &self,
+        room: RoomId,
+        users: &HashMap<UserId, Option<String>>,
+    ) -> Result<(), StoreError> {
+        let members = self.members.get().await?;
+        let now = DateTime::now();
+        let documents: Vec<_> = users
+            .iter()
+            .map(|(&user, username)| {
+                let username = username.clone();
+                Membership { room, user, username, joined_at: now }.to_document()
+            })
+            .collect();
+        if documents.is_empty() {
+            return Ok(());
+        }
+        match members.insert_many(documents).ordered(false).await {
+            Ok(_) => Ok(()),
+            Err(error) => match only_duplicates(&error) {
+                true => Ok(()),
+                false => Err(error.into()),
+            },
+        }
+    }
+
+    /// Removes a member; false when the user was none.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn remove(&self, room: RoomId, user: UserId) -> Result<bool, StoreError> {
+        let members = self.members.get().await?;
+        let removed = members.delete_one(doc! { "_id": member_id(room, user) }).await?;
+        Ok(removed.deleted_count > 0)
+    }
+
+    /// Changes name or owner of a private room, unless it has changed since it was read. `None`
+    /// when it has.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn change(
+        &self,
+        room: &MembersRoom,
+        kind: RoomKind,
+    ) -> Result<Option<MembersRoom>, StoreError> {
+        let changed = MembersRoom {
+            kind,
+            updated_at: DateTime::now(),
+            version: room.version.saturating_add(1),
+            ..room.clone()
+        };
+        Ok(self.replace(room, &changed).await?.then_some(changed))
+    }
+
+    /// Begins to remove a room: from now on it exists for nobody, and nobody is a member. False
+    /// when it has changed since it was read.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn end(&self, room: &MembersRoom) -> Result<bool, StoreError> {
+        let version = room.version.saturating_add(1);
+        let ended = MembersRoom { version, is_ended: true, ..room.clone() };
+        if !self.replace(room, &ended).await? {
+            return Ok(false);
+        }
+        self.members.get().await?.delete_many(in_room(room.id)).await?;
+        Ok(true)
+    }
+
+    /// A room that is being removed, if there is one.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn any_ended(&self) -> Result<Option<RoomId>, StoreError> {
+        let rooms = self.rooms.get().await?;
+        let found = rooms.find_one(doc! { "ended": true }).projection(doc! { "_id": 1 }).await?;
+        Ok(found.and_then(|room| room.get_object_id("_id").ok()).map(RoomId))
+    }
+
+    /// Removes what is left of a room whose messages are gone.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn remove_ended(&self, room: RoomId) -> Result<(), StoreError> {
+        self.members.get().await?.delete_many(in_room(room)).await?;
+        let rooms = self.rooms.get().await?;
+        rooms.delete_one(doc! { "_id": room.0, "ended": true }).await?;
+        Ok(())
+    }
+
+    async fn replace(&self, old: &MembersRoom, new: &MembersRoom) -> Result<bool, StoreError> {
+        let rooms = self.rooms.get().await?;
+        let guard = doc! { "_id": old.id.0, "__v": old.version, "ended": { "$exists": false } };
+        let replaced = rooms.replace_one(guard, new.to_document()).await?;
+        Ok(replaced.matched_count > 0)
+    }
+}
+
+/// Whether an error of an insert of many says only that some were there already.
+fn only_duplicates(error: &Error) -> bool {
+    let ErrorKind::InsertMany(failed) = error.kind.as_ref() else { return false };
+    failed.write_concern_error.is_none()
+        && failed.write_errors.iter().flatten().all(|refused| refused.code == DUPLICATE_KEY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ids_of_rooms_with_members_have_the_mark() {
+        assert!(RoomId::of_private_room().may_have_members());
+        assert_ne!(RoomId::of_private_room(), RoomId::of_private_room());
+        assert!(!RoomId::new().may_have_members());
+        let mut pair = [UserId::new(), UserId::new()];
+        pair.sort_unstable();
+        let direct = RoomId::of_direct(pair, 0);
+        assert!(direct.may_have_members());
+        assert_eq!(direct, RoomId::of_direct(pair, 0));
+        assert_ne!(direct, RoomId::of_direct(pair, 1));
+        assert_ne!(direct, RoomId::of_direct([pair[0], UserId::new()], 0));
+    }
+
+    #[test]
+    fn documents_read_back() {
+        let [one, other] = [UserId::new(), UserId::new()];
+        for kind in [
+            RoomKind::Private { name: "cellar".to_owned(), owner: one },
+            RoomKind::Direct([one, other]),
+        ] {
+            let room = MembersRoom::new(RoomId::of_private_room(), kind);
+            assert_eq!(MembersRoom::of(&room.to_document()), Some(room.clone()));
+            let ended = MembersRoom { is_ended: true, ..room };
+            assert_eq!(MembersRoom::of(&ended.to_document()), Some(ended));
+        }
+        for username in [Some("ada".to_owned()), None] {
+            let joined_at = DateTime::from_millis(5);
+            let member =
+                Membership { room: RoomId::of_private_room(), user: one, username, joined_at };
+            assert_eq!(Membership::of(&member.to_document()), Some(member));
+        }
+    }
+}
