@@ -27,7 +27,7 @@ const PATH: &str = "/healthz";
 // The text of `Unhealthy::Silent` names it.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a server is not healthy.
+/// The server is not healthy.
 #[derive(Debug, thiserror::Error)]
 pub enum Unhealthy {
     /// `PORT` is 0.

@@ -42,7 +42,7 @@ pub struct Event {
     withdrawn: AtomicBool,
 }
 
-/// What happened.
+/// The kind of event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `receiveMessage`: a message was stored; the data is the message.
@@ -284,7 +284,7 @@ impl Event {
         Self::new(Kind::Resync, room, None, position, Box::default())
     }
 
-    /// What happened.
+    /// The kind of event.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -327,7 +327,7 @@ impl Event {
         self.room
     }
 
-    /// Where it stands in the stream; `None` on a standalone MongoDB.
+    /// Its position in the stream; `None` on a standalone MongoDB.
     pub fn position(&self) -> Option<Position> {
         self.position
     }

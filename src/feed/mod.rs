@@ -57,7 +57,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// The timeout of a `hello` command.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a standalone MongoDB is asked whether it has become a replica set.
+/// How often to check whether a standalone MongoDB has become a replica set.
 const STANDALONE_CHECK: Duration = Duration::from_secs(30);
 
 /// After so many failures at the same cluster time, the feed gives this time up.
@@ -90,7 +90,7 @@ pub enum Phase {
     Filling,
     /// By the change stream.
     Live,
-    /// Within this process, since MongoDB is a standalone.
+    /// Within this process, because MongoDB is a standalone.
     Local,
 }
 

@@ -105,7 +105,7 @@ pub(super) enum StreamError {
 pub(super) struct Poison {
     /// The position of the change.
     pub position: Position,
-    /// What is wrong with it.
+    /// The problem.
     pub cause: Malformed,
 }
 

@@ -59,7 +59,7 @@ pub struct Member {
     muted: bool,
 }
 
-/// What a member has got of a room.
+/// The state of a member in a room.
 struct Membership {
     /// The value of [`Joined::recovered`].
     recovered: bool,

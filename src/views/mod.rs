@@ -116,6 +116,7 @@ fn push_member(out: &mut Vec<u8>, user: UserId, username: Option<&str>) {
 
 /// Appends `{room,sender,content,_id,createdAt,updatedAt,__v}`: a message in the answer of
 /// `POST /message` and in `receiveMessage`. The sender is a plain id.
+/// [`live_document`] does the same for a document of unusual shape.
 pub fn message(out: &mut Vec<u8>, message: &Message<'_>) {
     new_message(out, message, None);
 }

@@ -312,7 +312,7 @@ async fn try_run(
     }
 }
 
-/// Events that are written while the session's task sleeps.
+/// Writes events while the session's task sleeps.
 struct EventWriter {
     writer: WriteHandle,
     deliveries: Deliveries,
