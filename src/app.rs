@@ -23,6 +23,7 @@ use crate::config::uri::{MongoUri, UriError};
 use crate::config::{Config, ConfigError, DEFAULT_MAX_CONNECTIONS, Embedded, Mongo, PasswordHash};
 use crate::feed::{Feed, ring};
 use crate::hub::Hub;
+use crate::hub::inbox::Bounds;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::models::{Shared, Store, StoreError, Upkeep, failure};
@@ -34,7 +35,7 @@ use crate::refusals::Refusals;
 use crate::routes;
 use crate::server::capacity::{Capacity, raise_open_files};
 use crate::server::{self, Connections};
-use crate::sessions::registry::{INBOX, SessionRegistry, Worker};
+use crate::sessions::registry::{SessionRegistry, Worker};
 use crate::wires::socket_io::ChatIo;
 
 /// A secret with fewer bytes than this is weaker than the HMAC that uses it.
@@ -187,7 +188,7 @@ impl Application {
                 metrics.clone(),
                 config.legacy_trust,
             );
-            let hub = Hub::new(Arc::clone(feed.ring()), INBOX);
+            let hub = Hub::new(Arc::clone(feed.ring()), Bounds::SESSION);
             // This closure runs on the worker's thread, so the hub runs there, too.
             actix_web::rt::spawn(hub.clone().run());
             let worker = Worker {

@@ -11,7 +11,8 @@
 //! routes                the route table
 //! controllers           the REST handlers
 //! wires                 the chat on each wire: ws, socket_io
-//! sessions              the session of one client on any wire: requests, recovery
+//! sessions              the session of one client on any wire: requests, recovery; registry:
+//!                       permits, limits, drain
 //! chat                  the operations of REST and sockets: send, edit
 //! middleware            Express's behaviour, authentication, deadlines
 //! server                HTTP, and the handover of WebSockets

@@ -28,6 +28,12 @@ pub struct Bounds {
     pub bytes: usize,
 }
 
+impl Bounds {
+    /// The bounds for a session: enough for a burst, and small enough for thousands of clients that
+    /// do not read.
+    pub const SESSION: Self = Self { events: 1_024, bytes: 1 << 20 };
+}
+
 /// The inbox of this session overflowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too slow")]

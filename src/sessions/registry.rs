@@ -15,17 +15,12 @@ use crate::chat::Chat;
 use crate::config::Config;
 use crate::feed::Feed;
 use crate::hub::Hub;
-use crate::hub::inbox::Bounds;
 use crate::limits::{Address, Limits};
 use crate::metrics::Metrics;
 use crate::models::{Store, UserId};
 use crate::refusals::{Refusals, Tally, limit_reached};
 use crate::server::Connections;
 use crate::server::capacity::Capacity;
-
-/// The bounds of the inbox of one session: enough for a burst, and small enough for thousands of
-/// clients that do not read.
-pub const INBOX: Bounds = Bounds { events: 1_024, bytes: 1 << 20 };
 
 /// The pause between two sessions that a drain ends, if the time allows it, so that the clients do
 /// not all reconnect at the same moment.
@@ -198,7 +193,7 @@ impl SessionRegistry {
         self.panics.load(Ordering::Relaxed)
     }
 
-    /// Counts such a session.
+    /// Counts a session of the plain wire that ended by a panic.
     pub fn count_panic(&self) {
         self.panics.fetch_add(1, Ordering::Relaxed);
     }
@@ -356,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_its_share() {
+    fn sessions_of_one_address_are_bounded() {
         let registry = registry(9, 2);
         let permits: Vec<_> = (0..3).map(|_| registry.acquire(address(1))).collect();
         assert_eq!(permits.iter().filter(|permit| permit.is_some()).count(), 2);
@@ -366,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_over_ends_the_other_and_stays() {
+    fn a_takeover_ends_the_previous_connection() {
         let registry = registry(9, 0);
         let mut old = registry.acquire(address(1)).unwrap();
         old.make_resumable("pid", UserId::new(), 0);
