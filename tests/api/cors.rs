@@ -119,7 +119,7 @@ async fn the_operator_sees_once_who_is_refused_and_in_metrics_how_often() {
         eventually(reason, async || count(reason).await >= least).await;
     }
     for said in [
-        "origin \"https://evil.example\" was refused",
+        "its origin \"https://evil.example\" is not in CORS_ORIGINS",
         "another revision of Engine.IO",
         "because of its token: not a JSON Web Token, in ?token=",
         "RATE_LIMIT_CONNECT=12 was reached",
