@@ -39,6 +39,26 @@ fn resolves(page: &Path, link: &str) -> bool {
 }
 
 #[test]
+fn every_file_that_a_page_names_exists() {
+    const FOLDERS: [&str; 5] = ["src/", "tests/", "benches/", "deploy/", "examples/"];
+    let mut named = Vec::new();
+    for (_, text) in pages() {
+        for span in markdown::prose(&text).into_iter().flat_map(markdown::code_spans) {
+            if FOLDERS.iter().any(|folder| span.starts_with(folder)) {
+                named.push(span.to_owned());
+            }
+        }
+    }
+    for row in markdown::rows(&page("docs/architecture.md"), "## Why each part exists") {
+        named.extend(markdown::code_spans(row[0]).map(|part| format!("src/{part}")));
+    }
+    for path in &named {
+        assert!(root().join(path).exists(), "{path}");
+    }
+    assert!(named.len() > 30, "{named:?}");
+}
+
+#[test]
 fn the_readme_leads_to_every_page_and_is_short() {
     let readme = page("README.md");
     assert!(readme.lines().count() < 200, "{}", readme.lines().count());
