@@ -11,7 +11,7 @@ use super::json;
 use super::list::{self, Broken};
 use crate::casts::required_text;
 use crate::chat::{Chat, RoomChange};
-use crate::config::ErrorMode;
+use crate::config::{Config, ErrorMode};
 use crate::error::{ApiError, NO_ID};
 use crate::js::{Fields, Js};
 use crate::limits::Limits;
@@ -73,34 +73,43 @@ pub async fn create_room(
 /// Lists all rooms, in the order stored.
 ///
 /// # Errors
-/// The database failed.
+/// The database failed, or a parameter cannot be read.
 #[utoipa::path(
     get,
     path = "/api/chat/rooms",
     tag = "Rooms",
     description = "All public rooms, or with `mine=true` the rooms with members that the user is in, \
-                   by pages in the order of their ids. A list beyond 1 MiB is streamed, without \
-                   `ETag`.",
+                   by pages in the order of their ids. Without it, `limit` and `before` have no \
+                   effect. An invalid value is refused with `mine=true` or `ERRORS=precise`, and \
+                   otherwise counts as absent. A list beyond 1 MiB is streamed, without `ETag`.",
     params(api::Rooms),
     responses(
-        (status = 200, description = "The rooms", body = Vec<api::Room>),
+        (status = 200, description = "The rooms", body = Vec<api::RoomWithMembers>),
         api::GetAllRoomsRefusals,
     ),
 )]
 pub async fn get_all_rooms(
     req: HttpRequest,
     user: CurrentUser,
+    config: Data<Config>,
     store: Data<Store>,
     chat: Data<Chat>,
 ) -> Result<HttpResponse, ApiError> {
     let query = Query::<Vec<(String, String)>>::from_query(req.query_string());
     let query = query.map(Query::into_inner).unwrap_or_default();
     let value = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| &**value);
-    if value("mine") != Some("true") {
+    let invalid = |field, problem| ApiError::InvalidField { field, problem };
+    let mine = match value("mine").map(str::parse) {
+        None => false,
+        Some(Ok(mine)) => mine,
+        Some(Err(_)) if config.errors == ErrorMode::Original => false,
+        Some(Err(_)) => return Err(invalid("mine", "must be true or false")),
+    };
+    if mine {
+        req.extensions_mut().insert(ErrorMode::Precise);
+    } else if config.errors == ErrorMode::Original {
         return list::respond(RoomList::new(store.rooms.all().await?)).await;
     }
-    req.extensions_mut().insert(ErrorMode::Precise);
-    let invalid = |field, problem| ApiError::InvalidField { field, problem };
     let limit = match value("limit").map(str::parse) {
         None => DEFAULT_LIMIT,
         Some(Ok(limit)) if (1..=MAX_LIMIT).contains(&limit) => limit,
@@ -111,6 +120,9 @@ pub async fn get_all_rooms(
         Some(Ok(room)) => Some(room),
         Some(Err(_)) => return Err(invalid("before", "must be the id of a room")),
     };
+    if !mine {
+        return list::respond(RoomList::new(store.rooms.all().await?)).await;
+    }
     let mut body = vec![b'['];
     for room in chat.rooms_of_member(user.0, limit, before).await? {
         room.write(&mut body);

@@ -19,6 +19,7 @@ refusals! {
     ];
     /// `GET /api/chat/rooms`.
     GetAllRoomsRefusals(BOTH) = token(), database(), [
+        field("mine", "must be true or false"),
         field("limit", "must be a whole number from 1 to 1000"),
         field("before", "must be the id of a room"),
     ];
@@ -104,7 +105,8 @@ pub struct OneRoomWithMembers {
     pub room: RoomWithMembers,
 }
 
-/// A room; a public one has neither owner nor members.
+/// A room; a public one has neither owner nor members. Those that other programs wrote may lack dates
+/// and `__v`.
 #[derive(ToSchema)]
 pub struct RoomWithMembers {
     /// What routes and events call `room`.
@@ -169,25 +171,5 @@ pub struct CreatedRoom {
     #[schema(example = "Room created successfully")]
     pub message: String,
     /// The room as it was stored.
-    pub room: Room,
-}
-
-/// A room. Those that other programs wrote may lack dates and `__v`.
-#[derive(ToSchema)]
-pub struct Room {
-    /// What routes and events call `room`.
-    #[schema(value_type = ObjectId, rename = "_id")]
-    pub id: ObjectId,
-    /// Unique.
-    #[schema(example = "general")]
-    pub name: String,
-    /// When it was created.
-    #[schema(value_type = Date, rename = "createdAt", required = false)]
-    pub created_at: Date,
-    /// The same.
-    #[schema(value_type = Date, rename = "updatedAt", required = false)]
-    pub updated_at: Date,
-    /// Mongoose's version.
-    #[schema(rename = "__v", required = false, example = 0)]
-    pub version: i32,
+    pub room: RoomWithMembers,
 }

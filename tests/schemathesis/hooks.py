@@ -6,7 +6,8 @@ import re
 import schemathesis
 
 ID = re.compile(r"\A[0-9a-fA-F]{24}\Z")
-KNOWN = {"room": os.environ["ROOM"], "sender": os.environ["SENDER"]}
+ROOM, USER = os.environ["ROOM"], os.environ["SENDER"]
+KNOWN = {"room": ROOM, "sender": USER, "user": USER, "owner": USER, "members": USER}
 
 
 def known(field, value):
