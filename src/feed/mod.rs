@@ -313,8 +313,8 @@ impl Feed {
                 if !self.is_narrow.swap(true, Ordering::Relaxed) {
                     log::warn!(
                         "The user of MONGO_URI may not open a change stream on the database, so \
-                         only the stream of messages is opened. Grant changeStream and find on \
-                         the database, without a collection ({})",
+                         only the stream of messages is opened, and private rooms are off. Grant \
+                         changeStream and find on the database, without a collection ({})",
                         describe(&error)
                     );
                 }

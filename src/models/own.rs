@@ -73,7 +73,7 @@ pub static KEYS: Purpose = Purpose {
 /// Private rooms and direct conversations.
 pub static ROOMS: Purpose = Purpose {
     collection: "realtime_chat_backend_rooms",
-    feature: "Private rooms",
+    feature: "Membership of private rooms",
     expiry: None,
     looked_up_by: Some("ended"),
 };
@@ -81,7 +81,7 @@ pub static ROOMS: Purpose = Purpose {
 /// The members of private rooms and direct conversations.
 pub static MEMBERS: Purpose = Purpose {
     collection: "realtime_chat_backend_members",
-    feature: "Private rooms",
+    feature: "Membership of private rooms",
     expiry: None,
     looked_up_by: Some("_id.user"),
 };

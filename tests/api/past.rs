@@ -63,6 +63,12 @@ async fn leave_records(server: &TestServer, user: &User<'_>, room: &str) -> Call
     caller
 }
 
+/// Makes a private room, for which its two collections must be this server's.
+async fn private_room(user: &User<'_>) -> Response {
+    let body = json!({ "name": "cellar", "private": true });
+    user.request(Method::POST, "/api/chat/room", Some(&body)).await
+}
+
 async fn refused(answer: Response, status: u16, code: &str) {
     assert_eq!(answer.status().as_u16(), status);
     let body: Value = answer.json().await.unwrap();
@@ -264,6 +270,7 @@ async fn collections_of_other_programs_are_not_touched() {
     let ann = server.register("ann").await;
     let room = ann.create_room("lounge").await;
     let _caller = leave_records(&server, &ann, &room).await;
+    assert_eq!(private_room(&ann).await.status(), StatusCode::CREATED);
     for name in ["sockets", "idempotency"] {
         assert_eq!(index_names(&database, name).await, ["_id_"]);
         let documents = database.collection::<Document>(name);
@@ -288,10 +295,14 @@ async fn an_own_name_that_others_use_turns_its_feature_off_until_there_is_room()
         "create": own::SOCKETS.collection, "viewOn": "elsewhere", "pipeline": [],
     };
     database.run_command(view).await.unwrap();
+    for purpose in [&own::ROOMS, &own::MEMBERS] {
+        database.collection::<Document>(purpose.collection).insert_one(&theirs).await.unwrap();
+    }
 
     let server = precise_on(&uri).await;
     let ann = server.register("ann").await;
     let room = ann.create_room("lounge").await;
+    refused(private_room(&ann).await, 503, "unavailable").await;
     let answer = send(&server, &ann, &room, "hello", Some("k")).await;
     assert!(answer.headers().contains_key("retry-after"));
     refused(answer, 503, "idempotency_unavailable").await;
@@ -304,9 +315,12 @@ async fn an_own_name_that_others_use_turns_its_feature_off_until_there_is_room()
     let mut caller = Caller::connect(server.addr, &ann.token).await;
     caller.join(&room).await;
     assert_eq!(caller.cut().pid, None, "it is not offered");
-    assert_eq!(index_names(&database, own::KEYS.collection).await, ["_id_"]);
-    let found = database.collection::<Document>(own::KEYS.collection).find_one(doc! {}).await;
-    assert_eq!(found.unwrap(), Some(theirs));
+    for purpose in [&own::KEYS, &own::ROOMS, &own::MEMBERS] {
+        assert_eq!(index_names(&database, purpose.collection).await, ["_id_"]);
+        let collection = database.collection::<Document>(purpose.collection);
+        assert_eq!(collection.count_documents(doc! {}).await.unwrap(), 1, "{purpose:?}");
+        assert_eq!(collection.find_one(doc! {}).await.unwrap().as_ref(), Some(&theirs));
+    }
     for purpose in own::ALL {
         assert!(matches!(purpose.look(&database).await, Ok(Holding::Others(_))), "{purpose:?}");
     }
@@ -316,6 +330,10 @@ async fn an_own_name_that_others_use_turns_its_feature_off_until_there_is_room()
     }
     eventually("keys are taken again", async || {
         send(&server, &ann, &room, "hello", Some("k")).await.status() == StatusCode::CREATED
+    })
+    .await;
+    eventually("private rooms can be made again", async || {
+        private_room(&ann).await.status() == StatusCode::CREATED
     })
     .await;
     eventually("sockets can come back again", async || {
@@ -360,6 +378,7 @@ async fn only_documents_of_ours_expire_and_the_marker_does_not() {
     let ann = server.register("ann").await;
     let room = ann.create_room("lounge").await;
     let _caller = leave_records(&server, &ann, &room).await;
+    assert_eq!(private_room(&ann).await.status(), StatusCode::CREATED);
     for purpose in own::ALL {
         let collection = database.collection::<Document>(purpose.collection);
         let (mut indexes, mut expiring) = (collection.list_indexes().await.unwrap(), 0);
@@ -378,7 +397,9 @@ async fn only_documents_of_ours_expire_and_the_marker_does_not() {
             let marker = collection.find_one(doc! { "_id": own::MARK }).await.unwrap().unwrap();
             assert!(!marker.contains_key(date), "{marker}");
         }
-        assert_eq!(expiring, 1);
+        let is_kept =
+            [own::ROOMS.collection, own::MEMBERS.collection].contains(&purpose.collection);
+        assert_eq!(expiring, if is_kept { 0 } else { 1 }, "{purpose:?}");
     }
 }
 
@@ -389,6 +410,7 @@ async fn instances_that_start_at_once_share_the_own_collections() {
     let servers = join_all((0..4).map(|_| precise_on(&uri))).await;
     let ann = servers[0].register("ann").await;
     let room = ann.create_room("lounge").await;
+    assert_eq!(private_room(&ann).await.status(), StatusCode::CREATED);
     for (n, server) in servers.iter().enumerate() {
         let answer = send(server, &ann, &room, "hello", Some(&n.to_string())).await;
         assert_eq!(answer.status(), StatusCode::CREATED);
@@ -401,8 +423,13 @@ async fn instances_that_start_at_once_share_the_own_collections() {
         let marked = collection.count_documents(doc! { "_id": own::MARK }).await.unwrap();
         assert_eq!(marked, 1);
         let indexes = index_names(&database, purpose.collection).await;
-        let looked_up = usize::from(purpose.collection == own::KEYS.collection);
-        assert_eq!(indexes.len(), 2 + looked_up, "{indexes:?}");
+        let expected: &[&str] = match purpose.collection {
+            name if name == own::SOCKETS.collection => &["_id_", "expires_1"],
+            name if name == own::KEYS.collection => &["_id_", "createdAt_1", "message._id_1"],
+            name if name == own::ROOMS.collection => &["_id_", "ended_1"],
+            _ => &["_id_", "_id.user_1"],
+        };
+        assert_eq!(indexes, expected);
     }
 }
 
@@ -416,6 +443,8 @@ async fn a_database_that_is_dropped_under_the_server_is_whole_again_within_secon
             ("messages", "room_1__id_1"),
             (own::KEYS.collection, "createdAt_1"),
             (own::SOCKETS.collection, "expires_1"),
+            (own::ROOMS.collection, "ended_1"),
+            (own::MEMBERS.collection, "_id.user_1"),
         ];
         let mut has_all = true;
         for (collection, index) in expected {
