@@ -25,7 +25,7 @@ const COLLECTIONS: [(&str, Option<&str>); 3] =
 const NEEDED: [(&str, &[&str]); 3] = [
     ("users", &["find", "insert", "update", "createIndex"]),
     ("rooms", &["find", "insert", "createIndex"]),
-    ("messages", &["find", "insert", "update", "createIndex", "changeStream"]),
+    ("messages", &["find", "insert", "update", "remove", "createIndex", "changeStream"]),
 ];
 /// The actions that the change stream of the whole database needs. Without them, the change stream
 /// of `messages` is used.
@@ -112,6 +112,7 @@ pub async fn survey(database: &Database) -> Result<Vec<Finding>, StoreError> {
             Err(error) => Note(format!("{} could not be checked: {error}", purpose.collection)),
         });
     }
+    findings.extend(about("the private rooms", private_rooms(database).await));
     findings.extend(about("the password hashes", hashes(database).await));
     Ok(findings)
 }
@@ -320,8 +321,8 @@ async fn privileges(database: &Database) -> Result<Vec<Finding>, StoreError> {
     if !NEEDED_OF_DATABASE.iter().all(|action| privileges.allow(action, "")) {
         findings.push(Note(
             "the user of MONGO_URI may not open a change stream on the database, so only that of \
-             messages would be read. It needs find and changeStream on the database, without a \
-             collection"
+             messages would be read, and private rooms would be off. It needs find and \
+             changeStream on the database, without a collection"
                 .to_owned(),
         ));
     }
@@ -334,6 +335,22 @@ async fn privileges(database: &Database) -> Result<Vec<Finding>, StoreError> {
         ))
     });
     Ok(findings)
+}
+
+/// Whether there are rooms that a Node server would open to everybody.
+async fn private_rooms(database: &Database) -> Result<Vec<Finding>, StoreError> {
+    let rooms = database.collection::<Document>(own::ROOMS.collection);
+    // The marker of the collection has a text as its `_id`.
+    let ours = doc! { own::FIELD: own::MARK, "_id": { "$type": "objectId" } };
+    let count = rooms.count_documents(ours).max_time(QUESTION).await?;
+    Ok(match count {
+        0 => Vec::new(),
+        count => vec![Note(format!(
+            "private rooms are in use: {count} in {}. A Node server would let every user read and \
+             write them, so run none on this database; docs/migrating.md has the way back",
+            own::ROOMS.collection
+        ))],
+    })
 }
 
 /// Counts users by the kind of their password hash.

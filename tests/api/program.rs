@@ -6,8 +6,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use bson::oid::ObjectId;
 use bson::{Document, doc};
 use realtime_chat_backend::config::original;
+use realtime_chat_backend::models::own;
 use realtime_chat_backend::mongod::{Mongod, Options};
 use reqwest::StatusCode;
 use serde_json::json;
@@ -375,6 +377,16 @@ async fn a_dry_run_finds_what_would_lose_something_and_what_is_only_worth_knowin
     ] {
         assert!(said.contains(line), "{line:?} is not in:\n{said}");
     }
+    let marker = doc! { "_id": own::MARK, own::FIELD: own::MARK };
+    let private_room = doc! { "_id": ObjectId::new(), own::FIELD: own::MARK };
+    let rooms = database.collection::<Document>(own::ROOMS.collection);
+    rooms.insert_one(marker).await.unwrap();
+    let (said, _) = checked(&uri).await;
+    assert!(!said.contains("private rooms are in use"), "{said}");
+    rooms.insert_one(private_room).await.unwrap();
+    let (said, is_good) = checked(&uri).await;
+    let line = "note     private rooms are in use: 1 in realtime_chat_backend_rooms. A Node server";
+    assert!(is_good && said.contains(line), "{said}");
 
     let old = doc! { "name": "clientMsgId_1" };
     database.run_command(unique(doc! { "clientMsgId": 1 }, old)).await.unwrap();
