@@ -38,7 +38,19 @@ async fn the_page_about_realtime_is_that_of_the_repository() {
     for anchor in markdown::anchors(&page("docs/realtime.md")) {
         assert!(ids.contains(&*anchor), "{anchor}");
     }
-    let told = ["receiveMessage", "messageEdited", "messageDeleted", "resync", "position", "error"];
+    let told = [
+        "receiveMessage",
+        "messageEdited",
+        "messageDeleted",
+        "memberAdded",
+        "memberRemoved",
+        "roomChanged",
+        "roomAdded",
+        "roomRemoved",
+        "resync",
+        "position",
+        "error",
+    ];
     for event in RequestKind::ALL.map(RequestKind::name).into_iter().chain(told) {
         assert!(
             shown.contains(&format!("<td data-column=\"Event\"><code>{event}</code>")),

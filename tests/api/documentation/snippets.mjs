@@ -175,6 +175,67 @@ async function edits(room, shown) {
   await are('one, edited', 'three, edited', 'five, edited');
 }
 
+// A private room as its owner and as another member see it, and a conversation of the two.
+async function privateRooms() {
+  const heading = 'Private rooms and direct messages';
+  const names = ['ask', 'privateRoom', 'conversationWith', 'followRooms'];
+  const { ask, privateRoom, conversationWith, followRooms } = await run(realtime(heading), ...names);
+  const bob = { username: 'bob', password: 'correct horse' };
+  const auth = route => fetch(`${server}/api/auth/${route}`, {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json' },
+    body: JSON.stringify(bob),
+  });
+  await auth('register');
+  const { token, userId } = await (await auth('login')).json();
+  const received = { ann: [], bob: [] };
+  const open = async (user, token) => {
+    const ws = new Native(`${server.replace('http', 'ws')}/ws?token=${token}`);
+    ws.onmessage = ({ data }) => received[user].push(JSON.parse(data));
+    await until('open', () => ws.readyState === Native.OPEN);
+    return ws;
+  };
+  let mine = [];
+  const stop = followRooms(socket, rooms => { mine = rooms; });
+  const membersOf = room => mine.find(({ _id }) => _id === room)?.members.length;
+
+  const { _id: room, members } = await privateRoom('attic');
+  assert.deepEqual(members.map(({ _id }) => _id), [USER_ID]);
+  await until('the new room', () => membersOf(room) === 1);
+  const sockets = [await open('ann', TOKEN), await open('bob', token)];
+  sockets[0].send(JSON.stringify({ event: 'joinRoom', data: room, id: 1 }));
+  await until('joined', () => received.ann.length === 1);
+  received.ann.length = 0;
+  await socket.emitWithAck('joinRoom', room);
+  await ask('POST', `room/${room}/members`, { user: userId });
+  await until('the new member', () => membersOf(room) === 2);
+  await ask('PATCH', `room/${room}`, { name: 'cellar' });
+  await until('the new name', () => mine.some(({ name }) => name === 'cellar'));
+  await ask('DELETE', `room/${room}/members/${userId}`);
+  await until('the removal', () => membersOf(room) === 1);
+
+  // Positions are others each time.
+  const shape = frame => ({ ...frame, position: typeof frame.position });
+  const frames = realtime(heading, 'text').split('\n').filter(line => line).map(line => JSON.parse(line.slice(2)
+    .replaceAll('676d2c41b1e8a27d9c0f4a15', room)
+    .replaceAll('676d2c34b1e8a27d9c0f4a11', USER_ID)
+    .replaceAll('676d2c34b1e8a27d9c0f4a12', userId)));
+  await until('the frames', () => received.ann.length === 3 && received.bob.length === 2);
+  assert.deepEqual([...received.ann, ...received.bob].map(shape), frames.map(shape));
+
+  const conversation = await conversationWith(userId);
+  assert.equal((await conversationWith(userId))._id, conversation._id);
+  await until('the conversation', () => membersOf(conversation._id) === 2);
+  await ask('DELETE', `room/${room}`);
+  await until('the end of the room', () => mine.length === 1);
+  await away(socket, () => ask('DELETE', `room/${conversation._id}/members/${USER_ID}`));
+  await until('what happened while away', () => mine.length === 0);
+  assert.equal(await ask('GET', `room/${conversation._id}`), null);
+  await assert.rejects(ask('POST', 'direct', { user: 'bob' }), /must be an id/);
+  stop();
+  for (const ws of sockets) ws.close();
+}
+
 async function historyInPages() {
   const room = await newRoom();
   const contents = Array.from({ length: 120 }, (_, index) => `message ${index}`);
@@ -401,7 +462,7 @@ async function argon2() {
   }
 }
 
-const scenarios = { socketIo, historyInPages, webSocket, frames, readme, react, angular, vue, olderClient, argon2 };
+const scenarios = { socketIo, privateRooms, historyInPages, webSocket, frames, readme, react, angular, vue, olderClient, argon2 };
 try {
   for (const [name, scenario] of Object.entries(scenarios)) {
     console.error(name);
