@@ -265,9 +265,9 @@ impl MembersRooms {
     ) -> Result<(MembersRoom, bool), StoreError> {
         let mut pair: Vec<UserId> = users.keys().copied().collect();
         pair.sort_unstable();
-        let pair = match pair.as_slice() {
-            &[one, other] => [one, other],
-            &[one] => [one, one],
+        let pair = match *pair.as_slice() {
+            [one, other] => [one, other],
+            [one] => [one, one],
             _ => return Err(StoreError::Malformed(self.rooms.name(), "direct")),
         };
         let rooms = self.rooms.get().await?;

@@ -196,7 +196,7 @@ async fn a_session_that_comes_back_hears_of_its_removal_and_nothing_behind_it() 
     tokio::time::sleep(Duration::from_millis(500)).await;
 
     let mut caller = Caller::recover(other.addr, &bob.token, &memory).await;
-    let mut told = vec![caller.event().await, caller.event().await];
+    let mut told = [caller.event().await, caller.event().await];
     told.sort_by_key(|event| event[0].as_str().unwrap().to_owned());
     assert_eq!(told[0][1]["content"], "for all");
     assert_eq!((&told[1][0], &told[1][1]["room"]), (&json!("roomRemoved"), &json!(id)));
