@@ -359,3 +359,109 @@ fn without_positions_events_are_delivered_and_nothing_is_recovered() {
     while hub.dispatch(10).more {}
     assert_eq!(drain(&mut member), (2, true));
 }
+
+/// Publishes these events at the next positions, and hands them out.
+fn publish_events(hub: &Hub, events: impl FnOnce(&mut dyn FnMut() -> Position) -> Vec<Event>) {
+    let mut last = hub.ring.newest().map_or(0, |newest| newest.time().1);
+    let events = events(&mut || {
+        last += 1;
+        Position::first_of(1, last)
+    });
+    let newest = Some(Position::first_of(1, last));
+    hub.ring.publish(Batch { events, newest, through: None, second: 1 });
+    while hub.dispatch(10).more {}
+}
+
+fn message(room: RoomId, position: Position) -> Event {
+    Event::message(&Message::new(room, UserId::new(), "x"), Some(position))
+}
+
+/// The names of the events that wait for a member.
+fn told(member: &mut Member) -> Vec<&'static str> {
+    let context = Context::from_waker(Waker::noop());
+    let mut names = Vec::new();
+    while let Poll::Ready(Ok(delivery)) = member.poll_next(&context) {
+        names.push(delivery.event().kind().name());
+    }
+    names
+}
+
+/// A message, the removal of `user`, and a message behind it.
+fn remove_between_messages(hub: &Hub, room: RoomId, user: UserId) {
+    publish_events(hub, |next| {
+        let mut events = vec![message(room, next())];
+        events.extend(Event::member_removed(room, user, Some([next(), next()])));
+        events.push(message(room, next()));
+        events
+    });
+}
+
+#[test]
+fn a_removed_user_is_given_what_came_before_and_nothing_behind() {
+    let hub = hub(100, usize::MAX);
+    let (room, user) = (RoomId::new(), UserId::new());
+    let member_of = |user: UserId| {
+        let mut member = Member::new(&hub);
+        member.set_user(user);
+        member
+    };
+    let since = Position::first_of(1, 1);
+    publish(&hub, room, 1);
+    // Live in the room, in another one, and of another user.
+    let (mut live, mut elsewhere, mut other) =
+        (member_of(user), member_of(user), member_of(UserId::new()));
+    live.join_with_members(room, Start::Live, Some(since));
+    other.join_with_members(room, Start::Live, Some(since));
+    // In the middle of a replay, of which it has been given nothing yet.
+    publish_events(&hub, |next| vec![message(room, next())]);
+    let mut replayed = member_of(user);
+    replayed.join_with_members(room, Start::After(since), Some(since));
+    remove_between_messages(&hub, room, user);
+
+    let all = ["receiveMessage", "receiveMessage", "memberRemoved", "receiveMessage"];
+    assert_eq!(told(&mut other), all);
+    let mut expected = all[..3].to_vec();
+    expected.push("roomRemoved");
+    assert_eq!(told(&mut live), expected);
+    // What is told to the user comes when it happens, the replay in between.
+    let mut heard = told(&mut replayed);
+    heard.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(heard, expected);
+    assert_eq!(told(&mut elsewhere), ["roomRemoved"]);
+    for member in [&mut live, &mut replayed] {
+        assert!(!member.is_in(room));
+        publish_events(&hub, |next| vec![message(room, next())]);
+        assert!(told(member).is_empty());
+    }
+}
+
+#[test]
+fn a_removal_that_was_taken_back_before_the_join_removes_nobody() {
+    let hub = hub(100, usize::MAX);
+    let (room, user) = (RoomId::new(), UserId::new());
+    publish(&hub, room, 1);
+    remove_between_messages(&hub, room, user);
+    let mut member = Member::new(&hub);
+    member.set_user(user);
+    let since = Position::first_of(1, 1);
+    member.join_with_members(room, Start::After(since), hub.through());
+    assert_eq!(told(&mut member), ["receiveMessage", "memberRemoved", "receiveMessage"]);
+    assert!(member.is_in(room));
+    publish_events(&hub, |next| vec![message(room, next())]);
+    assert_eq!(told(&mut member), ["receiveMessage"]);
+}
+
+#[test]
+fn a_member_whose_hub_has_missed_events_has_to_ask_again() {
+    let hub = hub(100, usize::MAX);
+    let mut member = Member::new(&hub);
+    member.set_user(UserId::new());
+    // As the models make them.
+    let room = RoomId(bson::oid::ObjectId::from_bytes(*b"\0\0\0\0\x9croom\0\0\0"));
+    assert!(room.may_have_members());
+    member.join_with_members(room, Start::Live, hub.through());
+    hub.ring.open(Position::first_of(9, 1));
+    while hub.dispatch(10).more {}
+    assert_eq!(drain(&mut member), (0, false));
+}
