@@ -342,7 +342,7 @@ async fn private_rooms(database: &Database) -> Result<Vec<Finding>, StoreError> 
     let rooms = database.collection::<Document>(own::ROOMS.collection);
     // The marker of the collection has a text as its `_id`.
     let ours = doc! { own::FIELD: own::MARK, "_id": { "$type": "objectId" } };
-    let count = rooms.count_documents(ours).max_time(QUESTION).await?;
+    let count = rooms.count_documents(ours).max_time(CHECK_TIMEOUT).await?;
     Ok(match count {
         0 => Vec::new(),
         count => vec![Note(format!(
