@@ -211,7 +211,12 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
     match scope {
         Scope::Database => passes.extend([
             doc! { "to.coll": MESSAGES, "operationType": "rename" },
-            doc! { "ns.coll": members, "operationType": { "$in": ["insert", "delete"] } },
+            // Not the marker of the collection, whose `_id` is a text.
+            doc! {
+                "ns.coll": members,
+                "operationType": { "$in": ["insert", "delete"] },
+                "documentKey._id.room": { "$exists": true },
+            },
             doc! { "ns.coll": rooms, "operationType": "replace" },
         ]),
         Scope::Messages => ends.extend(["drop", "rename"]),
@@ -299,7 +304,6 @@ impl Reply {
             Err(_) => Membership::removed(event)
                 .map(|(room, user)| Event::member_removed(room, user, Some(positions))),
         };
-        // The marker of the collection is no member.
         self.changes.extend(events.into_iter().flatten().map(Change::Event));
     }
 
