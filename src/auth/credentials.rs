@@ -41,7 +41,7 @@ pub enum TokenSource {
 pub enum TokenRefused {
     /// There is no token.
     Missing(Absence),
-    /// There is one, which is refused.
+    /// The token is refused.
     Invalid(TokenError, TokenSource),
 }
 

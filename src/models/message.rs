@@ -313,7 +313,7 @@ impl Messages {
         Ok(())
     }
 
-    /// Removes up to so many messages of a room; false when none is left.
+    /// Removes at most `most` messages of a room. Returns false if none is left.
     ///
     /// # Errors
     /// The database failed.

@@ -135,7 +135,7 @@ pub struct Store {
     pub messages: Messages,
     /// The records of sessions whose clients may reconnect.
     pub sockets: Sockets,
-    /// Rooms that only their members know.
+    /// Private rooms and direct conversations.
     pub members_rooms: MembersRooms,
     own: [own::State; 4],
     /// When the database was last found to be ready.

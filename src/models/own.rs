@@ -47,10 +47,10 @@ pub struct Purpose {
     pub collection: &'static str,
     /// The feature that needs the collection, as the subject of a sentence.
     pub feature: &'static str,
-    /// The field with the date from which the age of a document counts, and after what time the
-    /// document is removed; `None`: documents stay.
+    /// The field with the date from which the age of a document counts, and the age at which it is
+    /// removed; `None` if documents stay.
     expiry: Option<(&'static str, Duration)>,
-    /// A field by which documents are looked for, too.
+    /// Another field by which documents are looked up.
     looked_up_by: Option<&'static str>,
 }
 
