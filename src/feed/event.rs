@@ -309,10 +309,15 @@ impl Event {
         self.message.as_ref()
     }
 
+    /// Whether this event has the text of a message.
+    pub fn has_text(&self) -> bool {
+        matches!(self.kind, Kind::Message | Kind::Edited)
+    }
+
     /// Marks this event as withdrawn if it has the text of a message: the message was deleted, and
     /// this event is not delivered any more.
     pub fn withdraw(&self) {
-        if matches!(self.kind, Kind::Message | Kind::Edited) {
+        if self.has_text() {
             self.withdrawn.store(true, Ordering::Relaxed);
         }
     }

@@ -10,6 +10,7 @@
 //! Nothing awaits under the lock, and each operation under it is short: some pushes, a look at one
 //! end, or a binary search in the index of one room.
 
+mod detached;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -131,6 +132,7 @@ impl Ring {
             floor: at,
             through: at,
             newest: state.newest,
+            detached: state.detach(),
             ..RingState::default()
         };
         self.end.send_replace(next);
@@ -166,7 +168,8 @@ impl Ring {
     pub fn close(&self) {
         let mut state = self.write();
         let next = state.end() + 1;
-        *state = RingState { first: next, recoverable: next, ..RingState::default() };
+        let detached = state.detach();
+        *state = RingState { first: next, recoverable: next, detached, ..RingState::default() };
         self.end.send_replace(next);
     }
 
@@ -186,11 +189,10 @@ impl Ring {
         }
     }
 
-    /// The room of a message that has an event in the ring.
+    /// The room of a message that has an event in the ring, or one that left the ring and waits in
+    /// an inbox.
     pub fn room_of(&self, message: &MessageKey) -> Option<RoomId> {
-        let state = self.read();
-        let seq = state.messages.get(message)?.last()?;
-        Some(state.entry(*seq)?.event.room())
+        self.read().room_of(message)
     }
 
     /// Remembers that a message without an event in the ring was removed, so that its text is not

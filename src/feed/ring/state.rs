@@ -6,9 +6,7 @@ use std::{
     time::Duration,
 };
 
-use smallvec::SmallVec;
-
-use super::{Lagged, Limits, Seq, Tail};
+use super::{Lagged, Limits, Seq, Tail, detached::Detached};
 use crate::{
     feed::{
         event::{Event, Kind, MessageKey},
@@ -42,8 +40,10 @@ pub(super) struct RingState {
     pub(super) recoverable_bytes: usize,
     /// The numbers of each room's entries, in order. Rooms without entries are removed.
     pub(super) rooms: HashMap<RoomId, VecDeque<Seq>>,
-    /// The numbers of each message's entries, in order. Messages without entries are removed.
-    pub(super) messages: HashMap<MessageKey, SmallVec<[Seq; 1]>>,
+    /// The messages that have entries.
+    pub(super) messages: HashMap<MessageKey, Thread>,
+    /// Events that left the ring and may still be delivered.
+    pub(super) detached: Detached,
     /// Messages that had no entry when another program removed them. The backfill may still read
     /// their text.
     pub(super) removed: HashSet<MessageKey>,
@@ -67,6 +67,18 @@ pub(super) struct Entry {
     pub(super) event: Arc<Event>,
     /// Its cluster time, in seconds since 1970.
     pub(super) second: u32,
+    /// The number of the event before it of the same message, which may be gone.
+    before: Option<Seq>,
+}
+
+/// The entries of one message, each of which knows the one before it.
+#[derive(Debug)]
+pub(super) struct Thread {
+    newest: Seq,
+    /// As long as nothing is gone.
+    oldest: Seq,
+    /// Whether a deletion is, or was, among them.
+    deleted: bool,
 }
 
 impl RingState {
@@ -88,48 +100,83 @@ impl RingState {
         self.entries.get(self.index(seq).ok()?)
     }
 
+    fn entry_mut(&mut self, seq: Seq) -> Option<&mut Entry> {
+        let index = self.index(seq).ok()?;
+        self.entries.get_mut(index)
+    }
+
+    /// An entry, with its bytes counted.
+    fn counted(&mut self, event: Event, second: u32, before: Option<Seq>) -> Entry {
+        let entry = Entry { event: Arc::new(event), second, before };
+        self.bytes += entry.footprint();
+        self.recoverable_bytes += entry.footprint();
+        entry
+    }
+
     pub(super) fn push(&mut self, event: Event, second: u32) {
         let seq = self.end();
         self.rooms.entry(event.room()).or_default().push_back(seq);
+        let mut before = None;
         if let Some(key) = event.key() {
-            if event.kind() == Kind::Deleted {
-                self.of_message(key).for_each(Event::withdraw);
+            let deleted = event.kind() == Kind::Deleted;
+            if deleted {
+                self.withdraw(key);
             }
-            self.messages.entry(key.clone()).or_default().push(seq);
+            let thread = self.messages.entry(key.clone()).or_insert(Thread::of(seq));
+            before =
+                Some(std::mem::replace(&mut thread.newest, seq)).filter(|&before| before < seq);
+            thread.deleted |= deleted;
         }
-        let entry = Entry { event: Arc::new(event), second };
-        self.bytes += entry.footprint();
-        self.recoverable_bytes += entry.footprint();
+        let entry = self.counted(event, second, before);
         self.entries.push_back(entry);
     }
 
     pub(super) fn push_front(&mut self, event: Event, second: u32) {
-        if let Some(key) = event.key()
-            && (self.removed.contains(key) || self.was_deleted(key))
-        {
-            event.withdraw();
-        }
         self.first -= 1;
         self.recoverable = self.first;
-        self.rooms.entry(event.room()).or_default().push_front(self.first);
+        let seq = self.first;
+        self.rooms.entry(event.room()).or_default().push_front(seq);
+        let mut after = None;
         if let Some(key) = event.key() {
-            self.messages.entry(key.clone()).or_default().insert(0, self.first);
+            let thread = self.messages.entry(key.clone()).or_insert(Thread::of(seq));
+            after = Some(std::mem::replace(&mut thread.oldest, seq)).filter(|&after| after > seq);
+            if thread.deleted || self.removed.contains(key) {
+                event.withdraw();
+            }
+            thread.deleted |= event.kind() == Kind::Deleted;
         }
-        let entry = Entry { event: Arc::new(event), second };
-        self.bytes += entry.footprint();
-        self.recoverable_bytes += entry.footprint();
+        let entry = self.counted(event, second, None);
         self.entries.push_front(entry);
+        if let Some(after) = after.and_then(|after| self.entry_mut(after)) {
+            after.before = Some(seq);
+        }
     }
 
-    /// The events of a message in the ring, in order.
-    fn of_message(&self, key: &MessageKey) -> impl Iterator<Item = &Event> {
-        let numbers = self.messages.get(key).into_iter().flatten();
-        numbers.filter_map(|&seq| Some(&*self.entry(seq)?.event))
+    /// The room of a message, by the newest of its events.
+    pub(super) fn room_of(&self, key: &MessageKey) -> Option<RoomId> {
+        let newest = self.messages.get(key).and_then(|thread| self.entry(thread.newest));
+        newest.map(|entry| entry.event.room()).or_else(|| self.detached.room_of(key))
     }
 
-    /// Whether the ring has a deletion of the message.
-    fn was_deleted(&self, key: &MessageKey) -> bool {
-        self.of_message(key).any(|event| event.kind() == Kind::Deleted)
+    /// Lets go of all events; gives those that may still be given.
+    pub(super) fn detach(&mut self) -> Detached {
+        let mut detached = std::mem::take(&mut self.detached);
+        self.entries.iter().for_each(|entry| detached.take(&entry.event));
+        detached
+    }
+
+    /// A message was deleted: no text of it is given any more.
+    fn withdraw(&mut self, key: &MessageKey) {
+        self.detached.withdraw(key);
+        let mut seq = self.messages.get(key).map(|thread| thread.newest);
+        while let Some(entry) = seq.and_then(|seq| self.entry(seq)) {
+            // An earlier deletion has done the rest.
+            if entry.event.is_withdrawn() {
+                return;
+            }
+            entry.event.withdraw();
+            seq = entry.before;
+        }
     }
 
     /// Evicts entries beyond the limits from recovery, then drops entries that no follower should
@@ -163,13 +210,11 @@ impl RingState {
         let Some(entry) = self.entries.pop_front() else { return };
         self.bytes -= entry.footprint();
         self.first += 1;
+        self.detached.take(&entry.event);
         if let Some(key) = entry.event.key()
-            && let Some(numbers) = self.messages.get_mut(key)
+            && self.messages.get(key).is_some_and(|thread| thread.newest < self.first)
         {
-            numbers.remove(0);
-            if numbers.is_empty() {
-                self.messages.remove(key);
-            }
+            self.messages.remove(key);
         }
         let room = entry.event.room();
         if let Some(numbers) = self.rooms.get_mut(&room) {
@@ -184,6 +229,13 @@ impl RingState {
 /// The bytes that are counted for an event.
 pub(crate) fn footprint(event: &Event) -> usize {
     OVERHEAD + event.len()
+}
+
+impl Thread {
+    /// That of a message with one entry.
+    fn of(seq: Seq) -> Self {
+        Self { newest: seq, oldest: seq, deleted: false }
+    }
 }
 
 impl Entry {

@@ -1,5 +1,8 @@
+use bson::{DateTime, oid::ObjectId, rawdoc};
+
 use super::state::{MAX_EVICTED, OVERHEAD};
 use super::*;
+use crate::models::{Message, UserId};
 
 fn at(seconds: u32) -> Position {
     Position::first_of(seconds, 1)
@@ -209,4 +212,162 @@ fn rooms_without_events_are_removed() {
     }
     assert_eq!(ring.read().rooms.len(), ring.size().0);
     assert!(ring.size().0 <= 12);
+}
+
+fn sent(room: RoomId, second: u32) -> (Event, ObjectId) {
+    let message = Message::new(room, UserId::new(), "secret");
+    (Event::message(&message, Some(at(second))), message.id.0)
+}
+
+fn edited(room: RoomId, id: ObjectId, position: Position) -> Event {
+    let now = DateTime::from_millis(0);
+    let document = rawdoc! { "_id": id, "room": room.0, "content": "secret", "editedAt": now };
+    Event::changed(&document, Some(position)).unwrap()
+}
+
+fn deleted(room: RoomId, id: ObjectId, second: u32) -> Event {
+    let now = DateTime::from_millis(0);
+    let document = rawdoc! {
+        "_id": id, "room": room.0, "content": "", "deletedAt": now, "deletedBy": ObjectId::new(),
+    };
+    Event::changed(&document, Some(at(second))).unwrap()
+}
+
+fn publish_all(ring: &Ring, events: Vec<Event>) {
+    let newest = events.last().and_then(Event::position);
+    let second = newest.map_or(0, Position::seconds);
+    ring.publish(Batch { events, newest, through: None, second });
+}
+
+/// Whether each event that the ring holds must not be given.
+fn withdrawn(ring: &Ring) -> Vec<bool> {
+    ring.read().entries.iter().map(|entry| entry.event.is_withdrawn()).collect()
+}
+
+#[test]
+fn a_deletion_withdraws_every_text_of_its_message_and_nothing_else() {
+    let (ring, room) = (ring(60, usize::MAX), RoomId::new());
+    let (first, id) = sent(room, 11);
+    let (other, _) = sent(room, 12);
+    let events = vec![first, other, edited(room, id, at(13)), deleted(room, id, 14)];
+    publish_all(&ring, events);
+    assert_eq!(withdrawn(&ring), [true, false, true, false]);
+    // Another program has put it back.
+    publish_all(&ring, vec![edited(room, id, at(15))]);
+    assert_eq!(withdrawn(&ring), [true, false, true, false, false]);
+}
+
+#[test]
+fn what_is_filled_in_of_a_message_that_is_deleted_later_is_withdrawn() {
+    let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: usize::MAX });
+    let (epoch, room) = (ring.open(at(20)), RoomId::new());
+    let [(live, live_id), (before, before_id), (removed, removed_id), (kept, _)] =
+        [sent(room, 11), sent(room, 12), sent(room, 13), sent(room, 14)];
+    publish_all(&ring, vec![deleted(room, live_id, 21)]);
+    ring.note_removed(MessageKey::Id(removed_id));
+    let later = vec![edited(room, before_id, at(15)), deleted(room, before_id, 16)];
+    assert!(ring.fill(epoch, at(14), later, 21));
+    assert!(ring.fill(epoch, at(10), vec![live, before, removed, kept], 21));
+    assert_eq!(withdrawn(&ring), [true, true, true, false, true, false, false]);
+}
+
+#[test]
+fn what_was_removed_is_known_until_the_ring_is_filled() {
+    let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: usize::MAX });
+    let (epoch, room) = (ring.open(at(20)), RoomId::new());
+    for _ in 0..=MAX_REMOVED + 1 {
+        ring.note_removed(MessageKey::Id(ObjectId::new()));
+    }
+    assert!(ring.read().removed.len() <= MAX_REMOVED + 1);
+    assert!(!fill(&ring, epoch, room, 15, &[16]), "one that is not known may be among them");
+    ring.filled();
+    assert!(ring.read().removed.is_empty());
+}
+
+#[test]
+fn the_room_of_a_message_is_known_as_long_as_one_of_its_events_is() {
+    let (ring, [room, other]) = (ring(10, usize::MAX), [(); 2].map(|()| RoomId::new()));
+    let (event, id) = sent(room, 11);
+    let key = MessageKey::Id(id);
+    assert_eq!(ring.room_of(&key), None);
+    publish_all(&ring, vec![event]);
+    assert_eq!(ring.room_of(&key), Some(room));
+    // Another program has moved it.
+    publish_all(&ring, vec![edited(other, id, at(15))]);
+    assert_eq!(ring.room_of(&key), Some(other));
+    publish(&ring, room, [24]);
+    assert_eq!(ring.room_of(&key), Some(other), "its first event is gone");
+    publish(&ring, room, [40]);
+    assert_eq!(ring.room_of(&key), None);
+}
+
+#[test]
+fn messages_without_events_leave_no_trace() {
+    let (ring, room) = (ring(11, usize::MAX), RoomId::new());
+    for second in 11..1_000 {
+        let (event, id) = sent(room, second);
+        publish_all(&ring, vec![event]);
+        let key = at(second).next_of_same_time();
+        publish_all(&ring, vec![edited(room, id, key), deleted(room, id, second)]);
+    }
+    assert_eq!(ring.read().messages.len(), ring.size().0 / 3);
+    assert!(ring.size().0 <= 3 * 12);
+    assert!(ring.read().removed.is_empty());
+}
+
+#[test]
+fn a_storm_of_edits_is_withdrawn_as_a_whole() {
+    const EDITS: u32 = 50_000;
+    let ring = Ring::new(Limits { window: Duration::from_secs(60), bytes: usize::MAX });
+    let (epoch, room) = (ring.open(at(20)), RoomId::new());
+    let (event, id) = sent(room, 11);
+    let storm = |second| {
+        let position = move |nth| Position::first_of(second, nth);
+        (1..=EDITS).map(move |nth| edited(room, id, position(nth)))
+    };
+    publish_all(&ring, storm(21).collect());
+    let past: Vec<_> = std::iter::once(event).chain(storm(12)).collect();
+    assert!(ring.fill(epoch, at(10), past, 21));
+    publish_all(&ring, vec![deleted(room, id, 22)]);
+    let withdrawn = withdrawn(&ring);
+    assert_eq!(withdrawn.iter().filter(|withdrawn| **withdrawn).count(), 2 * EDITS as usize + 1);
+    assert_eq!(withdrawn.last(), Some(&false));
+    publish(&ring, room, [100]);
+    assert!(ring.read().messages.is_empty());
+}
+
+#[test]
+fn what_is_still_to_be_given_loses_its_text_too() {
+    let (ring, room) = (ring(10, usize::MAX), RoomId::new());
+    let leave: [(&str, &dyn Fn(u32)); 3] = [
+        ("evicted", &|second| publish(&ring, room, [second])),
+        ("reopened", &|second| {
+            ring.open(at(second));
+        }),
+        ("closed", &|_| ring.close()),
+    ];
+    for (number, (what, leave)) in (1..).zip(leave) {
+        let (event, id) = sent(room, 100 * number);
+        let from = ring.tail().seq;
+        publish_all(&ring, vec![event]);
+        let waiting = ring.after(from, 1).unwrap();
+        leave(100 * number + 50);
+        assert_eq!(ring.room_of(&MessageKey::Id(id)), Some(room), "{what}");
+        publish_all(&ring, vec![deleted(room, id, 100 * number + 51)]);
+        assert!(waiting.iter().all(|event| event.is_withdrawn()), "{what}");
+    }
+}
+
+#[test]
+fn what_was_given_is_not_remembered() {
+    let (ring, room) = (ring(10, usize::MAX), RoomId::new());
+    let mut waiting = Vec::new();
+    for second in 11..10_000 {
+        let from = ring.tail().seq;
+        publish_all(&ring, vec![sent(room, second).0]);
+        // It waits for 20 s.
+        waiting.push(ring.after(from, 1).unwrap());
+        waiting.drain(..waiting.len().saturating_sub(20));
+        assert!(ring.read().detached.len() <= 64);
+    }
 }
