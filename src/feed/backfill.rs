@@ -152,7 +152,9 @@ impl Feed {
                     && let Some(oldest) = events.pop_front()
                 {
                     bytes -= footprint(&oldest);
-                    if let Some(key) = oldest.key() {
+                    if let Some(key) = oldest.key()
+                        && rooms.get(key).is_some_and(|(_, last)| *last == oldest.position())
+                    {
                         rooms.remove(key);
                     }
                     from = oldest.position().unwrap_or(from);

@@ -531,31 +531,34 @@ struct Read {
     unknown: Vec<MessageKey>,
 }
 
+/// The room and the last position of each message that was seen.
+type Rooms = HashMap<MessageKey, (RoomId, Option<Position>)>;
+
 /// Turns changes into events. A removal does not name its room: the room is that of an earlier
 /// event of the message, in `rooms` or by `room_of`. Without a room there is no event. The caller
 /// keeps `rooms` from reply to reply.
 fn events_of(
     changes: Vec<Change>,
-    rooms: &mut HashMap<MessageKey, RoomId>,
+    rooms: &mut Rooms,
     room_of: impl Fn(&MessageKey) -> Option<RoomId>,
 ) -> Read {
     let mut read = Read { events: Vec::with_capacity(changes.len()), unknown: Vec::new() };
     for change in changes {
-        match change {
-            Change::Event(event) => {
-                if let Some(key) = event.key() {
-                    rooms.insert(key.clone(), event.room());
-                }
-                read.events.push(event);
-            }
+        let event = match change {
+            Change::Event(event) => event,
             Change::Removal(removal) => {
-                let room = rooms.get(removal.key()).copied().or_else(|| room_of(removal.key()));
-                match room {
-                    Some(room) => read.events.push(removal.in_room(room)),
-                    None => read.unknown.push(removal.key().clone()),
-                }
+                let seen = rooms.get(removal.key()).map(|&(room, _)| room);
+                let Some(room) = seen.or_else(|| room_of(removal.key())) else {
+                    read.unknown.push(removal.key().clone());
+                    continue;
+                };
+                removal.in_room(room)
             }
+        };
+        if let Some(key) = event.key() {
+            rooms.insert(key.clone(), (event.room(), event.position()));
         }
+        read.events.push(event);
     }
     read
 }

@@ -9,7 +9,7 @@ use mongodb::Collection;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::helpers::mongod::{connect, fresh_database, standalone};
+use crate::helpers::mongod::{Neighbour, connect, fresh_database, standalone};
 use crate::helpers::socket::Socket;
 use crate::helpers::socket_io::Caller;
 use crate::helpers::{TestServer, User, client, eventually};
@@ -248,6 +248,39 @@ async fn a_deletion_before_the_start_is_known_when_the_past_is_filled_in() {
         (&json!("messageDeleted"), &removed["_id"])
     );
     assert_eq!(told[2]["data"]["content"], "last");
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_before_the_start_is_known_without_the_first_text() {
+    let uri = fresh_database().await;
+    let first = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = first.register("ada").await;
+    let (room, other) = (ada.create_room("lounge").await, ada.create_room("other").await);
+    let mut socket = Socket::connect(&first, &ada.token).await;
+    socket.join(&room).await;
+    let neighbour = Neighbour::connect(&uri).await;
+    neighbour.insert(&room, &"x".repeat(200_000)).await;
+    let told = socket.next().await;
+    let (removed, since) = (id_of(&told["data"]), told["position"].as_str().unwrap().to_owned());
+    let by_id = doc! { "_id": removed };
+    let mut secret = neighbour.document(&room, "secret");
+    secret.remove("_id");
+    neighbour.messages.replace_one(by_id.clone(), secret).await.unwrap();
+    // More than MongoDB gives at once, and too much to keep the first text, too.
+    neighbour.insert_all(&other, (0..1_000).map(|n| n.to_string())).await;
+    neighbour.messages.delete_one(by_id).await.unwrap();
+    ada.send(&room, "last").await;
+
+    let vars = [("MONGO_URI", uri.as_str()), ("RECOVERY_BYTES", "700kB")];
+    let second = TestServer::start_with(&vars).await;
+    let mut socket = Socket::connect(&second, &ada.token).await;
+    socket.recover(&room, &since).await;
+    let told = socket.next().await;
+    assert_eq!(told["event"], "messageDeleted", "{told}");
+    assert_eq!(told["data"]["message"], removed.to_hex());
+    assert_eq!(socket.heard().await.content, "last");
     first.stop().await;
     second.stop().await;
 }
