@@ -102,6 +102,10 @@ impl Chat {
                 return Err(ApiError::NotTheSender);
             }
             if stored.is_deleted() {
+                if key.is_some() {
+                    // An earlier round may have written the text down after it was to be forgotten.
+                    messages.forget(id).await?;
+                }
                 return Err(ApiError::MessageDeleted);
             }
             let mut edited = stored.edited(&content, DateTime::now());

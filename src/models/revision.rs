@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bson::raw::RawElement;
 use bson::spec::ElementType;
 use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
+use mongodb::options::ReadConcern;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::message::integer;
@@ -187,15 +188,16 @@ impl Messages {
         turns.get(number as usize).expect("the remainder is below the number of locks").lock().await
     }
 
-    /// A message as it is now, deleted or not.
+    /// A message as a majority of the replica set has it, deleted or not: what it says may be
+    /// acknowledged to somebody who asks for it again.
     ///
     /// # Errors
     /// [`StoreError::Malformed`] when the document cannot be replaced without a loss; or the
     /// database failed.
     pub async fn revision(&self, id: MessageId) -> Result<Option<Revision>, StoreError> {
-        let Some(document) = self.collection.find_one(doc! { "_id": id.0 }).await? else {
-            return Ok(None);
-        };
+        let found = self.collection.find_one(doc! { "_id": id.0 });
+        let found = found.read_concern(ReadConcern::majority()).await?;
+        let Some(document) = found else { return Ok(None) };
         let revision = Revision::of(&document);
         revision.map(Some).ok_or(StoreError::Malformed("messages", "room"))
     }

@@ -6,13 +6,15 @@ use bson::oid::ObjectId;
 use bson::{Document, doc};
 use futures::future::join_all;
 use mongodb::Collection;
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
-use crate::helpers::mongod::{Neighbour, connect, fresh_database, standalone};
+use crate::helpers::mongod::{Neighbour, ReplicaSet, connect, fresh_database, standalone};
 use crate::helpers::socket::Socket;
 use crate::helpers::socket_io::Caller;
-use crate::helpers::{TestServer, User, client, eventually};
+use crate::helpers::{TestServer, User, alone, client, eventually};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 fn path(message: &Value) -> String {
     format!("/api/chat/message/{}", message["_id"].as_str().unwrap())
@@ -363,6 +365,75 @@ async fn a_retried_edit_changes_nothing_more() {
     let record = keys.find_one(doc! { "_id.key": "b" }).await.unwrap().unwrap();
     assert_eq!(record.get_document("message").unwrap().get_str("content").unwrap(), "");
     assert_eq!(edit(&one, "4", "b").await.0, 410);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_written_after_the_deletion_forgets_the_text_too() {
+    let uri = fresh_database().await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    let sent = ada.send(&room, "hello").await;
+    let edit = json!({ "message": sent["_id"], "content": "secret", "clientId": "k" });
+    socket.ask("editMessage", edit.clone()).await;
+    let keys = connect(&uri).await.collection::<Document>("realtime_chat_backend_keys");
+    let by_key = doc! { "_id.key": "k" };
+    let record = keys.find_one(by_key.clone()).await.unwrap().unwrap();
+    ada.delete(&sent).await;
+    // As another instance does it that has read the message before.
+    keys.replace_one(by_key.clone(), record).await.unwrap();
+    assert_eq!(socket.ask("editMessage", edit).await["code"], "message_deleted");
+    let record = keys.find_one(by_key).await.unwrap().unwrap();
+    assert_eq!(record.get_document("message").unwrap().get_str("content").unwrap(), "");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_majority_has_is_not_acknowledged_to_a_retry_either() {
+    let _alone = alone().await;
+    let mongo = ReplicaSet::start_patient(3).await;
+    let uri = mongo.uri("minority");
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let (edited, deleted) = (ada.send(&room, "0").await, ada.send(&room, "gone").await);
+    let url = server.url("/api/chat/message");
+    let body = json!({ "room": room, "sender": ada.id, "content": "new" });
+    let (client, edit) = (client(), json!({ "content": "1" }));
+    let requests = [
+        client.post(&url).json(&body).header("Idempotency-Key", "send"),
+        client.patch(server.url(&path(&edited))).json(&edit).header("Idempotency-Key", "edit"),
+        client.delete(server.url(&path(&deleted))),
+    ];
+    let requests = requests.map(|request| request.bearer_auth(&ada.token));
+    let ask = async |request: &RequestBuilder| {
+        let answer = request.try_clone().unwrap().send().await;
+        answer.map_or(0, |answer| answer.status().as_u16())
+    };
+
+    // The record of the edit is there, and what it prepared is not stored.
+    let (messages, by_id) = (messages(&uri).await, doc! { "_id": id_of(&edited) });
+    let before = messages.find_one(by_id.clone()).await.unwrap().unwrap();
+    assert_eq!(ask(&requests[1]).await, 200);
+    messages.replace_one(by_id, before).await.unwrap();
+
+    let primary = mongo.primary().await;
+    let others: Vec<_> = (0..3).filter(|node| *node != primary).collect();
+    others.iter().for_each(|node| mongo.pause(*node));
+    let first = requests.iter().map(|request| tokio::time::timeout(SECOND, ask(request)));
+    assert!(join_all(first).await.iter().all(Result::is_err), "no answer in a second");
+    let retries = join_all(requests.iter().map(ask)).await;
+    others.iter().for_each(|node| mongo.resume(*node));
+    assert_eq!(retries, [503; 3]);
+
+    for request in &requests {
+        eventually("there is a majority again", async || ask(request).await < 300).await;
+    }
+    let history = ada.history(&room).await;
+    let contents: Vec<_> = history.iter().map(|message| message["content"].clone()).collect();
+    assert_eq!(contents, ["1", "new"]);
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
