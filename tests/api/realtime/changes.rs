@@ -456,37 +456,47 @@ async fn a_message_that_was_deleted_does_not_come_back_by_a_retry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_edits_of_one_message_at_once_end_with_one_text_for_everybody() {
+async fn a_thousand_edits_of_one_message_end_with_one_text_for_everybody() {
     let uri = fresh_database().await;
     let [one, other] = TestServer::instances(&uri).await;
     let ada = one.register("ada").await;
     let room = ada.create_room("lounge").await;
-    let sent = ada.send(&room, "0").await;
     let mut sockets = Vec::new();
     for server in [&one, &other] {
         let mut socket = Socket::connect(server, &ada.token).await;
         socket.join(&room).await;
         sockets.push(socket);
     }
-    const EDITS: usize = 200;
-    let edits = (0..EDITS).map(async |n| {
+    let sent = ada.send(&room, "0").await;
+    const EDITS: u64 = 1_000;
+    let (client, begun) = (client(), tokio::time::Instant::now());
+    let edits = (1..=EDITS).map(async |n| {
+        tokio::time::sleep_until(begun + Duration::from_millis(n)).await;
         let server = if n % 2 == 0 { &one } else { &other };
-        let (path, body) = (path(&sent), json!({ "content": n.to_string() }));
-        let answer = server.request(Method::PATCH, &path, Some(&ada.token), Some(&body)).await;
-        assert_eq!(answer.status(), StatusCode::OK);
+        let edit = client.patch(server.url(&path(&sent))).bearer_auth(&ada.token);
+        let answer = edit.json(&json!({ "content": n.to_string() })).send().await.unwrap();
+        // On a busy machine the last ones may have to wait for longer than a request may.
+        assert!(matches!(answer.status().as_u16(), 200 | 503), "{answer:?}");
+        answer.status() == StatusCode::OK
     });
-    join_all(edits).await;
-    let history = ada.history(&room).await;
-    assert_eq!(history[0]["__v"], EDITS);
-    for socket in &mut sockets {
-        let mut versions = Vec::new();
-        let mut last = Value::Null;
-        while versions.len() < EDITS {
-            last = socket.next().await;
-            versions.push(last["data"]["__v"].as_u64().unwrap());
+    let edited = join_all(edits).await.into_iter().filter(|edited| *edited).count();
+    assert!(edited > 0);
+    let messages = messages(&uri).await;
+    for mut socket in sockets {
+        // Everybody is told of every version. Also of some that nobody was told to be stored: what
+        // an instance was storing when it answered 503.
+        for version in 0.. {
+            let told = socket.next().await;
+            assert_eq!(told["data"]["__v"], version);
+            if version < edited {
+                continue;
+            }
+            let stored = messages.find_one(doc! { "_id": id_of(&sent) }).await.unwrap().unwrap();
+            if told["data"]["__v"] == stored.get_i32("__v").unwrap() {
+                assert_eq!(told["data"]["content"], stored.get_str("content").unwrap());
+                break;
+            }
         }
-        assert!(versions.iter().copied().eq(1..=EDITS as u64), "{versions:?}");
-        assert_eq!(last["data"]["content"], history[0]["content"]);
     }
 }
 
