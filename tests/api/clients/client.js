@@ -111,9 +111,13 @@ async function main() {
     assert.equal(rejoined.position, since);
   }
   socket.emit('sendMessage', { room, content: 'afterwards' });
-  const expected = since === undefined ? ['afterwards'] : ['meanwhile', 'afterwards'];
-  await arrived(expected.length);
-  assert.deepEqual(received.splice(0), expected);
+  await within('the last message', (async () => {
+    while (received.at(-1) !== 'afterwards') await new Promise(done => setTimeout(done, 10));
+  })());
+  const heard = received.splice(0);
+  // A join without a position can be ahead of the change stream, which then brings both.
+  if (since === undefined && heard.length === 2) assert.equal(heard.shift(), 'meanwhile');
+  assert.deepEqual(heard, since === undefined ? ['afterwards'] : ['meanwhile', 'afterwards']);
 
   // Out of the room, and out.
   assert.deepEqual(await ask(socket, 'leaveRoom', room), { room });
