@@ -1,11 +1,12 @@
-//! The instances, and the network between them, their clients and MongoDB.
+//! What is broken and mended: the nodes of MongoDB, the instances, and the network between them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -18,27 +19,34 @@ use crate::replica_set::ReplicaSet;
 
 /// The database that all instances use.
 pub const DATABASE: &str = "chaos";
-/// The secret of the tokens.
+/// What signs the tokens.
 pub const SECRET: &str = "the secret of a chaos that nobody needs to keep";
 
-/// The number of instances.
+/// How many instances there are.
 const INSTANCES: usize = 3;
+/// What the last of them remembers of what was said: about half a second, so that who comes to it
+/// has often missed something.
+const SHORT_MEMORY: &str = "16KiB";
 /// How long an instance may take to start or to end.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(20);
 
-/// One instance: a process, the proxies to MongoDB, and the proxy for its clients.
+/// One instance: a process, what it reaches MongoDB by, and what clients reach it by.
 pub struct Instance {
     server: PathBuf,
     uri: String,
+    /// How many bytes it remembers of what was said, if not as many as by default.
+    memory: Option<&'static str>,
     process: Option<Child>,
+    /// How often it was started.
+    generation: Arc<AtomicUsize>,
     log: PathBuf,
-    /// The proxy that clients connect to. The process behind it changes.
-    pub client_proxy: Proxy,
-    /// The proxies to MongoDB, one for each node.
-    mongo_proxies: Vec<Proxy>,
+    /// What clients connect to; the instance behind it may be another process each time.
+    pub front: Proxy,
+    /// One for each node.
+    back: Vec<Proxy>,
 }
 
-/// All instances. They use one database.
+/// The instances, on one database.
 pub struct Instances {
     all: Vec<Instance>,
     _folder: TempDir,
@@ -51,28 +59,34 @@ impl Instances {
         let mut all = Vec::new();
         for number in 0..INSTANCES {
             let log = folder.path().join(format!("instance-{number}.log"));
-            all.push(Instance::start(server, mongo, log).await);
+            let memory = (number == INSTANCES - 1).then_some(SHORT_MEMORY);
+            all.push(Instance::start(server, mongo, log, memory).await);
         }
         Self { all, _folder: folder }
     }
 
-    /// The number of instances.
+    /// How many there are.
     pub fn count(&self) -> usize {
         self.all.len()
     }
 
-    /// The addresses for clients.
+    /// What clients connect to.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.all.iter().map(|instance| instance.client_proxy.addr).collect()
+        self.all.iter().map(|instance| instance.front.addr).collect()
     }
 
-    /// An instance.
+    /// How often each was started, as it changes.
+    pub fn generations(&self) -> Vec<Arc<AtomicUsize>> {
+        self.all.iter().map(|instance| Arc::clone(&instance.generation)).collect()
+    }
+
+    /// One of them.
     pub fn get_mut(&mut self, number: usize) -> &mut Instance {
         &mut self.all[number]
     }
 
-    /// The log lines with panics and errors, with the number of the instance.
-    pub fn errors(&self) -> Vec<String> {
+    /// What was logged of panics and of our own errors, with the number of the instance.
+    pub fn complaints(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (number, instance) in self.all.iter().enumerate() {
             let log = std::fs::read_to_string(&instance.log).unwrap_or_default();
@@ -83,17 +97,22 @@ impl Instances {
         found
     }
 
-    /// Keeps the logs. Returns their folder.
+    /// Keeps the logs, and says where.
     pub fn keep_logs(self) -> PathBuf {
         self._folder.keep()
     }
 }
 
 impl Instance {
-    async fn start(server: &Path, mongo: &ReplicaSet, log: PathBuf) -> Self {
-        let (mut mongo_proxies, mut rewrites) = (Vec::new(), Vec::<Rewrite>::new());
+    async fn start(
+        server: &Path,
+        mongo: &ReplicaSet,
+        log: PathBuf,
+        memory: Option<&'static str>,
+    ) -> Self {
+        let (mut back, mut rewrites) = (Vec::new(), Vec::<Rewrite>::new());
         for port in mongo.ports() {
-            // The ports must have the same length to be rewritten.
+            // Ports of the same length, so that one can be said for the other.
             let proxy = loop {
                 let proxy = Proxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await;
                 if proxy.addr.port().to_string().len() == port.to_string().len() {
@@ -101,40 +120,45 @@ impl Instance {
                 }
             };
             rewrites.push((format!("127.0.0.1:{port}"), proxy.addr.to_string()));
-            mongo_proxies.push(proxy);
+            back.push(proxy);
         }
-        mongo_proxies.iter().for_each(|proxy| proxy.rewrite(rewrites.clone()));
-        let hosts: Vec<_> = mongo_proxies.iter().map(|proxy| proxy.addr.to_string()).collect();
+        back.iter().for_each(|proxy| proxy.rewrite(rewrites.clone()));
+        let hosts: Vec<_> = back.iter().map(|proxy| proxy.addr.to_string()).collect();
         let uri = format!("mongodb://{}/{DATABASE}?replicaSet=embedded", hosts.join(","));
-        // The real address is set when the process listens.
-        let client_proxy = Proxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 9))).await;
+        // Where it leads is known when the process is there.
+        let front = Proxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 9))).await;
         let server = server.to_owned();
-        let mut instance = Self { server, uri, process: None, log, client_proxy, mongo_proxies };
+        let generation = Arc::default();
+        let mut instance =
+            Self { server, uri, memory, process: None, generation, log, front, back };
         instance.run().await;
         instance
     }
 
     /// Starts the process.
     pub async fn run(&mut self) {
+        // Before anybody can connect to it.
+        self.generation.fetch_add(1, Ordering::SeqCst);
         let folder = self.log.parent().unwrap();
         let mut process = Command::new(&self.server)
             .env_clear()
             .envs(["PATH", "HOME"].iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .envs([("PORT", "0"), ("HOST", "127.0.0.1"), ("JWT_SECRET", SECRET)])
             .envs(["LOGIN", "LOGIN_NAME", "SEND", "CONNECT", "EVENTS", "ROOM"].map(|limit| {
-                // All requests come from one address.
+                // Chaos comes from one address, and much of it.
                 (format!("RATE_LIMIT_{limit}"), "0")
             }))
             .env("MONGO_URI", &self.uri)
+            .envs(self.memory.map(|memory| ("RECOVERY_BYTES", memory)))
             .current_dir(folder)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", self.server.display()));
-        let stderr = BufReader::new(process.stderr.take().unwrap());
+        let said = BufReader::new(process.stderr.take().unwrap());
         let mut log = File::options().create(true).append(true).open(&self.log).unwrap();
         let (listens, listening) = mpsc::channel();
         std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
+            for line in said.lines().map_while(Result::ok) {
                 if let Some((_, addr)) = line.split_once("Listening on http://") {
                     let _ = listens.send(addr.trim().parse().unwrap());
                 }
@@ -142,9 +166,9 @@ impl Instance {
             }
         });
         self.process = Some(process);
-        let listening = tokio::task::spawn_blocking(move || listening.recv_timeout(TIMEOUT));
-        let addr = listening.await.unwrap().expect("the server logs its address");
-        self.client_proxy.set_upstream(addr);
+        let listening = tokio::task::spawn_blocking(move || listening.recv_timeout(SOON));
+        let addr = listening.await.unwrap().expect("the server says where it listens");
+        self.front.lead_to(addr);
     }
 
     /// Kills the process as a power failure would.
@@ -155,8 +179,7 @@ impl Instance {
         }
     }
 
-    /// Sends SIGTERM to the process and waits for its end. Returns whether it ended successfully in
-    /// time.
+    /// Asks the process to end and waits for it; answers whether it ended as it should.
     pub async fn terminate(&mut self) -> bool {
         let Some(mut process) = self.process.take() else { return true };
         signal(&process, Signal::SIGTERM);
@@ -169,28 +192,28 @@ impl Instance {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        let ended = timeout(TIMEOUT, ending).await.unwrap_or(false);
+        let ended = timeout(SOON, ending).await.unwrap_or(false);
         if !ended {
-            println!("  it did not end successfully within {:?}", begun.elapsed());
+            println!("  it did not end as it should within {:?}", begun.elapsed());
             let _ = process.kill();
             let _ = process.wait();
         }
         ended
     }
 
-    /// Pauses the process.
+    /// Stops the process in its tracks.
     pub fn pause(&self) {
         self.process.iter().for_each(|process| signal(process, Signal::SIGSTOP));
     }
 
-    /// Resumes the process.
+    /// Lets it go on.
     pub fn resume(&self) {
         self.process.iter().for_each(|process| signal(process, Signal::SIGCONT));
     }
 
-    /// Sets the state of the network between the instance and MongoDB.
-    pub fn set_mongo_link(&self, link: Link) {
-        self.mongo_proxies.iter().for_each(|proxy| proxy.set(link));
+    /// Breaks or mends the network between it and MongoDB.
+    pub fn set_back(&self, link: Link) {
+        self.back.iter().for_each(|proxy| proxy.set(link));
     }
 }
 

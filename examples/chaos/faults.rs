@@ -1,8 +1,8 @@
-//! The faults, their duration and their repair.
+//! The faults: what is broken, for how long, and how it is mended.
 //!
-//! Two tasks run at the same time and independently, so their faults can overlap. One breaks nodes
-//! of MongoDB, one after the other, so that a majority is always up. The other one breaks instances
-//! and the network.
+//! There are two lanes. One breaks nodes of MongoDB, one after another, so that a majority is
+//! always up; the other breaks instances and the network. The lanes do not know of each other, so
+//! faults of both overlap as they happen to.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,46 +14,46 @@ use crate::proxy::Link;
 use crate::random::Random;
 use crate::replica_set::ReplicaSet;
 
-/// A log of the faults, and the times at which the primary was lost.
+/// What was done, and when the primary went away.
 #[derive(Debug, Default)]
-pub struct FaultLog {
+pub struct Story {
     begun: Mutex<Option<Instant>>,
-    primary_losses: Mutex<Vec<Instant>>,
+    primaries: Mutex<Vec<Instant>>,
     count: Mutex<usize>,
 }
 
-impl FaultLog {
-    /// A log that begins now.
+impl Story {
+    /// A story that begins now.
     pub fn begin() -> Arc<Self> {
         Arc::new(Self { begun: Mutex::new(Some(Instant::now())), ..Self::default() })
     }
 
-    /// The times at which the primary was lost.
-    pub fn primary_losses(&self) -> Vec<Instant> {
-        self.primary_losses.lock().unwrap().clone()
+    /// When writes became impossible, each time.
+    pub fn primaries(&self) -> Vec<Instant> {
+        self.primaries.lock().unwrap().clone()
     }
 
-    /// The number of faults.
+    /// How many faults there were.
     pub fn count(&self) -> usize {
         *self.count.lock().unwrap()
     }
 
-    fn record(&self, what: &str) {
+    fn tell(&self, what: &str) {
         let begun = self.begun.lock().unwrap().unwrap_or_else(Instant::now);
         println!("{:7.1} s  {what}", begun.elapsed().as_secs_f64());
         *self.count.lock().unwrap() += 1;
     }
 
-    fn note_primary_loss(&self) {
-        self.primary_losses.lock().unwrap().push(Instant::now());
+    fn primary_is_gone(&self) {
+        self.primaries.lock().unwrap().push(Instant::now());
     }
 }
 
-/// Breaks nodes until `end`. At the end all of them are up.
+/// Breaks nodes until `end`, and leaves all of them serving.
 pub async fn break_nodes(
     mut mongo: ReplicaSet,
     mut random: Random,
-    fault_log: Arc<FaultLog>,
+    story: Arc<Story>,
     end: Instant,
 ) -> ReplicaSet {
     #[derive(Clone, Copy)]
@@ -67,7 +67,7 @@ pub async fn break_nodes(
     sleep(random.millis(1_000..4_000)).await;
     while Instant::now() < end {
         let primary = mongo.primary().await;
-        // Break the primary more often, because that has the most effect.
+        // The primary more often: that is what hurts.
         let is_primary = random.below(3) > 0;
         let others = mongo.ports().len() - 1;
         let node = if is_primary { primary } else { (primary + random.within(1..others + 1)) % 3 };
@@ -76,24 +76,24 @@ pub async fn break_nodes(
         let seconds = down.as_secs_f64();
         match *random.of(&[Kill, Pause, Restart]) {
             Kill => {
-                fault_log.record(&format!("kill the {role}, node {node}, for {seconds:.1} s"));
+                story.tell(&format!("kill the {role}, node {node}, for {seconds:.1} s"));
                 mongo.kill(node).await;
-                note(&fault_log, is_primary);
+                note(&story, is_primary);
                 sleep(down).await;
                 mongo.restart(node).await;
             }
             Pause => {
-                fault_log.record(&format!("pause the {role}, node {node}, for {seconds:.1} s"));
+                story.tell(&format!("pause the {role}, node {node}, for {seconds:.1} s"));
                 mongo.pause(node);
-                // After a shorter pause it may still be the primary.
+                // It may be back before the others have chosen another.
                 if down > Duration::from_secs(10) {
-                    note(&fault_log, is_primary);
+                    note(&story, is_primary);
                 }
                 sleep(down).await;
                 mongo.resume(node);
             }
             Restart => {
-                fault_log.record(&format!("restart the {role}, node {node}"));
+                story.tell(&format!("restart the {role}, node {node}"));
                 mongo.stop_node(node).await;
                 mongo.restart(node).await;
             }
@@ -104,18 +104,18 @@ pub async fn break_nodes(
     mongo
 }
 
-fn note(fault_log: &FaultLog, is_primary: bool) {
+fn note(story: &Story, is_primary: bool) {
     if is_primary {
-        fault_log.note_primary_loss();
+        story.primary_is_gone();
     }
 }
 
-/// Breaks instances and the network until `end`. At the end everything is up. Returns how many
-/// instances did not end successfully after SIGTERM.
+/// Breaks instances and the network until `end`, and leaves all of it working; answers how many
+/// instances did not end as they should when they were asked to.
 pub async fn break_instances(
     mut instances: Instances,
     mut random: Random,
-    fault_log: Arc<FaultLog>,
+    story: Arc<Story>,
     end: Instant,
 ) -> (Instances, usize) {
     #[derive(Clone, Copy)]
@@ -131,13 +131,13 @@ pub async fn break_instances(
         Kill,
         Pause,
         Terminate,
-        Back(Link::Stalled),
+        Back(Link::Stalls),
         Back(Link::Cut),
-        Front(Link::Stalled),
+        Front(Link::Stalls),
         Front(Link::Cut),
     ];
 
-    let mut failed_stops = 0;
+    let mut bad_ends = 0;
     sleep(random.millis(1_000..3_000)).await;
     while Instant::now() < end {
         let number = random.below(instances.count());
@@ -147,48 +147,46 @@ pub async fn break_instances(
         let instance = instances.get_mut(number);
         match fault {
             Kill => {
-                fault_log.record(&format!("kill instance {number} for {seconds:.1} s"));
+                story.tell(&format!("kill instance {number} for {seconds:.1} s"));
                 instance.kill();
                 sleep(down).await;
                 instance.run().await;
             }
             Pause => {
-                fault_log.record(&format!("pause instance {number} for {seconds:.1} s"));
+                story.tell(&format!("pause instance {number} for {seconds:.1} s"));
                 instance.pause();
                 sleep(down).await;
                 instance.resume();
             }
             Terminate => {
-                fault_log.record(&format!("stop instance {number} and start it again"));
-                failed_stops += usize::from(!instance.terminate().await);
+                story.tell(&format!("stop instance {number} and start it again"));
+                bad_ends += usize::from(!instance.terminate().await);
                 instance.run().await;
             }
             Back(link) => {
                 let what = verb(link);
-                fault_log
-                    .record(&format!("{what} instance {number} from MongoDB for {seconds:.1} s"));
-                instance.set_mongo_link(link);
+                story.tell(&format!("{what} instance {number} from MongoDB for {seconds:.1} s"));
+                instance.set_back(link);
                 sleep(down).await;
-                instance.set_mongo_link(Link::Up);
+                instance.set_back(Link::Flows);
             }
             Front(link) => {
                 let what = verb(link);
-                fault_log.record(&format!(
-                    "{what} instance {number} from its clients for {seconds:.1} s"
-                ));
-                instance.client_proxy.set(link);
+                story
+                    .tell(&format!("{what} instance {number} from its clients for {seconds:.1} s"));
+                instance.front.set(link);
                 sleep(down).await;
-                instance.client_proxy.set(Link::Up);
+                instance.front.set(Link::Flows);
             }
         }
         sleep(random.millis(500..4_000)).await;
     }
-    (instances, failed_stops)
+    (instances, bad_ends)
 }
 
 fn verb(link: Link) -> &'static str {
     match link {
         Link::Cut => "cut",
-        Link::Stalled | Link::Up => "stall",
+        Link::Stalls | Link::Flows => "stall",
     }
 }

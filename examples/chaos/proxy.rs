@@ -1,8 +1,8 @@
-//! A network that can fail: a TCP proxy that can stall or cut its connections.
+//! A network that can fail: a TCP proxy that stalls or cuts what goes through it.
 //!
-//! Between an instance and MongoDB it also replaces the addresses of the nodes by its own, because
-//! a driver connects to the addresses that the replica set announces. Both have the same length, so
-//! no other byte of the protocol changes.
+//! Between an instance and MongoDB it also has to say its own addresses for those of the nodes,
+//! since a driver goes where the members of a set say they are. As long as both have the same
+//! length, no other byte of the protocol changes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,18 +12,19 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// The state of the network.
+/// What the network does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     /// It works.
-    Up,
-    /// Nothing arrives and nothing is lost, like with a paused machine or an unplugged cable.
-    Stalled,
-    /// All connections are reset, including new ones.
+    Flows,
+    /// Nothing arrives, and nothing is lost: like a paused machine, or a cable that is pulled and
+    /// put back.
+    Stalls,
+    /// Connections are reset, and so are new ones.
     Cut,
 }
 
-/// A proxy for one address. It ends with the program.
+/// A proxy in front of one address. It ends with the program.
 #[derive(Debug)]
 pub struct Proxy {
     pub addr: SocketAddr,
@@ -32,7 +33,7 @@ pub struct Proxy {
     rewrites: watch::Sender<Arc<Vec<Rewrite>>>,
 }
 
-/// A text to replace in the bytes of the server, and its replacement of the same length.
+/// A text in what the other end says, and what is said instead. Both have the same length.
 pub type Rewrite = (String, String);
 
 impl Proxy {
@@ -40,7 +41,7 @@ impl Proxy {
     pub async fn start(upstream: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let link = watch::Sender::new(Link::Up);
+        let link = watch::Sender::new(Link::Flows);
         let upstream = watch::Sender::new(upstream);
         let rewrites = watch::Sender::default();
         let proxy = Self {
@@ -52,42 +53,42 @@ impl Proxy {
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (to, rewrites) = (*upstream.borrow(), rewrites.borrow().clone());
-                tokio::spawn(forward(client, to, link.subscribe(), rewrites));
+                tokio::spawn(carry(client, to, link.subscribe(), rewrites));
             }
         });
         proxy
     }
 
-    /// Sets the address for new connections.
-    pub fn set_upstream(&self, upstream: SocketAddr) {
+    /// Leads new connections elsewhere.
+    pub fn lead_to(&self, upstream: SocketAddr) {
         self.upstream.send_replace(upstream);
     }
 
-    /// Sets the texts to replace.
+    /// Says these texts for those.
     pub fn rewrite(&self, rewrites: Vec<Rewrite>) {
         assert!(rewrites.iter().all(|(from, to)| from.len() == to.len()), "{rewrites:?}");
         self.rewrites.send_replace(Arc::new(rewrites));
     }
 
-    /// Sets the state of the network.
+    /// Lets the network work, or not.
     pub fn set(&self, link: Link) {
         self.link.send_replace(link);
     }
 }
 
-/// Forwards one connection until either end closes it or it is cut.
-async fn forward(
+/// Carries one connection until either end closes it or it is cut.
+async fn carry(
     client: TcpStream,
     upstream: SocketAddr,
     mut link: watch::Receiver<Link>,
     rewrites: Arc<Vec<Rewrite>>,
 ) {
-    // With zero linger, a dropped connection is reset.
+    // A connection that is dropped is reset, as far as the system can do it.
     let _ = client.set_zero_linger();
     let _ = client.set_nodelay(true);
     let (up, down) = (link.clone(), link.clone());
-    let forwarding = async {
-        wait_until_up(&mut up.clone()).await;
+    let carrying = async {
+        flows(&mut up.clone()).await;
         let Ok(server) = TcpStream::connect(upstream).await else { return };
         let _ = server.set_zero_linger();
         let _ = server.set_nodelay(true);
@@ -95,43 +96,43 @@ async fn forward(
         let (server_read, server_write) = server.into_split();
         let nothing = Arc::default();
         tokio::join!(
-            copy(client_read, server_write, up, nothing),
-            copy(server_read, client_write, down, rewrites),
+            pump(client_read, server_write, up, nothing),
+            pump(server_read, client_write, down, rewrites),
         );
     };
     tokio::select! {
-        () = forwarding => {}
+        () = carrying => {}
         _ = link.wait_for(|link| *link == Link::Cut) => {}
     }
 }
 
-async fn copy(
+async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut link: watch::Receiver<Link>,
     rewrites: Arc<Vec<Rewrite>>,
 ) {
     let mut buffer = vec![0; 64 * 1024];
-    // Bytes that may be the beginning of a text to replace.
-    let mut pending = Vec::new();
+    // What may be the beginning of a text to rewrite.
+    let mut held = Vec::new();
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        wait_until_up(&mut link).await;
-        pending.extend_from_slice(&buffer[..count]);
-        let ready = rewrite(&mut pending, &rewrites);
+        flows(&mut link).await;
+        held.extend_from_slice(&buffer[..count]);
+        let ready = rewrite(&mut held, &rewrites);
         if to.write_all(&ready).await.is_err() {
             return;
         }
     }
-    wait_until_up(&mut link).await;
+    flows(&mut link).await;
     let _ = to.shutdown().await;
 }
 
-async fn wait_until_up(link: &mut watch::Receiver<Link>) {
-    let _ = link.wait_for(|link| *link != Link::Stalled).await;
+async fn flows(link: &mut watch::Receiver<Link>) {
+    let _ = link.wait_for(|link| *link != Link::Stalls).await;
 }
 
-/// Replaces texts, and takes all bytes except an end that may be the beginning of a text. No
-/// message of MongoDB's protocol has such an end, because documents end with a zero byte.
+/// Rewrites the bytes and takes all of them, but for an end that may be half of a text. No message
+/// of MongoDB's protocol ends so, since documents end in a zero.
 fn rewrite(bytes: &mut Vec<u8>, rewrites: &[Rewrite]) -> Vec<u8> {
     for (from, to) in rewrites {
         let (from, to) = (from.as_bytes(), to.as_bytes());

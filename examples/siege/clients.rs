@@ -87,9 +87,9 @@ impl Client {
             let connection =
                 self.connection.as_mut().ok_or(Disconnected("not connected".to_owned()))?;
             match connection.next().await? {
-                Incoming::Message { content, position, .. } => {
+                Incoming::Message { told, position } => {
                     self.since = position.or(self.since.take());
-                    self.received.push(content);
+                    self.received.push(told.content);
                 }
                 Incoming::Resync { .. } => self.missed += 1,
                 Incoming::Ack { .. } | Incoming::Offset(_) | Incoming::Error(_) => {}
