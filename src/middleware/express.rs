@@ -14,9 +14,9 @@ use actix_web::middleware::Next;
 use actix_web::web::Data;
 use actix_web::{Error, HttpMessage, HttpResponse};
 
-use super::path::{self, Paths};
+use super::path::{self, Matched, Paths};
 use super::{body, entity_tag};
-use crate::config::{Config, ErrorMode};
+use crate::config::Config;
 use crate::error::ApiError;
 use crate::limits::Limits;
 use crate::protocols::cors;
@@ -74,11 +74,14 @@ pub async fn express(
 /// holds for errors of the body. An unknown path is only reported afterwards.
 async fn prepare(paths: &Paths, req: &mut ServiceRequest) -> Result<(), ApiError> {
     let found = paths.find(req.uri().path());
-    if let Some(mode) = found.errors {
-        req.extensions_mut().insert(mode);
+    if let Some(matched) = found.matched {
+        req.extensions_mut().insert(matched);
     }
     body::read(req).await?;
-    path::rewrite(req, &found.spelled?)
+    match found.rewritten? {
+        Some(path) => path::rewrite(req, &path),
+        None => Ok(()),
+    }
 }
 
 /// Turns an [`ApiError`] of any step into the response of the mode of its path, or else of the
@@ -92,7 +95,7 @@ fn render<B: MessageBody + 'static>(
         if let Some(limits) = res.request().app_data::<Data<Limits>>() {
             limits.note(error);
         }
-        let chosen = res.request().extensions().get::<ErrorMode>().copied();
+        let chosen = res.request().extensions().get::<Matched>().and_then(|found| found.errors);
         Some(error.respond(chosen.unwrap_or(config.errors), &Requested(res.request())))
     }) else {
         return res.map_into_boxed_body();

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use actix_web::Error;
+use actix_web::HttpMessage;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
 
-use super::path;
+use super::path::{self, Matched};
 use crate::metrics::Metrics;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -34,8 +35,7 @@ pub async fn measure(
     let (req, status) = (res.request(), res.status());
     // The route is labelled by its pattern, of which there are few; `none` is for all paths without
     // a route.
-    let route = req.match_pattern();
-    let route = route.as_deref().filter(|route| !route.is_empty()).unwrap_or("none");
+    let route = req.extensions().get::<Matched>().map_or("none", |matched| matched.path);
     let method = if req.method().as_str().len() <= 7 { req.method().as_str() } else { "other" };
     metrics.request(route, method, status.as_u16(), took);
     // Without the query, which may contain a token.

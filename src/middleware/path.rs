@@ -19,16 +19,27 @@ const MOUNTED: [&str; 2] = ["auth", "chat"];
 pub struct Paths(Vec<Route>);
 
 struct Route {
+    path: &'static str,
     segments: Vec<Segment>,
     errors: Option<ErrorMode>,
 }
 
 /// The result of looking for the path of a request.
 pub struct Found {
-    /// The path as in the route table. Otherwise [`ApiError::NotFound`] when no route matches, or
-    /// [`ApiError::MalformedPath`] when a parameter is no percent-encoded UTF-8. Express detects
-    /// both when it matches, so before authentication and for any method.
-    pub spelled: Result<String, ApiError>,
+    /// The path as in the route table, if the request spells it differently. Otherwise
+    /// [`ApiError::NotFound`] when no route matches, or [`ApiError::MalformedPath`] when a
+    /// parameter is no percent-encoded UTF-8. Express detects both when it matches, so before
+    /// authentication and for any method.
+    pub rewritten: Result<Option<String>, ApiError>,
+    /// The route that matches; none if there is none.
+    pub matched: Option<Matched>,
+}
+
+/// The route whose path matches a request. It is an extension of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Matched {
+    /// The path as the route table has it, with `{name}` for a parameter.
+    pub path: &'static str,
     /// The mode of `ERRORS` for this path, whatever is configured.
     pub errors: Option<ErrorMode>,
 }
@@ -37,7 +48,7 @@ pub struct Found {
 #[derive(Debug)]
 enum Segment {
     /// This text, in any case.
-    Literal(String),
+    Literal(&'static str),
     /// Any text.
     Parameter,
 }
@@ -45,29 +56,39 @@ enum Segment {
 impl Paths {
     /// Paths like `/api/chat/messages/{room}`, each with its mode of `ERRORS`, if it has one. The
     /// first path that matches a request is used.
-    pub fn new<'a>(paths: impl IntoIterator<Item = (&'a str, Option<ErrorMode>)>) -> Self {
-        let segment = |text: &str| match text.strip_prefix('{') {
+    pub fn new(paths: impl IntoIterator<Item = (&'static str, Option<ErrorMode>)>) -> Self {
+        let segment = |text: &'static str| match text.strip_prefix('{') {
             Some(_) => Segment::Parameter,
-            None => Segment::Literal(text.to_owned()),
+            None => Segment::Literal(text),
         };
-        let route = |(path, errors): (&'a str, _)| {
+        let route = |(path, errors): (&'static str, _)| {
             let segments = path.split('/').map(segment).collect();
-            Route { segments, errors }
+            Route { path, segments, errors }
         };
         Self(paths.into_iter().map(route).collect())
     }
 
     /// Looks for the path of a request.
     pub fn find(&self, path: &str) -> Found {
+        // Most requests have the path of a route without a parameter, letter by letter.
+        if let Some(route) = self.0.iter().find(|route| route.path == path) {
+            return Found { rewritten: Ok(None), matched: Some(route.matched()) };
+        }
         let requested = segments(path);
         let Some(route) = self.0.iter().find(|route| route.matches(&requested)) else {
-            return Found { spelled: Err(ApiError::NotFound), errors: None };
+            return Found { rewritten: Err(ApiError::NotFound), matched: None };
         };
-        Found { spelled: route.spell(&requested), errors: route.errors }
+        let spelled = route.spell(&requested);
+        let rewritten = spelled.map(|spelled| (spelled != path).then_some(spelled));
+        Found { rewritten, matched: Some(route.matched()) }
     }
 }
 
 impl Route {
+    fn matched(&self) -> Matched {
+        Matched { path: self.path, errors: self.errors }
+    }
+
     fn matches(&self, requested: &[&str]) -> bool {
         self.segments.len() == requested.len()
             && self.segments.iter().zip(requested).all(|(segment, text)| segment.matches(text))
@@ -75,7 +96,7 @@ impl Route {
 
     fn spell(&self, requested: &[&str]) -> Result<String, ApiError> {
         let spelled = self.segments.iter().zip(requested).map(|(segment, text)| match segment {
-            Segment::Literal(literal) => Ok(literal.as_str()),
+            Segment::Literal(literal) => Ok(*literal),
             Segment::Parameter if is_percent_encoded_utf8(text) => Ok(*text),
             Segment::Parameter => Err(ApiError::MalformedPath),
         });
@@ -99,10 +120,8 @@ impl Segment {
 /// # Errors
 /// [`ApiError::NotFound`] when the path is not valid.
 pub fn rewrite(req: &mut ServiceRequest, path: &str) -> Result<(), ApiError> {
-    if path != req.uri().path() {
-        let uri: Uri = path.parse().map_err(|_| ApiError::NotFound)?;
-        req.match_info_mut().get_mut().update(&uri);
-    }
+    let uri: Uri = path.parse().map_err(|_| ApiError::NotFound)?;
+    req.match_info_mut().get_mut().update(&uri);
     Ok(())
 }
 
@@ -224,7 +243,8 @@ mod tests {
             ("/api/users/Metoo", "/api/users/Metoo"),
             ("/healthz/", "/healthz"),
         ] {
-            assert_eq!(paths.find(path).spelled.unwrap(), expected, "{path}");
+            let rewritten = paths.find(path).rewritten.unwrap();
+            assert_eq!(rewritten.as_deref().unwrap_or(path), expected, "{path}");
         }
         for path in [
             "",
@@ -251,7 +271,7 @@ mod tests {
             "/api/chat/room/%zz/nothing",
             "/%61pi/chat/rooms",
         ] {
-            let refused = paths.find(path).spelled;
+            let refused = paths.find(path).rewritten;
             assert!(matches!(refused, Err(ApiError::NotFound)), "{path}: {refused:?}");
         }
         for path in [
@@ -262,7 +282,7 @@ mod tests {
             "/api/chat/room/%/members/ab",
             "/api/chat/room/ab/members/%ed%a0%80",
         ] {
-            let refused = paths.find(path).spelled;
+            let refused = paths.find(path).rewritten;
             assert!(matches!(refused, Err(ApiError::MalformedPath)), "{path}: {refused:?}");
         }
     }
@@ -278,7 +298,8 @@ mod tests {
             ("/api/chat/MESSAGE/%FF", precise),
             ("/api/chat/message/ab/cd", None),
         ] {
-            assert_eq!(paths.find(path).errors, errors, "{path}");
+            let found = paths.find(path).matched.and_then(|matched| matched.errors);
+            assert_eq!(found, errors, "{path}");
         }
     }
 

@@ -133,7 +133,8 @@ pub fn endpoints() -> &'static [Endpoint] {
     &ENDPOINTS
 }
 
-/// Every path. Where two match the same request, the one with a text in the place of a parameter
+/// Every path. Those without a parameter stand first, since they are compared without a regular
+/// expression. Where two match the same request, the one with a text in the place of a parameter
 /// stands first.
 static PLACES: LazyLock<Vec<Place>> = LazyLock::new(|| {
     let mut endpoints = Vec::from_iter(endpoints());
@@ -145,9 +146,11 @@ static PLACES: LazyLock<Vec<Place>> = LazyLock::new(|| {
 static PATHS: LazyLock<Paths> =
     LazyLock::new(|| Paths::new(PLACES.iter().map(|place| (place.path, place.errors()))));
 
-/// Sorts a text before a parameter in the same place: `/users/me` before `/users/{user}`.
-fn precedence(path: &str) -> Vec<(bool, &str)> {
-    path.split('/').map(|segment| (segment.starts_with('{'), segment)).collect()
+/// Sorts paths without a parameter first, then a text before a parameter in the same place:
+/// `/users/me` before `/users/{user}`.
+fn precedence(path: &str) -> (bool, Vec<(bool, &str)>) {
+    let segments = path.split('/').map(|segment| (segment.starts_with('{'), segment));
+    (path.contains('{'), segments.collect())
 }
 
 /// Every path that this server answers.
@@ -267,7 +270,7 @@ mod tests {
             ["/users/{user}", "/{any}", "/rooms/{room}/me", "/users/me", "/rooms/{room}/{user}"];
         paths.sort_by_key(|path| precedence(path));
         let sorted =
-            ["/rooms/{room}/me", "/rooms/{room}/{user}", "/users/me", "/users/{user}", "/{any}"];
+            ["/users/me", "/rooms/{room}/me", "/rooms/{room}/{user}", "/users/{user}", "/{any}"];
         assert_eq!(paths, sorted);
     }
 }
