@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::json;
-use super::list::{self, Broken};
+use super::list::{self, Broken, List, Reading, SharedLists};
 use crate::chat::{Chat, Draft, Edit};
 use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
@@ -53,12 +53,12 @@ pub async fn get_messages(
     config: Data<Config>,
     store: Data<Store>,
     chat: Data<Chat>,
+    histories: Data<Histories>,
 ) -> Result<HttpResponse, ApiError> {
     let room: RoomId = path.parse().map_err(|_| ApiError::InvalidField {
         field: "room",
         problem: "must be an id of 24 hexadecimal digits",
     })?;
-    let names = store.users.clone();
     let (page, deleted) = page(req.query_string(), config.errors)?;
     if room.may_have_members()
         && let Err(error) = chat.check_visible(room, Some(user.0)).await
@@ -69,19 +69,7 @@ pub async fn get_messages(
             error => Err(error),
         };
     }
-    match page {
-        None => {
-            let history = store.messages.in_room(room, deleted).await?;
-            list::respond(History::new(history, names)).await
-        }
-        Some(page) => {
-            let messages = store.messages.page(room, page, deleted).await?;
-            let mut body = vec![b'['];
-            write_history(&mut body, messages.iter().map(AsRef::as_ref), &names).await?;
-            list::close(&mut body);
-            Ok(json(StatusCode::OK, body))
-        }
-    }
+    histories.respond(store, Part { room, page, deleted }).await
 }
 
 /// Stores a message. Everyone in its room gets it from the change stream, not from here.
@@ -248,16 +236,41 @@ fn page(query: &str, mode: ErrorMode) -> Result<(Option<Page>, Deleted), ApiErro
     Ok((Some(page), deleted))
 }
 
+/// The histories that are read at this moment.
+#[derive(Default)]
+pub struct Histories(SharedLists<Part, History>);
+
+/// The part of a history that a request asks for; without a page all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Part {
+    room: RoomId,
+    page: Option<Page>,
+    deleted: Deleted,
+}
+
+impl Histories {
+    async fn respond(&self, store: Data<Store>, part: Part) -> Result<HttpResponse, ApiError> {
+        list::respond(&self.0, part, move || read(store.clone(), part)).await
+    }
+}
+
+async fn read(store: Data<Store>, part: Part) -> Reading<History> {
+    let Part { room, page, deleted } = part;
+    let users = store.users.clone();
+    let Some(page) = page else {
+        let cursor = store.messages.in_room(room, deleted).await?;
+        return List::read(History { cursor, users }).await;
+    };
+    let messages = store.messages.page(room, page, deleted).await?;
+    let mut body = vec![b'['];
+    write_history(&mut body, messages.iter().map(AsRef::as_ref), &users).await?;
+    Ok(List::whole(body))
+}
+
 /// The messages of a room, with the names of their senders.
 struct History {
     cursor: RawBatchCursor,
     users: Users,
-}
-
-impl History {
-    fn new(cursor: RawBatchCursor, users: Users) -> Self {
-        Self { cursor, users }
-    }
 }
 
 impl list::Source for History {

@@ -8,6 +8,7 @@ mod list;
 pub mod messages;
 pub mod metrics;
 pub mod rooms;
+mod shared_reads;
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;

@@ -8,7 +8,7 @@ use futures::TryStreamExt;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::json;
-use super::list::{self, Broken};
+use super::list::{self, Broken, List, SharedLists};
 use crate::casts::required_text;
 use crate::chat::{Chat, RoomChange};
 use crate::config::{Config, ErrorMode};
@@ -94,6 +94,7 @@ pub async fn get_all_rooms(
     config: Data<Config>,
     store: Data<Store>,
     chat: Data<Chat>,
+    lists: Data<Lists>,
 ) -> Result<HttpResponse, ApiError> {
     let query = Query::<Vec<(String, String)>>::from_query(req.query_string());
     let query = query.map(Query::into_inner).unwrap_or_default();
@@ -108,7 +109,7 @@ pub async fn get_all_rooms(
     if mine {
         req.extensions_mut().insert(ErrorMode::Precise);
     } else if config.errors == ErrorMode::Original {
-        return list::respond(RoomList::new(store.rooms.all().await?)).await;
+        return lists.all(store).await;
     }
     let limit = match value("limit").map(str::parse) {
         None => DEFAULT_LIMIT,
@@ -121,7 +122,7 @@ pub async fn get_all_rooms(
         Some(Err(_)) => return Err(invalid("before", "must be the id of a room")),
     };
     if !mine {
-        return list::respond(RoomList::new(store.rooms.all().await?)).await;
+        return lists.all(store).await;
     }
     let mut body = vec![b'['];
     for room in chat.rooms_of_member(user.0, limit, before).await? {
@@ -310,14 +311,23 @@ fn room_of(path: &str) -> Result<RoomId, ApiError> {
     path.parse().map_err(invalid)
 }
 
-/// The rooms, in the order of their cursor.
-struct RoomList(RawBatchCursor);
+/// The lists of rooms that are read at this moment.
+#[derive(Default)]
+pub struct Lists(SharedLists<(), RoomList>);
 
-impl RoomList {
-    fn new(cursor: RawBatchCursor) -> Self {
-        Self(cursor)
+impl Lists {
+    /// Answers with all public rooms.
+    async fn all(&self, store: Data<Store>) -> Result<HttpResponse, ApiError> {
+        let read = move || {
+            let store = store.clone();
+            async move { List::read(RoomList(store.rooms.all().await?)).await }
+        };
+        list::respond(&self.0, (), read).await
     }
 }
+
+/// The rooms, in the order of their cursor.
+struct RoomList(RawBatchCursor);
 
 impl list::Source for RoomList {
     async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, StoreError> {

@@ -14,7 +14,7 @@ use sha1::{Digest, Sha1};
 
 use crate::protocols::headers::joined;
 
-/// Adds the tag to a JSON response, or replaces the response by 304 if the client has it already.
+/// Adds the tag to a JSON response that has none yet, or replaces the response by 304 if the client has it already.
 pub fn apply(res: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
     let is_json = res
         .headers()
@@ -29,7 +29,7 @@ pub fn apply(res: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
         Ok(body) => body,
         Err(streamed) => return ServiceResponse::new(req, res.set_body(streamed)),
     };
-    let tag = tag(&body);
+    let tag = res.headers().get(header::ETAG).cloned().unwrap_or_else(|| tag(&body));
     let conditional = matches!(*req.method(), Method::GET | Method::HEAD);
     if conditional && res.status().is_success() && is_fresh(req.headers(), &tag) {
         *res.status_mut() = StatusCode::NOT_MODIFIED;
@@ -42,7 +42,7 @@ pub fn apply(res: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
 }
 
 /// `W/"<length in hex>-<first 27 characters of the SHA-1 in base64>"`, as npm's `etag` makes it.
-fn tag(body: &Bytes) -> HeaderValue {
+pub fn tag(body: &Bytes) -> HeaderValue {
     let digest = STANDARD_NO_PAD.encode(Sha1::digest(body));
     let tag = format!("W/\"{:x}-{digest}\"", body.len());
     HeaderValue::from_str(&tag).expect("hex, base64 and quotes are visible ASCII")

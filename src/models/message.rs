@@ -163,7 +163,7 @@ pub enum SendError {
 
 /// A part of a history: the newest messages before an id, the oldest after an id, or those between
 /// two ids.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Page {
     /// How many messages at most.
     pub limit: u16,
@@ -174,7 +174,7 @@ pub struct Page {
 }
 
 /// Whether a history shows deleted messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Deleted {
     /// It leaves them out.
     Hidden,

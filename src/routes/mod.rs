@@ -158,6 +158,8 @@ pub fn configure(cfg: &mut ServiceConfig) {
     let rest = scope("").wrap(from_fn(express)).wrap(from_fn(measure));
     cfg.app_data(Data::new(&DOCUMENT))
         .app_data(Data::new(&*PATHS))
+        .app_data(Data::new(rooms::Lists::default()))
+        .app_data(Data::new(messages::Histories::default()))
         .service(resource("/ws").to(ws::connect))
         .service(resource("/socket.io/{tail}*").to(socket_io))
         .service(PLACES.iter().fold(rest, |scope, place| scope.service(place.resource())));

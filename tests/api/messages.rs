@@ -3,6 +3,7 @@
 
 use bson::oid::ObjectId;
 use bson::{DateTime, Document, doc};
+use futures::future::join_all;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -84,6 +85,12 @@ async fn a_history_beyond_the_buffer_is_streamed_whole_and_without_a_tag() {
     assert_eq!(history.len(), 3_001);
     for (number, content) in history[1..].iter().enumerate() {
         assert!(content.starts_with(&format!("{number} ")), "{number}: {}", &content[..10]);
+    }
+
+    // Each of many who ask at the same time gets all of it.
+    let asked = (0..8).map(async |_| ann.get(&path).await);
+    for whole in join_all(asked).await {
+        assert_eq!(contents(&whole).len(), 3_001);
     }
 
     // A client of HTTP/1.0 knows no chunks.
