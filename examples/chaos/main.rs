@@ -1,40 +1,47 @@
-//! Chaos: three instances on three nodes of MongoDB, clients on both wires, and everything fails.
+//! Chaos: three instances on three nodes of MongoDB, clients on both wires, and faults everywhere.
 //!
 //! ```sh
 //! cargo build --release && cargo run --release --example chaos -- --seconds 600 --seed 1
 //! ```
 //!
-//! Clients send, edit and delete messages with idempotency keys, by their sockets and by REST, again
-//! and again until they have the ack, and come back to any instance with what they last had.
-//! Meanwhile nodes and instances are killed, paused and
-//! restarted and the network between them stalls and is cut, in an order that the seed decides. At
-//! the end the transcript of every client is compared with the collection. It exits with 1 when
-//! anything acknowledged was lost, doubled or given out of order, when the text of a deleted message
-//! came behind its deletion, or when a client ends with another text than the collection.
+//! Clients send, edit and delete messages by their sockets and by REST. They repeat a request with the
+//! same idempotency key until it is answered, and go on after their last position or offset on any
+//! instance. Some rooms are private: their owner adds and removes members all the time, some members
+//! leave by themselves, and everybody tries to join and to send in any case. Meanwhile nodes and
+//! instances are killed, paused and restarted, and the network between them stalls and is cut, in an
+//! order that the seed decides.
 //!
-//! One half of the clients on Socket.IO has `recovery: true`. The other half gets its offsets behind
-//! the messages, as by default: what it had heard without an offset before a cut must come again,
-//! and counts once.
+//! At the end the transcript of each client is compared with the change stream and the collection.
+//! The program exits with 1 if anything acknowledged was lost, doubled or delivered out of order, if
+//! the text of a deleted message came after its deletion, if a client ends with another text than the
+//! collection, or if anybody saw a change of a private room without being a member.
+//!
+//! Half of the clients on Socket.IO have `recovery: true`. The others get an offset after the
+//! events, which is the default. The events after their last offset must be delivered again, and
+//! count once.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "what this program does not expect is its failure"
+    reason = "a failure of this program itself may panic"
 )]
 
 mod client;
 mod cluster;
 mod faults;
+mod moderator;
 mod proxy;
 #[path = "../../tests/api/helpers/random.rs"]
 mod random;
 #[path = "../../tests/api/helpers/replica_set.rs"]
 mod replica_set;
+mod stored;
+mod transcript;
 mod verdict;
 mod wire;
 mod wish;
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -43,38 +50,41 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bson::oid::ObjectId;
-use bson::{Document, Timestamp, doc};
+use bson::{DateTime, Document, doc};
 use futures::future::join_all;
 use mongodb::Client as Mongo;
-use mongodb::change_stream::event::OperationType;
 use realtime_chat_backend::auth::Tokens;
 use serde_json::{Value, json};
 use tokio::sync::{Barrier, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use client::{Client, END, Phase, Text, World};
+use client::{Client, END, Phase, World};
 use cluster::{DATABASE, Instances, SECRET};
 use faults::Story;
+use moderator::{Account, Moderator};
 use random::Random;
 use replica_set::ReplicaSet;
-use verdict::{Stored, Verdict};
-use wire::{Change, Kind, Told};
+use stored::Stored;
+use verdict::Verdict;
+use wire::Kind;
 
 const USAGE: &str = "\
 Usage: chaos [--seconds N] [--seed N] [--clients N] [--server PATH]
 
-  --seconds N    how long things fail; 60 unless given
-  --seed N       which things fail in which order; another one each time unless given
-  --clients N    how many clients, half of them on each wire, of which on Socket.IO one half with
-                 `recovery: true`; 16 unless given
-  --server PATH  the server; the one that was built beside this program unless given
+  --seconds N    how long there are faults (default 60)
+  --seed N       determines the faults and their order (default random)
+  --clients N    how many clients: half of them on each wire, and on Socket.IO half of these with
+                 `recovery: true` (default 16)
+  --server PATH  the server (default: the one built beside this program)
 ";
 
-/// How many rooms there are, of which each client is in two.
+/// The number of public rooms. Each client is in two of them.
 const ROOMS: usize = 3;
-/// How long everything may take to be well again after the last fault.
+/// The number of private rooms.
+const PRIVATE_ROOMS: usize = 2;
+/// How long recovery may take after the last fault.
 const CALM: Duration = Duration::from_secs(90);
-/// How long an answer by REST may take.
+/// The timeout of a REST request.
 const REST: Duration = Duration::from_secs(8);
 
 struct Options {
@@ -105,23 +115,31 @@ async fn run(options: &Options) -> ExitCode {
     let database = Mongo::with_uri_str(&uri).await.unwrap().database(DATABASE);
     let instances = Instances::start(server, &mongo).await;
     let addresses = instances.addresses();
-    let tokens = Tokens::new(&SECRET.into());
-    let user = || {
-        let id = ObjectId::new().to_hex();
-        let token = tokens.issue(id.parse().unwrap());
-        (id, token)
-    };
-    let rooms = make_rooms(addresses[0], &user().1).await;
+    // A connection for each request: an open one may lead to a process that was killed.
+    let http = reqwest::Client::builder().timeout(REST).pool_max_idle_per_host(0).build().unwrap();
+    let accounts = make_accounts(&database, *clients + 1).await;
+    let (speaker, users) = accounts.split_first().unwrap();
     let answer = database.run_command(doc! { "ping": 1 }).await.unwrap();
     let begun = answer.get_timestamp("operationTime").unwrap();
+    let public = make_rooms(addresses[0], &speaker.1).await;
+    let mut moderator = Moderator {
+        owner: speaker.clone(),
+        users: users.to_vec(),
+        rooms: Vec::new(),
+        instances: addresses.clone(),
+        http: http.clone(),
+        random: random.part(),
+        members: HashSet::new(),
+        changes: 0,
+    };
+    moderator.make_rooms(PRIVATE_ROOMS).await;
 
     let (phase, told) = watch::channel(Phase::Talk);
     let most = Duration::from_secs(*seconds) + CALM * 3;
     let world = Arc::new(World {
         instances: addresses.clone(),
         generations: instances.generations(),
-        // A connection of its own for each request, since others may lead to one that is gone.
-        http: reqwest::Client::builder().timeout(REST).pool_max_idle_per_host(0).build().unwrap(),
+        http,
         phase: told,
         joined: Barrier::new(clients + 1),
         content: AtomicUsize::new(0),
@@ -136,8 +154,9 @@ async fn run(options: &Options) -> ExitCode {
                 _ => Kind::Plain,
             };
             let name = format!("client {number}");
-            let rooms = [0, 1].map(|next| rooms[(number + next) % ROOMS].clone());
-            let client = Client::new(kind, name, user(), &rooms, random.part());
+            let rooms = [0, 1].map(|next| public[(number + next) % ROOMS].clone());
+            let account = users[number].clone();
+            let client = Client::new(kind, name, account, &rooms, &moderator.rooms, random.part());
             tokio::spawn(client.run(Arc::clone(&world)))
         })
         .collect();
@@ -148,23 +167,26 @@ async fn run(options: &Options) -> ExitCode {
     let (of_nodes, of_instances) = (random.part(), random.part());
     let nodes = faults::break_nodes(mongo, of_nodes, Arc::clone(&story), end);
     let others = faults::break_instances(instances, of_instances, Arc::clone(&story), end);
-    let (mongo, (instances, bad_ends)) = tokio::join!(nodes, others);
-    println!("all is mended after {} faults", story.count());
-    phase.send_replace(Phase::Finish);
-    let (speaker, token) = user();
+    let (mongo, (instances, bad_ends), ()) =
+        tokio::join!(nodes, others, moderator.change_until(end));
+    println!("{} faults, {} changes of members", story.count(), moderator.changes);
+    let members = moderator.settle(world.until).await;
+    phase.send_replace(Phase::Finish(members));
+    // Those who were removed must not get it.
+    let rooms: Vec<_> = moderator.rooms.iter().chain(&public).cloned().collect();
     let saying = async {
         while world.content.load(Ordering::SeqCst) < *clients {
             sleep(Duration::from_millis(100)).await;
         }
-        say_the_end(&addresses, &speaker, &token, &rooms).await
+        say_the_end(&addresses, speaker, &rooms).await
     };
     let transcripts = tokio::select! {
         transcripts = join_all(talking) => transcripts,
-        () = saying => unreachable!("it says so for ever"),
+        () = saying => unreachable!("it never returns"),
     };
     let transcripts: Vec<_> = transcripts.into_iter().map(|joined| joined.unwrap()).collect();
 
-    let stored = read_stored(&database, begun).await;
+    let stored = Stored::read(&database, begun).await;
     let mut verdict = Verdict::of(&transcripts, &stored, &story.primaries());
     verdict.complain(instances.complaints());
     verdict.complain((0..bad_ends).map(|_| "an instance did not stop in time".to_owned()));
@@ -177,6 +199,26 @@ async fn run(options: &Options) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Stores users who never log in, and issues a token for each.
+async fn make_accounts(database: &mongodb::Database, count: usize) -> Vec<Account> {
+    let tokens = Tokens::new(&SECRET.into());
+    let ids: Vec<_> = (0..count).map(|_| ObjectId::new()).collect();
+    let now = DateTime::now();
+    let users = ids.iter().enumerate().map(|(number, id)| {
+        doc! {
+            "_id": id, "username": format!("user {number}"), "password": "none",
+            "createdAt": now, "updatedAt": now, "__v": 0,
+        }
+    });
+    database.collection::<Document>("users").insert_many(users).await.unwrap();
+    let account = |id: ObjectId| {
+        let id = id.to_hex();
+        let token = tokens.issue(id.parse().unwrap());
+        (id, token)
+    };
+    ids.into_iter().map(account).collect()
+}
+
 async fn make_rooms(addr: SocketAddr, token: &str) -> Vec<String> {
     let mut rooms = Vec::new();
     for number in 0..ROOMS {
@@ -187,8 +229,8 @@ async fn make_rooms(addr: SocketAddr, token: &str) -> Vec<String> {
     rooms
 }
 
-/// Says that it is over in all rooms, for ever: who had to begin anew may have missed it.
-async fn say_the_end(instances: &[SocketAddr], user: &str, token: &str, rooms: &[String]) {
+/// Sends the last message to all rooms, again and again: a client may have to join anew.
+async fn say_the_end(instances: &[SocketAddr], (user, token): &Account, rooms: &[String]) {
     loop {
         for room in rooms {
             let body = json!({ "room": room, "sender": user, "content": END });
@@ -207,63 +249,6 @@ async fn post(addr: SocketAddr, path: &str, token: &str, body: &Value) -> Option
     let request = reqwest::Client::new().post(url).bearer_auth(token).json(body);
     let answer = timeout(Duration::from_secs(8), request.send()).await.ok()?.ok()?;
     if answer.status().is_success() { answer.json().await.ok() } else { None }
-}
-
-/// Everything that has happened to messages since then, and what they are now.
-async fn read_stored(database: &mongodb::Database, since: Timestamp) -> Stored {
-    // The stream is read up to a document that only this program writes.
-    const MARK: &str = "chaos";
-    database.collection::<Document>(MARK).insert_one(doc! {}).await.unwrap();
-    let ours = doc! { "$match": { "ns.coll": { "$in": ["messages", MARK] } } };
-    let stream = database.watch().pipeline([ours]).start_at_operation_time(since);
-    let mut stream = stream.await.unwrap();
-    let mut changes = Vec::new();
-    let reading = async {
-        loop {
-            let Some(event) = stream.next_if_any().await.unwrap() else { continue };
-            if event.ns.and_then(|ns| ns.coll).as_deref() == Some(MARK) {
-                return;
-            }
-            let document = event.full_document.expect("nothing is removed or set");
-            let (is_new, text) =
-                (event.operation_type == OperationType::Insert, text_of(&document));
-            changes.push(Told {
-                change: match text.content {
-                    None => Change::Deleted,
-                    Some(_) if is_new => Change::Sent,
-                    Some(_) => Change::Edited,
-                },
-                room: hex(&document, "room"),
-                id: hex(&document, "_id"),
-                content: text.content.unwrap_or_default(),
-                version: text.version,
-            });
-        }
-    };
-    timeout(CALM, reading).await.expect("the change stream has everything that is stored");
-    let mut texts: HashMap<_, HashMap<_, _>> = HashMap::new();
-    let mut messages = database.collection::<Document>("messages").find(doc! {}).await.unwrap();
-    while messages.advance().await.unwrap() {
-        let document = messages.deserialize_current().unwrap();
-        let room = texts.entry(hex(&document, "room")).or_default();
-        room.insert(hex(&document, "_id"), text_of(&document));
-    }
-    Stored { changes, texts }
-}
-
-fn hex(document: &Document, key: &str) -> String {
-    document.get_object_id(key).unwrap().to_hex()
-}
-
-/// What a message says. A client is not told the version of a deleted one.
-fn text_of(message: &Document) -> Text {
-    if message.contains_key("deletedAt") {
-        return Text { version: 0, content: None };
-    }
-    Text {
-        version: message.get_i32("__v").unwrap().into(),
-        content: Some(message.get_str("content").unwrap().to_owned()),
-    }
 }
 
 impl Options {

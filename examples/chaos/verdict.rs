@@ -1,7 +1,8 @@
-//! The checker: compares every transcript with the collection, in the order of its change stream.
+//! The checker: compares every transcript with the database, in the order of the change stream.
 //!
-//! The text of a message that was deleted may be missing: it is given to nobody who comes after the
-//! deletion. Everything else that happened must be there once, in its order.
+//! The text of a deleted message may be missing: clients that come after the deletion do not get it.
+//! A client gets the changes of a private room only while its user is a member, or after the user was
+//! added again. Everything else must be there once, in order.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -9,21 +10,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::client::{END, Text, Transcript};
+use crate::client::END;
+use crate::stored::{Place, Stored};
+use crate::transcript::{Segment, Text, Transcript};
 use crate::wire::{Change, Told};
 
 /// How many examples of each problem are printed.
 const EXAMPLES: usize = 5;
 
-/// What the database has.
-pub struct Stored {
-    /// Everything that happened, in the order of the change stream.
-    pub changes: Vec<Told>,
-    /// The messages of each room, as they are in the end.
-    pub texts: HashMap<String, HashMap<String, Text>>,
-}
-
-/// What became of everything.
+/// The result.
 #[derive(Debug, Default)]
 pub struct Verdict {
     sent: usize,
@@ -31,27 +26,35 @@ pub struct Verdict {
     stored: usize,
     edits: usize,
     deletions: usize,
-    /// Edits and deletions that were refused, since the message was deleted or edited before.
+    /// Edits and deletions that were refused: the message was deleted or edited before, or its sender
+    /// was removed from the room.
     refused: usize,
-    /// Edits that were acknowledged although a later one came first: as if they had been stored a
-    /// moment before that.
+    /// Messages to private rooms that were refused because their sender was not a member.
+    refused_sends: usize,
+    /// Messages that were stored after their sender was removed, and were refused then.
+    taken_back: usize,
+    /// Acknowledged edits that a later one replaced before they were stored.
     overtaken: usize,
+    members_added: usize,
+    members_removed: usize,
     delivered: usize,
     lost: Vec<String>,
     doubled: Vec<String>,
     disordered: Vec<String>,
-    /// Texts that were given behind their deletion.
+    /// Texts that were delivered after their deletion.
     revived: Vec<String>,
-    /// Messages that a member knows otherwise than the collection.
+    /// Changes of a private room that a user saw without being a member.
+    leaked: Vec<String>,
+    /// Messages whose final text a client has wrong.
     differing: Vec<String>,
-    /// What else must not be.
+    /// Other errors.
     broken: Vec<String>,
-    /// How many messages came again because a cut came before their offset, which is allowed.
+    /// How many events came again because a connection ended before their offset, which is allowed.
     repeated: usize,
     resyncs: usize,
     returns: usize,
     recoveries: Vec<Duration>,
-    /// From the end of a primary to the first acknowledgement of a message sent since.
+    /// For each lost primary: the time until a message was acknowledged that was sent after it.
     writes_back: Vec<Duration>,
 }
 
@@ -60,16 +63,23 @@ impl Verdict {
     pub fn of(transcripts: &[Transcript], stored: &Stored, primaries: &[Instant]) -> Self {
         let mut verdict = Self::default();
         verdict.judge_storing(transcripts, stored);
-        let mut rooms: HashMap<&str, Vec<&Told>> = HashMap::new();
-        for change in &stored.changes {
-            rooms.entry(&change.room).or_default().push(change);
+        let mut rooms: HashMap<&str, Vec<&Place>> = HashMap::new();
+        for place in &stored.changes {
+            rooms.entry(&place.told.room).or_default().push(place);
         }
         for transcript in transcripts {
             for (room, segments) in &transcript.rooms {
                 let order = rooms.get(room.as_str()).map_or(&[][..], Vec::as_slice);
-                verdict.judge_delivery(&transcript.name, segments, order);
-                verdict.judge_texts(transcript, room, stored);
+                let is_member = order
+                    .last()
+                    .is_none_or(|last| stored.is_member(room, &transcript.user, last.position));
+                verdict.judge_delivery(transcript, segments, order, is_member);
+                verdict.judge_visibility(transcript, segments, order, stored);
+                if is_member {
+                    verdict.judge_texts(transcript, room, stored);
+                }
             }
+            verdict.judge_histories(transcript, stored);
             verdict.revived.extend(transcript.revived.iter().cloned());
             verdict.repeated += transcript.repeated;
             verdict.resyncs += transcript.resyncs;
@@ -88,45 +98,46 @@ impl Verdict {
         verdict
     }
 
-    /// Adds what must not be and was found elsewhere.
+    /// Adds errors that were found elsewhere.
     pub fn complain(&mut self, problems: impl IntoIterator<Item = String>) {
         self.broken.extend(problems);
     }
 
-    /// Whether nothing is wrong.
+    /// Whether there is no error.
     pub fn is_good(&self) -> bool {
         self.problems().iter().all(|problems| problems.is_empty())
     }
 
-    fn problems(&self) -> [&Vec<String>; 6] {
-        let Self { lost, doubled, disordered, revived, differing, broken, .. } = self;
-        [lost, doubled, disordered, revived, differing, broken]
+    fn problems(&self) -> [&Vec<String>; 7] {
+        let Self { lost, doubled, disordered, revived, leaked, differing, broken, .. } = self;
+        [lost, doubled, disordered, revived, leaked, differing, broken]
     }
 
     fn judge_storing(&mut self, transcripts: &[Transcript], stored: &Stored) {
         let mut by_content: HashMap<&str, &Told> = HashMap::new();
         let mut messages: HashMap<&str, Vec<&Told>> = HashMap::new();
-        for change in &stored.changes {
+        for Place { told: change, .. } in &stored.changes {
+            if !change.change.is_of_message() {
+                continue;
+            }
             let changes = messages.entry(&change.id).or_default();
             let Told { content, version, .. } = change;
-            // An edit has the version behind that of the change before.
+            // An edit has the next version.
             let is_in_order = match change.change {
                 Change::Sent => changes.is_empty() && *version == 0,
                 Change::Edited => changes.last().is_some_and(|last| {
                     last.change != Change::Deleted && last.version + 1 == *version
                 }),
-                Change::Deleted => {
-                    changes.last().is_some_and(|last| last.change != Change::Deleted)
-                }
+                _ => changes.last().is_some_and(|last| last.change != Change::Deleted),
             };
             if !is_in_order {
-                self.broken.push(format!("{change:?} is stored behind {:?}", changes.last()));
+                self.broken.push(format!("{change:?} is stored after {:?}", changes.last()));
             }
             changes.push(change);
             match change.change {
                 Change::Sent => self.stored += 1,
                 Change::Edited => self.edits += 1,
-                Change::Deleted => {
+                _ => {
                     self.deletions += 1;
                     continue;
                 }
@@ -141,8 +152,10 @@ impl Verdict {
                 .and_then(|all| all.last())
                 .is_some_and(|last| last.change == Change::Deleted)
         };
+        self.judge_members(stored, &messages);
         for transcript in transcripts {
             self.sent += transcript.sent;
+            self.refused_sends += transcript.refused_sends;
             self.acked += transcript.acked.len();
             for (content, id) in &transcript.acked {
                 match by_content.get(content.as_str()) {
@@ -170,6 +183,9 @@ impl Verdict {
                 let is_right = match code.as_str() {
                     "message_deleted" => was_deleted(id),
                     "edit_conflict" => messages.get(id.as_str()).is_some_and(|all| all.len() > 1),
+                    "message_not_found" => {
+                        messages.get(id.as_str()).is_some_and(|all| stored.is_private(&all[0].room))
+                    }
                     _ => false,
                 };
                 if !is_right {
@@ -179,60 +195,122 @@ impl Verdict {
         }
     }
 
-    fn judge_delivery(&mut self, name: &str, segments: &[Vec<Told>], order: &[&Told]) {
-        let places: HashMap<_, usize> =
-            order.iter().enumerate().map(|(at, change)| (change.key(), at)).collect();
+    /// Judges the changes of members, and the messages that were stored after their sender was
+    /// removed.
+    fn judge_members(&mut self, stored: &Stored, messages: &HashMap<&str, Vec<&Told>>) {
+        for Place { told, .. } in &stored.changes {
+            self.members_added += usize::from(told.change == Change::MemberAdded);
+            self.members_removed += usize::from(told.change == Change::MemberRemoved);
+        }
+        self.taken_back = stored.removed.len();
+        for id in &stored.refused {
+            if stored.texts.values().any(|texts| texts.contains_key(id)) {
+                let problem = format!("{id} was stored after its sender was removed, and is kept");
+                self.broken.push(problem);
+            }
+        }
+        for id in stored.removed.iter().filter(|id| messages.contains_key(id.as_str())) {
+            self.lost.push(format!("{id} was stored by a member, and removed"));
+        }
+    }
+
+    fn judge_delivery(
+        &mut self,
+        Transcript { name, .. }: &Transcript,
+        segments: &[Segment],
+        order: &[&Place],
+        is_member: bool,
+    ) {
         let deletions: HashMap<&str, usize> = order
             .iter()
             .enumerate()
-            .filter(|(_, change)| change.change == Change::Deleted)
-            .map(|(at, change)| (change.id.as_str(), at))
+            .filter(|(_, place)| place.told.change == Change::Deleted)
+            .map(|(at, place)| (place.told.id.as_str(), at))
             .collect();
-        let what = |at: usize| {
-            let Told { change, content, id, version, .. } = order[at];
-            format!("{name}: {change:?} {content:?} of {id}, version {version} ({at})")
-        };
+        let what = |at: usize| describe(name, at, order[at]);
+        let places = Places::of(order);
         let last = segments.len().saturating_sub(1);
         for (number, segment) in segments.iter().enumerate() {
-            self.delivered += segment.len();
-            let mut heard_at = Vec::with_capacity(segment.len());
-            for told in segment {
-                match places.get(&told.key()) {
-                    Some(&at) if order[at].content == told.content => heard_at.push(at),
-                    _ => self.broken.push(format!("{name} heard {told:?}, which is not stored")),
-                }
-            }
+            self.delivered += segment.heard.len();
+            let (heard_at, strange) = places.of_segment(segment);
+            self.broken
+                .extend(strange.into_iter().map(|told| format!("{name}: {told:?} is not stored")));
             let mut heard = HashSet::new();
             let mut newest = None;
             for &at in &heard_at {
                 let deletion =
-                    deletions.get(order[at].id.as_str()).filter(|&&deletion| deletion != at);
+                    deletions.get(order[at].told.id.as_str()).filter(|&&deletion| deletion != at);
                 if deletion.is_some_and(|deletion| heard.contains(deletion)) {
-                    self.revived.push(format!("{} was heard behind its deletion", what(at)));
+                    self.revived.push(format!("{} came after its deletion", what(at)));
                 }
                 if !heard.insert(at) {
-                    self.doubled.push(format!("{} was heard twice", what(at)));
+                    self.doubled.push(format!("{} came twice", what(at)));
                 } else if newest.is_some_and(|newest| at < newest) {
                     self.disordered.push(format!("{} came after later ones", what(at)));
                 }
                 newest = newest.max(Some(at));
             }
-            // Everybody was there from the first message to the last.
-            let first = if number == 0 { Some(0) } else { heard_at.iter().min().copied() };
-            let end = order.iter().position(|change| change.content == END);
-            let end = if number == last { newest.max(end) } else { newest };
+            let first = match segment.from {
+                Some(from) => Some(order.partition_point(|place| place.position <= from)),
+                None => heard_at.iter().min().copied(),
+            };
+            let end = order.iter().position(|place| place.told.content == END);
+            let reaches_end = number == last && is_member;
+            let end = if reaches_end { newest.max(end) } else { newest };
             let (Some(first), Some(end)) = (first, end) else { continue };
             let may_be_missing = |at: usize| {
-                deletions.get(order[at].id.as_str()).is_some_and(|&deletion| at < deletion)
+                deletions.get(order[at].told.id.as_str()).is_some_and(|&deletion| at < deletion)
             };
             let missing = (first..=end).filter(|&at| !heard.contains(&at) && !may_be_missing(at));
-            self.lost.extend(missing.map(|at| format!("{} was not heard", what(at))));
+            self.lost.extend(missing.map(|at| format!("{} did not come", what(at))));
+        }
+    }
+
+    /// Judges whether the user was a member of a private room whenever an event came.
+    fn judge_visibility(
+        &mut self,
+        Transcript { name, user, .. }: &Transcript,
+        segments: &[Segment],
+        order: &[&Place],
+        stored: &Stored,
+    ) {
+        let places = Places::of(order);
+        for segment in segments {
+            let (heard_at, _) = places.of_segment(segment);
+            let known = segment.heard.iter().filter(|heard| places.has(&heard.told));
+            for (&at, heard) in heard_at.iter().zip(known) {
+                let Place { told, position } = order[at];
+                if stored.is_private(&told.room)
+                    && !stored.may_see(&told.room, user, *position, heard.at)
+                {
+                    self.leaked.push(describe(name, at, order[at]));
+                }
+            }
+        }
+    }
+
+    /// Judges whether the user was a member of a private room whenever a history came.
+    fn judge_histories(
+        &mut self,
+        Transcript { name, user, read, .. }: &Transcript,
+        stored: &Stored,
+    ) {
+        for place in &stored.changes {
+            let Told { change, room, id, version, .. } = &place.told;
+            if !matches!(change, Change::Sent | Change::Edited) {
+                continue;
+            }
+            let Some(&at) = read.get(&(room.clone(), id.clone(), *version)) else { continue };
+            if !stored.may_see(room, user, place.position, at) {
+                self.leaked.push(format!("{name} read {:?} at {}", place.told, place.position));
+            }
         }
     }
 
     fn judge_texts(&mut self, transcript: &Transcript, room: &str, stored: &Stored) {
         let nothing = HashMap::new();
         let known = transcript.texts.get(room).unwrap_or(&nothing);
+        let removed = &stored.removed;
         let stored = stored.texts.get(room).unwrap_or(&nothing);
         let is_end = |text: &Text| text.content.as_deref() == Some(END);
         let name = &transcript.name;
@@ -241,10 +319,72 @@ impl Verdict {
                 self.differing.push(format!("{name}: {id} is {text:?}, not {:?}", known.get(id)));
             }
         }
-        for (id, text) in known.iter().filter(|(id, _)| !stored.contains_key(*id)) {
+        // A history can show a message for a moment before it is taken back.
+        let is_strange = |id: &String| !stored.contains_key(id) && !removed.contains(id);
+        for (id, text) in known.iter().filter(|(id, _)| is_strange(id)) {
             self.differing.push(format!("{name}: {id} is not stored, and not {text:?}"));
         }
     }
+}
+
+/// Where the changes of a room are in its order.
+struct Places<'a> {
+    /// The changes of messages.
+    messages: HashMap<(Change, &'a str, i64), usize>,
+    /// The changes of each member, in order.
+    members: HashMap<(Change, &'a str), Vec<usize>>,
+    order: &'a [&'a Place],
+}
+
+impl<'a> Places<'a> {
+    fn of(order: &'a [&'a Place]) -> Self {
+        let mut places = Self { messages: HashMap::new(), members: HashMap::new(), order };
+        for (at, Place { told, .. }) in order.iter().enumerate() {
+            if told.change.is_of_message() {
+                places.messages.insert(told.key(), at);
+            } else {
+                places.members.entry((told.change, told.id.as_str())).or_default().push(at);
+            }
+        }
+        places
+    }
+
+    fn has(&self, told: &Told) -> bool {
+        match self.messages.get(&told.key()) {
+            Some(&at) => self.order[at].told.content == told.content,
+            None => self.members.contains_key(&(told.change, told.id.as_str())),
+        }
+    }
+
+    /// The places of the events of a segment, and the events that have none. An event of a member
+    /// does not tell which of the changes of this member it is: it is the next one.
+    fn of_segment<'s>(&self, segment: &'s Segment) -> (Vec<usize>, Vec<&'s Told>) {
+        let (mut found, mut strange) = (Vec::with_capacity(segment.heard.len()), Vec::new());
+        let is_after = |at: usize| segment.from.is_none_or(|from| self.order[at].position > from);
+        for heard in &segment.heard {
+            let told = &heard.told;
+            if !self.has(told) {
+                strange.push(told);
+                continue;
+            }
+            let at = self.messages.get(&told.key()).copied().or_else(|| {
+                let changes = self.members.get(&(told.change, told.id.as_str()))?;
+                let next = |&&at: &&usize| match found.last() {
+                    Some(&last) => at > last,
+                    None => is_after(at),
+                };
+                changes.iter().find(next).or(changes.last()).copied()
+            });
+            found.extend(at);
+        }
+        (found, strange)
+    }
+}
+
+fn describe(name: &str, at: usize, place: &Place) -> String {
+    let Told { change, content, id, version, .. } = &place.told;
+    let position = place.position;
+    format!("{name}: {change:?} {content:?} of {id}, version {version}, at {position} ({at})")
 }
 
 impl fmt::Display for Verdict {
@@ -256,13 +396,18 @@ impl fmt::Display for Verdict {
             ("edits", self.edits),
             ("deletions", self.deletions),
             ("edits and deletions refused", self.refused),
+            ("sends of others than members", self.refused_sends),
+            ("messages taken back", self.taken_back),
             ("edits overtaken by later ones", self.overtaken),
+            ("members added", self.members_added),
+            ("members removed", self.members_removed),
             ("delivered", self.delivered),
             ("lost", self.lost.len()),
             ("doubled", self.doubled.len()),
             ("again after a cut, by default", self.repeated),
             ("out of order", self.disordered.len()),
-            ("texts behind their deletion", self.revived.len()),
+            ("texts after their deletion", self.revived.len()),
+            ("seen by others than members", self.leaked.len()),
             ("texts that differ in the end", self.differing.len()),
             ("other problems", self.broken.len()),
             ("connections lost and recovered", self.recoveries.len()),

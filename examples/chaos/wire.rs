@@ -1,5 +1,5 @@
-//! Both wires as far as a client needs them: `/ws`, and Socket.IO over a WebSocket with recovery.
-//! The siege uses it, too.
+//! A client of both wires: `/ws`, and Socket.IO over a WebSocket with recovery. The siege uses it,
+//! too.
 
 #![allow(dead_code, reason = "the chaos and the siege each use a part of it")]
 
@@ -14,95 +14,111 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-/// How long a connection may take to be there, before a client tries another instance.
+/// The timeout of connecting and of each write.
 const CONNECT: Duration = Duration::from_secs(6);
 
-/// Which wire a client speaks.
+/// The wire of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Plain,
-    /// As every client that asks for nothing: the offset is an event behind the messages.
+    /// The default: the offset is an event of its own after the messages.
     SocketIo,
     /// With `recovery: true`: the offset is the last argument of each event.
     SocketIoInside,
 }
 
-/// What a Socket.IO client knows of its last connection: it has to be there again for a recovery.
+/// What a Socket.IO client keeps from its last connection, to recover it.
 #[derive(Debug, Default, Clone)]
 pub struct ResumeState {
     /// The private id.
     pub pid: Option<String>,
-    /// The last string of the last event.
+    /// The last argument of the last event that ended in a string.
     pub offset: Option<String>,
 }
 
-/// A connection that was let in.
+/// An accepted connection.
 pub struct Connection {
     kind: Kind,
     stream: WebSocketStream<TcpStream>,
     last_id: u64,
-    /// Whether the server says that this goes on where the last connection ended.
+    /// Whether the server resumed the session of the last connection.
     pub recovered: bool,
     /// For the next connection.
     pub memory: ResumeState,
 }
 
-/// What the server says.
+/// A frame from the server.
 #[derive(Debug)]
 pub enum Incoming {
     /// The answer to a request.
     Ack { id: u64, data: Value },
-    /// A message or what became of it, and where the client is with that, unless an offset says so
-    /// later.
-    Message { told: Told, position: Option<String> },
-    /// Where the client is with everything that was said before.
+    /// An event of a room, with its position, unless an offset follows.
+    Event { told: Told, position: Option<String> },
+    /// The offset of everything before it.
     Offset(String),
-    /// Something may have been missed in this room.
+    /// Events of this room may have been missed.
     Resync { room: String, position: Option<String> },
-    /// A request without an id was refused, or so it seems.
+    /// The user was added to this room, or removed from it.
+    Membership { room: String, added: bool },
+    /// The answer to a request without an id.
     Error(Value),
 }
 
-/// What happened to a message.
+/// An event of a room: a change of a message or of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
     pub change: Change,
     pub room: String,
+    /// The message, or the user who was added or removed.
     pub id: String,
-    /// Its text since then; empty for a deletion.
+    /// The text of the message after the change; otherwise empty.
     pub content: String,
-    /// How often it was edited by then; 0 for a deletion, which does not say it.
+    /// The `__v` of the message after the change; 0 in an event that has none.
     pub version: i64,
 }
 
-/// How a message changed.
+/// The kind of change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Change {
     Sent,
     Edited,
     Deleted,
+    MemberAdded,
+    MemberRemoved,
+}
+
+impl Change {
+    /// Whether this is about a message.
+    pub fn is_of_message(self) -> bool {
+        matches!(self, Self::Sent | Self::Edited | Self::Deleted)
+    }
 }
 
 impl Told {
-    /// What tells it from everything else that happens.
+    /// The event of a member who was added to a room or removed from it.
+    pub fn of_member(change: Change, room: String, user: String) -> Self {
+        Self { change, room, id: user, content: String::new(), version: 0 }
+    }
+
+    /// Identifies a change of a message. A member can be added many times.
     pub fn key(&self) -> (Change, &str, i64) {
         (self.change, &self.id, self.version)
     }
 }
 
-/// The connection is of no more use; the text says why.
+/// The connection has ended or must not be used any more; the text says why.
 #[derive(Debug)]
 pub struct Disconnected(pub String);
 
 impl Disconnected {
-    /// What is of no more use because of an error.
+    /// The connection failed with this error.
     pub fn because(error: impl ToString) -> Self {
         Self(error.to_string())
     }
 }
 
 impl Connection {
-    /// Connects and is let in.
+    /// Connects and authenticates.
     pub async fn open(
         kind: Kind,
         addr: SocketAddr,
@@ -116,7 +132,7 @@ impl Connection {
         timeout(CONNECT, opening).await.map_err(Disconnected::because)?
     }
 
-    /// Is let in on a connection that is there; without a deadline.
+    /// Authenticates on an open TCP connection, without a timeout.
     pub async fn open_on(
         stream: TcpStream,
         kind: Kind,
@@ -130,7 +146,7 @@ impl Connection {
                 "/socket.io/?EIO=4&transport=websocket".to_owned()
             }
         };
-        // Thousands of these are idle.
+        // The siege opens thousands of them.
         let config = WebSocketConfig::default().read_buffer_size(1024).write_buffer_size(0);
         let url = format!("ws://{addr}{path}");
         let opened = client_async_with_config(url, stream, Some(config)).await;
@@ -142,7 +158,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Enters the namespace, with what is left of the last connection.
+    /// Connects to the namespace, with the state of the last connection.
     async fn enter(&mut self, token: &str) -> Result<(), Disconnected> {
         let open = self.text().await?;
         if !open.starts_with("0{") {
@@ -165,18 +181,18 @@ impl Connection {
             match text.strip_prefix("40") {
                 Some(answer) => break answer.to_owned(),
                 None if text == "2" => self.send("3".to_owned()).await?,
-                None => return Err(Disconnected(format!("not let in: {text}"))),
+                None => return Err(Disconnected(format!("refused: {text}"))),
             }
         };
         let answer: Value = serde_json::from_str(&answer).map_err(Disconnected::because)?;
         let given = answer["pid"].as_str().map(str::to_owned);
         self.recovered = given.is_some() && given == pid;
-        // As socket.io-client has it: the offset stays, whatever was recovered.
+        // Like socket.io-client, keep the offset even if nothing was recovered.
         self.memory.pid = given;
         Ok(())
     }
 
-    /// Sends a request; answers the id that its ack will have.
+    /// Sends a request. Returns the id of its ack.
     pub async fn request(&mut self, event: &str, data: &Value) -> Result<u64, Disconnected> {
         self.last_id += 1;
         let id = self.last_id;
@@ -188,7 +204,7 @@ impl Connection {
         Ok(id)
     }
 
-    /// The next thing that the server says. Cancel-safe.
+    /// The next frame. Cancel-safe.
     pub async fn next(&mut self) -> Result<Incoming, Disconnected> {
         loop {
             let text = self.text().await?;
@@ -259,16 +275,26 @@ fn event(name: &str, data: &Value, position: Option<&str>) -> Option<Incoming> {
                 "messageEdited" => Change::Edited,
                 _ => Change::Deleted,
             };
-            let is_there = change != Change::Deleted;
+            let has_text = change != Change::Deleted;
             let told = Told {
                 change,
                 room: text("room")?,
-                id: text(if is_there { "_id" } else { "message" })?,
-                content: if is_there { text("content")? } else { String::new() },
-                version: if is_there { data["__v"].as_i64()? } else { 0 },
+                id: text(if has_text { "_id" } else { "message" })?,
+                content: if has_text { text("content")? } else { String::new() },
+                version: if has_text { data["__v"].as_i64()? } else { 0 },
             };
-            Incoming::Message { told, position: position.map(str::to_owned) }
+            Incoming::Event { told, position: position.map(str::to_owned) }
         }
+        "memberAdded" | "memberRemoved" => {
+            let (change, user) = match name {
+                "memberAdded" => (Change::MemberAdded, data["user"]["_id"].as_str()?.to_owned()),
+                _ => (Change::MemberRemoved, text("user")?),
+            };
+            let told = Told::of_member(change, text("room")?, user);
+            Incoming::Event { told, position: position.map(str::to_owned) }
+        }
+        "roomAdded" => Incoming::Membership { room: text("room")?, added: true },
+        "roomRemoved" => Incoming::Membership { room: text("room")?, added: false },
         "position" => Incoming::Offset(data.as_str()?.to_owned()),
         "resync" => Incoming::Resync { room: text("room")?, position: text("position") },
         "error" => Incoming::Error(data.clone()),

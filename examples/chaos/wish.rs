@@ -1,13 +1,13 @@
-//! What a client asks for until it has an answer: by its socket or by REST, at any instance.
+//! What a client requests until it has an answer: by its socket or by REST, at any instance.
 //!
-//! Each attempt has the same idempotency key, so that it does not matter how often it is made and
-//! whether an earlier one got through.
+//! All attempts have the same idempotency key, so the number of attempts does not matter, nor
+//! whether an earlier one succeeded.
 
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-/// What is asked for.
+/// A request that is repeated until it is answered.
 #[derive(Debug, Clone)]
 pub enum Wish {
     Send {
@@ -17,7 +17,7 @@ pub enum Wish {
     Edit {
         message: String,
         content: String,
-        /// Only this version, if it says one.
+        /// The `__v` that the message must have.
         version: Option<i64>,
     },
     Delete {
@@ -25,19 +25,19 @@ pub enum Wish {
     },
 }
 
-/// What the server says to a wish.
+/// The answer to a wish.
 #[derive(Debug)]
 pub enum Answer {
     /// Done; the message.
     Done(Value),
-    /// It cannot be; the code says why.
+    /// Refused for good; the code says why.
     Never(String),
-    /// Whether it was done is unknown, or it was too early.
+    /// Not answered, or refused for now. Whether it was done is unknown.
     Again,
 }
 
 impl Wish {
-    /// Its event on sockets.
+    /// The event and its data on sockets.
     pub fn event(&self) -> (&'static str, Value) {
         match self {
             Self::Send { room, content } => {
@@ -53,7 +53,7 @@ impl Wish {
         }
     }
 
-    /// Its request to REST; `user` is the id of the one who has the token.
+    /// The REST request; `token` is a token of `user`.
     pub fn request(
         &self,
         http: &reqwest::Client,
@@ -76,7 +76,7 @@ impl Wish {
         request.bearer_auth(token)
     }
 
-    /// Whether its answer says that it was done.
+    /// Whether this message is the result of the wish.
     pub fn is_done_by(&self, message: &Value) -> bool {
         match self {
             Self::Send { content, room } => {
@@ -97,6 +97,10 @@ impl Answer {
     pub fn read(data: &Value) -> Self {
         if data["message"].is_object() {
             return Self::Done(data["message"].clone());
+        }
+        if data["error"] == "Room not found" {
+            // Without a code, as the original answers.
+            return Self::Never("room_not_found".to_owned());
         }
         match data["code"].as_str() {
             Some(code @ ("message_deleted" | "edit_conflict" | "message_not_found")) => {

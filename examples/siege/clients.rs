@@ -87,12 +87,15 @@ impl Client {
             let connection =
                 self.connection.as_mut().ok_or(Disconnected("not connected".to_owned()))?;
             match connection.next().await? {
-                Incoming::Message { told, position } => {
+                Incoming::Event { told, position } => {
                     self.since = position.or(self.since.take());
                     self.received.push(told.content);
                 }
                 Incoming::Resync { .. } => self.missed += 1,
-                Incoming::Ack { .. } | Incoming::Offset(_) | Incoming::Error(_) => {}
+                Incoming::Ack { .. }
+                | Incoming::Offset(_)
+                | Incoming::Membership { .. }
+                | Incoming::Error(_) => {}
             }
         }
         Ok(())

@@ -1,0 +1,110 @@
+//! The owner of the private rooms: adds and removes members at random. Some members leave by
+//! themselves.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::random::Random;
+
+/// How long changes of before may still take effect when everything works again: requests that a
+/// stalled connection held back.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// A user and a token of this user.
+pub type Account = (String, String);
+
+/// The owner of the private rooms.
+pub struct Moderator {
+    pub owner: Account,
+    pub users: Vec<Account>,
+    pub rooms: Vec<String>,
+    pub instances: Vec<SocketAddr>,
+    pub http: reqwest::Client,
+    pub random: Random,
+    /// The members, by room and user.
+    pub members: HashSet<(String, String)>,
+    /// How many changes there were.
+    pub changes: usize,
+}
+
+impl Moderator {
+    /// Makes the private rooms. Each user is a member of about half of them.
+    pub async fn make_rooms(&mut self, count: usize) {
+        for number in 0..count {
+            let users: Vec<_> = self.users.iter().map(|(user, _)| user.clone()).collect();
+            let users: Vec<_> = users.into_iter().filter(|_| self.random.once_in(2)).collect();
+            let name = format!("private {number}");
+            let body = json!({ "name": name, "private": true, "members": users });
+            let url = format!("http://{}/api/chat/room", self.instances[0]);
+            let request = self.http.post(url).bearer_auth(&self.owner.1).json(&body);
+            let answer: Value = request.send().await.unwrap().json().await.unwrap();
+            let room = answer["room"]["_id"].as_str().expect("a room is made").to_owned();
+            self.members.extend(users.into_iter().map(|user| (room.clone(), user)));
+            self.rooms.push(room);
+        }
+    }
+
+    /// Changes members until `end`.
+    pub async fn change_until(&mut self, end: Instant) {
+        while Instant::now() < end {
+            let pause = self.random.millis(50..500);
+            sleep(pause).await;
+            let room = self.random.of(&self.rooms).clone();
+            let user = self.random.of(&self.users).clone();
+            self.change(room, user, end).await;
+        }
+    }
+
+    /// Decides for each user and room whether the user is a member in the end. Call it when
+    /// everything works again.
+    pub async fn settle(&mut self, until: Instant) -> Arc<HashSet<(String, String)>> {
+        sleep(SETTLE).await;
+        for room in self.rooms.clone() {
+            for user in self.users.clone() {
+                if self.random.once_in(2) {
+                    self.change(room.clone(), user, until).await;
+                }
+            }
+        }
+        Arc::new(self.members.clone())
+    }
+
+    /// Adds the user, or removes the user who is a member.
+    async fn change(&mut self, room: String, user: Account, until: Instant) {
+        self.changes += 1;
+        let (id, own_token) = user;
+        let key = (room.clone(), id.clone());
+        let is_member = self.members.contains(&key);
+        let leaves = self.random.once_in(3);
+        let owner = self.owner.1.clone();
+        let path = format!("/api/chat/room/{room}/members");
+        while Instant::now() < until {
+            let addr = *self.random.of(&self.instances);
+            let request = if is_member {
+                let token = if leaves { &own_token } else { &owner };
+                let url = format!("http://{addr}{path}/{id}");
+                self.http.delete(url).bearer_auth(token)
+            } else {
+                let url = format!("http://{addr}{path}");
+                self.http.post(url).bearer_auth(&owner).json(&json!({ "user": id }))
+            };
+            let status = request.send().await.ok().map(|answer| answer.status().as_u16());
+            // An attempt without an answer may have succeeded: then the user is not a member.
+            if status == Some(200) || (status == Some(404) && is_member && leaves) {
+                if is_member {
+                    self.members.remove(&key);
+                } else {
+                    self.members.insert(key);
+                }
+                return;
+            }
+            let pause = self.random.millis(50..300);
+            sleep(pause).await;
+        }
+    }
+}
