@@ -142,12 +142,11 @@ impl Application {
         let shared = Shared::default();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let store = Store::new(connector.connect().map_err(StartError::Connector)?, &shared);
-        let prepare = prepare_database(store.clone(), config.password_hash);
-        tasks.spawn(stop.clone().run_until_cancelled_owned(prepare));
-
         let kept = ring::Limits { window: config.recovery_window, bytes: config.recovery_bytes };
         let feed = Feed::new(connector.connect().map_err(StartError::Connector)?, kept);
         let feed = Arc::new(feed);
+        let prepare = prepare_database(store.clone(), Arc::clone(&feed), config.password_hash);
+        tasks.spawn(stop.clone().run_until_cancelled_owned(prepare));
         let registry = Arc::new(SessionRegistry::new(capacity, config.max_connections_per_address));
         let following = Arc::clone(&feed);
         let following = async move { following.run().await };
@@ -425,7 +424,7 @@ async fn database(
 
 /// Builds the indexes and checks the password hashes when MongoDB answers, then maintains the
 /// indexes for ever.
-async fn prepare_database(store: Store, scheme: PasswordHash) {
+async fn prepare_database(store: Store, feed: Arc<Feed>, scheme: PasswordHash) {
     let mut upkeep = Upkeep::new(store.clone());
     let mut wait = Duration::from_millis(250);
     while let Err(error) = prepare_once(&mut upkeep, &store, scheme).await {
@@ -439,7 +438,7 @@ async fn prepare_database(store: Store, scheme: PasswordHash) {
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(Duration::from_secs(15));
     }
-    futures::future::join(upkeep.run(), purge_for_ever(store)).await;
+    futures::future::join(upkeep.run(), purge_for_ever(store, feed)).await;
 }
 
 async fn prepare_once(

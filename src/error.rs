@@ -18,7 +18,7 @@ use crate::views;
 pub const NO_ID: &str = "must be an id of 24 hexadecimal digits";
 
 /// An error that answers a request.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ApiError {
     /// Registration with a name that is taken.
     #[error("the username is taken")]

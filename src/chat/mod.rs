@@ -11,6 +11,7 @@ use actix_web::web::Data;
 
 use crate::error::ApiError;
 use crate::feed::Feed;
+use crate::feed::position::{Position, time};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::models::{RoomId, Store, UserId};
@@ -37,17 +38,59 @@ impl Chat {
     /// # Errors
     /// [`ApiError::RoomNotFound`] when it does not, or the database failed.
     pub async fn check_visible(&self, room: RoomId, user: Option<UserId>) -> Result<(), ApiError> {
-        let is_visible = match user {
-            Some(user) if room.may_have_members() => {
-                let is_member = self.feed.knows_members()
-                    && self.store.members_rooms.is_member(room, user).await?;
-                // Of 2^40 processes one makes public rooms with such ids.
-                is_member || self.store.rooms.exists(room).await?
+        let is_member = match user {
+            Some(user) if self.has_members(room) => {
+                self.store.members_rooms.is_member(room, user).await?
             }
-            _ => self.store.rooms.exists(room).await?,
+            _ => false,
         };
-        if is_visible { Ok(()) } else { Err(ApiError::RoomNotFound) }
+        self.check_exists(room, is_member).await
     }
+
+    /// Like [`check_visible`](Self::check_visible), for a user who is about to get events: the answer
+    /// is not older than what the feed has delivered, nor than `since`, the position that the client
+    /// has.
+    ///
+    /// # Errors
+    /// Those of [`check_visible`](Self::check_visible).
+    pub async fn check_readable(
+        &self,
+        room: RoomId,
+        user: Option<UserId>,
+        since: Option<Position>,
+    ) -> Result<(), ApiError> {
+        let is_member = match user {
+            Some(user) if self.has_members(room) => {
+                let mut after = self.feed.ring().tail().through;
+                if let Some(since) = since
+                    && after < Some(since)
+                    && self.feed.cluster_reached(since).await
+                {
+                    after = Some(since);
+                }
+                let rooms = &self.store.members_rooms;
+                !rooms.which_of(&[room], user, time(after)).await?.is_empty()
+            }
+            _ => false,
+        };
+        self.check_exists(room, is_member).await
+    }
+
+    fn has_members(&self, room: RoomId) -> bool {
+        room.may_have_members() && self.feed.knows_members()
+    }
+
+    /// Of 2^40 processes one makes public rooms with the ids of rooms with members.
+    async fn check_exists(&self, room: RoomId, is_member: bool) -> Result<(), ApiError> {
+        if is_member || self.store.rooms.exists(room).await? {
+            Ok(())
+        } else if room.may_have_members() && !self.feed.knows_members() {
+            Err(ApiError::NoMembers)
+        } else {
+            Err(ApiError::RoomNotFound)
+        }
+    }
+
     /// A chat over this store. `believes_senders` is `LEGACY_TRUST`.
     pub fn new(
         store: Store,

@@ -1,27 +1,33 @@
-//! Removes the messages of rooms that have ended, in the background.
+//! Removes in the background what no user can see any more: the messages of ended rooms, and messages
+//! that were refused after they were stored.
 //!
-//! An ended room says so in its document, which is removed last. So whichever instance comes by goes
-//! on with it, also after the one that had begun was killed.
+//! An ended room is marked in its document, which is removed last. So any instance can go on with it,
+//! also after the one that began was killed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
 
+use crate::feed::Feed;
 use crate::models::{RoomId, Store, StoreError};
 
-/// How often ended rooms are looked for.
+/// How often to look for something to remove.
 const PERIOD: Duration = Duration::from_secs(5);
 
 /// How many messages are removed by one operation.
 const AT_ONCE: i64 = 500;
 
-/// Between two operations, so that others are not held up.
+/// The pause between two operations, so that they do not delay others.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Looks for ended rooms for ever. To be run once in a process.
-pub async fn purge_for_ever(store: Store) {
+/// Looks for something to remove, for ever. Run it once in a process.
+pub async fn purge_for_ever(store: Store, feed: Arc<Feed>) {
     loop {
         sleep(PERIOD).await;
+        if let Err(error) = remove_refused(&store, &feed).await {
+            log::debug!("Refused messages are not removed yet: {error}");
+        }
         match store.members_rooms.any_ended().await {
             Ok(Some(room)) => {
                 if let Err(error) = purge(&store, room).await {
@@ -34,6 +40,24 @@ pub async fn purge_for_ever(store: Store) {
             Err(error) => log::debug!("Ended rooms cannot be looked for: {error}"),
         }
     }
+}
+
+/// Removes refused messages. Normally the instance that stored one has removed it already.
+async fn remove_refused(store: &Store, feed: &Feed) -> Result<(), StoreError> {
+    while let Some(refused) = feed.next_refused() {
+        let removing = async {
+            // A member again may have sent the same message again.
+            if !store.members_rooms.is_member(refused.room, refused.sender).await? {
+                store.messages.take_back(refused.message).await?;
+            }
+            Ok(())
+        };
+        if let Err(error) = removing.await {
+            feed.refuse_again(refused);
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 async fn purge(store: &Store, room: RoomId) -> Result<(), StoreError> {

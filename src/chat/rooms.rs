@@ -106,7 +106,9 @@ impl Chat {
         user: UserId,
     ) -> Result<RoomWithMembers, ApiError> {
         let room = self.members_room(room, user).await?;
-        self.with_members(room).await
+        let room = self.with_members(room).await?;
+        // Removed in the meantime?
+        if room.has(user) { Ok(room) } else { Err(ApiError::RoomNotFound) }
     }
 
     /// A page of the rooms with members that `user` is in, in the order of their ids: the last ones
@@ -120,6 +122,7 @@ impl Chat {
         limit: usize,
         before: Option<RoomId>,
     ) -> Result<Vec<RoomWithMembers>, ApiError> {
+        self.check_members_known()?;
         let rooms = &self.store.members_rooms;
         let mut page = rooms.rooms_of(user).await?;
         page.retain(|room| before.is_none_or(|before| room.id < before));
@@ -130,7 +133,8 @@ impl Chat {
             let members = members.remove(&room.id).unwrap_or_default();
             RoomWithMembers { room, members }
         };
-        Ok(page.into_iter().map(with_members).collect())
+        // Without those that the user was removed from in the meantime.
+        Ok(page.into_iter().map(with_members).filter(|room| room.has(user)).collect())
     }
 
     /// Adds a member. One who is there already stays.
@@ -299,7 +303,11 @@ impl Chat {
     /// A room with members, if there is one that this user is in.
     async fn members_room(&self, room: RoomId, user: UserId) -> Result<MembersRoom, ApiError> {
         let rooms = &self.store.members_rooms;
-        if !room.may_have_members() || !rooms.is_member(room, user).await? {
+        if !room.may_have_members() {
+            return Err(ApiError::RoomNotFound);
+        }
+        self.check_members_known()?;
+        if !rooms.is_member(room, user).await? {
             return Err(ApiError::RoomNotFound);
         }
         rooms.room(room).await?.ok_or(ApiError::RoomNotFound)
@@ -329,6 +337,10 @@ impl Chat {
 }
 
 impl RoomWithMembers {
+    fn has(&self, user: UserId) -> bool {
+        self.members.iter().any(|member| member.user == user)
+    }
+
     /// `{"room":{…}}`, as all routes but the creation answer it.
     pub fn to_json(&self) -> Vec<u8> {
         let mut json = br#"{"room":"#.to_vec();

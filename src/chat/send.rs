@@ -13,14 +13,15 @@ use super::Chat;
 use crate::casts::{required_id, required_text};
 use crate::error::ApiError;
 use crate::feed::Phase;
-use crate::feed::event::Event;
+use crate::feed::event::{Event, MessageKey};
 use crate::js::{Fields, Js};
 use crate::models::message::{SendError, Stored};
 use crate::models::{IdempotencyKey, Message, RoomId, StoreError, UserId};
 use crate::views;
 
-/// How long the change stream has to bring a message that was stored.
-const VERDICT: Duration = Duration::from_secs(2);
+/// How long a request waits for the change stream to bring its message. Less than the deadline of a
+/// request.
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A message that a client wants to send, with uncast fields.
 #[derive(Debug)]
@@ -99,48 +100,68 @@ impl Chat {
                 let verdict = self.verdict(&message);
                 self.store.messages.insert(&message).await?;
                 self.confirm(&message, verdict).await?;
-                Stored { message, replayed: false }
+                Stored { message, replayed: false, inserted: true }
             }
             Some(key) => {
                 let user = user.unwrap_or(message.sender);
-                let verdict = self.verdict(&message);
-                let stored = self.store.messages.insert_once(message, user, key).await?;
-                if !stored.replayed {
+                let mut verdict = None;
+                let prepare = |message: &Message<'_>| verdict = self.verdict(message);
+                let stored = self.store.messages.insert_once(message, user, key, prepare).await?;
+                if stored.inserted {
                     self.confirm(&stored.message, verdict).await?;
+                } else {
+                    self.confirm_replayed(&stored.message).await?;
                 }
                 stored
             }
         };
-        Ok(self.sent(stored, draft.echo))
+        Ok(Sent::of(stored, draft.echo))
     }
 
-    /// Waits for what becomes of a message of a room with members, which is about to be stored.
+    /// Prepares to wait for a message to a room with members, which is about to be stored.
     fn verdict(&self, message: &Message<'_>) -> Option<oneshot::Receiver<bool>> {
         let is_ordered = message.room.may_have_members() && self.feed.phase() != Phase::Local;
         is_ordered.then(|| self.feed.verdict(message.id))
     }
 
-    /// Takes a message back that was stored after its sender was removed from the room.
+    /// Publishes a stored message on a standalone MongoDB. Otherwise waits until the change stream
+    /// brings a message to a room with members, and refuses it if its sender was removed before.
     async fn confirm(
         &self,
         message: &Message<'_>,
         verdict: Option<oneshot::Receiver<bool>>,
     ) -> Result<(), ApiError> {
-        let Some(verdict) = verdict else { return Ok(()) };
-        let is_delivered = match timeout(VERDICT, verdict).await {
-            Ok(Ok(is_delivered)) => is_delivered,
-            // The stream is late: the database knows, too.
-            _ => {
-                let members = &self.store.members_rooms;
-                members.is_member(message.room, message.sender).await?
-                    || self.store.rooms.exists(message.room).await?
-            }
+        let is_delivered = match verdict {
+            None => self.feed.publish_local(|| Some(Event::message(message, None))),
+            Some(verdict) => match timeout(VERDICT_TIMEOUT, verdict).await {
+                Ok(Ok(is_delivered)) => is_delivered,
+                _ => return Err(late()),
+            },
         };
-        if !is_delivered {
-            self.store.messages.take_back(message.id).await?;
-            return Err(ApiError::RoomNotFound);
+        if is_delivered { Ok(()) } else { self.refuse(message).await }
+    }
+
+    /// Refuses a message that an earlier request with the same idempotency key has stored, if its
+    /// sender was removed before.
+    async fn confirm_replayed(&self, message: &Message<'_>) -> Result<(), ApiError> {
+        if !message.room.may_have_members() || self.feed.phase() == Phase::Local {
+            return Ok(());
         }
-        Ok(())
+        if self.feed.was_refused(message.id) {
+            return self.refuse(message).await;
+        }
+        if self.feed.ring().room_of(&MessageKey::Id(message.id.0)).is_some() {
+            return Ok(());
+        }
+        // Not read yet, or delivered long ago.
+        self.feed.read_until_now().await.map_err(|_elapsed| late())?;
+        if self.feed.was_refused(message.id) { self.refuse(message).await } else { Ok(()) }
+    }
+
+    /// Removes a message that was stored after its sender was removed from the room.
+    async fn refuse(&self, message: &Message<'_>) -> Result<(), ApiError> {
+        self.store.messages.take_back(message.id).await?;
+        Err(ApiError::RoomNotFound)
     }
 
     /// Stores messages of one user together, in this order. Returns the result of
@@ -165,10 +186,12 @@ impl Chat {
                     let verdict = verdicts.pop().flatten();
                     // There is one result for each allowed message.
                     match stored.next() {
-                        Some(Ok(())) => self
-                            .confirm(&message, verdict)
-                            .await
-                            .map(|()| self.sent(Stored { message, replayed: false }, draft.echo)),
+                        Some(Ok(())) => self.confirm(&message, verdict).await.map(|()| {
+                            Sent::of(
+                                Stored { message, replayed: false, inserted: true },
+                                draft.echo,
+                            )
+                        }),
                         Some(Err(error)) => Err(error.into()),
                         None => Err(ApiError::Internal("no answer".to_owned())),
                     }
@@ -183,7 +206,9 @@ impl Chat {
         let room = self.room_of(&draft.room, user).await?;
         let sender: UserId = required_id("sender", &draft.sender)?;
         let content = required_text("content", &draft.content)?.into_owned();
-        if user != Some(sender) && !self.believes_senders {
+        // What a member may send is decided by the sender, so nobody sends as another one.
+        let believes = self.believes_senders && !room.may_have_members();
+        if user != Some(sender) && !believes {
             return Err(ApiError::SenderMismatch);
         }
         Ok(Checked { room, sender, content })
@@ -199,18 +224,13 @@ impl Chat {
         self.limits.send.take(user.unwrap_or(sender))?;
         Ok(Message::new(room, sender, content))
     }
-
-    /// Makes the result of a stored message. Publishes the message on a standalone MongoDB.
-    fn sent(&self, stored: Stored<'static>, echo: Option<String>) -> Sent {
-        let Stored { message, replayed } = stored;
-        if !replayed {
-            self.feed.publish_local(|| Some(Event::message(&message, None)));
-        }
-        Sent { message, echo: echo.filter(|_| !replayed), replayed }
-    }
 }
 
 impl Sent {
+    fn of(Stored { message, replayed, .. }: Stored<'static>, echo: Option<String>) -> Self {
+        Self { message, echo: echo.filter(|_| !replayed), replayed }
+    }
+
     /// `{"message":{…}}`: the body of REST's answer and the ack on sockets.
     pub fn to_json(&self) -> Vec<u8> {
         let mut json = br#"{"message":"#.to_vec();
@@ -241,6 +261,11 @@ impl Chat {
         }
         required_id("room", value)
     }
+}
+
+/// Whether the message is delivered is not known.
+fn late() -> ApiError {
+    ApiError::Unavailable("the change stream is late".to_owned())
 }
 
 impl From<SendError> for ApiError {

@@ -31,7 +31,7 @@ const BUFFERED: usize = 1 << 20;
 pub(super) trait Source: 'static {
     /// Appends the items of the next chunk, each with a comma behind it; false when there was
     /// nothing left.
-    async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, StoreError>;
+    async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, ApiError>;
 }
 
 /// A list that was read up to [`BUFFERED`]. Several requests may share it.
@@ -43,7 +43,7 @@ pub(super) enum List<S> {
 }
 
 /// A list, or why it could not be read.
-pub(super) type Reading<S> = Result<Rc<List<S>>, StoreError>;
+pub(super) type Reading<S> = Result<Rc<List<S>>, ApiError>;
 
 /// The lists that are read at this moment.
 pub(super) type SharedLists<K, S> = SharedReads<K, Reading<S>>;

@@ -60,16 +60,13 @@ pub async fn get_messages(
         problem: "must be an id of 24 hexadecimal digits",
     })?;
     let (page, deleted) = page(req.query_string(), config.errors)?;
-    if room.may_have_members()
-        && let Err(error) = chat.check_visible(room, Some(user.0)).await
-    {
+    let reader = Reader { chat, room, user: user.0 };
+    if !reader.may_read().await? {
         // The history of a room that does not exist.
-        return match error {
-            ApiError::RoomNotFound => Ok(json(StatusCode::OK, b"[]".to_vec())),
-            error => Err(error),
-        };
+        return Ok(json(StatusCode::OK, b"[]".to_vec()));
     }
-    histories.respond(store, Part { room, page, deleted }).await
+    let part = Part { room, page, deleted, member: room.may_have_members().then_some(user.0) };
+    histories.respond(store, part, reader).await
 }
 
 /// Stores a message. Everyone in its room gets it from the change stream, not from here.
@@ -240,28 +237,38 @@ fn page(query: &str, mode: ErrorMode) -> Result<(Option<Page>, Deleted), ApiErro
 #[derive(Default)]
 pub struct Histories(SharedLists<Part, History>);
 
-/// The part of a history that a request asks for; without a page all of it.
+/// The part of a history that a request asks for; without a page all of it. The history of a room
+/// with members is read for each of them, because one can be removed meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Part {
     room: RoomId,
     page: Option<Page>,
     deleted: Deleted,
+    member: Option<UserId>,
 }
 
 impl Histories {
-    async fn respond(&self, store: Data<Store>, part: Part) -> Result<HttpResponse, ApiError> {
-        list::respond(&self.0, part, move || read(store.clone(), part)).await
+    async fn respond(
+        &self,
+        store: Data<Store>,
+        part: Part,
+        reader: Reader,
+    ) -> Result<HttpResponse, ApiError> {
+        list::respond(&self.0, part, move || read(store.clone(), part, reader.clone())).await
     }
 }
 
-async fn read(store: Data<Store>, part: Part) -> Reading<History> {
-    let Part { room, page, deleted } = part;
+async fn read(store: Data<Store>, part: Part, reader: Reader) -> Reading<History> {
+    let Part { room, page, deleted, .. } = part;
     let users = store.users.clone();
     let Some(page) = page else {
         let cursor = store.messages.in_room(room, deleted).await?;
-        return List::read(History { cursor, users }).await;
+        return List::read(History { cursor, users, reader }).await;
     };
-    let messages = store.messages.page(room, page, deleted).await?;
+    let mut messages = store.messages.page(room, page, deleted).await?;
+    if !reader.may_read().await? {
+        messages.clear();
+    }
     let mut body = vec![b'['];
     write_history(&mut body, messages.iter().map(AsRef::as_ref), &users).await?;
     Ok(List::whole(body))
@@ -271,11 +278,40 @@ async fn read(store: Data<Store>, part: Part) -> Reading<History> {
 struct History {
     cursor: RawBatchCursor,
     users: Users,
+    reader: Reader,
+}
+
+/// The user who reads a history.
+#[derive(Clone)]
+struct Reader {
+    chat: Data<Chat>,
+    room: RoomId,
+    user: UserId,
+}
+
+impl Reader {
+    /// Whether the room exists for this user, if it may have members. Ask again after each read: the
+    /// user may have been removed meanwhile, and then must not get what was stored since.
+    async fn may_read(&self) -> Result<bool, ApiError> {
+        if !self.room.may_have_members() {
+            return Ok(true);
+        }
+        match self.chat.check_readable(self.room, Some(self.user), None).await {
+            Ok(()) => Ok(true),
+            Err(ApiError::RoomNotFound) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 impl list::Source for History {
-    async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, StoreError> {
-        let Some(batch) = self.cursor.try_next().await? else { return Ok(false) };
+    async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, ApiError> {
+        let Some(batch) = self.cursor.try_next().await.map_err(StoreError::from)? else {
+            return Ok(false);
+        };
+        if !self.reader.may_read().await? {
+            return Ok(false);
+        }
         write_history(out, list::documents(&batch)?, &self.users).await?;
         Ok(true)
     }

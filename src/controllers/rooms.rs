@@ -330,8 +330,10 @@ impl Lists {
 struct RoomList(RawBatchCursor);
 
 impl list::Source for RoomList {
-    async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, StoreError> {
-        let Some(batch) = self.0.try_next().await? else { return Ok(false) };
+    async fn write_chunk(&mut self, out: &mut Vec<u8>) -> Result<bool, ApiError> {
+        let Some(batch) = self.0.try_next().await.map_err(StoreError::from)? else {
+            return Ok(false);
+        };
         let mut broken = Broken::default();
         for document in list::documents(&batch)? {
             match Room::ordinary(document) {

@@ -132,7 +132,8 @@ impl Feed {
         let (mut from, mut events, mut bytes) = (position_of(at), VecDeque::new(), 0);
         // The rooms of the messages so far, for later removals.
         let mut rooms = HashMap::new();
-        let mut removals = Removals::default();
+        let mut removals =
+            if at < until { self.removals_before(at).await? } else { Removals::default() };
         loop {
             let opening = self.open_stream(at, Reading::Backfill);
             let mut stream = timeout(BACKFILL_TIMEOUT, opening).await??;
@@ -143,8 +144,8 @@ impl Feed {
                 let has_more = reply.newest.is_some() || reply.ended.is_some();
                 reply.changes.retain(|change| change.position().is_some_and(is_past));
                 reply.poison.retain(|poison| is_past(poison.position));
-                let mut read = events_of(reply.changes, &mut rooms, |_| None);
-                read.events.retain(|event| removals.admit(event));
+                let admit = |event: &Event| self.admit(&mut removals, event, false);
+                let read = events_of(reply.changes, &mut rooms, |_| None, admit);
                 count(&read.events, &reply.poison);
                 bytes += read.events.iter().map(footprint).sum::<usize>();
                 events.extend(read.events);
@@ -186,7 +187,8 @@ impl Feed {
     }
 }
 
-fn back(time: Timestamp, window: Duration) -> Timestamp {
+/// The time so far before `time`.
+pub(super) fn back(time: Timestamp, window: Duration) -> Timestamp {
     let seconds = u32::try_from(window.as_secs()).unwrap_or(u32::MAX);
     if seconds == 0 {
         return time;

@@ -16,7 +16,7 @@ mod backfill;
 mod backoff;
 pub mod event;
 pub mod position;
-mod removals;
+pub mod removals;
 pub mod ring;
 pub mod stream;
 
@@ -38,13 +38,13 @@ use tokio::{
     time::{error::Elapsed, sleep, timeout},
 };
 
-use crate::models::{Failure, MessageId, RoomId, failure::describe};
+use crate::models::{Failure, MessageId, RoomId};
 
 use backfill::Backfill;
 use backoff::Backoff;
 use event::{Event, MessageKey};
 use position::Position;
-use removals::{Removals, Verdicts};
+use removals::{RefusedMessage, Removals, Verdicts};
 use ring::{Batch, Limits, Ring};
 use stream::{
     Change, ChangeStream, Cluster, ErrorClass, Poison, Reading, Reply, Scope, StreamError,
@@ -59,6 +59,12 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often to check whether a standalone MongoDB has become a replica set.
 const STANDALONE_CHECK: Duration = Duration::from_secs(30);
+
+/// How often to try whether the user may open the stream of the database by now.
+const WIDEN: Duration = Duration::from_secs(10);
+
+/// How long a request waits until the stream has read what is stored.
+const READ_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// After so many failures at the same cluster time, the feed gives this time up.
 const MAX_TRIES: u32 = 3;
@@ -76,6 +82,8 @@ pub struct Feed {
     health: Mutex<Health>,
     /// The user may open the stream of `messages` only, not that of the database.
     is_narrow: AtomicBool,
+    /// Everything before this time was read.
+    reached: watch::Sender<Timestamp>,
     removals: Mutex<Removals>,
     verdicts: Verdicts,
     stats: Stats,
@@ -149,7 +157,7 @@ enum StreamEnd {
     TimedOut(#[from] Elapsed),
     #[error("it did not advance for {STALL_TIMEOUT:?}, but the cluster did; is a majority up?")]
     Stalled,
-    #[error("the collection was dropped or renamed")]
+    #[error("a collection was dropped or renamed")]
     Ended(Timestamp),
     #[error("the feed panicked")]
     Panicked,
@@ -172,6 +180,7 @@ impl Feed {
                 poison_logged: None,
             }),
             is_narrow: AtomicBool::new(false),
+            reached: watch::Sender::new(Timestamp { time: 0, increment: 0 }),
             removals: Mutex::default(),
             verdicts: Verdicts::default(),
             stats: Stats::default(),
@@ -274,25 +283,67 @@ impl Feed {
         reached(Some(position_of(cluster.latest)))
     }
 
+    /// Waits until everything that the cluster has stored by now was read.
+    ///
+    /// # Errors
+    /// The stream is late.
+    pub async fn read_until_now(&self) -> Result<(), Elapsed> {
+        timeout(READ_TIMEOUT, async {
+            loop {
+                if let Ok(cluster) = Cluster::ask(&self.database).await {
+                    let mut reached = self.reached.subscribe();
+                    // The sender lives in `self`.
+                    let _ = reached.wait_for(|reached| *reached >= cluster.latest).await;
+                    return;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await
+    }
+
     /// Publishes the events of something that was just stored, on a standalone MongoDB. Otherwise the
     /// change stream delivers them, and `events` is not called. Call it in the order of the
-    /// acknowledgements.
-    pub fn publish_local<E: IntoIterator<Item = Event>>(&self, events: impl FnOnce() -> E) {
+    /// acknowledgements. Returns false if an event is not delivered: the message of a user who was
+    /// removed from its room.
+    pub fn publish_local<E: IntoIterator<Item = Event>>(&self, events: impl FnOnce() -> E) -> bool {
         if self.phase() != Phase::Local {
-            return;
+            return true;
         }
-        let events = Vec::from_iter(events());
-        let count = events.len() as u64;
+        let mut events = Vec::from_iter(events());
+        let stored = events.len();
+        // Until the events are in the ring, so that they are in the order in which they are judged.
+        let mut removals = self.removals();
+        events.retain(|event| removals.admit(event));
+        let delivered = events.len();
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let second = since_1970.map_or(0, |age| u32::try_from(age.as_secs()).unwrap_or(u32::MAX));
         self.ring.publish(Batch { events, newest: None, through: None, second });
-        self.stats.events.fetch_add(count, Ordering::Relaxed);
+        self.stats.events.fetch_add(delivered as u64, Ordering::Relaxed);
+        delivered == stored
     }
 
-    /// Hears whether a message of a room with members, which is about to be stored, is delivered:
-    /// not when its sender was removed in the meantime.
+    /// Waits for a message to a room with members, which is about to be stored: whether it is
+    /// delivered. It is not if its sender was removed in the meantime.
     pub fn verdict(&self, message: MessageId) -> oneshot::Receiver<bool> {
         self.verdicts.wait_for(MessageKey::Id(message.0))
+    }
+
+    /// Whether a message was stored after its sender was removed from the room, as far as the stream
+    /// was read.
+    pub fn was_refused(&self, message: MessageId) -> bool {
+        self.verdicts.was_refused(message)
+    }
+
+    /// Takes a refused message that may still be in the collection, because the instance that stored
+    /// it was killed.
+    pub fn next_refused(&self) -> Option<RefusedMessage> {
+        self.verdicts.next_refused()
+    }
+
+    /// Gives a refused message back that could not be removed.
+    pub fn refuse_again(&self, message: RefusedMessage) {
+        self.verdicts.remember(message);
     }
 
     /// Whether changes of members come in the stream, without which there are no rooms with members.
@@ -309,23 +360,45 @@ impl Feed {
     ) -> Result<ChangeStream, StreamError> {
         let opened = ChangeStream::open(&self.database, Scope::Database, at, reading).await;
         match opened {
-            Err(StreamError::Database(error)) if Failure::of(&error) == Failure::Privilege => {
-                if !self.is_narrow.swap(true, Ordering::Relaxed) {
+            Err(error) if error.is_privilege() => {
+                if self.knows_members() {
                     log::warn!(
                         "The user of MONGO_URI may not open a change stream on the database, so \
                          only the stream of messages is opened, and private rooms are off. Grant \
-                         changeStream and find on the database, without a collection ({})",
-                        describe(&error)
+                         changeStream and find on the database, without a collection ({error})"
                     );
                 }
                 ChangeStream::open(&self.database, Scope::Messages, at, reading).await
             }
-            Ok(stream) => {
-                self.is_narrow.store(false, Ordering::Relaxed);
-                Ok(stream)
-            }
-            failed => failed,
+            opened => opened,
         }
+    }
+
+    /// Tries to open the stream of the database, while that of `messages` is read.
+    async fn try_widen(&self, at: Timestamp) -> Option<ChangeStream> {
+        let opening = ChangeStream::open(&self.database, Scope::Database, at, Reading::Live);
+        timeout(QUERY_TIMEOUT, opening).await.ok()?.ok()
+    }
+
+    /// Notes which stream is read from `from` on. If that has changed, the ring begins anew: one
+    /// stream has the events of rooms with members, the other has not, and sessions in such rooms
+    /// must not go on.
+    async fn note_scope(&self, scope: Scope, from: Timestamp) -> Result<(), StreamEnd> {
+        let is_narrow = scope == Scope::Messages;
+        if self.is_narrow.load(Ordering::Relaxed) == is_narrow {
+            return Ok(());
+        }
+        if !is_narrow {
+            log::info!("private rooms are on again: the stream of the database can be opened");
+            let before_start = self.removals_before(from).await?;
+            *self.removals() = before_start;
+        }
+        self.is_narrow.store(is_narrow, Ordering::Relaxed);
+        if self.phase() != Phase::Starting {
+            let last = self.ring.newest().max(before(from)).unwrap_or(Position::ZERO);
+            self.open(last, self.limits.window);
+        }
+        Ok(())
     }
 
     /// Opens the stream and publishes its events until the stream ends.
@@ -348,18 +421,29 @@ impl Feed {
                     return Err(StreamEnd::standalone());
                 }
                 let last = timeout(STALL_TIMEOUT, self.last_at(cluster.committed)).await??;
+                let before_start = self.removals_before(cluster.committed).await?;
+                *self.removals() = before_start;
                 (next_of(cluster.committed), Some((last, window)))
             }
         };
         let opening = self.open_stream(from, Reading::Live);
         let mut stream = timeout(STALL_TIMEOUT, opening).await??;
+        self.note_scope(stream.scope(), from).await?;
         if let Some((last, window)) = fresh {
             self.open(last, window);
             *start = StreamStart::At(from);
         }
         let mut advanced = Instant::now();
         let mut reached = from;
+        let mut tried_to_widen = Instant::now();
         loop {
+            if stream.scope() == Scope::Messages && tried_to_widen.elapsed() > WIDEN {
+                tried_to_widen = Instant::now();
+                if let Some(wide) = self.try_widen(reached).await {
+                    self.note_scope(wide.scope(), reached).await?;
+                    stream = wide;
+                }
+            }
             // After a timeout the stream is dropped: its cursor must not be used again.
             let next = timeout(STALL_TIMEOUT, stream.next(self.ring.newest())).await?;
             let reply = next.ok_or(StreamEnd::Closed)??;
@@ -385,13 +469,9 @@ impl Feed {
     fn publish(&self, reply: Reply) -> Option<Timestamp> {
         let Reply { changes, newest, progress, cluster_time, ended, poison } = reply;
         let room_of = |message: &MessageKey| self.ring.room_of(message);
-        let Read { mut events, unknown } = events_of(changes, &mut HashMap::new(), room_of);
-        let mut removals = self.removals.lock().unwrap_or_else(PoisonError::into_inner);
-        events.retain(|event| {
-            let is_delivered = removals.admit(event);
-            self.verdicts.tell(event, is_delivered);
-            is_delivered
-        });
+        let mut removals = self.removals();
+        let admit = |event: &Event| self.admit(&mut removals, event, true);
+        let Read { events, unknown } = events_of(changes, &mut HashMap::new(), room_of, admit);
         drop(removals);
         if self.phase() == Phase::Filling {
             unknown.into_iter().for_each(|message| self.ring.note_removed(message));
@@ -402,7 +482,18 @@ impl Feed {
         self.health().see_cluster_time(cluster_time);
         let second = progress.time;
         self.ring.publish(Batch { events, newest, through: before(progress), second });
+        self.reached.send_replace(progress);
         ended
+    }
+
+    /// Whether an event of the stream is delivered. `is_live`: not read by the backfill.
+    fn admit(&self, removals: &mut Removals, event: &Event, is_live: bool) -> bool {
+        if !self.knows_members() && event.room().may_have_members() {
+            return false;
+        }
+        let is_delivered = removals.admit(event);
+        self.verdicts.tell(event, is_delivered, is_live);
+        is_delivered
     }
 
     /// Counts the events of a reply.
@@ -482,6 +573,10 @@ impl Feed {
         let _ = phases.wait_for(|phase| is_wanted(*phase)).await;
     }
 
+    fn removals(&self) -> MutexGuard<'_, Removals> {
+        self.removals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -534,13 +629,14 @@ struct Read {
 /// The room and the last position of each message that was seen.
 type Rooms = HashMap<MessageKey, (RoomId, Option<Position>)>;
 
-/// Turns changes into events. A removal does not name its room: the room is that of an earlier
-/// event of the message, in `rooms` or by `room_of`. Without a room there is no event. The caller
-/// keeps `rooms` from reply to reply.
+/// Turns changes into events, except those that are not `admitted`. A removal does not name its room:
+/// the room is that of an earlier event of the message, in `rooms` or by `room_of`. Without a room
+/// there is no event. The caller keeps `rooms` from reply to reply.
 fn events_of(
     changes: Vec<Change>,
     rooms: &mut Rooms,
     room_of: impl Fn(&MessageKey) -> Option<RoomId>,
+    mut admitted: impl FnMut(&Event) -> bool,
 ) -> Read {
     let mut read = Read { events: Vec::with_capacity(changes.len()), unknown: Vec::new() };
     for change in changes {
@@ -555,6 +651,9 @@ fn events_of(
                 removal.in_room(room)
             }
         };
+        if !admitted(&event) {
+            continue;
+        }
         if let Some(key) = event.key() {
             rooms.insert(key.clone(), (event.room(), event.position()));
         }

@@ -7,6 +7,8 @@
 
 use std::{fmt, str::FromStr};
 
+use bson::Timestamp;
+
 /// A position in the stream of messages, written `<seconds>.<increment>`, or
 /// `<seconds>.<increment>.<n>` from the second change of a cluster time on.
 ///
@@ -52,6 +54,12 @@ impl fmt::Display for Position {
             _ => write!(f, "{seconds}.{increment}.{nth}"),
         }
     }
+}
+
+/// The cluster time of a position, for a query that must not see an older state.
+pub fn time(position: Option<Position>) -> Option<Timestamp> {
+    let (time, increment) = position?.time();
+    Some(Timestamp { time, increment })
 }
 
 /// The text is not a position.

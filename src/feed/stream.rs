@@ -42,6 +42,7 @@ pub(super) enum Reading {
 /// An open change stream.
 pub(super) struct ChangeStream {
     cursor: RawBatchCursor,
+    scope: Scope,
     /// Where it was opened.
     from: Timestamp,
     /// The position of its last change.
@@ -59,7 +60,7 @@ pub(super) struct Reply {
     pub progress: Timestamp,
     /// The newest cluster time that the server knows.
     pub cluster_time: Timestamp,
-    /// The collection was dropped, renamed or replaced at this time; the stream ends here.
+    /// A collection was dropped, renamed or replaced at this time; the stream ends here.
     pub ended: Option<Timestamp>,
     /// Changes that cannot become an event.
     pub poison: Vec<Poison>,
@@ -81,6 +82,8 @@ pub(super) enum Scope {
     Database,
     /// That of `messages`, for a user who may not open the other one.
     Messages,
+    /// That of the database, filtered to the members of rooms.
+    Members,
 }
 
 /// Why there is no reply.
@@ -98,6 +101,13 @@ pub(super) enum StreamError {
     /// A member of a replica set that waits for `rs.initiate` or was removed.
     #[error("{}", Failure::NotInitiated)]
     NotInitiated,
+}
+
+impl StreamError {
+    /// Whether the user may not open this stream.
+    pub fn is_privilege(&self) -> bool {
+        matches!(self, Self::Database(error) if Failure::of(error) == Failure::Privilege)
+    }
 }
 
 /// A document in `messages` that is not a valid message.
@@ -154,7 +164,7 @@ impl ChangeStream {
         let stages = pipeline(scope, from);
         let messages = database.collection::<RawDocumentBuf>(MESSAGES);
         let aggregate = match scope {
-            Scope::Database => database.aggregate(stages),
+            Scope::Database | Scope::Members => database.aggregate(stages),
             Scope::Messages => messages.aggregate(stages),
         };
         let cursor = aggregate
@@ -164,7 +174,12 @@ impl ChangeStream {
             .max_await_time(reading.max_await())
             .batch()
             .await?;
-        Ok(Self { cursor, from, last: None })
+        Ok(Self { cursor, scope, from, last: None })
+    }
+
+    /// Which stream it is.
+    pub fn scope(&self) -> Scope {
+        self.scope
     }
 
     /// The next reply, without the events up to `published`; `None` when the server has closed the
@@ -202,26 +217,33 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
     let room_is_id = doc! { "$eq": [{ "$type": "$fullDocument.room" }, "objectId"] };
     let documents = doc! { "$in": ["insert", "update", "replace", "delete"] };
     let (rooms, members) = (own::ROOMS.collection, own::MEMBERS.collection);
+    let messages = doc! { "ns.coll": MESSAGES, "operationType": documents };
+    // Not the marker of the collection, whose `_id` is a text.
+    let of_members = doc! {
+        "ns.coll": members,
+        "operationType": { "$in": ["insert", "delete"] },
+        "documentKey._id.room": { "$exists": true },
+    };
     // Events that end the stream must pass, or the stream would stall without a reason.
-    let mut ends = vec!["dropDatabase", "invalidate"];
-    let mut passes = vec![
-        doc! { "ns.coll": MESSAGES, "operationType": documents },
-        doc! { "ns.coll": MESSAGES, "operationType": { "$in": ["drop", "rename"] } },
-    ];
-    match scope {
-        Scope::Database => passes.extend([
-            doc! { "to.coll": MESSAGES, "operationType": "rename" },
-            // Not the marker of the collection, whose `_id` is a text.
-            doc! {
-                "ns.coll": members,
-                "operationType": { "$in": ["insert", "delete"] },
-                "documentKey._id.room": { "$exists": true },
-            },
-            doc! { "ns.coll": rooms, "operationType": "replace" },
-        ]),
-        Scope::Messages => ends.extend(["drop", "rename"]),
-    }
-    passes.push(doc! { "operationType": { "$in": ends } });
+    let passes = match scope {
+        Scope::Database => {
+            // Nobody is a member any more when these collections are gone.
+            let collections = doc! { "$in": [MESSAGES, members, rooms] };
+            vec![
+                messages,
+                of_members,
+                doc! { "ns.coll": rooms, "operationType": "replace" },
+                doc! { "ns.coll": &collections, "operationType": { "$in": ["drop", "rename"] } },
+                doc! { "to.coll": collections, "operationType": "rename" },
+                doc! { "operationType": { "$in": ["dropDatabase", "invalidate"] } },
+            ]
+        }
+        Scope::Messages => {
+            let ends = doc! { "$in": ["drop", "rename", "dropDatabase", "invalidate"] };
+            vec![messages, doc! { "operationType": ends }]
+        }
+        Scope::Members => vec![of_members, doc! { "operationType": "invalidate" }],
+    };
     vec![
         // An `update` event has only the changed fields, so MongoDB looks the document up.
         doc! { "$changeStream": { "startAtOperationTime": from, "fullDocument": "updateLookup" } },

@@ -24,9 +24,9 @@ use super::{
 };
 use crate::{
     feed::{
-        event::{Delivery, Event, Wire, encode_offset},
+        event::{Delivery, Event, Kind, Wire, encode_offset},
         position::Position,
-        ring::{RoomEvent, Seq},
+        ring::{Lagged, RoomEvent, Seq},
     },
     models::{RoomId, UserId},
 };
@@ -67,9 +67,9 @@ struct Membership {
     through: Option<Position>,
     /// A `resync` is still to be delivered. The missed events are after `through`.
     resync_due: bool,
-    /// That the user may be in the room was checked behind this position: a removal up to here has
-    /// been taken back since.
-    valid_from: Option<Position>,
+    /// The user was a member when this was the number of the next event, so earlier removals do not
+    /// count any more.
+    checked: Seq,
     state: State,
 }
 
@@ -92,6 +92,17 @@ pub enum Start {
     From(Position),
     /// With new events only, but with a `resync` first, because the client missed some.
     Resync,
+}
+
+/// Why a room that may have members was not joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotJoined {
+    /// The user was removed from it.
+    #[error("the user was removed from the room")]
+    Removed,
+    /// Events were evicted, so it is not known whether the user was removed.
+    #[error("it is not known whether the user was removed from the room")]
+    Unknown,
 }
 
 /// The answer to a join.
@@ -143,7 +154,7 @@ impl Member {
                 recovered: true,
                 through: Some(since),
                 resync_due: false,
-                valid_from: None,
+                checked: 0,
                 state,
             };
             self.memberships.insert(room, membership);
@@ -179,19 +190,54 @@ impl Member {
         self.join_announced = false;
     }
 
-    /// Joins a room with members. That the user is one was found out after this hub had got to
-    /// `valid_from`, so a removal up to there has been taken back since.
-    pub fn join_with_members(
+    /// Joins a room that may have members. The database said that the user is one when
+    /// [`Hub::cursor`] was `checked`, or later.
+    ///
+    /// # Errors
+    /// The user was removed since, or it is not known.
+    pub fn join_checked(
         &mut self,
         room: RoomId,
         start: Start,
-        valid_from: Option<Position>,
-    ) -> Joined {
-        let joined = self.join(room, start);
-        if let Some(membership) = self.memberships.get_mut(&room) {
-            membership.valid_from = membership.valid_from.max(valid_from);
+        checked: Seq,
+    ) -> Result<Joined, NotJoined> {
+        if self.was_removed(room, checked).map_err(|_lagged| NotJoined::Unknown)? {
+            return Err(NotJoined::Removed);
         }
-        joined
+        let joined = self.join(room, start);
+        let cursor = self.hub.cursor();
+        if let Some(membership) = self.memberships.get_mut(&room) {
+            membership.checked = cursor;
+        }
+        Ok(joined)
+    }
+
+    /// Ends the session at its next step: its client has to connect again.
+    pub fn send_back(&mut self) {
+        self.must_return = true;
+    }
+
+    /// Whether an event from the number `from` on, which was dispatched already, has removed the user
+    /// from the room.
+    fn was_removed(&self, room: RoomId, from: Seq) -> Result<bool, Lagged> {
+        let cursor = self.hub.cursor();
+        let (mut next, mut is_removed) = (from, false);
+        if !room.may_have_members() {
+            return Ok(false);
+        }
+        while let Some(found) = self.hub.ring().event_of(room, next)?
+            && found.seq < cursor
+        {
+            next = found.next;
+            if found.event.user() == self.user {
+                match found.event.kind() {
+                    Kind::MemberAdded => is_removed = false,
+                    Kind::MemberRemoved => is_removed = true,
+                    _ => {}
+                }
+            }
+        }
+        Ok(is_removed)
     }
 
     /// Joins `room`. If the member is in it already, nothing changes, and the answer is that of the
@@ -367,7 +413,7 @@ impl Member {
         let first = self.hub.ring().first_after(room, since);
         let through = Some(since);
         let membership =
-            |state| Membership { recovered, through, resync_due: false, valid_from: None, state };
+            |state| Membership { recovered, through, resync_due: false, checked: 0, state };
         if first < self.hub.cursor() {
             self.replays.insert((first, room));
             self.memberships.insert(room, membership(State::Replayed(first)));
@@ -386,7 +432,7 @@ impl Member {
             recovered: false,
             through: live,
             resync_due: false,
-            valid_from: None,
+            checked: 0,
             state: State::Live(0),
         };
         self.memberships.insert(room, membership);
@@ -461,7 +507,7 @@ impl Member {
                 let membership = self.memberships.get_mut(&room)?;
                 membership.through = event.position();
                 let is_removal = event.removes().is_some_and(|user| self.user == Some(user));
-                if is_removal && event.position() > membership.valid_from {
+                if is_removal && seq >= membership.checked {
                     self.memberships.swap_remove(&room);
                 } else if next < cursor {
                     membership.state = State::Replayed(next);

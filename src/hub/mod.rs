@@ -177,7 +177,7 @@ impl Hub {
     }
 
     /// The number of the next event to dispatch.
-    fn cursor(&self) -> Seq {
+    pub fn cursor(&self) -> Seq {
         self.state.borrow().cursor
     }
 

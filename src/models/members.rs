@@ -11,8 +11,9 @@
 use std::collections::{HashMap, HashSet};
 
 use bson::oid::ObjectId;
-use bson::{Bson, DateTime, Document, RawDocument, doc};
+use bson::{Bson, DateTime, Document, RawDocument, Timestamp, doc};
 use mongodb::error::{Error, ErrorKind};
+use mongodb::options::ReadConcern;
 use sha2::{Digest, Sha256};
 
 use super::failure::DUPLICATE_KEY;
@@ -319,7 +320,8 @@ impl MembersRooms {
         Ok(found.projection(doc! { "_id": 1 }).await?.is_some())
     }
 
-    /// The rooms of these that a user is a member of.
+    /// The rooms of these that a user is a member of, in a state that includes everything up to the
+    /// cluster time `after`. So a primary that was replaced without its knowledge does not answer.
     ///
     /// # Errors
     /// The database failed.
@@ -327,15 +329,44 @@ impl MembersRooms {
         &self,
         rooms: &[RoomId],
         user: UserId,
+        after: Option<Timestamp>,
     ) -> Result<HashSet<RoomId>, StoreError> {
         let members = self.members.get().await?;
         let ids: Vec<_> = rooms.iter().map(|&room| member_id(room, user)).collect();
-        let mut found = members.find(doc! { "_id": { "$in": ids } }).await?;
+        let found = members.find(doc! { "_id": { "$in": ids } });
         let mut of = HashSet::new();
-        while found.advance().await? {
-            of.extend(Membership::of(&found.deserialize_current()?).map(|member| member.room));
+        let mut take = |member: Document| {
+            of.extend(Membership::of(&member).map(|member| member.room));
+        };
+        // A standalone has no cluster time, and nothing that could replace it.
+        if let Some(after) = after {
+            let mut session = members.client().start_session().await?;
+            session.advance_operation_time(after);
+            let found = found.read_concern(ReadConcern::majority()).session(&mut session);
+            let mut found = found.await?;
+            while let Some(member) = found.next(&mut session).await {
+                take(member?);
+            }
+        } else {
+            let mut found = found.await?;
+            while found.advance().await? {
+                take(found.deserialize_current()?);
+            }
         }
         Ok(of)
+    }
+
+    /// Whether a user is a member of any room.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn has_rooms(&self, user: UserId) -> Result<bool, StoreError> {
+        let members = match self.members.get().await {
+            Err(StoreError::Off(_)) => return Ok(false),
+            members => members?,
+        };
+        let found = members.find_one(doc! { "_id.user": user.0 });
+        Ok(found.projection(doc! { "_id": 1 }).await?.is_some())
     }
 
     /// The members of a room, the one who is there longest first.

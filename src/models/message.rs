@@ -148,6 +148,8 @@ pub struct Stored<'a> {
     pub message: Message<'a>,
     /// True when the key was used before.
     pub replayed: bool,
+    /// True when this request has stored it.
+    pub inserted: bool,
 }
 
 /// Why a message was not stored.
@@ -220,7 +222,9 @@ impl Messages {
         stored.unwrap_or_else(|error| messages.iter().map(|_| Err(error.clone())).collect())
     }
 
-    /// Stores a message under a key: a retry by the same user stores nothing new.
+    /// Stores a message under a key: a retry by the same user stores nothing new. Calls
+    /// `before_insert` with the message that is about to be stored, which may be that of the first
+    /// attempt.
     ///
     /// # Errors
     /// The key belongs to another request, or the database failed.
@@ -229,6 +233,7 @@ impl Messages {
         message: Message<'a>,
         user: UserId,
         key: &IdempotencyKey,
+        before_insert: impl FnOnce(&Message<'_>),
     ) -> Result<Stored<'a>, SendError> {
         let prepared = Prepared::new(Action::Send, message.to_document());
         let (message, replayed) = match self.idempotency.claim(user, key, &prepared).await? {
@@ -247,18 +252,20 @@ impl Messages {
                 }
                 if first.forgotten {
                     // It was stored and has been deleted since, so it must not be stored again.
-                    return Ok(Stored { message: prepared_message, replayed: true });
+                    let message = prepared_message;
+                    return Ok(Stored { message, replayed: true, inserted: false });
                 }
                 (prepared_message, true)
             }
         };
-        match self.insert(&message).await {
-            Ok(()) => {}
+        before_insert(&message);
+        let inserted = match self.insert(&message).await {
+            Ok(()) => true,
             // Stored by the first attempt.
-            Err(StoreError::Duplicate) if self.has(&message).await? => {}
+            Err(StoreError::Duplicate) if self.has(&message).await? => false,
             Err(error) => return Err(error.into()),
-        }
-        Ok(Stored { message, replayed })
+        };
+        Ok(Stored { message, replayed, inserted })
     }
 
     /// The document that a key has prepared for an edit of this message to this content.

@@ -45,8 +45,8 @@ refusals! {
     ];
 }
 
-fn room() -> [ApiError; 2] {
-    [ApiError::RoomNotFound, field("room", NO_ID)]
+fn room() -> [ApiError; 3] {
+    [ApiError::NoMembers, ApiError::RoomNotFound, field("room", NO_ID)]
 }
 
 fn owner() -> [ApiError; 2] {

@@ -28,8 +28,9 @@ use crate::auth::Claims;
 use crate::error::ApiError;
 use crate::feed::event::{Delivery, Wire};
 use crate::feed::position::Position;
+use crate::feed::ring::Seq;
 use crate::hub::inbox::DirectWriter;
-use crate::hub::member::{Member, Start};
+use crate::hub::member::{Member, NotJoined, Start};
 use crate::limits::SessionWindow;
 use crate::models::{RoomId, UserId};
 use crate::protocols::wake_flag::WakeFlag;
@@ -151,9 +152,14 @@ impl<T> Session<T> {
     }
 
     /// Joins the rooms of an earlier connection of this client. Missed events are delivered first.
-    pub fn rejoin(&mut self, rooms: Vec<(RoomId, Start)>, valid_from: Option<Position>) {
+    /// Its user was a member of these rooms when [`Hub::cursor`](crate::hub::Hub::cursor) was
+    /// `checked`. A room that the user was removed from since is left out: its removal is delivered
+    /// by [`resume_user`](Self::resume_user).
+    pub fn rejoin(&mut self, rooms: Vec<(RoomId, Start)>, checked: Seq) {
         for (room, start) in rooms {
-            self.member.join_with_members(room, start, valid_from);
+            if let Err(NotJoined::Unknown) = self.member.join_checked(room, start, checked) {
+                self.member.send_back();
+            }
         }
     }
 

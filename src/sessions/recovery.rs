@@ -16,7 +16,8 @@ use super::registry::Worker;
 use crate::auth::Claims;
 use crate::error::ApiError;
 use crate::feed::Phase;
-use crate::feed::position::Position;
+use crate::feed::position::{Position, time};
+use crate::feed::ring::Seq;
 use crate::hub::member::Start;
 use crate::hub::offset::{Entry, Offset};
 use crate::middleware::deadline::DEADLINE;
@@ -70,8 +71,8 @@ pub struct Resumed {
     pub known: Option<Position>,
     /// How many joins the client has made so far.
     pub joins: u32,
-    /// That its user may be in these rooms was found out behind this position.
-    pub valid_from: Option<Position>,
+    /// Its user was a member of these rooms when this was the number of the hub's next event.
+    pub checked: Seq,
     /// Up to where it has had what its user was told, whatever the room.
     pub since: Option<Position>,
 }
@@ -207,7 +208,7 @@ impl Worker {
             _ => None,
         };
         let record = RecoveryRecord::new(self, claims);
-        Resumed { record, rooms: Vec::new(), known, joins, valid_from: None, since: None }
+        Resumed { record, rooms: Vec::new(), known, joins, checked: 0, since: None }
     }
 
     /// Takes a session over for a client that resumes it. `None` if the session is unknown or
@@ -255,8 +256,15 @@ impl Worker {
             insert_tried: Cell::new(true),
             ended: Cell::new(false),
         };
-        let valid_from = self.hub.through();
+        let checked = self.hub.cursor();
+        let since = offset.as_ref().map(|offset| offset.of(claims.user.own_room()));
+        let had = stored.rooms.len();
         let stored_rooms = self.still_visible(stored.rooms, claims.user).await?;
+        let was_removed = stored_rooms.len() < had;
+        if !self.can_tell_user(claims.user, since, was_removed).await? {
+            record.remove().await;
+            return Ok(None);
+        }
         let mut rooms = Vec::with_capacity(stored_rooms.len());
         let mut known = offset.as_ref().map(|offset| offset.base);
         let mut joins = offset.as_ref().and_then(|offset| offset.joins).unwrap_or(0);
@@ -277,8 +285,7 @@ impl Worker {
         let ring = self.hub.ring();
         let is_whole = |&(room, start): &(RoomId, Start)| matches!(start, Start::After(since) if ring.recovers(room, since));
         if rooms.iter().all(is_whole) {
-            let since = offset.map(|offset| offset.of(claims.user.own_room()));
-            Ok(Some(Resumed { record, rooms, known, joins, valid_from, since }))
+            Ok(Some(Resumed { record, rooms, known, joins, checked, since }))
         } else {
             record.remove().await;
             Ok(None)
@@ -296,9 +303,26 @@ impl Worker {
         if with_members.is_empty() {
             return Ok(rooms);
         }
-        let visible = self.store.members_rooms.which_of(&with_members, user).await?;
+        let after = self.hub.ring().tail().through;
+        let visible = self.store.members_rooms.which_of(&with_members, user, time(after)).await?;
         let is_visible = |room: RoomId| !room.may_have_members() || visible.contains(&room);
         Ok(rooms.into_iter().filter(|(room, _)| is_visible(*room)).collect())
+    }
+
+    /// Whether everything that this user was told after `since`, whatever the room, can be delivered:
+    /// above all that the user was removed from a room.
+    async fn can_tell_user(
+        &self,
+        user: UserId,
+        since: Option<Position>,
+        was_removed: bool,
+    ) -> Result<bool, ApiError> {
+        let Some(since) = since else { return Ok(!was_removed) };
+        if self.hub.ring().recovers(user.own_room(), since) {
+            return Ok(true);
+        }
+        // The ring does not reach back so far. A user without such rooms was told nothing.
+        Ok(!was_removed && !self.store.members_rooms.has_rooms(user).await?)
     }
 
     /// Where a client begins in a room, if it has got everything up to `since`.
@@ -318,6 +342,8 @@ impl Worker {
         let ring = self.hub.ring();
         if let Some(beginning) = ring.beginning(room)
             && since < beginning
+            // The database does not know which members were removed since.
+            && !room.may_have_members()
             && !self.store.messages.any_since(room, since.seconds()).await?
         {
             // The position is older than the ring, but nothing was missed.

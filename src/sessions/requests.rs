@@ -17,7 +17,8 @@ use crate::chat::{Draft, Edit};
 use crate::config::ErrorMode;
 use crate::error::ApiError;
 use crate::feed::position::Position;
-use crate::hub::member::Start;
+use crate::feed::ring::Seq;
+use crate::hub::member::{NotJoined, Start};
 use crate::hub::offset::{Entry, Offset};
 use crate::js::{Fields, Js};
 use crate::middleware::body::MAX_BODY;
@@ -73,7 +74,7 @@ pub(super) struct InFlight<T> {
 
 /// A request that the database has answered. It has not taken effect yet.
 pub(super) enum Outcome {
-    Join { room: RoomId, start: Start, since: Option<Position>, valid_from: Option<Position> },
+    Join { room: RoomId, start: Start, since: Option<Position>, checked: Seq },
     Leave(RoomId),
     Sent(Vec<u8>),
     Extended(Claims),
@@ -187,6 +188,7 @@ impl<T> Session<T> {
         let Some(InFlight { kind, .. }) = self.in_flight.take() else { return };
         for result in results {
             match result {
+                // The connection has ended, so nobody waits for the answer.
                 Ok(done) => drop(self.apply(done)),
                 Err(error) => {
                     error.log(&kind.name());
@@ -223,7 +225,7 @@ impl<T> Session<T> {
         if self.done.is_empty() {
             self.done = VecDeque::new();
         }
-        let result = result.map(|done| self.apply(done));
+        let result = result.and_then(|done| self.apply(done));
         result.as_ref().err().into_iter().for_each(|error| self.worker.limits.note(error));
         self.member.cancel_join();
         Some(Answer { to, kind, result })
@@ -255,10 +257,14 @@ impl<T> Session<T> {
         Ok(self.worker.limits.events.take(&mut self.window)?)
     }
 
-    fn apply(&mut self, done: Outcome) -> String {
-        match done {
-            Outcome::Join { room, start, since, valid_from } => {
-                let joined = self.member.join_with_members(room, start, valid_from);
+    fn apply(&mut self, done: Outcome) -> Result<String, ApiError> {
+        Ok(match done {
+            Outcome::Join { room, start, since, checked } => {
+                let joined = self.member.join_checked(room, start, checked);
+                let joined = joined.map_err(|error| match error {
+                    NotJoined::Removed => ApiError::RoomNotFound,
+                    NotJoined::Unknown => ApiError::Unavailable(error.to_string()),
+                })?;
                 if let Start::After(_) | Start::Resync = start {
                     self.worker.metrics.recovery(joined.recovered);
                 }
@@ -276,7 +282,7 @@ impl<T> Session<T> {
                 self.end_flag.set();
                 format!(r#"{{"expires":{}}}"#, claims.expires)
             }
-        }
+        })
     }
 
     fn join(&mut self, data: &str) -> RequestFuture {
@@ -289,7 +295,8 @@ impl<T> Session<T> {
             Err(error) => return failed(error),
         };
         if self.member.is_in(room) {
-            let done = Outcome::Join { room, start: Start::Live, since: None, valid_from: None };
+            let checked = self.worker.hub.cursor();
+            let done = Outcome::Join { room, start: Start::Live, since: None, checked };
             return immediate(Ok(done));
         }
         if self.member.rooms().count() >= self.worker.config.max_rooms_per_session {
@@ -302,13 +309,13 @@ impl<T> Session<T> {
         let user = self.user;
         let work = async move {
             worker.feed.started().await;
-            let valid_from = worker.hub.through();
-            worker.chat.check_visible(room, user).await?;
             let since = match since {
                 Js::Undefined | Js::Null => None,
                 Js::String(text) => Some(text.parse().ok().map(|offset: Offset| offset.of(room))),
                 _ => Some(None),
             };
+            let checked = worker.hub.cursor();
+            worker.chat.check_readable(room, user, since.flatten()).await?;
             let mut start = match since {
                 None => Start::Live,
                 Some(None) => Start::Resync,
@@ -328,7 +335,7 @@ impl<T> Session<T> {
                     start = Start::From(live);
                 }
             }
-            Ok(Outcome::Join { room, start, since: since.flatten(), valid_from })
+            Ok(Outcome::Join { room, start, since: since.flatten(), checked })
         };
         single(work)
     }

@@ -168,7 +168,7 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
     let mut session = Session::new(worker.clone(), permit, Some(claims));
     session.set_recovery_record(Rc::clone(&record), resumed.known, resumed.joins);
     let socket = request.accept(&record.sid, Some(&record.pid));
-    session.rejoin(resumed.rooms, resumed.valid_from);
+    session.rejoin(resumed.rooms, resumed.checked);
     if let Some(since) = resumed.since {
         session.resume_user(since);
     }

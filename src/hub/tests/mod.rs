@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     feed::ring::{Batch, Limits},
-    models::{Message, UserId},
+    hub::member::NotJoined,
+    models::{Membership, Message, UserId},
 };
 
 fn hub(events: usize, bytes: usize) -> Hub {
@@ -410,12 +411,12 @@ fn a_removed_user_is_given_what_came_before_and_nothing_behind() {
     // Live in the room, in another one, and of another user.
     let (mut live, mut elsewhere, mut other) =
         (member_of(user), member_of(user), member_of(UserId::new()));
-    live.join_with_members(room, Start::Live, Some(since));
-    other.join_with_members(room, Start::Live, Some(since));
+    live.join_checked(room, Start::Live, hub.cursor()).unwrap();
+    other.join_checked(room, Start::Live, hub.cursor()).unwrap();
     // In the middle of a replay, of which it has been given nothing yet.
     publish_events(&hub, |next| vec![message(room, next())]);
     let mut replayed = member_of(user);
-    replayed.join_with_members(room, Start::After(since), Some(since));
+    replayed.join_checked(room, Start::After(since), hub.cursor()).unwrap();
     remove_between_messages(&hub, room, user);
 
     let all = ["receiveMessage", "receiveMessage", "memberRemoved", "receiveMessage"];
@@ -445,7 +446,7 @@ fn a_removal_that_was_taken_back_before_the_join_removes_nobody() {
     let mut member = Member::new(&hub);
     member.set_user(user);
     let since = Position::first_of(1, 1);
-    member.join_with_members(room, Start::After(since), hub.through());
+    member.join_checked(room, Start::After(since), hub.cursor()).unwrap();
     assert_eq!(told(&mut member), ["receiveMessage", "memberRemoved", "receiveMessage"]);
     assert!(member.is_in(room));
     publish_events(&hub, |next| vec![message(room, next())]);
@@ -460,8 +461,53 @@ fn a_member_whose_hub_has_missed_events_has_to_ask_again() {
     // As the models make them.
     let room = RoomId(bson::oid::ObjectId::from_bytes(*b"\0\0\0\0\x9croom\0\0\0"));
     assert!(room.may_have_members());
-    member.join_with_members(room, Start::Live, hub.through());
+    member.join_checked(room, Start::Live, hub.cursor()).unwrap();
     hub.ring.open(Position::first_of(9, 1));
     while hub.dispatch(10).more {}
     assert_eq!(drain(&mut member), (0, false));
+}
+
+/// Publishes and dispatches the events of a member who was added to or removed from a room.
+fn change_member(hub: &Hub, room: RoomId, user: UserId, added: bool) {
+    let first = hub.ring.newest().map_or(0, |newest| newest.time().1) + 1;
+    let position = Position::first_of(1, first);
+    let positions = Some([position, position.next_of_same_time()]);
+    let joined_at = bson::DateTime::from_millis(0);
+    let events = match added {
+        true => {
+            Event::member_added(&Membership { room, user, username: None, joined_at }, positions)
+        }
+        false => Event::member_removed(room, user, positions),
+    };
+    let newest = positions.map(|[_, last]| last);
+    hub.ring.publish(Batch { events: events.into(), newest, through: None, second: 1 });
+    while hub.dispatch(10).more {}
+}
+
+#[test]
+fn a_join_that_was_checked_before_a_removal_is_refused() {
+    let hub = hub(10, usize::MAX);
+    let room: RoomId = "6b0bd1279c726f6f6d000001".parse().unwrap();
+    let (user, other) = (UserId::new(), UserId::new());
+    let ahead = Start::After(Position::first_of(1, 100));
+    for start in [Start::Live, ahead, Start::After(Position::ZERO), Start::Resync] {
+        let mut member = Member::new(&hub);
+        member.set_user(user);
+        let checked = hub.cursor();
+        change_member(&hub, room, other, false);
+        change_member(&hub, room, user, false);
+        change_member(&hub, room, other, true);
+        assert_eq!(member.join_checked(room, start, checked), Err(NotJoined::Removed), "{start:?}");
+        assert_eq!(member.rooms().count(), 0);
+        change_member(&hub, room, user, true);
+        assert!(member.join_checked(room, start, checked).is_ok());
+        assert_eq!(member.rooms().count(), 1);
+    }
+    let mut member = Member::new(&hub);
+    member.set_user(user);
+    let checked = hub.cursor();
+    hub.ring.open(Position::first_of(2, 1));
+    assert_eq!(member.join_checked(room, Start::Live, checked), Err(NotJoined::Unknown));
+    // A public room has no members.
+    assert!(member.join_checked(RoomId::new(), Start::Live, checked).is_ok());
 }

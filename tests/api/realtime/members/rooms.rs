@@ -1,56 +1,19 @@
-//! Rooms with members: who sees them, and that nobody hears anything behind a removal.
+//! Rooms with members by REST: who sees them, owners, conversations of two, many members and messages.
 
 use std::time::Duration;
 
 use bson::oid::ObjectId;
-use bson::{Document, doc};
+use bson::{DateTime, Document, doc};
 use futures::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
-use crate::helpers::mongod::{connect, fresh_database, standalone};
+use super::{id_of, names};
+use crate::helpers::mongod::{Neighbour, connect, fresh_database};
+use crate::helpers::program::Program;
 use crate::helpers::socket::Socket;
-use crate::helpers::socket_io::Caller;
-use crate::helpers::{TestServer, User, eventually_within};
-
-impl User<'_> {
-    async fn ask(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
-        let answer = self.request(method, path, Some(&body)).await;
-        (answer.status().as_u16(), answer.json().await.unwrap())
-    }
-
-    async fn private_room(&self, name: &str, members: &[&User<'_>]) -> Value {
-        let members: Vec<_> = members.iter().map(|member| &member.id).collect();
-        let body = json!({ "name": name, "private": true, "members": members });
-        let (status, answer) = self.ask(Method::POST, "/api/chat/room", body).await;
-        assert_eq!(status, 201, "{answer}");
-        answer["room"].clone()
-    }
-
-    async fn add(&self, room: &str, member: &User<'_>) -> (u16, Value) {
-        let path = format!("/api/chat/room/{room}/members");
-        self.ask(Method::POST, &path, json!({ "user": member.id })).await
-    }
-
-    async fn remove(&self, room: &str, member: &User<'_>) -> (u16, Value) {
-        let path = format!("/api/chat/room/{room}/members/{}", member.id);
-        self.ask(Method::DELETE, &path, json!({})).await
-    }
-
-    async fn say(&self, room: &str, content: &str) -> (u16, Value) {
-        let body = json!({ "room": room, "sender": self.id, "content": content });
-        self.ask(Method::POST, "/api/chat/message", body).await
-    }
-}
-
-fn id_of(room: &Value) -> String {
-    room["_id"].as_str().unwrap().to_owned()
-}
-
-fn names(room: &Value) -> Vec<&str> {
-    let members = room["members"].as_array().unwrap().iter();
-    members.map(|member| member["username"].as_str().unwrap()).collect()
-}
+use crate::helpers::{TestServer, eventually_within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_room_exists_for_its_members_only() {
@@ -123,87 +86,6 @@ async fn a_private_room_exists_for_its_members_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_hears_anything_behind_a_removal() {
-    let uri = fresh_database().await;
-    let [one, other] = TestServer::instances(&uri).await;
-    let (ada, bob) = (one.register("ada").await, one.register("bob").await);
-    let id = id_of(&ada.private_room("cellar", &[&bob]).await);
-    let mut plain = Socket::connect(&other, &bob.token).await;
-    let since = plain.join(&id).await;
-    let mut caller = Caller::connect(other.addr, &bob.token).await;
-    caller.join(&id).await;
-    let mut owner = Socket::connect(&other, &ada.token).await;
-    owner.join(&id).await;
-    let mut elsewhere = Socket::connect(&one, &bob.token).await;
-
-    ada.say(&id, "before").await;
-    assert_eq!(ada.remove(&id, &bob).await.0, 200);
-    ada.say(&id, "behind").await;
-
-    assert_eq!(owner.heard().await.content, "before");
-    let removed = owner.next().await;
-    assert_eq!(removed["event"], "memberRemoved");
-    assert_eq!(removed["data"], json!({ "room": id, "user": bob.id }));
-    assert_eq!(owner.heard().await.content, "behind");
-
-    assert_eq!(plain.heard().await.content, "before");
-    assert_eq!(plain.next().await["event"], "memberRemoved");
-    let told = plain.next().await;
-    assert_eq!((&told["event"], &told["data"]), (&json!("roomRemoved"), &json!({ "room": id })));
-    plain.assert_silent(Duration::from_millis(300)).await;
-    assert_eq!(caller.heard().await.1, "before");
-    assert_eq!(caller.event().await[0], "memberRemoved");
-    assert_eq!(caller.event().await[0], "roomRemoved");
-    caller.assert_nothing_came().await;
-    assert_eq!(elsewhere.next().await["event"], "roomRemoved");
-
-    // Not by a position, not by the history, and not by a message either.
-    let refused = plain.ask("joinRoom", json!({ "room": id, "since": since })).await;
-    assert_eq!(refused["code"], "room_not_found");
-    assert!(bob.history(&id).await.is_empty());
-    assert_eq!(bob.say(&id, "still here?").await.0, 400);
-
-    // Back again: everything from then on.
-    assert_eq!(ada.add(&id, &bob).await.0, 200);
-    assert_eq!(owner.next().await["event"], "memberAdded");
-    assert_eq!(plain.next().await["event"], "roomAdded");
-    plain.recover(&id, &since).await;
-    let told: Vec<_> = [plain.next().await, plain.next().await, plain.next().await]
-        .map(|told| told["event"].as_str().unwrap().to_owned())
-        .into();
-    assert_eq!(told, ["receiveMessage", "memberRemoved", "receiveMessage"]);
-    assert_eq!(plain.next().await["event"], "memberAdded");
-    ada.say(&id, "again").await;
-    assert_eq!(plain.heard().await.content, "again");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_comes_back_hears_of_its_removal_and_nothing_behind_it() {
-    let uri = fresh_database().await;
-    let [one, other] = TestServer::instances(&uri).await;
-    let (ada, bob) = (one.register("ada").await, one.register("bob").await);
-    let id = id_of(&ada.private_room("cellar", &[&bob]).await);
-    let lounge = ada.create_room("lounge").await;
-    let mut caller = Caller::connect(one.addr, &bob.token).await;
-    caller.join(&id).await;
-    caller.join(&lounge).await;
-    ada.say(&id, "an offset").await;
-    assert_eq!(caller.heard().await.1, "an offset");
-    let memory = caller.cut();
-    ada.remove(&id, &bob).await;
-    ada.say(&id, "behind").await;
-    ada.say(&lounge, "for all").await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-
-    let mut caller = Caller::recover(other.addr, &bob.token, &memory).await;
-    let mut told = [caller.event().await, caller.event().await];
-    told.sort_by_key(|event| event[0].as_str().unwrap().to_owned());
-    assert_eq!(told[0][1]["content"], "for all");
-    assert_eq!((&told[1][0], &told[1][1]["room"]), (&json!("roomRemoved"), &json!(id)));
-    caller.assert_nothing_came().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_of_two_is_one_room() {
     let uri = fresh_database().await;
     let [one, other] = TestServer::instances(&uri).await;
@@ -258,7 +140,11 @@ async fn the_owner_decides_and_hands_over() {
 
     let (status, answer) = ada.ask(Method::PATCH, &path, json!({ "name": "vault" })).await;
     assert_eq!((status, &answer["room"]["name"]), (200, &json!("vault")));
-    let told = socket.next().await;
+    let mut told = socket.next().await;
+    // It may have joined before the stream brought the members.
+    while told["event"] == "memberAdded" {
+        told = socket.next().await;
+    }
     let changed = json!({ "room": id, "name": "vault", "owner": ada.id });
     assert_eq!((&told["event"], &told["data"]), (&json!("roomChanged"), &changed));
 
@@ -293,65 +179,106 @@ async fn the_owner_decides_and_hands_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sent_while_a_member_is_removed_is_delivered_before_or_refused() {
+async fn a_thousand_members_are_added_at_once() {
     let uri = fresh_database().await;
-    let [one, other] = TestServer::instances(&uri).await;
-    let (ada, bob) = (one.register("ada").await, one.register("bob").await);
-    let id = id_of(&ada.private_room("cellar", &[&bob]).await);
-    let mut owner = Socket::connect(&one, &ada.token).await;
-    owner.join(&id).await;
-    for round in 0..10 {
-        ada.add(&id, &bob).await;
-        let mut socket = Socket::connect(&other, &bob.token).await;
-        let mut sent = Vec::new();
-        for n in 0..40 {
-            let message = json!({ "room": id, "content": format!("{round} {n}") });
-            sent.push(socket.send("sendMessage", message).await);
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = server.register("ada").await;
+    let now = DateTime::now();
+    let ids: Vec<_> = (0..1_000).map(|_| ObjectId::new()).collect();
+    let users = ids.iter().map(|id| {
+        let name = format!("member {id}");
+        doc! { "_id": id, "username": name, "password": "-", "createdAt": now, "updatedAt": now }
+    });
+    connect(&uri).await.collection::<Document>("users").insert_many(users).await.unwrap();
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    let ids: Vec<_> = ids.into_iter().map(ObjectId::to_hex).collect();
+    let body = json!({ "name": "stadium", "private": true, "members": ids });
+    let begun = Instant::now();
+    let (status, answer) = ada.ask(Method::POST, "/api/chat/room", body).await;
+    assert_eq!(status, 201, "{answer}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    let room = &answer["room"];
+    assert_eq!(room["members"].as_array().unwrap().len(), 1_001);
+    assert_eq!(socket.next().await["event"], "roomAdded");
+    let too_many = json!({
+        "name": "stadium", "private": true, "members": vec![&ada.id; 1_001],
+    });
+    let (status, answer) = ada.ask(Method::POST, "/api/chat/room", too_many).await;
+    assert_eq!((status, &answer["code"]), (400, &json!("invalid_field")));
+
+    // All of them are removed when the room ends.
+    socket.join(&id_of(room)).await;
+    let path = format!("/api/chat/room/{}", id_of(room));
+    let begun = Instant::now();
+    assert_eq!(ada.ask(Method::DELETE, &path, json!({})).await.0, 200);
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    loop {
+        let frame = socket.next().await;
+        match frame["event"].as_str().unwrap() {
+            "roomRemoved" => break,
+            "memberRemoved" => {}
+            other => panic!("{other}"),
         }
-        ada.remove(&id, &bob).await;
-        let mut acked = Vec::new();
-        while acked.len() < sent.len() {
-            let frame = socket.next().await;
-            if frame.get("ack").is_some() {
-                acked.push(frame);
-            }
-        }
-        let stored = acked.iter().filter(|frame| frame["data"].get("message").is_some()).count();
-        // The owner hears exactly what was acknowledged, all of it before the removal.
-        let mut heard = 0;
-        loop {
-            let frame = owner.next().await;
-            match frame["event"].as_str().unwrap() {
-                "receiveMessage" => heard += 1,
-                "memberRemoved" => break,
-                "memberAdded" => {}
-                other => panic!("{other}"),
-            }
-        }
-        assert_eq!(heard, stored, "round {round}");
-        let history = ada.history(&id).await;
-        let of_round = history.iter().filter(|message| {
-            message["content"].as_str().unwrap().starts_with(&format!("{round} "))
-        });
-        assert_eq!(of_round.count(), stored);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_a_standalone_members_are_told_within_the_process() {
-    let mongod = standalone().await;
-    let server = TestServer::start_with(&[("MONGO_URI", &mongod.uri("chat"))]).await;
+async fn another_instance_goes_on_with_an_ended_room_when_the_first_one_is_killed() {
+    const MESSAGES: usize = 10_000;
+    let uri = fresh_database().await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
     let (ada, bob) = (server.register("ada").await, server.register("bob").await);
-    let mut socket = Socket::connect(&server, &bob.token).await;
-    let id = id_of(&ada.private_room("cellar", &[&bob]).await);
-    assert_eq!(socket.next().await["event"], "roomAdded");
-    assert_eq!(socket.ask("joinRoom", json!(id)).await["room"], json!(id));
-    ada.say(&id, "hello").await;
-    assert_eq!(socket.next().await["data"]["content"], "hello");
-    ada.remove(&id, &bob).await;
-    ada.say(&id, "behind").await;
-    assert_eq!(socket.next().await["event"], "memberRemoved");
-    assert_eq!(socket.next().await["event"], "roomRemoved");
-    socket.assert_silent(Duration::from_millis(200)).await;
+    let room = id_of(&ada.private_room("attic", &[&bob]).await);
+    let (ada_id, bob_token) = (ada.id.clone(), bob.token.clone());
+    let ada_token = ada.token.clone();
+    drop((ada, bob));
     server.stop().await;
+    let neighbour = Neighbour::connect(&uri).await;
+    neighbour.insert_all(&room, (0..MESSAGES).map(|n| format!("message {n}"))).await;
+    let database = connect(&uri).await;
+    let of_room = doc! { "room": room.parse::<ObjectId>().unwrap() };
+    let left = async || {
+        let messages = database.collection::<Document>("messages");
+        messages.count_documents(of_room.clone()).await.unwrap()
+    };
+
+    let first = Program::start_on(&uri, &[]);
+    let ask = async |addr, method, path: String, token: &str| {
+        let request = crate::helpers::client().request(method, format!("http://{addr}{path}"));
+        let answer = request.bearer_auth(token).send().await.unwrap();
+        (answer.status(), answer.json::<Value>().await.unwrap())
+    };
+    let path = format!("/api/chat/room/{room}");
+    let history = format!("/api/chat/messages/{room}");
+    let (status, answer) = ask(first.addr, Method::DELETE, path.clone(), &ada_token).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    // It is gone for everybody at once.
+    for token in [&ada_token, &bob_token] {
+        let answer = ask(first.addr, Method::GET, path.clone(), token).await;
+        assert_eq!(answer.0, StatusCode::NOT_FOUND);
+        let answer = ask(first.addr, Method::GET, history.clone(), token).await;
+        assert_eq!(answer, (StatusCode::OK, json!([])));
+    }
+    eventually_within(Duration::from_secs(30), "the purge has begun", async || {
+        left().await < MESSAGES as u64
+    })
+    .await;
+    first.kill();
+    // MongoDB finishes the operation that it was in.
+    let mut rest = left().await;
+    eventually_within(Duration::from_secs(20), "nobody goes on", async || {
+        sleep(Duration::from_millis(500)).await;
+        std::mem::replace(&mut rest, left().await) == rest
+    })
+    .await;
+    assert!(rest > 0, "it was killed in the middle");
+
+    let second = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let rooms = database.collection::<Document>("realtime_chat_backend_rooms");
+    eventually_within(Duration::from_secs(30), "all is removed", async || {
+        let rooms = rooms.count_documents(doc! { "owner": ada_id.parse::<ObjectId>().unwrap() });
+        left().await == 0 && rooms.await.unwrap() == 0
+    })
+    .await;
+    second.stop().await;
 }
