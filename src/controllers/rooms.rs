@@ -3,7 +3,7 @@
 
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Path, Query};
-use actix_web::{HttpMessage, HttpRequest, HttpResponse};
+use actix_web::{HttpRequest, HttpResponse};
 use futures::TryStreamExt;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
@@ -41,14 +41,12 @@ use crate::views;
 )]
 pub async fn create_room(
     mut body: Fields,
-    req: HttpRequest,
     user: CurrentUser,
     limits: Data<Limits>,
     store: Data<Store>,
     chat: Data<Chat>,
 ) -> Result<HttpResponse, ApiError> {
     if body.take("private") == Js::Bool(true) {
-        req.extensions_mut().insert(ErrorMode::Precise);
         let (name, members) = (body.take("name"), body.take("members"));
         let room = chat.create_private_room(&name, &members, user.0).await?;
         let mut body = br#"{"message":"Room created successfully","room":"#.to_vec();
@@ -106,9 +104,7 @@ pub async fn get_all_rooms(
         Some(Err(_)) if config.errors == ErrorMode::Original => false,
         Some(Err(_)) => return Err(invalid("mine", "must be true or false")),
     };
-    if mine {
-        req.extensions_mut().insert(ErrorMode::Precise);
-    } else if config.errors == ErrorMode::Original {
+    if !mine && config.errors == ErrorMode::Original {
         return lists.all(store).await;
     }
     let limit = match value("limit").map(str::parse) {

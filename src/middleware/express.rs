@@ -16,7 +16,7 @@ use actix_web::{Error, HttpMessage, HttpResponse};
 
 use super::path::{self, Matched, Paths};
 use super::{body, entity_tag};
-use crate::config::Config;
+use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
 use crate::limits::Limits;
 use crate::protocols::cors;
@@ -84,8 +84,8 @@ async fn prepare(paths: &Paths, req: &mut ServiceRequest) -> Result<(), ApiError
     }
 }
 
-/// Turns an [`ApiError`] of any step into the response of the mode of its path, or else of the
-/// configured mode.
+/// Turns an [`ApiError`] of any step into the response of the mode of its request, else of the mode
+/// of its path, or else of the configured mode.
 fn render<B: MessageBody + 'static>(
     config: &Config,
     res: ServiceResponse<B>,
@@ -95,7 +95,9 @@ fn render<B: MessageBody + 'static>(
         if let Some(limits) = res.request().app_data::<Data<Limits>>() {
             limits.note(error);
         }
-        let chosen = res.request().extensions().get::<Matched>().and_then(|found| found.errors);
+        let extensions = res.request().extensions();
+        let of_path = || extensions.get::<Matched>().and_then(|matched| matched.errors);
+        let chosen = extensions.get::<ErrorMode>().copied().or_else(of_path);
         Some(error.respond(chosen.unwrap_or(config.errors), &Requested(res.request())))
     }) else {
         return res.map_into_boxed_body();

@@ -8,3 +8,4 @@ pub mod entity_tag;
 pub mod express;
 pub mod measure;
 pub mod path;
+pub mod precise;

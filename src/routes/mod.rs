@@ -24,6 +24,7 @@ use crate::middleware::deadline::deadline;
 use crate::middleware::express::express;
 use crate::middleware::measure::measure;
 use crate::middleware::path::Paths;
+use crate::middleware::precise::precise_with_members;
 use crate::openapi::operations;
 use crate::protocols::engine_io::Server;
 use crate::protocols::socket_io::SocketIo;
@@ -56,8 +57,8 @@ macro_rules! table {
 table! {
     Open Configured auth::register;
     Open Configured auth::login;
-    Guarded Configured rooms::create_room;
-    Guarded Configured rooms::get_all_rooms;
+    Guarded ByRequest rooms::create_room;
+    Guarded ByRequest rooms::get_all_rooms;
     Guarded Precise rooms::direct;
     Guarded Precise rooms::get_room;
     Guarded Precise rooms::change_room;
@@ -103,6 +104,9 @@ pub enum Errors {
     Configured,
     /// Precisely, always: the original did not have the route, so there is no answer to keep to.
     Precise,
+    /// Precisely, if the request asks for rooms with members, which the original did not have;
+    /// otherwise as the variable `ERRORS` says.
+    ByRequest,
 }
 
 /// A method of a path, and what serves it.
@@ -219,9 +223,13 @@ impl Endpoint {
 
     fn route(&self) -> Route {
         let route = (self.handle)(for_method(&self.method)).wrap(from_fn(deadline));
-        match self.access {
+        let route = match self.access {
             Access::Open => route,
             Access::Guarded => route.wrap(from_fn(require_auth)),
+        };
+        match self.errors {
+            Errors::ByRequest => route.wrap(from_fn(precise_with_members)),
+            Errors::Configured | Errors::Precise => route,
         }
     }
 }

@@ -179,6 +179,41 @@ async fn the_owner_decides_and_hands_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn errors_are_precise_where_the_original_had_no_such_request() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let ask = async |method: Method, path: &str, token: Option<&str>, body: Value| {
+        let answer = server.request(method, path, token, Some(&body)).await;
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let (path, list) = ("/api/chat/room", "/api/chat/rooms");
+    let private = json!({ "name": "x", "private": true });
+    let mine = "/api/chat/rooms?mine=true";
+    for (token, code) in [(None, "token_missing"), (Some("x"), "token_invalid")] {
+        for (method, path, body) in
+            [(Method::POST, path, private.clone()), (Method::GET, mine, json!({}))]
+        {
+            let (status, answer) = ask(method, path, token, body).await;
+            assert_eq!((status, &answer["code"]), (401, &json!(code)), "{path}");
+        }
+        for (method, path, body) in [
+            (Method::POST, path, json!({ "name": "x" })),
+            (Method::POST, path, json!({ "name": "x", "private": "true" })),
+            (Method::GET, list, json!({})),
+            (Method::GET, "/api/chat/rooms?mine=false", json!({})),
+        ] {
+            let (status, answer) = ask(method, path, token, body).await;
+            assert_eq!((status, answer.get("code")), (401, None), "{path}");
+        }
+    }
+    let token = Some(ada.token.as_str());
+    let (status, answer) = ask(Method::POST, path, token, json!({ "private": true })).await;
+    assert_eq!((status, &answer["code"]), (400, &json!("invalid_field")));
+    let (status, answer) = ask(Method::GET, &format!("{mine}&limit=0"), token, json!({})).await;
+    assert_eq!((status, &answer["code"]), (400, &json!("invalid_field")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_members_are_added_at_once() {
     let uri = fresh_database().await;
     let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
