@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Passwords, Tokens};
-use crate::chat::{Chat, purge_for_ever};
+use crate::chat::{Accounts, Chat, purge_for_ever};
 use crate::config::database::{Connector, POOL_SIZE, certificate_hint, is_unresolved};
 use crate::config::original::{self, Found};
 use crate::config::uri::{MongoUri, UriError};
@@ -26,7 +26,8 @@ use crate::hub::Hub;
 use crate::hub::inbox::Bounds;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::models::{Shared, Store, StoreError, Upkeep, failure};
+use crate::middleware::auth::{Answers, Guard};
+use crate::models::{Clock, Shared, Store, StoreError, Upkeep, failure};
 use crate::mongod::{self, InstallError, Installer, Mongod, MongodError, Options};
 use crate::protocols::engine_io::{self, Registry};
 use crate::protocols::socket_io::client::Bundles;
@@ -143,8 +144,9 @@ impl Application {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let store = Store::new(connector.connect().map_err(StartError::Connector)?, &shared);
         let kept = ring::Limits { window: config.recovery_window, bytes: config.recovery_bytes };
-        let feed = Feed::new(connector.connect().map_err(StartError::Connector)?, kept);
-        let feed = Arc::new(feed);
+        let clock = Clock::default();
+        let followed = Store::new(connector.connect().map_err(StartError::Connector)?, &shared);
+        let feed = Arc::new(Feed::new(&followed, kept, clock.clone()));
         let prepare = prepare_database(store.clone(), Arc::clone(&feed), config.password_hash);
         tasks.spawn(stop.clone().run_until_cancelled_owned(prepare));
         let registry = Arc::new(SessionRegistry::new(capacity, config.max_connections_per_address));
@@ -170,11 +172,12 @@ impl Application {
         let bundles = Bundles::load(folder, config.cors.clone()).map_err(StartError::Bundles)?;
         let bundles = Data::new(bundles);
         let config = Data::new(config);
-        let tokens = Data::new(Tokens::new(&secret));
+        let tokens = Data::new(Tokens::with_clock(&secret, clock));
         let limits = Data::new(Limits::new(&config));
         let metrics = Data::new(Metrics::new());
         let refusals = Data::new(Refusals::default());
         let passwords = Data::new(Passwords::new(config.password_hash));
+        let answers = Answers::default();
         let draining = Arc::clone(&registry);
         let connections = Registry::default();
         let server = server::serve(listener, options, move || {
@@ -187,7 +190,19 @@ impl Application {
                 metrics.clone(),
                 config.legacy_trust,
             );
-            let hub = Hub::new(Arc::clone(feed.ring()), Bounds::SESSION);
+            let revoked = Arc::clone(feed.revoked());
+            let hub = Hub::new(Arc::clone(feed.ring()), Arc::clone(&revoked), Bounds::SESSION);
+            let guard =
+                Guard::new(revoked, store.revocations.clone(), answers.clone(), metrics.clone());
+            let guard = Data::new(guard);
+            let accounts = Accounts::new(
+                store.clone(),
+                Arc::clone(&feed),
+                tokens.clone(),
+                passwords.clone(),
+                limits.clone(),
+                metrics.clone(),
+            );
             // This closure runs on the worker's thread, so the hub runs there, too.
             actix_web::rt::spawn(hub.clone().run());
             let worker = Worker {
@@ -196,6 +211,7 @@ impl Application {
                 hub,
                 feed: Arc::clone(&feed),
                 tokens: tokens.clone(),
+                guard: guard.clone(),
                 config: config.clone(),
                 limits: limits.clone(),
                 refusals: refusals.clone(),
@@ -217,6 +233,8 @@ impl Application {
                 .app_data(Data::new(connections.clone()))
                 .app_data(Data::new(store))
                 .app_data(Data::new(chat))
+                .app_data(guard)
+                .app_data(Data::new(accounts))
                 .app_data(worker)
                 .app_data(Data::new(socket_io))
                 .app_data(bundles.clone())

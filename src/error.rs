@@ -77,6 +77,18 @@ pub enum ApiError {
     /// A token that is malformed, expired, or signed by another secret or algorithm.
     #[error("the token is invalid: {0}")]
     TokenInvalid(&'static str),
+    /// A token that was revoked before it expired.
+    #[error("the token was revoked")]
+    TokenRevoked,
+    /// A refresh token that is malformed, has expired, or whose family has ended.
+    #[error("the refresh token is not valid")]
+    RefreshInvalid,
+    /// A refresh token that was used before.
+    #[error("the refresh token was used before")]
+    RefreshReused,
+    /// No user has this id.
+    #[error("no user has this id")]
+    NoSuchUser,
     /// A message in another user's name.
     #[error("the sender is not the authenticated user")]
     SenderMismatch,
@@ -208,6 +220,21 @@ impl ApiError {
             }
             Self::TokenInvalid(_) => {
                 row(401, "Invalid token", 401, "token_invalid", "Invalid token")
+            }
+            Self::TokenRevoked => {
+                row(401, "Invalid token", 401, "token_revoked", "The token was revoked")
+            }
+            Self::RefreshInvalid => {
+                let text = "The refresh token is not valid, log in again";
+                row(401, text, 401, "refresh_invalid", text)
+            }
+            Self::RefreshReused => {
+                let text = "The refresh token was used before, so its session was ended";
+                row(401, text, 401, "refresh_reused", text)
+            }
+            Self::NoSuchUser => {
+                let text = "User not found";
+                row(404, text, 404, "user_not_found", text)
             }
             Self::SenderMismatch => {
                 let text = "Sender does not match the authenticated user";
@@ -347,6 +374,7 @@ impl ApiError {
             }
             Self::TokenMissing => "token: is required".to_owned(),
             Self::TokenInvalid(reason) => format!("token: is not valid: {reason}"),
+            Self::TokenRevoked => "token: was revoked".to_owned(),
             Self::MalformedBody(problem) => format!("the frame is {problem}"),
             Self::BodyTooLarge => {
                 "content: is too long, a message must fit into 100 KiB of JSON".to_owned()

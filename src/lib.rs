@@ -13,12 +13,12 @@
 //! wires                 the chat on each wire: ws, socket_io
 //! sessions              the session of one client on any wire: requests, recovery; registry:
 //!                       permits, limits, drain
-//! chat                  the operations of REST and sockets: send, edit
+//! chat                  the operations of REST and sockets: send, edit, rooms, accounts
 //! middleware            Express's behaviour, authentication, deadlines
 //! server                HTTP, and the handover of WebSockets
 //! limits, refusals      rate limits; counters of refused sockets
 //! hub                   the rooms of one worker: members, inboxes, offsets
-//! feed                  the change stream, and the ring of recent events
+//! feed                  the change stream, the ring of recent events, the revoked tokens
 //! openapi               the API document
 //! auth                  tokens and passwords
 //! casts                 fields of requests as values of models

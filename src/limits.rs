@@ -31,7 +31,7 @@ pub struct Address(IpAddr);
 
 /// All limits of the process.
 pub struct Limits {
-    /// Logins and registrations (`RATE_LIMIT_LOGIN`).
+    /// Logins, registrations, refreshes and changes of passwords (`RATE_LIMIT_LOGIN`).
     pub login: Limiter<Address>,
     /// Failed logins for a name (`RATE_LIMIT_LOGIN_NAME`), for each address, so that a stranger
     /// cannot lock a user out.
@@ -40,6 +40,8 @@ pub struct Limits {
     pub send: Limiter<UserId>,
     /// New rooms (`RATE_LIMIT_ROOM`).
     pub room: Limiter<UserId>,
+    /// Questions about users (`RATE_LIMIT_USERS`).
+    pub users: Limiter<UserId>,
     /// Handshakes of sockets (`RATE_LIMIT_CONNECT`).
     pub connect: Limiter<Address>,
     /// Events of a socket (`RATE_LIMIT_EVENTS`).
@@ -130,6 +132,11 @@ impl Limits {
                 config.rate_limit_room,
                 "a new room was refused",
             )),
+            users: Limiter::new(rate(
+                "RATE_LIMIT_USERS",
+                config.rate_limit_users,
+                "a search for users was refused",
+            )),
             connect: Limiter::new(rate(
                 "RATE_LIMIT_CONNECT",
                 config.rate_limit_connect,
@@ -204,12 +211,13 @@ impl Limits {
     }
 
     /// How often each limit was reached, by limit.
-    pub fn refused(&self) -> [(&'static str, u64); 10] {
+    pub fn refused(&self) -> [(&'static str, u64); 11] {
         [
             ("login", self.login.refused.count()),
             ("login_name", self.login_name.refused.count()),
             ("send", self.send.refused.count()),
             ("room", self.room.refused.count()),
+            ("users", self.users.refused.count()),
             ("connect", self.connect.refused.count()),
             ("events", self.events.refused.count()),
             ("body", self.others.body.load(Ordering::Relaxed)),

@@ -31,6 +31,10 @@ pub struct Metrics {
     deliveries: IntCounterVec,
     recoveries: IntCounterVec,
     message_changes: IntCounterVec,
+    refreshes: IntCounterVec,
+    revocations: IntCounterVec,
+    revocation_queries: IntCounter,
+    revocations_known: IntGauge,
     disconnects: IntCounterVec,
     limits: IntCounterVec,
     refusals: IntCounterVec,
@@ -76,6 +80,19 @@ pub enum MessageChange {
     Edit,
     /// The message is deleted.
     Deletion,
+}
+
+/// What became of a refresh token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refresh {
+    /// It was exchanged for its successor.
+    Refreshed,
+    /// It got the same successor once more.
+    Repeated,
+    /// It was used before, so its family has ended.
+    Reused,
+    /// It is not valid.
+    Refused,
 }
 
 /// The outcome of a request to change a message.
@@ -128,6 +145,8 @@ pub struct Readings {
     pub panics: u64,
     /// Messages of clients that no session has read.
     pub unread: u64,
+    /// Revocations that are known.
+    pub revocations: usize,
     /// Requests and sockets that were refused because of a limit, by limit.
     pub limits: Vec<(&'static str, u64)>,
     /// Sockets that were refused for another reason, by reason.
@@ -173,6 +192,17 @@ impl MessageChange {
         match self {
             Self::Edit => "edit",
             Self::Deletion => "deletion",
+        }
+    }
+}
+
+impl Refresh {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Refreshed => "refreshed",
+            Self::Repeated => "repeated",
+            Self::Reused => "reused",
+            Self::Refused => "refused",
         }
     }
 }
@@ -226,6 +256,22 @@ impl Metrics {
                 "Requests to edit or delete a message, by change and outcome.",
                 &["change", "outcome"],
             ),
+            refreshes: new.counters(
+                "chat_refreshes_total",
+                "Refresh tokens that were presented, by outcome.",
+                &["outcome"],
+            ),
+            revocations: new.counters(
+                "chat_revocations_total",
+                "Revocations made here, by what they revoke.",
+                &["scope"],
+            ),
+            revocation_queries: new.counter(
+                "chat_revocation_queries_total",
+                "Times that the database was asked whether a token is revoked.",
+            ),
+            revocations_known: new
+                .gauge("chat_revocations_known", "Revocations that this instance knows."),
             disconnects: new.counters(
                 "chat_disconnects_total",
                 "Sockets that were closed, by wire and reason.",
@@ -314,6 +360,21 @@ impl Metrics {
         self.message_changes.with_label_values(&[change.label(), outcome.label()]).inc();
     }
 
+    /// Counts a refresh token that was presented.
+    pub fn refresh(&self, refresh: Refresh) {
+        self.refreshes.with_label_values(&[refresh.label()]).inc();
+    }
+
+    /// Counts a revocation: of a `token`, a `family` or a `user`.
+    pub fn revocation(&self, scope: &'static str) {
+        self.revocations.with_label_values(&[scope]).inc();
+    }
+
+    /// Counts a question to the database whether a token is revoked.
+    pub fn revocation_query(&self) {
+        self.revocation_queries.inc();
+    }
+
     /// Counts messages that could not be stored after the connection of their client had ended.
     pub fn unprocessed(&self, count: usize) {
         self.unprocessed_of_sessions.fetch_add(count as u64, Ordering::Relaxed);
@@ -346,6 +407,7 @@ impl Metrics {
         self.sessions.set(clamp(readings.sessions as u64));
         self.connections.set(clamp(readings.engine_io_connections as u64));
         self.password_queue.set(clamp(readings.password_queue as u64));
+        self.revocations_known.set(clamp(readings.revocations as u64));
         set(&self.panics, readings.panics);
         let unprocessed = self.unprocessed_of_sessions.load(Ordering::Relaxed);
         set(&self.unprocessed, unprocessed + readings.unread);

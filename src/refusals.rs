@@ -69,6 +69,7 @@ pub struct Refusals {
     token_missing: Tally,
     token_invalid: Tally,
     token_expired: Tally,
+    token_revoked: Tally,
     token_ignored: Tally,
 }
 
@@ -105,6 +106,10 @@ impl Refusals {
                 let tally = if is_over { &self.token_expired } else { &self.token_invalid };
                 tally.note(|| format!("A socket was refused because of its token: {refused}"));
             }
+            TokenRefused::Revoked => {
+                let tally = &self.token_revoked;
+                tally.note(|| format!("A socket was refused because of its token: {refused}"));
+            }
         }
     }
 
@@ -117,13 +122,14 @@ impl Refusals {
     }
 
     /// How many sockets were refused, by reason.
-    pub fn counts(&self) -> [(&'static str, u64); 5] {
+    pub fn counts(&self) -> [(&'static str, u64); 6] {
         [
             ("protocol_version", self.protocol.count()),
             ("origin", self.origin.count()),
             ("token_missing", self.token_missing.count()),
             ("token_invalid", self.token_invalid.count()),
             ("token_expired", self.token_expired.count()),
+            ("token_revoked", self.token_revoked.count()),
         ]
     }
 }

@@ -43,6 +43,8 @@ pub enum TokenRefused {
     Missing(Absence),
     /// The token is refused.
     Invalid(TokenError, TokenSource),
+    /// The token was valid, and was revoked.
+    Revoked,
 }
 
 /// Why a token is missing.
@@ -127,6 +129,7 @@ impl TokenRefused {
             Self::Missing(Absence::Scheme) => ApiError::TokenFormat,
             Self::Missing(_) => ApiError::TokenMissing,
             Self::Invalid(error, _) => ApiError::TokenInvalid(error.reason()),
+            Self::Revoked => ApiError::TokenRevoked,
         }
     }
 
@@ -154,6 +157,7 @@ impl fmt::Display for TokenRefused {
                 Absence::FirstFrame => "the first frame must be `authenticate` with a token",
             }),
             Self::Invalid(error, source) => write!(f, "{}, in {}", error.reason(), source.name()),
+            Self::Revoked => f.write_str("revoked"),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod credentials;
 mod password;
+mod refresh;
 mod token;
 
 pub use password::{PasswordError, Passwords, Verified};

@@ -1,5 +1,6 @@
 //! The operations of the chat, for REST and sockets alike, in one file each.
 
+mod account;
 mod edit;
 mod purge;
 mod rooms;
@@ -16,6 +17,7 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::models::{RoomId, Store, UserId};
 
+pub use account::{Accounts, LoggedIn, Login};
 pub use edit::{Changed, Edit};
 pub use purge::purge_for_ever;
 pub use rooms::{RoomChange, RoomWithMembers};

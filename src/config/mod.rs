@@ -47,6 +47,7 @@ pub const VARIABLES: &[&str] = &[
     "RATE_LIMIT_CONNECT",
     "RATE_LIMIT_EVENTS",
     "RATE_LIMIT_ROOM",
+    "RATE_LIMIT_USERS",
     "TRUST_PROXY",
     "MAX_CONNECTIONS",
     "MAX_CONNECTIONS_PER_ADDRESS",
@@ -94,7 +95,7 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// `KEEP_ALIVE`: how long an idle connection is kept; zero keeps none.
     pub keep_alive: Duration,
-    /// `RATE_LIMIT_LOGIN`: registrations and logins per minute and address; 0 is no limit.
+    /// `RATE_LIMIT_LOGIN`: registrations, logins, refreshes and new passwords per minute and address; 0 is no limit.
     pub rate_limit_login: u32,
     /// `RATE_LIMIT_LOGIN_NAME`: failed logins per minute, name and address.
     pub rate_limit_login_name: u32,
@@ -106,6 +107,8 @@ pub struct Config {
     pub rate_limit_events: u32,
     /// `RATE_LIMIT_ROOM`: new rooms per minute and user.
     pub rate_limit_room: u32,
+    /// `RATE_LIMIT_USERS`: searches and look-ups of users per minute and user.
+    pub rate_limit_users: u32,
     /// `TRUST_PROXY`: how many proxies in front set `X-Forwarded-For`.
     pub trust_proxy: u8,
     /// `MAX_CONNECTIONS`: sockets at once; `None` is [`DEFAULT_MAX_CONNECTIONS`], or as many as
@@ -296,6 +299,7 @@ impl Config {
             rate_limit_connect: vars.parse("RATE_LIMIT_CONNECT", 6000, PER_MINUTE)?,
             rate_limit_events: vars.parse("RATE_LIMIT_EVENTS", 6000, PER_MINUTE)?,
             rate_limit_room: vars.parse("RATE_LIMIT_ROOM", 600, PER_MINUTE)?,
+            rate_limit_users: vars.parse("RATE_LIMIT_USERS", 300, PER_MINUTE)?,
             trust_proxy: vars.parse("TRUST_PROXY", 0, "the number of proxies, 0 to 255")?,
             max_connections: vars.in_range(
                 "MAX_CONNECTIONS",

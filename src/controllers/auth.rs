@@ -1,4 +1,4 @@
-//! `POST /api/auth/register` and `POST /api/auth/login`.
+//! Registration and login, and the end of a login.
 
 use std::time::Duration;
 
@@ -8,12 +8,14 @@ use actix_web::{HttpRequest, HttpResponse};
 use tokio::time::Instant;
 
 use super::json;
-use crate::auth::{PasswordError, Passwords, Tokens, Verified};
+use crate::auth::{PasswordError, Passwords, Verified};
 use crate::casts::required_text;
+use crate::chat::{Accounts, Login};
 use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
 use crate::js::{Fields, Js};
 use crate::limits::Limits;
+use crate::middleware::auth::{CurrentToken, CurrentUser};
 use crate::models::{Store, StoreError, UserId};
 use crate::openapi::auth as api;
 
@@ -67,7 +69,8 @@ pub async fn register(
     post,
     path = "/api/auth/login",
     tag = "Users",
-    description = "With `ERRORS=precise` an unknown name and a wrong password cannot be told apart.",
+    description = "With `ERRORS=precise` an unknown name and a wrong password cannot be told apart. \
+                   With `refresh: true`, the answer has a refresh token, too.",
     request_body = api::Login,
     responses(
         (status = 200, description = "The token of a session", body = api::Session),
@@ -81,8 +84,9 @@ pub async fn login(
     config: Data<Config>,
     store: Data<Store>,
     passwords: Data<Passwords>,
-    tokens: Data<Tokens>,
+    accounts: Data<Accounts>,
 ) -> Result<HttpResponse, ApiError> {
+    let (began, refresh) = (accounts.now(), body.take("refresh") == Js::Bool(true));
     let started = Instant::now();
     let address = limits.address_of(&req);
     limits.login.take(address)?;
@@ -100,19 +104,126 @@ pub async fn login(
     {
         tokio::time::sleep_until(started + FAILED_LOGIN).await;
     }
-    let user = result?;
-    let token = tokens.issue(user);
-    Ok(json(StatusCode::OK, format!(r#"{{"token":"{token}","userId":"{user}"}}"#)))
+    let (user, hash) = result?;
+    let logged_in = accounts.log_in(Login { user, hash, began }, refresh).await?;
+    Ok(json(StatusCode::OK, logged_in.to_json()))
 }
 
-/// Finds the user and verifies the password.
+/// Exchanges a refresh token for a new token and the next refresh token.
+///
+/// # Errors
+/// Those of [`Accounts::refresh`].
+#[utoipa::path(
+    post,
+    path = "/api/auth/refresh-token",
+    tag = "Users",
+    description = "A refresh token is valid for 30 days and for one use. If the answer was lost, the \
+                   same token gets the same answer for 10 s. After that, a second use ends the login: \
+                   its tokens are revoked, and its sockets are closed.",
+    request_body = api::RefreshToken,
+    responses(
+        (status = 200, description = "The next tokens", body = api::Refreshed),
+        api::RefreshRefusals,
+    ),
+)]
+pub async fn refresh_token(
+    mut body: Fields,
+    req: HttpRequest,
+    limits: Data<Limits>,
+    accounts: Data<Accounts>,
+) -> Result<HttpResponse, ApiError> {
+    let address = limits.address_of(&req);
+    let logged_in = accounts.refresh(&body.take("refreshToken"), address).await?;
+    Ok(json(StatusCode::OK, logged_in.to_json()))
+}
+
+/// Ends the token of the request.
+///
+/// # Errors
+/// Those of [`Accounts::log_out`].
+#[utoipa::path(
+    post,
+    path = "/api/auth/logout",
+    tag = "Users",
+    description = "The token is refused from now on, and its sockets are closed, on every instance \
+                   within a second. A token that came with a refresh token ends together with it and \
+                   with all tokens of the same login. `refreshToken` ends another login of the user.",
+    request_body(content = api::Logout, description = "May be empty"),
+    responses(
+        (status = 200, description = "The token is revoked", body = api::Done),
+        api::LogoutRefusals,
+    ),
+)]
+pub async fn logout(
+    mut body: Fields,
+    token: CurrentToken,
+    accounts: Data<Accounts>,
+) -> Result<HttpResponse, ApiError> {
+    accounts.log_out(token.0, &body.take("refreshToken")).await?;
+    Ok(json(StatusCode::OK, r#"{"message":"Logged out successfully"}"#))
+}
+
+/// Ends all tokens of the user.
+///
+/// # Errors
+/// The database failed.
+#[utoipa::path(
+    post,
+    path = "/api/auth/logout-all",
+    tag = "Users",
+    description = "All tokens and refresh tokens of the user are refused from now on, and all sockets \
+                   of the user are closed.",
+    responses(
+        (status = 200, description = "All tokens are revoked", body = api::Done),
+        api::LogoutAllRefusals,
+    ),
+)]
+pub async fn logout_all(
+    user: CurrentUser,
+    accounts: Data<Accounts>,
+) -> Result<HttpResponse, ApiError> {
+    accounts.log_out_everywhere(user.0).await?;
+    Ok(json(StatusCode::OK, r#"{"message":"Logged out everywhere"}"#))
+}
+
+/// Changes the password of the user.
+///
+/// # Errors
+/// Those of [`Accounts::change_password`].
+#[utoipa::path(
+    post,
+    path = "/api/auth/change-password",
+    tag = "Users",
+    description = "All earlier tokens and refresh tokens of the user are refused from now on. The \
+                   answer has a new token, and a new refresh token if the token of the request came \
+                   with one, or if the request has one.",
+    request_body = api::PasswordChange,
+    responses(
+        (status = 200, description = "The password is changed", body = api::Session),
+        api::ChangePasswordRefusals,
+    ),
+)]
+pub async fn change_password(
+    mut body: Fields,
+    req: HttpRequest,
+    token: CurrentToken,
+    limits: Data<Limits>,
+    accounts: Data<Accounts>,
+) -> Result<HttpResponse, ApiError> {
+    let fields = ["password", "newPassword", "refreshToken"].map(|field| body.take(field));
+    let address = limits.address_of(&req);
+    let logged_in = accounts.change_password(token.0, fields.each_ref(), address).await?;
+    Ok(json(StatusCode::OK, logged_in.to_json()))
+}
+
+/// Finds the user and verifies the password. Returns the user and the stored hash.
 async fn credentials(
     username: &Js,
     password: &Js,
     mode: ErrorMode,
     store: &Store,
     passwords: &Passwords,
-) -> Result<UserId, ApiError> {
+) -> Result<(UserId, String), ApiError> {
     let user = match username {
         username if username.is_nullish() => None,
         username => {
@@ -140,34 +251,35 @@ async fn credentials(
         let hash = user.password.as_ref().map_or_else(|kind| *kind, |_| "string");
         return Err(ApiError::PasswordType(password.type_of(), hash));
     };
-    match passwords.verify(password.clone(), hash.clone()).await? {
+    let upgraded = match passwords.verify(password.clone(), hash.clone()).await? {
         Verified::No => return Err(ApiError::InvalidCredentials),
-        Verified::Yes => {}
+        Verified::Yes => None,
         Verified::Outdated => upgrade(store, passwords, user.id, hash, password.clone()).await,
-    }
-    Ok(user.id)
+    };
+    Ok((user.id, upgraded.unwrap_or_else(|| hash.clone())))
 }
 
 /// Replaces a hash of the other kind now that the password is known: bcrypt by argon2id, or, for
-/// a deployment that goes back to Node, argon2id by bcrypt. The login has succeeded already, so a
-/// failure here only means that the next login tries again.
+/// a deployment that goes back to Node, argon2id by bcrypt. Returns the new one. The login has
+/// succeeded already, so a failure here only means that the next login tries again.
 async fn upgrade(
     store: &Store,
     passwords: &Passwords,
     user: UserId,
     old_hash: &str,
     password: String,
-) {
+) -> Option<String> {
     let replaced = match passwords.hash(password).await {
         Ok(hash) => {
             let replaced = store.users.replace_password(user, old_hash, &hash).await;
-            replaced.map_err(|error| error.to_string())
+            replaced.map(|was| was.then_some(hash)).map_err(|error| error.to_string())
         }
         Err(error) => Err(error.to_string()),
     };
-    if let Err(error) = replaced {
+    replaced.unwrap_or_else(|error| {
         log::warn!("The password hash of user {user} was not replaced: {error}");
-    }
+        None
+    })
 }
 
 fn text_or_empty(value: &Js) -> String {

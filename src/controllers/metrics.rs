@@ -57,6 +57,7 @@ pub async fn metrics(
         password_queue: passwords.waiting(),
         panics: connections.panics() + registry.panics(),
         unread: connections.unread(),
+        revocations: worker.feed.revoked().len(),
         limits: limits.refused().into_iter().chain(registry.refused()).collect(),
         refusals: worker.refusals.counts().to_vec(),
     });

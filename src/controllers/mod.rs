@@ -9,6 +9,7 @@ pub mod messages;
 pub mod metrics;
 pub mod rooms;
 mod shared_reads;
+pub mod users;
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;

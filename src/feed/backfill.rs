@@ -16,7 +16,7 @@ use super::MAX_TRIES;
 use super::{
     Feed, Phase, StreamEnd,
     backoff::Backoff,
-    event::Event,
+    event::{Event, Kind},
     events_of, next_of,
     position::Position,
     position_of,
@@ -144,7 +144,10 @@ impl Feed {
                 let has_more = reply.newest.is_some() || reply.ended.is_some();
                 reply.changes.retain(|change| change.position().is_some_and(is_past));
                 reply.poison.retain(|poison| is_past(poison.position));
-                let admit = |event: &Event| self.admit(&mut removals, event, false);
+                // Revoked tokens are read from their collection.
+                let admit = |event: &Event| {
+                    event.kind() != Kind::Revoked && self.admit(&mut removals, event, false)
+                };
                 let read = events_of(reply.changes, &mut rooms, |_| None, admit);
                 count(&read.events, &reply.poison);
                 bytes += read.events.iter().map(footprint).sum::<usize>();

@@ -20,7 +20,9 @@ use bytestring::ByteString;
 
 use super::position::Position;
 use crate::{
-    models::{Membership, Message, RoomId, UserId, message::Malformed, revision::is_tombstone},
+    models::{
+        Membership, Message, Revocation, RoomId, UserId, message::Malformed, revision::is_tombstone,
+    },
     mongoose::Hydrated,
     views,
 };
@@ -38,6 +40,8 @@ pub struct Event {
     position: Option<Position>,
     /// The JSON of the event's data; empty for a `resync`, whose data is written when it is sent.
     data: Box<str>,
+    /// What is revoked by a [`Kind::Revoked`].
+    revocation: Option<Box<Revocation>>,
     /// The message was deleted later, so this event and its text are no longer delivered.
     withdrawn: AtomicBool,
 }
@@ -64,6 +68,8 @@ pub enum Kind {
     /// `resync`: messages may have been missed, so the client fetches the history; the data is
     /// `{room, position}`.
     Resync,
+    /// Tokens were revoked. No client is told; the sessions of these tokens end here.
+    Revoked,
 }
 
 /// The `_id` of a message, whatever its type.
@@ -109,6 +115,7 @@ impl Kind {
             Self::RoomAdded => "roomAdded",
             Self::RoomRemoved => "roomRemoved",
             Self::Resync => "resync",
+            Self::Revoked => "revoked",
         }
     }
 }
@@ -168,7 +175,7 @@ impl Event {
         data: Box<str>,
     ) -> Self {
         let withdrawn = AtomicBool::new(false);
-        Self { kind, room, message, user: None, position, data, withdrawn }
+        Self { kind, room, message, user: None, position, data, revocation: None, withdrawn }
     }
 
     fn of_user(self, user: Option<UserId>) -> Self {
@@ -284,6 +291,19 @@ impl Event {
         Self::new(Kind::Resync, room, None, position, Box::default())
     }
 
+    /// Tokens of a user were revoked; `None`: any may have been, so every session is checked.
+    pub fn revoked(revocation: Option<Revocation>, position: Option<Position>) -> Self {
+        let room = revocation
+            .map_or(RoomId(ObjectId::from_bytes([0; 12])), |revocation| revocation.user.own_room());
+        let event = Self::new(Kind::Revoked, room, None, position, Box::default());
+        Self { revocation: revocation.map(Box::new), ..event }
+    }
+
+    /// What is revoked by an event of [`Kind::Revoked`].
+    pub fn revocation(&self) -> Option<&Revocation> {
+        self.revocation.as_deref()
+    }
+
     /// The kind of event.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -324,7 +344,7 @@ impl Event {
 
     /// Whether this event must not be delivered.
     pub fn is_withdrawn(&self) -> bool {
-        self.withdrawn.load(Ordering::Relaxed)
+        self.kind == Kind::Revoked || self.withdrawn.load(Ordering::Relaxed)
     }
 
     /// The room whose members get this event.

@@ -11,12 +11,15 @@
 //! adds them to the ring, so clients can recover across a restart. New messages do not wait for it.
 //!
 //! A standalone MongoDB has no change stream. There, `chat` publishes each message that it stored.
+//!
+//! A third task keeps the set of [revoked] tokens, and the database's time.
 
 mod backfill;
 mod backoff;
 pub mod event;
 pub mod position;
 pub mod removals;
+pub mod revoked;
 pub mod ring;
 pub mod stream;
 
@@ -31,20 +34,21 @@ use std::{
 };
 
 use bson::Timestamp;
-use futures::{FutureExt, future::join};
+use futures::{FutureExt, future::join3};
 use mongodb::Database;
 use tokio::{
     sync::{oneshot, watch},
     time::{error::Elapsed, sleep, timeout},
 };
 
-use crate::models::{Failure, MessageId, RoomId};
+use crate::models::{Clock, Failure, MessageId, Revocations, RoomId, Store};
 
 use backfill::Backfill;
 use backoff::Backoff;
 use event::{Event, MessageKey};
 use position::Position;
 use removals::{RefusedMessage, Removals, Verdicts};
+use revoked::Revoked;
 use ring::{Batch, Limits, Ring};
 use stream::{
     Change, ChangeStream, Cluster, ErrorClass, Poison, Reading, Reply, Scope, StreamError,
@@ -86,6 +90,8 @@ pub struct Feed {
     reached: watch::Sender<Timestamp>,
     removals: Mutex<Removals>,
     verdicts: Verdicts,
+    revocations: Revocations,
+    revoked: Arc<Revoked>,
     stats: Stats,
 }
 
@@ -127,6 +133,8 @@ struct Health {
     advanced: Instant,
     /// Why the stream ended since then, without details that must not be public.
     cause: Option<String>,
+    /// When the stream last ended.
+    interrupted: Option<Instant>,
     /// The newest cluster time that is known.
     cluster_time: Option<Position>,
     poison_logged: Option<Instant>,
@@ -164,11 +172,11 @@ enum StreamEnd {
 }
 
 impl Feed {
-    /// A feed of the messages in `database`. It should have a client of its own, because the stream
-    /// keeps a connection busy.
-    pub fn new(database: Database, limits: Limits) -> Self {
+    /// A feed of the messages in `store`. It should have a client of its own, because the stream
+    /// keeps a connection busy. It sets the clock.
+    pub fn new(store: &Store, limits: Limits, clock: Clock) -> Self {
         Self {
-            database,
+            database: store.database().clone(),
             ring: Arc::new(Ring::new(limits)),
             limits,
             phase: watch::Sender::new(Phase::Starting),
@@ -176,6 +184,7 @@ impl Feed {
             health: Mutex::new(Health {
                 advanced: Instant::now(),
                 cause: None,
+                interrupted: None,
                 cluster_time: None,
                 poison_logged: None,
             }),
@@ -183,6 +192,8 @@ impl Feed {
             reached: watch::Sender::new(Timestamp { time: 0, increment: 0 }),
             removals: Mutex::default(),
             verdicts: Verdicts::default(),
+            revocations: store.revocations.clone(),
+            revoked: Arc::new(Revoked::new(clock)),
             stats: Stats::default(),
         }
     }
@@ -192,6 +203,11 @@ impl Feed {
         &self.ring
     }
 
+    /// The revoked tokens that this process knows.
+    pub fn revoked(&self) -> &Arc<Revoked> {
+        &self.revoked
+    }
+
     /// The counters.
     pub fn stats(&self) -> &Stats {
         &self.stats
@@ -199,7 +215,7 @@ impl Feed {
 
     /// Reads the stream for ever. Spawn it once; dropping the future stops it.
     pub async fn run(&self) {
-        join(self.run_stream(), self.run_backfill()).await;
+        join3(self.run_stream(), self.run_backfill(), self.run_revocations()).await;
     }
 
     async fn run_stream(&self) {
@@ -346,6 +362,11 @@ impl Feed {
         self.verdicts.remember(message);
     }
 
+    /// Whether the stream has ended within this time, for example because of a failover.
+    pub fn was_interrupted(&self, within: Duration) -> bool {
+        self.health().interrupted.is_some_and(|at| at.elapsed() < within)
+    }
+
     /// Whether changes of members come in the stream, without which there are no rooms with members.
     pub fn knows_members(&self) -> bool {
         !self.is_narrow.load(Ordering::Relaxed)
@@ -455,7 +476,12 @@ impl Feed {
             }
             reached = reply.progress;
             *start = StreamStart::At(reached);
-            if let Some(end) = self.publish(reply) {
+            let is_close = reached.time.saturating_add(1) >= reply.cluster_time.time;
+            let ended = self.publish(reply);
+            if is_close && self.knows_members() {
+                self.revoked.is_heard();
+            }
+            if let Some(end) = ended {
                 // The stream of a dropped collection brings nothing more.
                 self.open(position_of(end), Duration::ZERO);
                 *start = StreamStart::At(next_of(end));
@@ -476,6 +502,10 @@ impl Feed {
         if self.phase() == Phase::Filling {
             unknown.into_iter().for_each(|message| self.ring.note_removed(message));
         }
+        // Known to requests before it is told to sessions.
+        events.iter().filter_map(Event::revocation).for_each(|revocation| {
+            self.revoked.insert(*revocation);
+        });
         self.count(&events, &poison);
         let lag = cluster_time.time.saturating_sub(progress.time);
         self.stats.lag.store(u64::from(lag), Ordering::Relaxed);
@@ -508,6 +538,7 @@ impl Feed {
     /// the backfill reads `window` back from there.
     fn open(&self, last: Position, window: Duration) {
         let epoch = self.ring.open(last);
+        self.revoked.begin();
         log::info!("change stream open at {last}");
         self.phase.send_replace(Phase::Filling);
         self.backfill.send_replace(Some(Backfill { epoch, last, window }));
@@ -528,6 +559,7 @@ impl Feed {
         );
         self.ring.close();
         self.backfill.send_replace(None);
+        self.revoked.begin();
         self.phase.send_replace(Phase::Local);
         loop {
             sleep(STANDALONE_CHECK).await;
@@ -541,7 +573,10 @@ impl Feed {
 
     /// Counts and logs why the stream ended.
     fn record_end(&self, end: &StreamEnd) {
-        self.health().cause = Some(end.kind());
+        let mut health = self.health();
+        health.cause = Some(end.kind());
+        health.interrupted = Some(Instant::now());
+        drop(health);
         match end {
             StreamEnd::Failed(error) if ErrorClass::of(error) == ErrorClass::Standalone => return,
             StreamEnd::Panicked => {

@@ -23,7 +23,8 @@ use super::{
     position::Position,
 };
 use crate::models::{
-    Failure, MembersRoom, Membership, RoomId, RoomKind, failure::describe, message::Malformed, own,
+    Failure, MembersRoom, Membership, Revocation, RoomId, RoomKind, failure::describe,
+    message::Malformed, own,
 };
 
 /// A larger document is not delivered: it becomes a `resync` of its room. MongoDB sends only its
@@ -147,7 +148,7 @@ impl Reading {
     /// shows at this interval that it is alive.
     const fn max_await(self) -> Duration {
         match self {
-            Self::Live => Duration::from_secs(1),
+            Self::Live => Duration::from_millis(500),
             Self::Backfill => Duration::from_millis(5),
         }
     }
@@ -233,6 +234,11 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
                 messages,
                 of_members,
                 doc! { "ns.coll": rooms, "operationType": "replace" },
+                doc! {
+                    "ns.coll": own::REVOCATIONS.collection,
+                    "operationType": { "$in": ["insert", "update", "replace"] },
+                    "documentKey._id.user": { "$exists": true },
+                },
                 doc! { "ns.coll": &collections, "operationType": { "$in": ["drop", "rename"] } },
                 doc! { "to.coll": collections, "operationType": "rename" },
                 doc! { "operationType": { "$in": ["dropDatabase", "invalidate"] } },
@@ -304,6 +310,8 @@ fn read_reply(
                         read.take_member(event, [position, end]);
                     } else if collection == own::ROOMS.collection {
                         read.take_room(event, position);
+                    } else if collection == own::REVOCATIONS.collection {
+                        read.take_revocation(event, position);
                     } else {
                         read.take(operation, event, position);
                     }
@@ -341,6 +349,12 @@ impl Reply {
             let changed = Event::room_changed(id, &name, owner, Some(position));
             self.changes.push(Change::Event(changed));
         }
+    }
+
+    fn take_revocation(&mut self, event: &RawDocument, position: Position) {
+        let revocation = event.get_document("fullDocument").ok().and_then(Revocation::read);
+        let revoked = revocation.map(|revocation| Event::revoked(Some(revocation), Some(position)));
+        self.changes.extend(revoked.map(Change::Event));
     }
 
     fn take(&mut self, operation: &str, event: &RawDocument, position: Position) {

@@ -2,8 +2,8 @@
 //!
 //! The hub of the same worker puts events in and never waits; the session takes them out. If the
 //! inbox of a session overflows, the session is too slow: the queued events are dropped and the
-//! session ends. Its client can resume from the last position that it got. Both ends are on one
-//! thread, so there is no lock and no channel.
+//! session ends. Its client can resume from the last position that it got. The same happens when the
+//! token of the session is revoked. Both ends are on one thread, so there is no lock and no channel.
 //!
 //! When the inbox is empty and the session is idle, the hub writes an event to the client with a
 //! [`DirectWriter`] and moves the session's base position. This does not wake the session's task.
@@ -34,10 +34,16 @@ impl Bounds {
     pub const SESSION: Self = Self { events: 1_024, bytes: 1 << 20 };
 }
 
-/// The inbox of this session overflowed.
+/// Why nothing more comes out of an inbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too slow")]
-pub struct TooSlow;
+pub enum Ended {
+    /// It overflowed.
+    #[error("too slow")]
+    TooSlow,
+    /// The token of the session was revoked.
+    #[error("token_revoked")]
+    Revoked,
+}
 
 /// An item in an inbox.
 #[derive(Debug)]
@@ -72,7 +78,7 @@ struct State {
     waiting: VecDeque<InboxItem>,
     bytes: usize,
     reader: Option<Waker>,
-    overflowed: bool,
+    ended: Option<Ended>,
     /// A panic of the direct writer, for the session's task.
     panic: Option<Box<dyn Any + Send>>,
 }
@@ -139,11 +145,11 @@ impl Inbox {
         }
     }
 
-    /// Puts an item in. Returns `false` if this inbox has overflowed, now or earlier.
+    /// Puts an item in. Returns `false` if this inbox has ended, now or earlier.
     pub(super) fn put(&self, item: InboxItem) -> bool {
         self.is_idle.set(false);
         let mut state = self.state.borrow_mut();
-        if state.overflowed {
+        if state.ended.is_some() {
             return false;
         }
         state.bytes += item.weight();
@@ -151,15 +157,23 @@ impl Inbox {
         let waiting = state.waiting.len();
         // A single event always fits, however large: its reader is not slow.
         if waiting > 1 && (waiting > self.bounds.events || state.bytes > self.bounds.bytes) {
-            *state = State { overflowed: true, reader: state.reader.take(), ..State::default() };
+            state.end(Ended::TooSlow);
+        } else if waiting == 1 {
+            // The reader waits only if it found the inbox empty.
+            state.wake();
         }
-        // The reader waits only if it found the inbox empty.
-        if (waiting == 1 || state.overflowed)
-            && let Some(reader) = &state.reader
-        {
-            reader.wake_by_ref();
-        }
-        !state.overflowed
+        state.ended.is_none()
+    }
+
+    /// Drops everything that waits, and takes nothing more.
+    pub(super) fn end(&self, ended: Ended) {
+        self.is_idle.set(false);
+        self.state.borrow_mut().end(ended);
+    }
+
+    /// Why nothing more comes out of it.
+    pub(super) fn ended(&self) -> Option<Ended> {
+        self.state.borrow().ended
     }
 
     /// Whether it has no items.
@@ -167,21 +181,21 @@ impl Inbox {
         self.state.borrow().waiting.is_empty()
     }
 
-    /// Ready when this inbox has overflowed.
-    pub(super) fn poll_overflow(&self, context: &Context<'_>) -> Poll<TooSlow> {
+    /// Ready when this inbox has ended.
+    pub(super) fn poll_ended(&self, context: &Context<'_>) -> Poll<Ended> {
         let mut state = self.state();
-        if state.overflowed {
-            return Poll::Ready(TooSlow);
+        if let Some(ended) = state.ended {
+            return Poll::Ready(ended);
         }
         state.wait(context);
         Poll::Pending
     }
 
     /// Takes the oldest item out. Pending while there is none.
-    pub(super) fn poll_take(&self, context: &Context<'_>) -> Poll<Result<InboxItem, TooSlow>> {
+    pub(super) fn poll_take(&self, context: &Context<'_>) -> Poll<Result<InboxItem, Ended>> {
         let mut state = self.state();
-        if state.overflowed {
-            return Poll::Ready(Err(TooSlow));
+        if let Some(ended) = state.ended {
+            return Poll::Ready(Err(ended));
         }
         let Some(item) = state.waiting.pop_front() else {
             state.wait(context);
@@ -206,6 +220,19 @@ impl Inbox {
 }
 
 impl State {
+    fn end(&mut self, ended: Ended) {
+        let ended = Some(self.ended.unwrap_or(ended));
+        *self =
+            Self { ended, reader: self.reader.take(), panic: self.panic.take(), ..Self::default() };
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(reader) = &self.reader {
+            reader.wake_by_ref();
+        }
+    }
+
     fn wait(&mut self, context: &Context<'_>) {
         match &mut self.reader {
             Some(reader) => reader.clone_from(context.waker()),

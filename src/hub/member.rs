@@ -19,7 +19,7 @@ use indexmap::IndexMap;
 
 use super::{
     Hub, MemberId,
-    inbox::{DirectWriter, Inbox, InboxItem, TooSlow},
+    inbox::{DirectWriter, Ended, Inbox, InboxItem},
     offset::{Entry, Offset},
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
         position::Position,
         ring::{Lagged, RoomEvent, Seq},
     },
-    models::{RoomId, UserId},
+    models::{RoomId, TokenIdentity, UserId},
 };
 
 /// See the [module](self). Dropping it leaves all rooms.
@@ -135,11 +135,12 @@ impl Member {
         }
     }
 
-    /// From now on it is a session of this user, and is told what is told to the user.
-    pub fn set_user(&mut self, user: UserId) {
-        self.user = Some(user);
+    /// From now on it is a session with this token: it is told what is told to the user, until the
+    /// token is revoked.
+    pub fn set_token(&mut self, token: TokenIdentity) {
+        self.user = Some(token.user);
         if !self.muted {
-            self.hub.set_user(self.id, &self.inbox, user);
+            self.hub.set_token(self.id, &self.inbox, token);
         }
     }
 
@@ -294,9 +295,15 @@ impl Member {
                 self.hub.unsubscribe(room, self.id);
             }
         }
-        self.hub.forget_user(self.id);
+        self.forget_user();
         self.replays.clear();
         self.resyncs.clear();
+    }
+
+    fn forget_user(&self) {
+        if let Some(user) = self.user {
+            self.hub.forget_user(self.id, user);
+        }
     }
 
     /// The rooms of this member.
@@ -312,11 +319,11 @@ impl Member {
 
     /// The next event for this session: live events first, because they wait in the bounded inbox,
     /// then replayed events, those of all rooms in stream order.
-    pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Result<Rc<Delivery>, TooSlow>> {
+    pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Result<Rc<Delivery>, Ended>> {
         self.inbox.set_idle(false);
         loop {
-            if self.must_return {
-                return Poll::Ready(Err(TooSlow));
+            if let Some(ended) = self.ended() {
+                return Poll::Ready(Err(ended));
             }
             if let Some((room, position)) = self.resyncs.pop_front() {
                 return Poll::Ready(Ok(self.resync(room, position)));
@@ -347,9 +354,14 @@ impl Member {
         !(self.inbox.is_empty() && self.replays.is_empty() && self.resyncs.is_empty())
     }
 
-    /// Ready when the inbox has overflowed.
-    pub fn poll_too_slow(&self, context: &Context<'_>) -> Poll<TooSlow> {
-        self.inbox.poll_overflow(context)
+    /// Why no more events are delivered.
+    pub fn ended(&self) -> Option<Ended> {
+        self.inbox.ended().or(self.must_return.then_some(Ended::TooSlow))
+    }
+
+    /// Ready when no more events are delivered.
+    pub fn poll_ended(&self, context: &Context<'_>) -> Poll<Ended> {
+        self.inbox.poll_ended(context)
     }
 
     /// The frame of an event that [`poll_next`](Self::poll_next) has just returned, with this
@@ -578,7 +590,7 @@ fn is_position_of(offset: &Offset, delivery: &Delivery) -> bool {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.hub.forget_user(self.id);
+        self.forget_user();
         for (&room, membership) in &self.memberships {
             if let State::Live(_) = membership.state {
                 self.hub.unsubscribe(room, self.id);

@@ -18,7 +18,7 @@ mod tests;
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     rc::Rc,
     sync::Arc,
 };
@@ -28,14 +28,15 @@ use tokio::time::Instant;
 
 use crate::{
     feed::{
-        event::{Delivery, Event},
+        event::{Delivery, Event, Kind},
         position::Position,
+        revoked::Revoked,
         ring::{Ring, Seq},
     },
-    models::{RoomId, UserId},
+    models::{Revocation, RoomId, TokenIdentity, UserId},
 };
 
-use inbox::{Bounds, Inbox, InboxItem};
+use inbox::{Bounds, Ended, Inbox, InboxItem};
 use pacing::Pacer;
 
 /// The maximum number of events in one round, before the sessions of this worker run.
@@ -49,6 +50,7 @@ const MAX_DIRECT_WRITES: usize = 256;
 #[derive(Clone)]
 pub struct Hub {
     ring: Arc<Ring>,
+    revoked: Arc<Revoked>,
     bounds: Bounds,
     // Borrowed for one operation at a time, never across an await.
     state: Rc<RefCell<HubState>>,
@@ -61,8 +63,8 @@ struct HubState {
     dispatched: Option<Position>,
     /// The subscriptions of each room. Rooms without subscriptions are removed.
     rooms: HashMap<RoomId, IndexMap<MemberId, Subscription>>,
-    /// The users of the members, and where what is told to a user goes.
-    users: HashMap<MemberId, (UserId, Rc<Inbox>)>,
+    /// The sessions of each user, with their tokens, and where what is told to a user goes.
+    users: BTreeMap<(UserId, MemberId), (TokenIdentity, Rc<Inbox>)>,
     next_member: MemberId,
 }
 
@@ -86,17 +88,17 @@ struct Subscription {
 
 impl Hub {
     /// A hub without members. It follows `ring` from its current end, while [`run`](Self::run)
-    /// runs.
-    pub fn new(ring: Arc<Ring>, bounds: Bounds) -> Self {
+    /// runs. It ends the sessions whose tokens are revoked.
+    pub fn new(ring: Arc<Ring>, revoked: Arc<Revoked>, bounds: Bounds) -> Self {
         let tail = ring.tail();
         let state = HubState {
             cursor: tail.seq,
             dispatched: tail.through,
             rooms: HashMap::new(),
-            users: HashMap::new(),
+            users: BTreeMap::new(),
             next_member: 0,
         };
-        Self { ring, bounds, state: Rc::new(RefCell::new(state)) }
+        Self { ring, revoked, bounds, state: Rc::new(RefCell::new(state)) }
     }
 
     /// Dispatches events until the ring is dropped. Spawn it once, on the thread of this hub.
@@ -149,6 +151,10 @@ impl Hub {
                 let (mut bytes, mut direct_left) = (0, MAX_DIRECT_WRITES);
                 for (index, event) in events.iter().enumerate() {
                     bytes += event.len();
+                    if event.kind() == Kind::Revoked {
+                        state.revoke(event, &self.revoked);
+                        continue;
+                    }
                     let is_of_room = |other: &Arc<Event>| other.room() == event.room();
                     let before = events.iter().take(index).any(is_of_room);
                     let after = events.iter().skip(index + 1).any(is_of_room);
@@ -171,6 +177,8 @@ impl Hub {
                 state.cursor = tail.seq;
                 state.dispatched = tail.through;
                 state.broadcast(|| InboxItem::Resync { before: tail.seq, position: tail.through });
+                // Revocations were missed, too, but the set has them.
+                state.check_all(&self.revoked);
                 Round { writes: 0, more: true }
             }
         }
@@ -194,14 +202,20 @@ impl Hub {
         self.state.borrow_mut().rooms.entry(room).or_default().insert(member, subscription);
     }
 
-    /// `member` is a session of this user: what is told to the user goes there.
-    fn set_user(&self, member: MemberId, inbox: &Rc<Inbox>, user: UserId) {
-        self.state.borrow_mut().users.insert(member, (user, inbox.clone()));
+    /// `member` is a session with this token: what is told to the user goes there, until the token
+    /// is revoked.
+    fn set_token(&self, member: MemberId, inbox: &Rc<Inbox>, token: TokenIdentity) {
+        let session = (token, Rc::clone(inbox));
+        self.state.borrow_mut().users.insert((token.user, member), session);
+        // The event of a revocation that is known may have been dispatched before.
+        if self.revoked.has(token) {
+            inbox.end(Ended::Revoked);
+        }
     }
 
     /// `member` is gone, or is not told anything more.
-    fn forget_user(&self, member: MemberId) {
-        self.state.borrow_mut().users.remove(&member);
+    fn forget_user(&self, member: MemberId, user: UserId) {
+        self.state.borrow_mut().users.remove(&(user, member));
     }
 
     /// Removes the subscription of `member` to `room`, if there is one.
@@ -243,7 +257,7 @@ impl HubState {
             if position.is_some() && position <= subscription.floor {
                 return true;
             }
-            if removed.is_some() && users.get(id).map(|(user, _)| *user) == removed {
+            if removed.is_some_and(|user| users.contains_key(&(user, *id))) {
                 // The member learns of it from the event, which is the last of the room.
                 subscription.inbox.put(InboxItem::Event(seq, Rc::clone(&delivery)));
                 return false;
@@ -263,10 +277,9 @@ impl HubState {
     /// Hands an event out to all sessions of its user.
     fn tell_user(&self, seq: Seq, event: Arc<Event>, most: usize) -> usize {
         let user = event.user();
-        let sessions = self.users.values().filter(|(of, _)| Some(*of) == user);
         let delivery = Delivery::new(event);
         let mut written = 0;
-        for (_, inbox) in sessions {
+        for (_, inbox) in user.into_iter().flat_map(|user| self.sessions_of(user)) {
             if written < most && inbox.write_directly(&delivery) {
                 written += 1;
             } else {
@@ -274,6 +287,33 @@ impl HubState {
             }
         }
         written
+    }
+
+    fn sessions_of(&self, user: UserId) -> impl Iterator<Item = &(TokenIdentity, Rc<Inbox>)> {
+        self.users.range((user, MemberId::MIN)..=(user, MemberId::MAX)).map(|(_, session)| session)
+    }
+
+    /// Ends the sessions whose tokens an event revokes. Nothing behind it is delivered to them.
+    fn revoke(&mut self, event: &Event, revoked: &Revoked) {
+        self.cursor += 1;
+        self.dispatched = event.position().or(self.dispatched);
+        let Some(revocation) = event.revocation() else { return self.check_all(revoked) };
+        let Revocation { user, .. } = *revocation;
+        for (_, inbox) in self.sessions_of(user).filter(|(token, _)| revocation.covers(*token)) {
+            inbox.end(Ended::Revoked);
+        }
+    }
+
+    /// Ends all sessions whose tokens are revoked. One whose token is older than what is known comes
+    /// back, and the database is asked.
+    fn check_all(&self, revoked: &Revoked) {
+        for (token, inbox) in self.users.values() {
+            if revoked.has(*token) {
+                inbox.end(Ended::Revoked);
+            } else if revoked.may_have(*token) {
+                inbox.end(Ended::TooSlow);
+            }
+        }
     }
 
     /// Puts an item into the inbox of every member that is in a room, once.

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use bson::{Bson, Document, doc};
 use mongodb::error::{Error, ErrorKind};
-use mongodb::options::IndexOptions;
+use mongodb::options::{Collation, IndexOptions};
 use mongodb::{Collection, Database, IndexModel};
 
 use super::failure::{DUPLICATE_KEY, INDEX_CONFLICTS, NO_COLLECTION};
+use super::user::{collation, is_of_letters};
 use super::{Failure, Store, StoreError, duplicates};
 
 /// How often the indexes and the own collections are checked.
@@ -38,6 +39,8 @@ pub struct Wanted {
     pub is_unique: bool,
     /// For a partial index: the field that must be at least 1 in an indexed document.
     pub at_least_one: Option<&'static str>,
+    /// Whether case and accents make no difference.
+    pub is_of_letters: bool,
 }
 
 /// `users.username_1`, unique: an index of Mongoose.
@@ -47,6 +50,7 @@ pub static USERNAME: Wanted = Wanted {
     fields: &["username"],
     is_unique: true,
     at_least_one: None,
+    is_of_letters: false,
 };
 /// `rooms.name_1`, unique: an index of Mongoose.
 pub static ROOM_NAME: Wanted = Wanted {
@@ -55,6 +59,7 @@ pub static ROOM_NAME: Wanted = Wanted {
     fields: &["name"],
     is_unique: true,
     at_least_one: None,
+    is_of_letters: false,
 };
 /// `messages.room_1__id_1`: ours, for reading the history of a room in order.
 pub static BY_ROOM: Wanted = Wanted {
@@ -63,6 +68,7 @@ pub static BY_ROOM: Wanted = Wanted {
     fields: &["room", "_id"],
     is_unique: false,
     at_least_one: None,
+    is_of_letters: false,
 };
 /// `messages.room_1_updatedAt_1`: ours, only of messages that were edited or deleted. It tells
 /// whether a client that was away for long has missed a change.
@@ -72,9 +78,19 @@ pub static CHANGES: Wanted = Wanted {
     fields: &["room", "updatedAt"],
     is_unique: false,
     at_least_one: Some("__v"),
+    is_of_letters: false,
+};
+/// `users.username_1__id_1`: ours, for searching users by the beginning of their names.
+pub static SEARCHED: Wanted = Wanted {
+    collection: "users",
+    name: "username_1__id_1",
+    fields: &["username", "_id"],
+    is_unique: false,
+    at_least_one: None,
+    is_of_letters: true,
 };
 /// All needed indexes.
-pub static WANTED: [&Wanted; 4] = [&USERNAME, &ROOM_NAME, &BY_ROOM, &CHANGES];
+pub static WANTED: [&Wanted; 5] = [&USERNAME, &ROOM_NAME, &BY_ROOM, &CHANGES, &SEARCHED];
 
 /// The index that keeps a value unique; shared by all workers. It has the wanted name, or the name
 /// of an equivalent index that was found.
@@ -167,9 +183,21 @@ impl Wanted {
                 options.unique == Some(true)
             } else {
                 options.sparse != Some(true)
-                    && options.collation.is_none()
+                    && self.has_collation_of(options)
                     && options.hidden != Some(true)
             }
+    }
+
+    /// Whether an index compares texts in the same way. MongoDB adds the fields that are not set.
+    fn has_collation_of(&self, options: &IndexOptions) -> bool {
+        match &options.collation {
+            None => !self.is_of_letters,
+            Some(collation) => self.is_of_letters && is_of_letters(collation),
+        }
+    }
+
+    fn collation(&self) -> Option<Collation> {
+        self.is_of_letters.then(collation)
     }
 
     /// Whether an index with this filter contains all documents of this one.
@@ -189,6 +217,7 @@ impl Wanted {
             .name(self.name.to_owned())
             .unique(unique)
             .partial_filter_expression(self.filter())
+            .collation(self.collation())
             .build();
         IndexModel::builder().keys(keys).options(options).build()
     }
@@ -375,6 +404,17 @@ mod tests {
             (partial(doc! { "__v": { "$gte": 2 } }), other("x")),
         ] {
             assert_eq!(presence(&CHANGES, &[index(changes.clone(), options)]), expected);
+        }
+
+        let names = doc! { "username": 1, "_id": 1 };
+        let compared = |collation: Document| doc! { "name": "x", "collation": collation };
+        for (options, expected) in [
+            (doc! { "name": "x" }, other("x")),
+            (compared(doc! { "locale": "en", "strength": 1, "caseLevel": false }), there("x")),
+            (compared(doc! { "locale": "en", "strength": 2 }), other("x")),
+            (compared(doc! { "locale": "sv", "strength": 1 }), other("x")),
+        ] {
+            assert_eq!(presence(&SEARCHED, &[index(names.clone(), options)]), expected);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! that a room's id cannot be passed as a user's.
 
 mod batcher;
+pub mod clock;
 pub mod failure;
 pub mod idempotency;
 pub mod indexes;
@@ -12,7 +13,9 @@ pub mod message;
 mod ordinary;
 pub mod own;
 pub mod readiness;
+pub mod refresh;
 pub mod revision;
+pub mod revocations;
 pub mod room;
 pub mod socket;
 pub mod survey;
@@ -26,6 +29,7 @@ use bson::{Bson, Document, doc};
 use mongodb::error::Error;
 use mongodb::{Collection, Database};
 
+pub use clock::Clock;
 pub use failure::{Failure, RefusingIndex};
 pub use idempotency::{Idempotency, IdempotencyKey};
 pub use indexes::{UniqueIndex, Upkeep};
@@ -33,7 +37,9 @@ pub use members::{MembersRoom, MembersRooms, Membership, RoomKind};
 pub use message::{Message, Messages};
 use own::Own;
 pub use readiness::{Privileges, Unready};
+pub use refresh::{Families, IssuedRefresh, RefreshSecret, RefreshToken, Rotation};
 pub use revision::Revision;
+pub use revocations::{Revocation, Revocations, Scope, TokenIdentity};
 pub use room::{Room, Rooms};
 pub use socket::{Owner, SocketRecord, Sockets};
 pub use user::{Credentials, Users};
@@ -84,6 +90,8 @@ id!(
     RoomId,
     /// The id of a message.
     MessageId,
+    /// The id of a family of refresh tokens: one login on one device.
+    FamilyId,
 );
 
 /// A text that is not 24 hexadecimal digits.
@@ -104,6 +112,8 @@ pub struct Shared {
     sockets: own::State,
     members_rooms: own::State,
     members: own::State,
+    families: own::State,
+    revocations: own::State,
     ready: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -119,6 +129,8 @@ impl Default for Shared {
             sockets: own::State::new(&own::SOCKETS),
             members_rooms: own::State::new(&own::ROOMS),
             members: own::State::new(&own::MEMBERS),
+            families: own::State::new(&own::REFRESH),
+            revocations: own::State::new(&own::REVOCATIONS),
             ready: Arc::default(),
         }
     }
@@ -137,7 +149,11 @@ pub struct Store {
     pub sockets: Sockets,
     /// Private rooms and direct conversations.
     pub members_rooms: MembersRooms,
-    own: [own::State; 4],
+    /// Refresh tokens.
+    pub families: Families,
+    /// Tokens that were revoked.
+    pub revocations: Revocations,
+    own: [own::State; 6],
     /// When the database was last found to be ready.
     ready: Arc<Mutex<Option<Instant>>>,
     database: Database,
@@ -167,11 +183,15 @@ impl Store {
                 rooms: Own::new(&database, &shared.members_rooms),
                 members: Own::new(&database, &shared.members),
             },
+            families: Families { families: Own::new(&database, &shared.families) },
+            revocations: Revocations { revocations: Own::new(&database, &shared.revocations) },
             own: [
                 shared.keys.clone(),
                 shared.sockets.clone(),
                 shared.members_rooms.clone(),
                 shared.members.clone(),
+                shared.families.clone(),
+                shared.revocations.clone(),
             ],
             ready: Arc::clone(&shared.ready),
             database,

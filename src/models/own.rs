@@ -86,8 +86,24 @@ pub static MEMBERS: Purpose = Purpose {
     looked_up_by: Some("_id.user"),
 };
 
+/// Refresh tokens, by families.
+pub static REFRESH: Purpose = Purpose {
+    collection: "realtime_chat_backend_refresh",
+    feature: "Refreshing tokens",
+    expiry: Some(("rotatedAt", super::refresh::REFRESH_LIFETIME)),
+    looked_up_by: Some("user"),
+};
+
+/// Tokens that were revoked before they expire.
+pub static REVOCATIONS: Purpose = Purpose {
+    collection: "realtime_chat_backend_revocations",
+    feature: "Logging out",
+    expiry: Some(("expires", Duration::ZERO)),
+    looked_up_by: Some("at"),
+};
+
 /// All own collections.
-pub static ALL: [&Purpose; 4] = [&SOCKETS, &KEYS, &ROOMS, &MEMBERS];
+pub static ALL: [&Purpose; 6] = [&SOCKETS, &KEYS, &ROOMS, &MEMBERS, &REFRESH, &REVOCATIONS];
 
 /// What a collection with the name of an own collection contains.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bson::oid::ObjectId;
-use bson::{DateTime, RawDocument, RawDocumentBuf, doc, rawdoc};
+use bson::{DateTime, Document, RawDocument, RawDocumentBuf, doc, rawdoc};
 use moka::sync::Cache;
 use mongodb::Collection;
+use mongodb::options::{Collation, CollationStrength};
 
 use super::{StoreError, UniqueIndex, UserId};
 use crate::mongoose::value::Value;
@@ -53,6 +54,33 @@ pub struct Credentials {
     /// `password`: a hash of either kind, or the JavaScript type of another value.
     pub password: Result<String, &'static str>,
 }
+
+/// What everybody may know about a user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    /// `_id`.
+    pub id: UserId,
+    /// `username`.
+    pub name: Username,
+    /// `createdAt`; `None` if it is no date.
+    pub created_at: Option<DateTime>,
+}
+
+/// How names are compared in a search: case and accents make no difference, in any script.
+pub(super) fn collation() -> Collation {
+    Collation::builder().locale("en").strength(CollationStrength::Primary).build()
+}
+
+/// Whether this is that [`collation`]. MongoDB adds the fields that are not set.
+pub(super) fn is_of_letters(collation: &Collation) -> bool {
+    collation.locale == "en" && matches!(collation.strength, Some(CollationStrength::Primary))
+}
+
+/// Sorts behind every character in a [`collation`].
+const LAST: char = '\u{ffff}';
+
+/// How long a search may take while its index is being built.
+const SEARCH_TIME: Duration = Duration::from_secs(2);
 
 impl Users {
     /// Stores a new user.
@@ -100,18 +128,22 @@ impl Users {
             .find_one(doc! { "username": username })
             .projection(doc! { "password": 1 })
             .await?;
-        let Some(user) = found else { return Ok(None) };
-        let mut user = Hydrated::user(&user);
-        let id = user.id("_id").ok_or(StoreError::Malformed("users", "_id"))?;
-        let password = match user.take("password") {
-            Some(Shown::Value(Value::Text(hash))) => Ok(hash),
-            Some(Shown::Value(value)) => Err(value.type_of()),
-            _ => Err(Value::Undefined.type_of()),
-        };
-        Ok(Some(Credentials { id: UserId(id), password }))
+        found.map(|user| Credentials::of(&user)).transpose()
     }
 
-    /// Replaces a hash, unless it has been replaced meanwhile.
+    /// The user with this id, and the user's name.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn by_id(&self, user: UserId) -> Result<Option<(Credentials, Username)>, StoreError> {
+        let found = self.collection.find_one(doc! { "_id": user.0 });
+        let found = found.projection(doc! { "username": 1, "password": 1 }).await?;
+        let of = |user| Ok((Credentials::of(user)?, Username::of(user)));
+        found.as_deref().map(of).transpose()
+    }
+
+    /// Replaces a hash by one of the same password, unless it has been replaced meanwhile. Returns
+    /// whether it was replaced.
     ///
     /// # Errors
     /// The database failed.
@@ -120,14 +152,67 @@ impl Users {
         user: UserId,
         old_hash: &str,
         new_hash: &str,
-    ) -> Result<(), StoreError> {
-        self.collection
-            .update_one(
-                doc! { "_id": user.0, "password": old_hash },
-                doc! { "$set": { "password": new_hash } },
-            )
+    ) -> Result<bool, StoreError> {
+        self.set_password(user, old_hash, doc! { "password": new_hash }).await
+    }
+
+    /// Replaces a hash by one of another password, unless it has been replaced meanwhile. Returns
+    /// whether it was replaced.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn change_password(
+        &self,
+        user: UserId,
+        old_hash: &str,
+        new_hash: &str,
+    ) -> Result<bool, StoreError> {
+        let fields = doc! { "password": new_hash, "updatedAt": DateTime::now() };
+        self.set_password(user, old_hash, fields).await
+    }
+
+    async fn set_password(
+        &self,
+        user: UserId,
+        old_hash: &str,
+        fields: Document,
+    ) -> Result<bool, StoreError> {
+        let guard = doc! { "_id": user.0, "password": old_hash };
+        let updated = self.collection.update_one(guard, doc! { "$set": fields }).await?;
+        Ok(updated.matched_count > 0)
+    }
+
+    /// What everybody may know about a user.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn profile(&self, user: UserId) -> Result<Option<Profile>, StoreError> {
+        let found = self.collection.find_one(doc! { "_id": user.0 });
+        let found = found.projection(doc! { "username": 1, "createdAt": 1 }).await?;
+        Ok(found.as_deref().and_then(Profile::of))
+    }
+
+    /// The first `most` users whose names begin with a text, sorted by name. Case and accents make
+    /// no difference.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn search(&self, beginning: &str, most: i64) -> Result<Vec<Profile>, StoreError> {
+        let names = doc! { "$gte": beginning, "$lt": format!("{beginning}{LAST}") };
+        let mut found = self
+            .collection
+            .find(doc! { "username": names })
+            .projection(doc! { "username": 1, "createdAt": 1 })
+            .collation(collation())
+            .sort(doc! { "username": 1, "_id": 1 })
+            .limit(most)
+            .max_time(SEARCH_TIME)
             .await?;
-        Ok(())
+        let mut profiles = Vec::new();
+        while found.advance().await? {
+            profiles.extend(Profile::of(found.current()));
+        }
+        Ok(profiles)
     }
 
     /// Whether a user has a bcrypt hash, which a login would replace by default.
@@ -179,6 +264,30 @@ impl Users {
             self.names.insert(id, names.get(&id).cloned().flatten());
         }
         Ok(names)
+    }
+}
+
+impl Credentials {
+    fn of(user: &RawDocument) -> Result<Self, StoreError> {
+        let mut user = Hydrated::user(user);
+        let id = user.id("_id").ok_or(StoreError::Malformed("users", "_id"))?;
+        let password = match user.take("password") {
+            Some(Shown::Value(Value::Text(hash))) => Ok(hash),
+            Some(Shown::Value(value)) => Err(value.type_of()),
+            _ => Err(Value::Undefined.type_of()),
+        };
+        Ok(Self { id: UserId(id), password })
+    }
+}
+
+impl Profile {
+    /// `None` if the `_id` is no id.
+    fn of(user: &RawDocument) -> Option<Self> {
+        Some(Self {
+            id: UserId(user.get_object_id("_id").ok()?),
+            name: Username::of(user),
+            created_at: user.get_datetime("createdAt").ok(),
+        })
     }
 }
 

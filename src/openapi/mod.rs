@@ -16,6 +16,7 @@ pub mod messages;
 pub mod metrics;
 pub mod refusals;
 pub mod rooms;
+pub mod users;
 pub mod values;
 
 use std::sync::LazyLock;
@@ -86,7 +87,8 @@ impl Modify for BearerToken {
             .scheme(HttpAuthScheme::Bearer)
             .bearer_format("JWT")
             .description(Some(
-                "The `token` of a login: HS256, `{id, iat, exp}`, valid for one hour.",
+                "The `token` of a login: HS256, `{id, iat, exp}`, valid for one hour, or until it is \
+                 revoked.",
             ))
             .build();
         let components = document.components.get_or_insert_default();

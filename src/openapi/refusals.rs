@@ -55,8 +55,13 @@ pub(super) fn body() -> [ApiError; 4] {
 }
 
 /// What a token can be refused for.
-pub(super) fn token() -> [ApiError; 3] {
-    [ApiError::TokenMissing, ApiError::TokenFormat, ApiError::TokenInvalid("")]
+pub(super) fn token() -> [ApiError; 4] {
+    [
+        ApiError::TokenMissing,
+        ApiError::TokenFormat,
+        ApiError::TokenInvalid(""),
+        ApiError::TokenRevoked,
+    ]
 }
 
 /// What a path with a parameter can be refused for, before the route is found.

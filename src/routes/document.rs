@@ -27,7 +27,7 @@ pub(super) static DOCUMENT: Document = Document::new(|| {
     info(title = "realtime-chat-backend", description = include_str!("../openapi/about.md")),
     servers((url = "/", description = "This server")),
     tags(
-        (name = "Users", description = "Registration and login"),
+        (name = "Users", description = "Registration, login and its end, and the other users"),
         (name = "Rooms", description = "Places for messages; every route asks for a token"),
         (name = "Messages", description = "What is said in them; every route asks for a token"),
         (name = "Operation", description = "For orchestrators and load balancers"),

@@ -17,7 +17,7 @@ use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 
 use crate::config::ErrorMode;
-use crate::controllers::{auth, demo, docs, health, messages, metrics, rooms};
+use crate::controllers::{auth, demo, docs, health, messages, metrics, rooms, users};
 use crate::error::ApiError;
 use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
@@ -57,6 +57,13 @@ macro_rules! table {
 table! {
     Open Configured auth::register;
     Open Configured auth::login;
+    Open Precise auth::refresh_token;
+    Guarded Precise auth::logout;
+    Guarded Precise auth::logout_all;
+    Guarded Precise auth::change_password;
+    Guarded Precise users::search_users;
+    Guarded Precise users::me;
+    Guarded Precise users::get_user;
     Guarded ByRequest rooms::create_room;
     Guarded ByRequest rooms::get_all_rooms;
     Guarded Precise rooms::direct;
@@ -222,11 +229,13 @@ impl Endpoint {
     }
 
     fn route(&self) -> Route {
-        let route = (self.handle)(for_method(&self.method)).wrap(from_fn(deadline));
+        let route = (self.handle)(for_method(&self.method));
         let route = match self.access {
             Access::Open => route,
             Access::Guarded => route.wrap(from_fn(require_auth)),
         };
+        // The guard may ask the database, too.
+        let route = route.wrap(from_fn(deadline));
         match self.errors {
             Errors::ByRequest => route.wrap(from_fn(precise_with_members)),
             Errors::Configured | Errors::Precise => route,

@@ -17,7 +17,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
 
 use actix_web::web::Data;
 use bytestring::ByteString;
@@ -25,11 +24,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::auth::Claims;
+use crate::auth::credentials::TokenRefused;
 use crate::error::ApiError;
 use crate::feed::event::{Delivery, Wire};
 use crate::feed::position::Position;
 use crate::feed::ring::Seq;
-use crate::hub::inbox::DirectWriter;
+use crate::hub::inbox::{DirectWriter, Ended};
 use crate::hub::member::{Member, NotJoined, Start};
 use crate::limits::SessionWindow;
 use crate::models::{RoomId, UserId};
@@ -95,6 +95,18 @@ pub enum EndReason {
     /// The server is stopping.
     #[error("the server stops")]
     Draining,
+    /// Its token was revoked.
+    #[error("token_revoked")]
+    Revoked,
+}
+
+impl From<Ended> for EndReason {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::TooSlow => Self::TooSlow,
+            Ended::Revoked => Self::Revoked,
+        }
+    }
 }
 
 impl EndReason {
@@ -105,17 +117,18 @@ impl EndReason {
             Self::TooSlow => "too_slow",
             Self::TakenOver => "taken_over",
             Self::Draining => "draining",
+            Self::Revoked => "revoked",
         }
     }
 }
 
 impl<T> Session<T> {
-    /// A session of the user of these claims. It ends when the token expires, except with
-    /// `LEGACY_TRUST`. `None` is an anonymous session, which only `LEGACY_TRUST` admits.
+    /// A session of the user of these claims. It ends when the token is revoked, and when it expires,
+    /// except with `LEGACY_TRUST`. `None` is an anonymous session, which only `LEGACY_TRUST` admits.
     pub fn new(worker: Data<Worker>, permit: ConnectionPermit, claims: Option<Claims>) -> Self {
         let mut member = Member::new(&worker.hub);
         if let Some(claims) = claims {
-            member.set_user(claims.user);
+            member.set_token(claims.identity());
         }
         let end_timer = worker.end_timer(claims);
         Self {
@@ -169,6 +182,11 @@ impl<T> Session<T> {
         self.member.resume_user(since);
     }
 
+    /// Whether its token was revoked.
+    pub fn is_revoked(&self) -> bool {
+        self.member.ended() == Some(Ended::Revoked)
+    }
+
     /// Whether the client has no user.
     pub fn is_anonymous(&self) -> bool {
         self.user.is_none()
@@ -198,7 +216,7 @@ impl<T> Session<T> {
         }
         match self.member.poll_next(&Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(delivery)) => Some(delivery),
-            // Too slow: `next` will return that.
+            // Its end: `next` will return that.
             Poll::Ready(Err(_)) | Poll::Pending => None,
         }
     }
@@ -218,12 +236,15 @@ impl<T> Session<T> {
         if let Some(end) = self.poll_end(context) {
             return Poll::Ready(Output::End(end));
         }
+        if let Some(ended) = self.member.ended() {
+            return Poll::Ready(Output::End(ended.into()));
+        }
         if let Some(answer) = self.poll_answer(context) {
             return Poll::Ready(Output::Answer(answer));
         }
         match self.member.poll_next(context) {
             Poll::Ready(Ok(delivery)) => Poll::Ready(Output::Event(delivery)),
-            Poll::Ready(Err(_)) => Poll::Ready(Output::End(EndReason::TooSlow)),
+            Poll::Ready(Err(ended)) => Poll::Ready(Output::End(ended.into())),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -233,7 +254,7 @@ impl<T> Session<T> {
         if let Some(end) = self.poll_end(context) {
             return Poll::Ready(end);
         }
-        self.member.poll_too_slow(context).map(|_| EndReason::TooSlow)
+        self.member.poll_ended(context).map(EndReason::from)
     }
 
     fn poll_end(&mut self, context: &Context<'_>) -> Option<EndReason> {
@@ -254,16 +275,28 @@ impl<T> Session<T> {
 }
 
 impl Worker {
+    /// These claims, unless their token was revoked. With `LEGACY_TRUST`, a revoked token counts as
+    /// none.
+    ///
+    /// # Errors
+    /// [`ApiError::TokenRevoked`], or the database had to be asked and failed.
+    pub async fn unrevoked(&self, claims: Option<Claims>) -> Result<Option<Claims>, ApiError> {
+        let Some(identity) = claims.map(Claims::identity) else { return Ok(None) };
+        match self.guard.check(identity).await {
+            Ok(()) => Ok(claims),
+            Err(ApiError::TokenRevoked) if self.config.legacy_trust => {
+                self.refusals.note_ignored_token(&TokenRefused::Revoked);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// When a session with this token ends. The Node server never checked the tokens of sockets, so
     /// with `LEGACY_TRUST` no session ends by time.
     fn end_timer(&self, claims: Option<Claims>) -> Option<(Pin<Box<Sleep>>, EndReason)> {
         let claims = claims.filter(|_| !self.config.legacy_trust)?;
-        Some((Box::pin(sleep_until(expiry(claims))), EndReason::Expired))
+        let expiry = Instant::now() + self.tokens.remaining(claims);
+        Some((Box::pin(sleep_until(expiry)), EndReason::Expired))
     }
-}
-
-/// When a token expires, as an `Instant`.
-fn expiry(claims: Claims) -> Instant {
-    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(claims.expires);
-    Instant::now() + at.duration_since(SystemTime::now()).unwrap_or_default()
 }

@@ -17,6 +17,7 @@ use crate::feed::Feed;
 use crate::hub::Hub;
 use crate::limits::{Address, Limits};
 use crate::metrics::Metrics;
+use crate::middleware::auth::Guard;
 use crate::models::{Store, UserId};
 use crate::refusals::{Refusals, Tally, limit_reached};
 use crate::server::Connections;
@@ -43,6 +44,8 @@ pub struct Worker {
     pub feed: Arc<Feed>,
     /// Verifies tokens.
     pub tokens: Data<Tokens>,
+    /// Refuses revoked tokens.
+    pub guard: Data<Guard>,
     /// The configuration.
     pub config: Data<Config>,
     /// The limits.

@@ -155,6 +155,12 @@ impl<T> Session<T> {
         self.waiting.iter_mut().for_each(|(request, _)| request.deadline = deadline);
     }
 
+    /// Drops the queued requests, because the client no longer has the right to make them. One that
+    /// is being processed goes on.
+    pub fn drop_queued(&mut self) {
+        self.waiting.clear();
+    }
+
     /// Processes all requests that were queued before the connection ended, without answers.
     /// Messages are stored, and the record gets the joined and left rooms, for a client that may
     /// resume the session. Ends within the deadline of the last request.
@@ -277,7 +283,7 @@ impl<T> Session<T> {
             Outcome::Sent(json) => String::from_utf8(json).expect("views write UTF-8"),
             Outcome::Extended(claims) => {
                 self.user = Some(claims.user);
-                self.member.set_user(claims.user);
+                self.member.set_token(claims.identity());
                 self.end_timer = self.worker.end_timer(Some(claims));
                 self.end_flag.set();
                 format!(r#"{{"expires":{}}}"#, claims.expires)
@@ -456,8 +462,9 @@ impl<T> Session<T> {
                 return failed(error.error());
             }
         };
-        let record = self.record.clone();
+        let (worker, record) = (self.worker.clone(), self.record.clone());
         let work = async move {
+            worker.guard.check(claims.identity()).await?;
             if let Some(record) = record {
                 record.extend(claims).await?;
             }

@@ -11,7 +11,7 @@ use bson::{DateTime, RawDocument};
 pub use document::{document, live_document, message_id};
 
 use crate::models::revision::is_tombstone;
-use crate::models::user::Username;
+use crate::models::user::{Profile, Username};
 use crate::models::{MembersRoom, Membership, Message, Room, RoomId, RoomKind, UserId};
 use crate::mongoose::Hydrated;
 use crate::mongoose::date::{self, Civil};
@@ -137,6 +137,15 @@ pub fn new_message(out: &mut Vec<u8>, message: &Message<'_>, echo: Option<&str>)
     out.push(b'}');
 }
 
+/// Appends `{_id,username,createdAt}`: what everybody may know about a user.
+pub fn profile(out: &mut Vec<u8>, profile: &Profile) {
+    out.extend_from_slice(b"{\"_id\":");
+    push_quoted_id(out, profile.id.0);
+    push_username(out, &profile.name);
+    push_stamps(out, profile.created_at, None, None);
+    out.push(b'}');
+}
+
 /// Appends `{_id,room,sender:{_id,username},content,createdAt,updatedAt,__v}`: a message in a
 /// history. `sender` is the name of its sender, `None` if this user does not exist any more.
 pub fn message_in_history(out: &mut Vec<u8>, message: &Message<'_>, sender: Option<&Username>) {
@@ -221,6 +230,11 @@ pub(crate) fn push_sender(out: &mut Vec<u8>, id: UserId, name: Option<&Username>
     out.extend_from_slice(b"{\"_id\":\"");
     push_id(out, id.0);
     out.push(b'"');
+    push_username(out, name);
+    out.push(b'}');
+}
+
+fn push_username(out: &mut Vec<u8>, name: &Username) {
     match name {
         Username::Text(name) => {
             out.extend_from_slice(b",\"username\":");
@@ -229,7 +243,6 @@ pub(crate) fn push_sender(out: &mut Vec<u8>, id: UserId, name: Option<&Username>
         Username::Null => out.extend_from_slice(b",\"username\":null"),
         Username::Missing => {}
     }
-    out.push(b'}');
 }
 
 /// Appends `,"createdAt":…,"updatedAt":…,"__v":…`, without missing fields.

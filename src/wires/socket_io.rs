@@ -120,10 +120,18 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
             None
         }
         Err(refused) => {
-            worker.refusals.note_token(&refused);
-            let (text, code) = refused.error().sentence(worker.config.errors);
-            let reason = serde_json::Value::from(refused.to_string());
-            request.reject(&text, Some(&format!(r#"{{"code":"{code}","reason":{reason}}}"#)));
+            reject(worker, request, &refused);
+            return None;
+        }
+    };
+    let claims = match worker.unrevoked(claims).await {
+        Ok(claims) => claims,
+        Err(ApiError::TokenRevoked) => {
+            reject(worker, request, &TokenRefused::Revoked);
+            return None;
+        }
+        Err(_) => {
+            request.close();
             return None;
         }
     };
@@ -173,6 +181,13 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
         session.resume_user(since);
     }
     Some(Client::new(worker, socket, session, Some(record), auth.offsets))
+}
+
+fn reject(worker: &Worker, request: ConnectRequest, refused: &TokenRefused) {
+    worker.refusals.note_token(refused);
+    let (text, code) = refused.error().sentence(worker.config.errors);
+    let reason = serde_json::Value::from(refused.to_string());
+    request.reject(&text, Some(&format!(r#"{{"code":"{code}","reason":{reason}}}"#)));
 }
 
 /// Resumes the session of an earlier connection, if there is one.
@@ -315,8 +330,14 @@ impl Client {
             Some(end) => self.close(end),
             None => {}
         }
-        self.process_remaining().await;
-        if let (true, Some(record)) = (self.socket.has_left(), self.record.take()) {
+        let is_revoked = end == Some(EndReason::Revoked);
+        if is_revoked {
+            self.session.drop_queued();
+        } else {
+            self.process_remaining().await;
+        }
+        let cannot_resume = is_revoked || self.socket.has_left();
+        if let (true, Some(record)) = (cannot_resume, self.record.take()) {
             // Before the messages are stored, because the client may reconnect at any moment.
             record.end();
             let removing = async { record.remove().await };
@@ -351,7 +372,7 @@ impl Client {
         self.socket.close(match end {
             EndReason::TooSlow => CloseReason::TooSlow,
             EndReason::Draining => CloseReason::GoingAway,
-            EndReason::Expired | EndReason::TakenOver => CloseReason::Server,
+            EndReason::Expired | EndReason::Revoked | EndReason::TakenOver => CloseReason::Server,
         });
     }
 }

@@ -44,11 +44,11 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// With so many unwritten bytes, no more frames of the client are read until it reads its answers.
 const MAX_UNWRITTEN: usize = 512 * 1024;
-/// How long the closing handshake may take after the token has expired, so that a client that does
+/// How long the closing handshake may take after the token has expired or was revoked, so that a client that does
 /// not read cannot keep the connection.
 const EXPIRED_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The close code for a missing, invalid or expired token.
+/// The close code for a missing, invalid, expired or revoked token.
 const TOKEN_REFUSED: CloseCode = CloseCode::Other(4401);
 
 /// Serves one WebSocket.
@@ -120,6 +120,14 @@ async fn serve(
         // Browsers cannot see an HTTP status, so accept the upgrade and close the WebSocket.
         Err(refused) => return reject(&worker, socket, &refused).await,
     };
+    let claims = match worker.unrevoked(claims).await {
+        Ok(claims) => claims,
+        Err(ApiError::TokenRevoked) => {
+            return reject(&worker, socket, &TokenRefused::Revoked).await;
+        }
+        // The client comes back.
+        Err(_) => return socket.close(CloseCode::Again, "unavailable").await,
+    };
     let mut session = Session::new(worker.clone(), permit, claims);
     let mut open = worker.metrics.open(WireName::Plain);
     let closing = run(&worker, &mut session, &mut socket, &mut open).await;
@@ -142,8 +150,10 @@ async fn finish(
             _
         )
     );
-    // Frames after a protocol error of the client are ignored.
-    if !is_protocol_error {
+    if session.is_revoked() {
+        session.drop_queued();
+    } else if !is_protocol_error {
+        // Frames after a protocol error of the client are ignored.
         for message in socket.drain_received() {
             if let Message::Text(text) = message {
                 // The connection has ended, so errors are not sent.
@@ -189,6 +199,9 @@ async fn authenticate(worker: &Worker, socket: &mut Socket) -> Result<Claims, To
         let token = frame.data.map(|data| serde_json::from_str::<Token>(data.get()));
         let Some(Ok(Token { token })) = token else { return Err(other) };
         let claims = verify_event(&worker.tokens, &token)?;
+        if let Err(ApiError::TokenRevoked) = worker.guard.check(claims.identity()).await {
+            return Err(TokenRefused::Revoked);
+        }
         if let Some(id) = frame.id {
             let answer = format!(r#"{{"ack":{id},"data":{{"expires":{}}}}}"#, claims.expires);
             let _ = socket.send(Frame::Text(answer.into())).await;
@@ -199,8 +212,14 @@ async fn authenticate(worker: &Worker, socket: &mut Socket) -> Result<Claims, To
 
 async fn reject(worker: &Worker, socket: Socket, refused: &TokenRefused) {
     worker.refusals.note_token(refused);
-    let (text, _) = refused.error().sentence(worker.config.errors);
-    socket.close(TOKEN_REFUSED, &format!("{text} ({refused})")).await;
+    let reason = match refused {
+        TokenRefused::Revoked => EndReason::Revoked.to_string(),
+        refused => {
+            let (text, _) = refused.error().sentence(worker.config.errors);
+            format!("{text} ({refused})")
+        }
+    };
+    socket.close(TOKEN_REFUSED, &reason).await;
 }
 
 /// How to end a connection.
@@ -399,7 +418,7 @@ fn pushed_error(data: &str) -> ByteString {
 
 fn closing(end: EndReason) -> Closing {
     let code = match end {
-        EndReason::Expired => TOKEN_REFUSED,
+        EndReason::Expired | EndReason::Revoked => TOKEN_REFUSED,
         EndReason::TooSlow => CloseCode::Again,
         EndReason::Draining => CloseCode::Away,
         EndReason::TakenOver => CloseCode::Policy,

@@ -6,6 +6,7 @@
     reason = "what a test does not expect is its failure"
 )]
 
+mod account;
 mod auth;
 mod clients;
 mod cors;

@@ -140,6 +140,9 @@ async fn the_dashboard_shows_metrics_that_exist_and_all_of_them() {
     socket.ask("joinRoom", since).await;
     socket.next().await;
     drop(socket);
+    let refresh = json!({ "refreshToken": "x" });
+    server.request(Method::POST, "/api/auth/refresh-token", None, Some(&refresh)).await;
+    ada.request(Method::POST, "/api/auth/logout", None).await;
     eventually("the disconnect is counted", async || {
         sample(&server, "chat_sockets{wire=\"ws\"}").await == Some(0.0)
     })

@@ -54,13 +54,27 @@ async fn send(
     request.send().await.unwrap()
 }
 
-/// Leaves the record of a key and that of a socket, which is connected.
+/// Leaves the record of a key, that of a socket, which is connected, a refresh token, and a login that
+/// has ended.
 async fn leave_records(server: &TestServer, user: &User<'_>, room: &str) -> Caller {
     let answer = send(server, user, room, "hello", Some("k")).await;
     assert_eq!(answer.status(), StatusCode::CREATED);
+    assert_eq!(refreshing_login(server).await.0, StatusCode::OK);
+    let (_, token) = refreshing_login(server).await;
+    let answer = server.request(Method::POST, "/api/auth/logout", Some(&token), None).await;
+    assert_eq!(answer.status(), StatusCode::OK);
     let mut caller = Caller::connect(server.addr, &user.token).await;
     caller.join(room).await;
     caller
+}
+
+/// Logs ann in with a refresh token.
+async fn refreshing_login(server: &TestServer) -> (StatusCode, String) {
+    let body = json!({ "username": "ann", "password": "password of ann", "refresh": true });
+    let answer = server.request(Method::POST, "/api/auth/login", None, Some(&body)).await;
+    let status = answer.status();
+    let answer: Value = answer.json().await.unwrap();
+    (status, answer["token"].as_str().unwrap_or_default().to_owned())
 }
 
 /// Makes a private room, for which its two collections must be this server's.
@@ -295,7 +309,7 @@ async fn an_own_name_that_others_use_turns_its_feature_off_until_there_is_room()
         "create": own::SOCKETS.collection, "viewOn": "elsewhere", "pipeline": [],
     };
     database.run_command(view).await.unwrap();
-    for purpose in [&own::ROOMS, &own::MEMBERS] {
+    for purpose in [&own::ROOMS, &own::MEMBERS, &own::REFRESH, &own::REVOCATIONS] {
         database.collection::<Document>(purpose.collection).insert_one(&theirs).await.unwrap();
     }
 
@@ -303,6 +317,9 @@ async fn an_own_name_that_others_use_turns_its_feature_off_until_there_is_room()
     let ann = server.register("ann").await;
     let room = ann.create_room("lounge").await;
     refused(private_room(&ann).await, 503, "unavailable").await;
+    assert_eq!(refreshing_login(&server).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    refused(ann.request(Method::POST, "/api/auth/logout-all", None).await, 503, "unavailable")
+        .await;
     let answer = send(&server, &ann, &room, "hello", Some("k")).await;
     assert!(answer.headers().contains_key("retry-after"));
     refused(answer, 503, "idempotency_unavailable").await;
@@ -315,7 +332,10 @@ async fn an_own_name_that_others_use_turns_its_feature_off_until_there_is_room()
     let mut caller = Caller::connect(server.addr, &ann.token).await;
     caller.join(&room).await;
     assert_eq!(caller.cut().pid, None, "it is not offered");
-    for purpose in [&own::KEYS, &own::ROOMS, &own::MEMBERS] {
+    for purpose in own::ALL {
+        if purpose.collection == own::SOCKETS.collection {
+            continue;
+        }
         assert_eq!(index_names(&database, purpose.collection).await, ["_id_"]);
         let collection = database.collection::<Document>(purpose.collection);
         assert_eq!(collection.count_documents(doc! {}).await.unwrap(), 1, "{purpose:?}");
@@ -334,6 +354,10 @@ async fn an_own_name_that_others_use_turns_its_feature_off_until_there_is_room()
     .await;
     eventually("private rooms can be made again", async || {
         private_room(&ann).await.status() == StatusCode::CREATED
+    })
+    .await;
+    eventually("logins can be refreshed again", async || {
+        refreshing_login(&server).await.0 == StatusCode::OK
     })
     .await;
     eventually("sockets can come back again", async || {
@@ -417,17 +441,21 @@ async fn instances_that_start_at_once_share_the_own_collections() {
         let mut caller = Caller::connect(server.addr, &ann.token).await;
         caller.join(&room).await;
         assert!(caller.cut().pid.is_some());
+        assert_eq!(refreshing_login(server).await.0, StatusCode::OK);
     }
     for purpose in own::ALL {
         let collection = database.collection::<Document>(purpose.collection);
         let marked = collection.count_documents(doc! { "_id": own::MARK }).await.unwrap();
         assert_eq!(marked, 1);
-        let indexes = index_names(&database, purpose.collection).await;
+        let mut indexes = index_names(&database, purpose.collection).await;
+        indexes.sort_unstable();
         let expected: &[&str] = match purpose.collection {
             name if name == own::SOCKETS.collection => &["_id_", "expires_1"],
             name if name == own::KEYS.collection => &["_id_", "createdAt_1", "message._id_1"],
             name if name == own::ROOMS.collection => &["_id_", "ended_1"],
-            _ => &["_id_", "_id.user_1"],
+            name if name == own::REFRESH.collection => &["_id_", "rotatedAt_1", "user_1"],
+            name if name == own::REVOCATIONS.collection => &["_id_", "at_1", "expires_1"],
+            _ => &["_id.user_1", "_id_"],
         };
         assert_eq!(indexes, expected);
     }
@@ -445,6 +473,8 @@ async fn a_database_that_is_dropped_under_the_server_is_whole_again_within_secon
             (own::SOCKETS.collection, "expires_1"),
             (own::ROOMS.collection, "ended_1"),
             (own::MEMBERS.collection, "_id.user_1"),
+            (own::REFRESH.collection, "rotatedAt_1"),
+            (own::REVOCATIONS.collection, "expires_1"),
         ];
         let mut has_all = true;
         for (collection, index) in expected {
@@ -497,7 +527,7 @@ async fn an_index_that_duplicates_forbid_is_said_and_does_not_stop_the_others() 
             && index_names(&database, "rooms").await.contains(&"name_1".to_owned())
     })
     .await;
-    assert_eq!(index_names(&database, "users").await, ["_id_"]);
+    assert!(!index_names(&database, "users").await.contains(&"username_1".to_owned()));
     tokio::time::sleep(Duration::from_secs(6)).await;
     let log = server.log();
     let said = log.iter().filter(|line| line.contains("\"ann\" (2 times)")).count();

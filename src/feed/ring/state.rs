@@ -190,6 +190,10 @@ impl RingState {
             self.recoverable += 1;
             self.is_complete = false;
             let Some(position) = event.position() else { continue };
+            if event.kind() == Kind::Revoked {
+                // No client misses it.
+                continue;
+            }
             self.evicted.insert(event.room(), position);
             if self.evicted.len() > MAX_EVICTED {
                 self.evicted = HashMap::new();

@@ -17,14 +17,24 @@ use super::{
 use crate::{
     feed::ring::{Batch, Limits},
     hub::member::NotJoined,
-    models::{Membership, Message, UserId},
+    models::{Clock, Membership, Message, Revocation, Scope, UserId},
 };
 
 fn hub(events: usize, bytes: usize) -> Hub {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
     let ring = Arc::new(Ring::new(limits));
     ring.open(Position::ZERO);
-    Hub::new(ring, Bounds { events, bytes })
+    Hub::new(ring, revoked(), Bounds { events, bytes })
+}
+
+/// A set without revocations.
+fn revoked() -> Arc<Revoked> {
+    Arc::new(Revoked::new(Clock::default()))
+}
+
+/// A token of a user.
+fn token(user: UserId) -> TokenIdentity {
+    TokenIdentity { user, issued: 100, family: None }
 }
 
 fn publish(hub: &Hub, room: RoomId, count: u32) {
@@ -223,7 +233,7 @@ fn a_member_that_joined_before_the_backfill_gets_live_events_only() {
     let ring = Arc::new(Ring::new(limits));
     let position = |second| Some(Position::first_of(second, 1));
     let epoch = ring.open(Position::first_of(30, 1));
-    let hub = Hub::new(ring, Bounds { events: 10, bytes: usize::MAX });
+    let hub = Hub::new(ring, revoked(), Bounds { events: 10, bytes: usize::MAX });
     let room = RoomId::new();
     let (_member, client) = listen(&hub, room);
     let past = [11, 29].map(|second| Event::resync(room, position(second))).into();
@@ -347,7 +357,8 @@ fn a_backlog_waits_in_the_ring_and_not_in_the_inbox() {
 #[test]
 fn without_positions_events_are_delivered_and_nothing_is_recovered() {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
-    let hub = Hub::new(Arc::new(Ring::new(limits)), Bounds { events: 10, bytes: usize::MAX });
+    let bounds = Bounds { events: 10, bytes: usize::MAX };
+    let hub = Hub::new(Arc::new(Ring::new(limits)), revoked(), bounds);
     let [room, other] = [(); 2].map(|()| RoomId::new());
     let mut member = Member::new(&hub);
     let joined = member.join(room, Start::Live);
@@ -403,7 +414,7 @@ fn a_removed_user_is_given_what_came_before_and_nothing_behind() {
     let (room, user) = (RoomId::new(), UserId::new());
     let member_of = |user: UserId| {
         let mut member = Member::new(&hub);
-        member.set_user(user);
+        member.set_token(token(user));
         member
     };
     let since = Position::first_of(1, 1);
@@ -444,7 +455,7 @@ fn a_removal_that_was_taken_back_before_the_join_removes_nobody() {
     publish(&hub, room, 1);
     remove_between_messages(&hub, room, user);
     let mut member = Member::new(&hub);
-    member.set_user(user);
+    member.set_token(token(user));
     let since = Position::first_of(1, 1);
     member.join_checked(room, Start::After(since), hub.cursor()).unwrap();
     assert_eq!(told(&mut member), ["receiveMessage", "memberRemoved", "receiveMessage"]);
@@ -457,7 +468,7 @@ fn a_removal_that_was_taken_back_before_the_join_removes_nobody() {
 fn a_member_whose_hub_has_missed_events_has_to_ask_again() {
     let hub = hub(100, usize::MAX);
     let mut member = Member::new(&hub);
-    member.set_user(UserId::new());
+    member.set_token(token(UserId::new()));
     // As the models make them.
     let room = RoomId(bson::oid::ObjectId::from_bytes(*b"\0\0\0\0\x9croom\0\0\0"));
     assert!(room.may_have_members());
@@ -484,6 +495,19 @@ fn change_member(hub: &Hub, room: RoomId, user: UserId, added: bool) {
     while hub.dispatch(10).more {}
 }
 
+/// Publishes a revocation of all tokens of a user that were issued before a second, in front of
+/// `behind` events of a room.
+fn revoke(hub: &Hub, user: UserId, before: u64, room: RoomId, behind: u32) {
+    let start = hub.ring.newest().map_or(0, |newest| newest.time().1);
+    let position = |increment| Some(Position::first_of(1, increment));
+    let revocation = Revocation { user, scope: Scope::All, before };
+    let mut events = vec![Event::revoked(Some(revocation), position(start + 1))];
+    events.extend((0..behind).map(|n| Event::resync(room, position(start + 2 + n))));
+    let newest = position(start + 1 + behind);
+    hub.ring.publish(Batch { events, newest, through: None, second: 1 });
+    while hub.dispatch(10).more {}
+}
+
 #[test]
 fn a_join_that_was_checked_before_a_removal_is_refused() {
     let hub = hub(10, usize::MAX);
@@ -492,7 +516,7 @@ fn a_join_that_was_checked_before_a_removal_is_refused() {
     let ahead = Start::After(Position::first_of(1, 100));
     for start in [Start::Live, ahead, Start::After(Position::ZERO), Start::Resync] {
         let mut member = Member::new(&hub);
-        member.set_user(user);
+        member.set_token(token(user));
         let checked = hub.cursor();
         change_member(&hub, room, other, false);
         change_member(&hub, room, user, false);
@@ -504,10 +528,81 @@ fn a_join_that_was_checked_before_a_removal_is_refused() {
         assert_eq!(member.rooms().count(), 1);
     }
     let mut member = Member::new(&hub);
-    member.set_user(user);
+    member.set_token(token(user));
     let checked = hub.cursor();
     hub.ring.open(Position::first_of(2, 1));
     assert_eq!(member.join_checked(room, Start::Live, checked), Err(NotJoined::Unknown));
     // A public room has no members.
     assert!(member.join_checked(RoomId::new(), Start::Live, checked).is_ok());
+}
+
+#[test]
+fn a_session_of_a_revoked_token_ends_and_others_go_on() {
+    let hub = hub(10_000, usize::MAX);
+    let [room, replayed] = [(); 2].map(|()| RoomId::new());
+    publish(&hub, replayed, 20);
+    let [user, other] = [(); 2].map(|()| UserId::new());
+    let tokens = [(user, 100), (user, 101), (other, 100)];
+    let mut members = tokens.map(|(user, issued)| {
+        let mut member = Member::new(&hub);
+        member.set_token(TokenIdentity { issued, ..token(user) });
+        member.join(room, Start::Live);
+        member.join(replayed, Start::After(Position::ZERO));
+        member
+    });
+    revoke(&hub, user, 101, room, 5);
+    let [revoked, newer, foreign] = &mut members;
+    // Nothing comes any more, not even what was before.
+    assert_eq!(drain(revoked), (0, false));
+    assert_eq!(revoked.ended(), Some(Ended::Revoked));
+    assert_eq!(drain(newer), (25, true));
+    assert_eq!(drain(foreign), (25, true));
+    assert_eq!(newer.ended(), None);
+    drop(members);
+    assert!(hub.state.borrow().users.is_empty());
+}
+
+#[test]
+fn nobody_enters_with_a_token_that_is_known_to_be_revoked() {
+    let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
+    let (ring, revoked) = (Arc::new(Ring::new(limits)), revoked());
+    ring.open(Position::ZERO);
+    let hub = Hub::new(ring, Arc::clone(&revoked), Bounds { events: 10, bytes: usize::MAX });
+    let user = UserId::new();
+    let mut early = Member::new(&hub);
+    early.set_token(token(user));
+    revoked.insert(Revocation { user, scope: Scope::All, before: 101 });
+    assert_eq!(early.ended(), None, "its event comes");
+    let mut late = Member::new(&hub);
+    late.set_token(token(user));
+    assert_eq!(late.ended(), Some(Ended::Revoked));
+    // A session can change its token, in both directions.
+    early.set_token(TokenIdentity { issued: 101, ..token(user) });
+    revoke(&hub, user, 101, user.own_room(), 0);
+    assert_eq!(early.ended(), None);
+    early.set_token(token(user));
+    assert_eq!(early.ended(), Some(Ended::Revoked));
+}
+
+#[test]
+fn a_hub_that_missed_revocations_checks_all_sessions() {
+    let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
+    let (ring, revoked) = (Arc::new(Ring::new(limits)), revoked());
+    ring.open(Position::ZERO);
+    let hub = Hub::new(ring, Arc::clone(&revoked), Bounds { events: 10, bytes: usize::MAX });
+    let [user, other] = [(); 2].map(|()| UserId::new());
+    let mut members = [user, other].map(|user| {
+        let mut member = Member::new(&hub);
+        member.set_token(token(user));
+        member
+    });
+    revoked.insert(Revocation { user, scope: Scope::All, before: 101 });
+    hub.ring.open(Position::first_of(9, 1));
+    while hub.dispatch(10).more {}
+    assert_eq!(members.each_mut().map(|member| member.ended()), [Some(Ended::Revoked), None]);
+    revoked.insert(Revocation { user: other, scope: Scope::All, before: 101 });
+    let events = vec![Event::revoked(None, hub.ring.newest())];
+    hub.ring.publish(Batch { events, newest: None, through: None, second: 9 });
+    while hub.dispatch(10).more {}
+    assert_eq!(members[1].ended(), Some(Ended::Revoked));
 }

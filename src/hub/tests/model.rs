@@ -34,7 +34,7 @@ use crate::{
     },
     hub::{
         Hub,
-        inbox::{Bounds, DirectWriter, TooSlow},
+        inbox::{Bounds, DirectWriter},
         member::{Member, Start},
         offset::{Entry, Offset},
     },
@@ -217,7 +217,8 @@ impl Model {
         let ring = Arc::new(Ring::new(limits));
         let start = Position::first_of(100, 1);
         let epoch = ring.open(start);
-        let hub = Hub::new(ring.clone(), Bounds { events: usize::MAX, bytes: usize::MAX });
+        let bounds = Bounds { events: usize::MAX, bytes: usize::MAX };
+        let hub = Hub::new(ring.clone(), super::revoked(), bounds);
         let client = |index| {
             let mut client = Client {
                 member: Member::new(&hub),
@@ -488,7 +489,7 @@ impl Model {
         let Poll::Ready(next) = client.member.poll_next(&Context::from_waker(Waker::noop())) else {
             return Ok(false);
         };
-        let delivery = next.map_err(|TooSlow| TestCaseError::fail("too slow"))?;
+        let delivery = next.map_err(|ended| TestCaseError::fail(ended.to_string()))?;
         self.given(index, Told::of(delivery.event()))?;
         Ok(true)
     }

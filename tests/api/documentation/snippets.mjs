@@ -88,6 +88,52 @@ const away = async (socket, meanwhile) => {
   await until('back', () => socket.connected);
 };
 
+// What other examples use: a new token by a refresh, or, without a refresh token, by a login.
+async function renewing() {
+  const names = ['logIn', 'renew', 'logOut', 'refresh', 'stayAuthenticated'];
+  const { logIn, renew, logOut, refresh, stayAuthenticated } = await run(realtime('Stay logged in'), ...names);
+  globalThis.renew = renew;
+  const credentials = { username: 'carl', password: 'correct horse' };
+  await fetch(`${server}/api/auth/register`, {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json' },
+    body: JSON.stringify(credentials),
+  });
+  await assert.rejects(logIn('carl', 'wrong'), /Invalid credentials/);
+  await logIn('carl', credentials.password);
+  const first = { ...localStorage };
+  const results = await Promise.all([refresh(), refresh(), renew()]);
+  assert.deepEqual(results.slice(0, 2), [true, true]);
+  assert.notEqual(localStorage.refreshToken, first.refreshToken);
+
+  // A session that takes the next token in time, and one that comes back with it.
+  const { io } = require('socket.io-client');
+  const refused = [];
+  const socket = io(server, { auth: callback => callback({ token: localStorage.token }), forceNew: true });
+  socket.on('connect_error', error => refused.push(error.data.code));
+  await until('connected', () => socket.connected);
+  const before = localStorage.token;
+  const stop = stayAuthenticated(socket, 1500);
+  const newer = async () => localStorage.token !== before;
+  await until('a newer token', newer);
+  stop();
+  await sleep(200);
+  assert.equal(socket.connected, true);
+  assert.deepEqual(refused, []);
+
+  // All tokens of the login end, and the socket is refused when it comes back by itself.
+  const { token } = localStorage;
+  await logOut();
+  assert.deepEqual([localStorage.token, localStorage.refreshToken], [undefined, undefined]);
+  localStorage.token = token;
+  await until('refused', () => refused.length > 0);
+  assert.deepEqual(refused, ['token_revoked']);
+  socket.close();
+  logins = 0;
+  await renew();
+  assert.equal(logins, 1, 'without a refresh token, the user logs in');
+}
+
 async function socketIo() {
   const { room, rendered, shown } = await scene();
   await say(room, 'before');
@@ -462,7 +508,7 @@ async function argon2() {
   }
 }
 
-const scenarios = { socketIo, privateRooms, historyInPages, webSocket, frames, readme, react, angular, vue, olderClient, argon2 };
+const scenarios = { renewing, socketIo, privateRooms, historyInPages, webSocket, frames, readme, react, angular, vue, olderClient, argon2 };
 try {
   for (const [name, scenario] of Object.entries(scenarios)) {
     console.error(name);
