@@ -17,6 +17,7 @@ async function main() {
   try {
     await socketIo(browser);
     await demo(browser);
+    await account(browser);
   } finally {
     await browser.close();
   }
@@ -204,6 +205,47 @@ async function change(one, two, say, shows) {
   await shows(three, 'new with nonsense');
   assert.deepEqual(await lines(three), await lines(one));
   await three.close();
+}
+
+// A login stays over a reload, gets a new password, and ends on all tabs.
+async function account(browser) {
+  const tab = await enter(browser, 'fourth tab');
+  const connected = tab => until(tab, () => document.querySelector('#state').textContent === 'connected');
+  const saved = tab => tab.evaluate(() => JSON.parse(sessionStorage.getItem('chat-demo')));
+  await tab.reload();
+  await connected(tab);
+  assert.match(await tab.$eval('#me', me => me.textContent), /^fourth tab /);
+  // Its token is not valid any more, as after an hour.
+  const before = await saved(tab);
+  await tab.evaluate(() => {
+    sessionStorage.setItem('chat-demo', JSON.stringify({ ...JSON.parse(sessionStorage.getItem('chat-demo')), token: 'expired' }));
+  });
+  await tab.reload();
+  await connected(tab);
+  assert.notEqual((await saved(tab)).refreshToken, before.refreshToken);
+
+  // Another tab of the same login.
+  const other = await browser.newPage();
+  await other.goto(`${url}/demo`);
+  await other.evaluate(login => sessionStorage.setItem('chat-demo', JSON.stringify(login)), await saved(tab));
+  await other.reload();
+  await connected(other);
+  await tab.bringToFront();
+  const token = (await saved(tab)).token;
+  await tab.evaluate(() => document.querySelector('details').open = true);
+  await tab.type('#old-password', 'correct horse');
+  await tab.type('#new-password', 'battery staple');
+  await tab.keyboard.press('Enter');
+  await until(tab, token => JSON.parse(sessionStorage.getItem('chat-demo'))?.token !== token, token);
+  await connected(tab);
+  await until(tab, () => document.querySelector('#connections').textContent === '2');
+  await tab.click('#log-out');
+  for (const left of [tab, other]) {
+    await left.bringToFront();
+    await until(left, () => !document.querySelector('#enter').hidden && document.querySelector('#app').hidden);
+    assert.equal(await saved(left), null);
+  }
+  assert.deepEqual(tab.errors, []);
 }
 
 // A tab with the page, in which somebody new has registered by keyboard.
