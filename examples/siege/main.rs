@@ -29,6 +29,7 @@ mod malformed;
 mod random;
 #[path = "../../tests/api/helpers/replica_set.rs"]
 mod replica_set;
+mod revoke;
 mod server;
 mod slow;
 #[path = "../chaos/wire.rs"]
@@ -46,16 +47,17 @@ use replica_set::ReplicaSet;
 use server::Server;
 
 const USAGE: &str = "\
-Usage: siege idle|slow|half-open|drain|leaving|malformed [OPTION]...
+Usage: siege idle|slow|half-open|drain|leaving|revoke|malformed [OPTION]...
 
   idle       idle sockets, which then all reconnect at once
   slow       members that never read, in a room with 200 messages a second
   half-open  handshakes and bodies that begin and do not end
   drain      SIGTERM with many sockets, which reconnect to another instance
   leaving    sockets that send messages and close at once, in every way to close
+  revoke     users who log out everywhere, on two instances, while messages flow
   malformed  malformed requests, frames and packets
 
-  --sockets N    how many (default 18000, 300, 5000, 5000, 1000 of each, 100000)
+  --sockets N    how many (default 18000, 300, 5000, 5000, 1000 of each, 10000, 100000)
   --seconds N    how long they are idle, or delays are measured (default 60 and 20)
   --seed N       determines the malformed input (default random)
   --server PATH  the server binary (default: of the same build)
@@ -109,6 +111,7 @@ async fn run(options: Options) -> ExitCode {
         "half-open" => half_open::run(&target, sockets.unwrap_or(5_000), time(20)).await,
         "drain" => drain::run(target, sockets.unwrap_or(5_000)).await,
         "leaving" => leaving::run(&target, sockets.unwrap_or(1_000)).await,
+        "revoke" => revoke::run(&target, sockets.unwrap_or(10_000)).await,
         "malformed" => malformed::run(&target, sockets.unwrap_or(100_000), seed).await,
         other => unreachable!("{other} was refused before"),
     };
@@ -169,9 +172,8 @@ impl Options {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let seed = now.map_or(0, |since| since.as_micros() as u64) % 1_000_000;
         let command = arguments.next().unwrap_or_default();
-        if !["idle", "slow", "half-open", "drain", "leaving", "malformed"]
-            .contains(&command.as_str())
-        {
+        let known = ["idle", "slow", "half-open", "drain", "leaving", "revoke", "malformed"];
+        if !known.contains(&command.as_str()) {
             return Err(format!("unknown siege {command:?}"));
         }
         let mut options = Self { command, sockets: None, seconds: None, seed, server: server() };

@@ -124,7 +124,8 @@ impl Server {
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
-    async fn post(&self, path: &str, token: &str, body: &Value) -> Option<Value> {
+    /// The answer to a POST request, if it succeeds.
+    pub async fn post(&self, path: &str, token: &str, body: &Value) -> Option<Value> {
         let url = format!("http://{}{path}", self.addr);
         let request = reqwest::Client::new().post(url).bearer_auth(token).json(body);
         let answer = request.send().await.ok()?.error_for_status().ok()?;

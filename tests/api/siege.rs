@@ -236,3 +236,83 @@ async fn hundreds_of_sockets_are_told_of_a_stop_and_go_on_elsewhere() {
     drop((sockets, callers));
     other.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_sockets_of_revoked_users_are_closed_in_time_and_no_others() {
+    const USERS: usize = 20;
+    const OF_EACH: usize = 3;
+    let _alone = alone().await;
+    let uri = fresh_database().await;
+    let servers: [_; 2] = TestServer::instances(&uri).await;
+    let witness = servers[0].register("witness").await;
+    let room = witness.create_room("busy").await;
+    let mut users = Vec::new();
+    for number in 0..USERS {
+        users.push(servers[number % 2].register(&format!("user {number}")).await);
+    }
+    let (mut sockets, mut callers) = (Vec::new(), Vec::new());
+    for (number, user) in users.iter().enumerate() {
+        for n in 0..OF_EACH {
+            let server = &servers[n % 2];
+            let mut socket = Socket::connect(server, &user.token).await;
+            socket.join(&room).await;
+            sockets.push((number, socket));
+            let mut caller = Caller::connect(server.addr, &user.token).await;
+            caller.join(&room).await;
+            callers.push((number, caller));
+        }
+    }
+    let is_revoked = |number: usize| number.is_multiple_of(4);
+    let flowing = async {
+        for n in 0..40 {
+            witness.send(&room, &format!("before {n}")).await;
+        }
+    };
+    let path = "/api/auth/logout-all";
+    let revoking = async {
+        for user in users.iter().enumerate().filter(|(number, _)| is_revoked(*number)) {
+            let answer = user.1.request(Method::POST, path, None).await;
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+        Instant::now()
+    };
+    let ((), revoked) = tokio::join!(flowing, revoking);
+    witness.send(&room, "behind").await;
+    let plain = sockets.iter_mut().map(async |(number, socket)| {
+        loop {
+            match socket.next_or_closed().await {
+                Ok(frame) if is_revoked(*number) => {
+                    assert_ne!(frame["data"]["content"], "behind", "user {number}");
+                }
+                Ok(frame) if frame["data"]["content"] == "behind" => return,
+                Ok(_) => {}
+                Err(closed) => {
+                    assert_eq!(closed, Some((4401, "token_revoked".to_owned())));
+                    assert!(is_revoked(*number), "user {number}");
+                    return;
+                }
+            }
+        }
+    });
+    let called = callers.iter_mut().map(async |(number, caller)| {
+        if is_revoked(*number) {
+            caller.closed().await;
+            return;
+        }
+        while caller.heard().await.1 != "behind" {}
+    });
+    tokio::join!(join_all(plain), join_all(called));
+    assert!(revoked.elapsed() < Duration::from_secs(3), "{:?}", revoked.elapsed());
+    let mut closed = 0;
+    for server in &servers {
+        for wire in ["ws", "socket.io"] {
+            let reason = format!("chat_disconnects_total{{reason=\"revoked\",wire=\"{wire}\"}}");
+            closed += metric(server.addr, &reason).await;
+        }
+    }
+    assert_eq!(closed as usize, USERS / 4 * OF_EACH * 2);
+    drop((sockets, callers));
+    for server in servers {
+        server.stop().await;
+    }
+}
