@@ -205,9 +205,11 @@ impl Member {
         if self.was_removed(room, checked).map_err(|_lagged| NotJoined::Unknown)? {
             return Err(NotJoined::Removed);
         }
+        let (cursor, is_new) = (self.hub.cursor(), !self.is_in(room));
         let joined = self.join(room, start);
-        let cursor = self.hub.cursor();
-        if let Some(membership) = self.memberships.get_mut(&room) {
+        if let Some(membership) = self.memberships.get_mut(&room)
+            && is_new
+        {
             membership.checked = cursor;
         }
         Ok(joined)
@@ -413,7 +415,10 @@ impl Member {
 
     /// Whether the offset of the next live event is only that event's position.
     fn shares_frames(&self) -> bool {
-        let Some(base) = self.inbox.base() else { return true };
+        let Some(base) = self.inbox.base() else {
+            // The next event is one for all sessions of the user, and it can come during a join.
+            return self.replays.is_empty() && !self.join_announced && self.known.is_none();
+        };
         self.replays.is_empty()
             && self.resyncs.is_empty()
             && self.highest <= Some(base)
@@ -536,6 +541,8 @@ impl Member {
                 None
             }
             Err(_lagged) => {
+                // Also what the user was told, or a removal, was missed.
+                self.must_return |= room.may_have_members() || self.is_own_room(room);
                 let delivered = self.memberships.get(&room)?.through;
                 let live = self.hub.through();
                 self.go_live_from(room, live, live);

@@ -509,6 +509,26 @@ fn revoke(hub: &Hub, user: UserId, before: u64, room: RoomId, behind: u32) {
 }
 
 #[test]
+fn an_event_for_the_user_does_not_cover_a_room_that_is_being_joined() {
+    let hub = hub(10, usize::MAX);
+    let (lounge, user) = (RoomId::new(), UserId::new());
+    publish(&hub, lounge, 1);
+    let (mut member, client) = (Member::new(&hub), Client::default());
+    member.set_user(user);
+    member.set_direct_writer(client.clone());
+    let from = hub.through().unwrap();
+    let entry = member.announce_join(from);
+    assert_eq!(drain(&mut member), (0, true));
+    publish(&hub, lounge, 1);
+    change_member(&hub, RoomId::new(), user, true);
+    assert_eq!(drain(&mut member), (1, true));
+    let offset = member.offset().unwrap();
+    member.join(lounge, Start::From(from));
+    assert_eq!(offset.since(lounge, entry), from);
+    assert_eq!(drain(&mut member), (1, true));
+}
+
+#[test]
 fn a_join_that_was_checked_before_a_removal_is_refused() {
     let hub = hub(10, usize::MAX);
     let room: RoomId = "6b0bd1279c726f6f6d000001".parse().unwrap();

@@ -1,14 +1,19 @@
-//! Ring, hub and members together against a simple model of what a member must be given.
+//! Tests ring, hub and members together with a simple model of what a member must get.
 //!
-//! The model knows the whole stream as a list. A property test drives the real parts through
-//! random publishes, dispatches, joins, leaves, reads, evictions and reopenings, and compares
-//! each step with that list: no gap, no repetition, no other order, and an offset that says
-//! exactly what was given, whichever the client got last. When the client has not got the offset
-//! behind the last events, the one that it has says less, never more.
+//! The model knows the whole stream as a list. A property test drives the real parts with random
+//! publishes, dispatches, joins, leaves, reads, evictions and reopenings, and compares each step with
+//! that list: no gap, no repetition, no other order, and an offset that says exactly what was
+//! delivered. If the client has not got the offset of the last events, its offset says less, never
+//! more.
 //!
 //! Messages are edited, deleted and removed by other programs. From the moment at which that is
-//! known, nobody is given their text, wherever it waits: in the ring, in an inbox, or in the past
-//! that is still to be filled in. Such an event is passed over; that of the deletion is given.
+//! known, nobody gets their text, wherever it waits: in the ring, in an inbox, or in the past that
+//! is still to be filled in. Such an event is skipped; that of the deletion is delivered.
+//!
+//! One room is private. Its members are removed and added again. A removed member gets nothing of it
+//! after the removal, and joins only after it was added again.
+
+mod stream;
 
 use std::{
     cell::RefCell,
@@ -19,7 +24,6 @@ use std::{
     time::Duration,
 };
 
-use bson::{DateTime, rawdoc};
 use proptest::{
     collection::SizeRange,
     prelude::*,
@@ -28,36 +32,29 @@ use proptest::{
 
 use crate::{
     feed::{
-        event::{Delivery, Event, Kind, MessageKey, Removal},
+        event::{Delivery, Event, Kind, MessageKey},
         position::Position,
-        ring::{Batch, Epoch, Limits, Ring},
+        ring::{Batch, Epoch, Limits, Ring, Seq},
     },
     hub::{
         Hub,
-        inbox::{Bounds, DirectWriter},
-        member::{Member, Start},
+        inbox::{Bounds, DirectWriter, Ended},
+        member::{Member, NotJoined, Start},
         offset::{Entry, Offset},
     },
-    models::{Message, MessageId, RoomId, UserId},
+    models::{MessageId, RoomId, UserId},
 };
+
+use stream::{Change, Item, What};
 
 const ROOMS: usize = 3;
 const MEMBERS: usize = 2;
 
-/// The room of what is in the stream and in no room.
-const NOWHERE: usize = usize::MAX;
+/// The room that only its members may join.
+const PRIVATE: usize = ROOMS - 1;
 
-/// What happens to the collection. Messages that are there are counted from the newest.
-#[derive(Debug, Clone, Copy)]
-enum Change {
-    /// A message is sent to this room.
-    Send(usize),
-    Edit(usize),
-    /// A tombstone takes its place.
-    Delete(usize),
-    /// Another program removes it, so that the stream does not say its room.
-    Remove(usize),
-}
+/// The room of changes in the stream that are in no room.
+const NOWHERE: usize = usize::MAX;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -90,6 +87,7 @@ fn change() -> impl Strategy<Value = Change> {
         3 => (0..12_usize).prop_map(Change::Edit),
         2 => (0..12_usize).prop_map(Change::Delete),
         1 => (0..12_usize).prop_map(Change::Remove),
+        1 => (0..MEMBERS).prop_map(Change::Member),
     ]
 }
 
@@ -128,6 +126,25 @@ struct Expected {
     lost: bool,
     /// What the record of the session says.
     entry: Entry,
+    /// Removals up to here are past: the user was a member again.
+    checked: Position,
+}
+
+/// A join that was announced.
+#[derive(Debug, Clone, Copy)]
+struct Announced {
+    room: usize,
+    entry: Entry,
+    check: Check,
+}
+
+/// How far the hub was when the database said that the user is a member.
+#[derive(Debug, Clone, Copy)]
+struct Check {
+    cursor: Seq,
+    through: Position,
+    /// What the database had stored.
+    stored: Position,
 }
 
 /// The short way to a client, which has nothing else to read.
@@ -148,6 +165,8 @@ struct Told {
     room: RoomId,
     kind: Kind,
     message: Option<MessageKey>,
+    /// The member who was added or removed.
+    member: Option<UserId>,
 }
 
 impl Told {
@@ -157,12 +176,14 @@ impl Told {
             room: event.room(),
             kind: event.kind(),
             message: event.key().cloned(),
+            member: event.user().filter(|_| event.key().is_none()),
         }
     }
 }
 
 /// A session and its client.
 struct Client {
+    user: UserId,
     member: Member,
     /// One client has a short way, the other has not.
     shortly: Option<Shortly>,
@@ -171,26 +192,9 @@ struct Client {
     held: Option<Offset>,
     /// It was given events since.
     is_behind: bool,
-    announced: Option<(usize, Entry)>,
-}
-
-/// A place in the stream.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Item {
-    position: Position,
-    room: usize,
-    /// What happened there to which message; `None` where only time passed.
-    event: Option<(Kind, MessageId)>,
-}
-
-impl Item {
-    fn time(position: Position) -> Self {
-        Self { position, room: NOWHERE, event: None }
-    }
-
-    fn has_text(&self) -> bool {
-        matches!(self.event, Some((Kind::Message | Kind::Edited, _)))
-    }
+    announced: Option<Announced>,
+    /// This connection resumes an earlier one.
+    returned: bool,
 }
 
 struct Model {
@@ -208,6 +212,8 @@ struct Model {
     /// Those that are not there any more. A deletion of before the start is filled in before their
     /// text.
     gone: HashSet<MessageId>,
+    /// Whether each client is a member of the private room.
+    members: [bool; MEMBERS],
     clients: Vec<Client>,
 }
 
@@ -221,18 +227,21 @@ impl Model {
         let hub = Hub::new(ring.clone(), super::revoked(), bounds);
         let client = |index| {
             let mut client = Client {
+                user: UserId::new(),
                 member: Member::new(&hub),
                 shortly: (index == 0).then(Shortly::default),
                 rooms: HashMap::new(),
                 held: None,
                 is_behind: false,
                 announced: None,
+                returned: false,
             };
             client.connect(&hub);
             client
         };
         let clients = (0..MEMBERS).map(client).collect();
-        let rooms = [(); ROOMS].map(|()| RoomId::new());
+        let mut rooms = [(); ROOMS].map(|()| RoomId::new());
+        rooms[PRIVATE] = "6b0bd1279c726f6f6d000001".parse().unwrap();
         let mut model = Self {
             ring,
             hub,
@@ -243,76 +252,16 @@ impl Model {
             stream: vec![Item::time(Position::first_of(50, 1))],
             messages: Vec::new(),
             gone: HashSet::new(),
+            members: [true; MEMBERS],
             clients,
         };
         for &(change, shared) in past {
             // All of it was read before anything of it is filled in, so no room is unknown.
-            let item = model.change(change, shared, |_, message| Some(message.1));
-            model.stream.push(item);
+            model.change(change, shared, |_, message| Some(message.1));
         }
         model.unfilled = Some(model.stream.len());
         model.stream.push(Item::time(start));
         model
-    }
-
-    /// Changes the collection; gives the place of that in the stream. `room_of` is where the room of
-    /// a message is known that another program removes.
-    fn change(
-        &mut self,
-        change: Change,
-        shared: bool,
-        room_of: impl FnOnce(&Self, (MessageId, usize)) -> Option<usize>,
-    ) -> Item {
-        let last = self.stream.last().unwrap();
-        let position = match shared && last.event.is_some() {
-            true => last.position.next_of_same_time(),
-            false => Position::first_of(last.position.seconds() + 1, 1),
-        };
-        let count = self.messages.len();
-        let (kind, (message, room)) = match change {
-            Change::Edit(nth) if count > 0 => {
-                (Kind::Edited, self.messages[count - 1 - nth % count])
-            }
-            Change::Delete(nth) if count > 0 => {
-                (Kind::Deleted, self.messages.remove(count - 1 - nth % count))
-            }
-            Change::Remove(nth) if count > 0 => {
-                let message = self.messages.remove(count - 1 - nth % count);
-                (Kind::Deleted, (message.0, room_of(self, message).unwrap_or(NOWHERE)))
-            }
-            Change::Send(room)
-            | Change::Edit(room)
-            | Change::Delete(room)
-            | Change::Remove(room) => {
-                let sent = (MessageId::new(), room % ROOMS);
-                self.messages.push(sent);
-                (Kind::Message, sent)
-            }
-        };
-        if kind == Kind::Deleted {
-            self.gone.insert(message);
-        }
-        Item { position, room, event: Some((kind, message)) }
-    }
-
-    /// What the feed makes of a place in the stream.
-    fn event_of(&self, item: &Item) -> Option<Event> {
-        let (kind, MessageId(id)) = item.event?;
-        let room = *self.rooms.get(item.room)?;
-        let position = Some(item.position);
-        let at = DateTime::from_millis(0);
-        Some(match kind {
-            Kind::Message => {
-                let message = Message::new(room, UserId::new(), "hello");
-                Event::message(&Message { id: MessageId(id), ..message }, position)
-            }
-            Kind::Edited => {
-                let edited = rawdoc! { "_id": id, "room": room.0, "content": "hi", "editedAt": at };
-                Event::changed(&edited, position).unwrap()
-            }
-            // As for a tombstone.
-            _ => Removal::new(&rawdoc! { "_id": id }, item.position).unwrap().in_room(room),
-        })
     }
 
     /// Fills in as the feed does, until the ring takes no more.
@@ -333,16 +282,49 @@ impl Model {
         self.stream.last().unwrap().position
     }
 
-    /// What a member of `room` that has everything up to `after` is to be given next.
+    /// The next event for a member of `room` that got everything up to `after`.
     fn next(&self, room: usize, after: Position) -> Option<&Item> {
         self.stream
             .iter()
-            .find(|item| item.room == room && item.position > after && !self.is_passed_over(item))
+            .find(|item| item.room == room && item.position > after && !self.is_skipped(item))
     }
 
     /// Whether it has the text of a message that is known to be gone.
-    fn is_passed_over(&self, item: &Item) -> bool {
-        item.has_text() && item.event.is_some_and(|(_, message)| self.gone.contains(&message))
+    fn is_skipped(&self, item: &Item) -> bool {
+        item.has_text() && item.message().is_some_and(|message| self.gone.contains(&message))
+    }
+
+    /// The database is asked whether a client may join a room; `None` if not.
+    fn check(&self, client: usize, room: usize) -> Option<Check> {
+        let (cursor, through) = (self.hub.cursor(), self.hub.through().unwrap());
+        let check = Check { cursor, through, stored: self.newest() };
+        (room != PRIVATE || self.members[client]).then_some(check)
+    }
+
+    /// Whether a client may get an event of the private room: it was a member then, or is one again,
+    /// or the event is its removal.
+    fn may_see(&self, client: usize, position: Position) -> bool {
+        let changes = self
+            .stream
+            .iter()
+            .filter_map(|item| Some((item.position, item.member_change(client)?)));
+        let (before, later): (Vec<_>, Vec<_>) = changes.partition(|(at, _)| *at <= position);
+        let is_allowed =
+            |&(at, kind): &(Position, Kind)| kind == Kind::MemberAdded || at == position;
+        before.last().is_none_or(is_allowed)
+            || later.iter().any(|(_, kind)| *kind == Kind::MemberAdded)
+    }
+
+    /// Whether the last change of the member that was dispatched since the check is a removal.
+    fn was_removed_since(&self, check: Check, client: usize) -> bool {
+        let through = self.hub.through().unwrap();
+        let dispatched = self
+            .stream
+            .iter()
+            .rev()
+            .filter(|item| item.position <= through && item.position > check.through);
+        let mut changes = dispatched.filter_map(|item| item.member_change(client));
+        changes.next() == Some(Kind::MemberRemoved)
     }
 
     fn run(&mut self, step: Step) -> TestCaseResult {
@@ -354,15 +336,21 @@ impl Model {
                 self.hear()?;
             }
             Step::Announce(member, room) => {
+                let check = self.check(member, room);
                 let client = &mut self.clients[member];
-                if client.announced.is_none() && !client.rooms.contains_key(&room) {
-                    let from = self.hub.through().unwrap();
-                    client.announced = Some((room, client.member.announce_join(from)));
+                if client.announced.is_none()
+                    && !client.rooms.contains_key(&room)
+                    && let Some(check) = check
+                {
+                    let entry = client.member.announce_join(check.through);
+                    client.announced = Some(Announced { room, entry, check });
                 }
             }
             Step::JoinLive(member, room) => self.join(member, room, Start::Live)?,
             Step::JoinAfter(member, room, 0) => {
                 let ahead = Position::first_of(self.newest().seconds() + 1, 0);
+                // The cluster has reached it, so nothing happens before it any more.
+                self.stream.push(Item::time(ahead));
                 self.join(member, room, Start::After(ahead))?;
             }
             Step::JoinAfter(member, room, back) => {
@@ -402,16 +390,17 @@ impl Model {
     fn publish(&mut self, changes: &[(Change, bool)]) {
         let begin = self.stream.len();
         for &(change, shared) in changes {
-            let item = self.change(change, shared, |model, (message, room)| {
-                let is_here = |item: &Item| item.event.is_some_and(|(_, other)| other == message);
+            let added = self.stream.len();
+            self.change(change, shared, |model, (message, room)| {
+                let is_here = |item: &Item| item.message() == Some(message);
                 let is_known = model.stream[begin..].iter().any(is_here)
                     || model.ring.room_of(&MessageKey::Id(message.0)).is_some();
                 is_known.then_some(room)
             });
-            if let (NOWHERE, Some((_, message)), Some(_)) = (item.room, item.event, self.unfilled) {
+            let item = self.stream[added];
+            if let (NOWHERE, Some(message), Some(_)) = (item.room, item.message(), self.unfilled) {
                 self.ring.note_removed(MessageKey::Id(message.0));
             }
-            self.stream.push(item);
         }
         let events = self.stream[begin..].iter().filter_map(|item| self.event_of(item)).collect();
         let newest = self.newest();
@@ -427,23 +416,47 @@ impl Model {
     }
 
     fn join(&mut self, member: usize, room: usize, start: Start) -> TestCaseResult {
+        let check = self.check(member, room);
         let client = &mut self.clients[member];
-        let (room, start, entry) = match (client.announced.take(), start) {
-            (Some((room, entry)), Start::Live) => (room, Start::From(entry.from), entry),
-            (Some((room, entry)), Start::After(from)) => (room, start, Entry { from, ..entry }),
-            (_, start) => {
-                let live = self.hub.through().unwrap();
-                let from = if let Start::After(since) = start { since } else { live };
-                (room, start, client.member.announce_join(from))
+        let (room, start, entry, check) = match (client.announced.take(), start, check) {
+            (Some(Announced { room, entry, check }), Start::Live, _) => {
+                (room, Start::From(entry.from), entry, check)
             }
+            // A session asks the database for a state that includes its position.
+            (Some(Announced { room: PRIVATE, check, .. }), Start::After(from), _)
+                if from > check.stored =>
+            {
+                client.member.cancel_join();
+                return Ok(());
+            }
+            (Some(Announced { room, entry, check }), Start::After(from), _) => {
+                (room, start, Entry { from, ..entry }, check)
+            }
+            (_, start, Some(check)) => {
+                let from = if let Start::After(since) = start { since } else { check.through };
+                (room, start, client.member.announce_join(from), check)
+            }
+            (_, _, None) => return Ok(()),
         };
         let whole = matches!(
             start,
             Start::After(since) | Start::From(since) if self.ring.recovers(self.rooms[room], since)
         );
         let recoverable = whole && matches!(start, Start::After(_));
-        let joined = client.member.join(self.rooms[room], start);
+        let joined = client.member.join_checked(self.rooms[room], start, check.cursor);
         client.member.cancel_join();
+        let joined = match joined {
+            Ok(joined) => joined,
+            // The ring has let go of what came since the check.
+            Err(NotJoined::Unknown) => return Ok(()),
+            Err(NotJoined::Removed) => {
+                prop_assert!(room == PRIVATE && self.was_removed_since(check, member));
+                return Ok(());
+            }
+        };
+        prop_assert!(room != PRIVATE || !self.was_removed_since(check, member));
+        let checked = self.hub.through().unwrap();
+        let client = &mut self.clients[member];
         let position = joined.position.expect("the ring is open");
         if let Some(expected) = client.rooms.get(&room) {
             // A second join changes nothing, and promises nothing that was not yet given.
@@ -457,7 +470,8 @@ impl Model {
             prop_assert_eq!(position, since);
         }
         let resync = start != Start::Live && !whole;
-        client.rooms.insert(room, Expected { after: position, resync, lost: false, entry });
+        let expected = Expected { after: position, resync, lost: false, entry, checked };
+        client.rooms.insert(room, expected);
         Ok(())
     }
 
@@ -465,6 +479,7 @@ impl Model {
     fn come_back(&mut self, index: usize) -> TestCaseResult {
         let client = &mut self.clients[index];
         client.connect(&self.hub);
+        client.returned = true;
         let held = client.held.as_ref().map(|held| held.to_string().parse().unwrap());
         if let Some(Offset { base, joins, .. }) = held {
             client.member.remember(Some(base), joins.unwrap_or(0));
@@ -473,12 +488,20 @@ impl Model {
         for expected in rooms.values() {
             client.member.remember(expected.entry.known, expected.entry.join);
         }
+        if let Some(held) = &held {
+            let since = held.of(client.user.own_room());
+            client.member.resume_user(since);
+        }
         for (number, Expected { entry, .. }) in rooms {
+            if self.check(index, number).is_none() {
+                continue;
+            }
             let room = self.rooms[number];
             let since = held.as_ref().map_or(entry.from, |held| held.since(room, entry));
             self.join(index, number, Start::After(since))?;
             // The record is not written again.
-            self.clients[index].rooms.get_mut(&number).unwrap().entry = entry;
+            let joined = self.clients[index].rooms.get_mut(&number);
+            joined.into_iter().for_each(|expected| expected.entry = entry);
         }
         Ok(())
     }
@@ -489,8 +512,17 @@ impl Model {
         let Poll::Ready(next) = client.member.poll_next(&Context::from_waker(Waker::noop())) else {
             return Ok(false);
         };
-        let delivery = next.map_err(|ended| TestCaseError::fail(ended.to_string()))?;
-        self.given(index, Told::of(delivery.event()))?;
+        match next {
+            Ok(delivery) => self.given(index, Told::of(delivery.event()))?,
+            // It may have missed a removal, or what its user was told while it was away. So its
+            // client connects again.
+            Err(ended) => {
+                let Client { rooms, returned, .. } = &self.clients[index];
+                prop_assert_eq!(ended, Ended::TooSlow);
+                prop_assert!(rooms.contains_key(&PRIVATE) || *returned, "too slow");
+                self.come_back(index)?;
+            }
+        }
         Ok(true)
     }
 
@@ -510,6 +542,10 @@ impl Model {
 
     /// Judges an event that was given to a client.
     fn given(&mut self, index: usize, told: Told) -> TestCaseResult {
+        if matches!(told.kind, Kind::RoomAdded | Kind::RoomRemoved) {
+            prop_assert_eq!(told.member, Some(self.clients[index].user), "of another user");
+            return Ok(());
+        }
         let room = self.rooms.iter().position(|&room| room == told.room).unwrap();
         let expected = self.clients[index].rooms.get_mut(&room);
         prop_assert!(expected.is_some(), "an event of a room that it is not in");
@@ -522,12 +558,23 @@ impl Model {
         } else {
             prop_assert!(!expected.resync, "an event before the promised resync");
             let after = std::mem::replace(&mut expected.after, told.position);
-            let next = self.next(room, after).and_then(|&Item { position, event, .. }| {
-                let (kind, message) = event?;
-                let message = Some(MessageKey::Id(message.0));
-                Some(Told { position, room: self.rooms[room], kind, message })
+            let checked = expected.checked;
+            let next = self.next(room, after).and_then(|item| {
+                let (kind, message, member) = match item.event? {
+                    What::Message(kind, id) => (kind, Some(MessageKey::Id(id.0)), None),
+                    What::Member(kind, client) => (kind, None, Some(self.clients[client].user)),
+                };
+                let (position, room) = (item.position, self.rooms[room]);
+                Some(Told { position, room, kind, message, member })
             });
+            let is_removed = told.kind == Kind::MemberRemoved
+                && told.member == Some(self.clients[index].user)
+                && told.position > checked;
+            prop_assert!(room != PRIVATE || self.may_see(index, told.position), "not a member");
             prop_assert_eq!(Some(told), next, "not the next event of this room");
+            if is_removed {
+                self.clients[index].rooms.remove(&room);
+            }
         }
         Ok(())
     }
@@ -576,6 +623,7 @@ impl Client {
     /// Begins a connection.
     fn connect(&mut self, hub: &Hub) {
         self.member = Member::new(hub);
+        self.member.set_user(self.user);
         if let Some(shortly) = &self.shortly {
             self.member.set_direct_writer(shortly.clone());
         }
