@@ -76,7 +76,14 @@ impl Client {
         };
         match added {
             true => known.outside = known.outside.map(|_| Instant::now()),
-            false => known.leave(try_again),
+            false => {
+                known.leave(try_again);
+                if self.kind != Kind::Plain {
+                    // A session that was resumed without this room had offsets before this event.
+                    // They do not hold for the room.
+                    known.since = None;
+                }
+            }
         }
     }
 
