@@ -258,9 +258,15 @@ impl Worker {
         };
         let checked = self.hub.cursor();
         let since = offset.as_ref().map(|offset| offset.of(claims.user.own_room()));
-        let had = stored.rooms.len();
+        let had: Vec<_> = stored.rooms.iter().map(|(room, _)| *room).collect();
         let stored_rooms = self.still_visible(stored.rooms, claims.user).await?;
-        let was_removed = stored_rooms.len() < had;
+        let was_removed = stored_rooms.len() < had.len();
+        for room in had {
+            if !stored_rooms.iter().any(|(kept, _)| *kept == room) {
+                // Offsets from now on say nothing about it, also if the user is added again.
+                record.leave(room).await?;
+            }
+        }
         if !self.can_tell_user(claims.user, since, was_removed).await? {
             record.remove().await;
             return Ok(None);
