@@ -55,6 +55,8 @@ pub struct Application {
     addr: SocketAddr,
     server: Server,
     registry: Arc<SessionRegistry>,
+    /// For what is still to be written when nothing is served any more.
+    chat: Chat,
     shutdown_timeout: Duration,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -152,6 +154,7 @@ impl Application {
         let following = Arc::clone(&feed);
         let following = async move { following.run().await };
         tasks.spawn(stop.clone().run_until_cancelled_owned(following));
+        let background_store = store.clone();
         let sweep = Arc::clone(&registry).sweep(store);
         tasks.spawn(stop.clone().run_until_cancelled_owned(sweep));
         // Wait for the feed, so that the first clients get positions; but not long, because MongoDB
@@ -175,6 +178,17 @@ impl Application {
         let limits = Data::new(Limits::new(&config));
         let metrics = Data::new(Metrics::new());
         let refusals = Data::new(Refusals::default());
+        let recent_marks = Arc::default();
+        let background = Chat::new(
+            background_store,
+            Arc::clone(&feed),
+            limits.clone(),
+            metrics.clone(),
+            Arc::clone(&recent_marks),
+            config.legacy_trust,
+        );
+        let writing = background.clone().write_marks_for_ever();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(writing));
         let passwords = Data::new(Passwords::new(config.password_hash));
         let draining = Arc::clone(&registry);
         let connections = Registry::default();
@@ -186,6 +200,7 @@ impl Application {
                 Arc::clone(&feed),
                 limits.clone(),
                 metrics.clone(),
+                Arc::clone(&recent_marks),
                 config.legacy_trust,
             );
             let hub = Hub::new(Arc::clone(feed.ring()), Bounds::SESSION);
@@ -228,7 +243,16 @@ impl Application {
             log_address(addr);
         }
         log_pages(addr, demo);
-        Ok(Self { addr, server, registry: draining, shutdown_timeout, tasks, stop, mongod })
+        Ok(Self {
+            addr,
+            server,
+            registry: draining,
+            chat: background,
+            shutdown_timeout,
+            tasks,
+            stop,
+            mongod,
+        })
     }
 
     /// The address where it listens, with the real port if `PORT` is 0.
@@ -275,6 +299,10 @@ impl Application {
         self.tasks.close();
         // The tasks only wait for MongoDB, so a timeout loses nothing.
         let _ = tokio::time::timeout(self.shutdown_timeout, self.tasks.wait()).await;
+        let writing = self.chat.write_last_marks();
+        if tokio::time::timeout(self.shutdown_timeout, writing).await.is_err() {
+            log::warn!("The read marks of the last second were not stored, since MongoDB is away");
+        }
         if let Some(MongodTask { task, stop }) = self.mongod {
             drop(stop);
             // The task ends by itself in bounded time.

@@ -341,8 +341,8 @@ impl ApiError {
             }
             Self::InvalidField { field, problem } => format!("{field}: {problem}"),
             Self::UnknownEvent => {
-                "event: must be joinRoom, leaveRoom, sendMessage, editMessage, deleteMessage or \
-                 authenticate"
+                "event: must be joinRoom, leaveRoom, sendMessage, editMessage, deleteMessage, \
+                 markAsRead or authenticate"
                     .to_owned()
             }
             Self::TokenMissing => "token: is required".to_owned(),

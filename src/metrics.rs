@@ -31,6 +31,7 @@ pub struct Metrics {
     deliveries: IntCounterVec,
     recoveries: IntCounterVec,
     message_changes: IntCounterVec,
+    read_marks: IntCounterVec,
     disconnects: IntCounterVec,
     limits: IntCounterVec,
     refusals: IntCounterVec,
@@ -226,6 +227,11 @@ impl Metrics {
                 "Requests to edit or delete a message, by change and outcome.",
                 &["change", "outcome"],
             ),
+            read_marks: new.counters(
+                "chat_read_marks_total",
+                "Requests to mark a message as read, by outcome.",
+                &["outcome"],
+            ),
             disconnects: new.counters(
                 "chat_disconnects_total",
                 "Sockets that were closed, by wire and reason.",
@@ -312,6 +318,11 @@ impl Metrics {
     /// Counts an answered request to change a message.
     pub fn message_change(&self, change: MessageChange, outcome: Outcome) {
         self.message_changes.with_label_values(&[change.label(), outcome.label()]).inc();
+    }
+
+    /// Counts an answered request to mark a message as read.
+    pub fn read_mark(&self, outcome: Outcome) {
+        self.read_marks.with_label_values(&[outcome.label()]).inc();
     }
 
     /// Counts messages that could not be stored after the connection of their client had ended.

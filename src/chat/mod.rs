@@ -1,6 +1,8 @@
 //! The operations of the chat, for REST and sockets alike, in one file each.
 
 mod edit;
+mod marks;
+mod overview;
 mod purge;
 mod rooms;
 mod send;
@@ -16,6 +18,8 @@ use crate::metrics::Metrics;
 use crate::models::{RoomId, Store, UserId};
 
 pub use edit::{Changed, Edit};
+pub use marks::{MarkAsRead, Marked, RecentMarks};
+pub use overview::{ListedRoom, Reading, RoomOverview};
 pub use purge::purge_for_ever;
 pub use rooms::{RoomChange, RoomWithMembers};
 pub use send::{Draft, Sent};
@@ -27,6 +31,7 @@ pub struct Chat {
     feed: Arc<Feed>,
     limits: Data<Limits>,
     metrics: Data<Metrics>,
+    recent_marks: Arc<RecentMarks>,
     believes_senders: bool,
 }
 
@@ -48,14 +53,16 @@ impl Chat {
         };
         if is_visible { Ok(()) } else { Err(ApiError::RoomNotFound) }
     }
+
     /// A chat over this store. `believes_senders` is `LEGACY_TRUST`.
     pub fn new(
         store: Store,
         feed: Arc<Feed>,
         limits: Data<Limits>,
         metrics: Data<Metrics>,
+        recent_marks: Arc<RecentMarks>,
         believes_senders: bool,
     ) -> Self {
-        Self { store, feed, limits, metrics, believes_senders }
+        Self { store, feed, limits, metrics, recent_marks, believes_senders }
     }
 }

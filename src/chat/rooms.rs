@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use bson::DateTime;
+
 use super::Chat;
 use crate::casts::{required_id, required_text};
 use crate::error::ApiError;
@@ -107,30 +109,6 @@ impl Chat {
     ) -> Result<RoomWithMembers, ApiError> {
         let room = self.members_room(room, user).await?;
         self.with_members(room).await
-    }
-
-    /// A page of the rooms with members that `user` is in, in the order of their ids: the last ones
-    /// before `before`.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn rooms_of_member(
-        &self,
-        user: UserId,
-        limit: usize,
-        before: Option<RoomId>,
-    ) -> Result<Vec<RoomWithMembers>, ApiError> {
-        let rooms = &self.store.members_rooms;
-        let mut page = rooms.rooms_of(user).await?;
-        page.retain(|room| before.is_none_or(|before| room.id < before));
-        page.drain(..page.len().saturating_sub(limit));
-        let ids: Vec<_> = page.iter().map(|room| room.id).collect();
-        let mut members = rooms.members_of_all(&ids).await?;
-        let with_members = |room: MembersRoom| {
-            let members = members.remove(&room.id).unwrap_or_default();
-            RoomWithMembers { room, members }
-        };
-        Ok(page.into_iter().map(with_members).collect())
     }
 
     /// Adds a member. One who is there already stays.
@@ -329,6 +307,16 @@ impl Chat {
 }
 
 impl RoomWithMembers {
+    pub(super) fn new(room: MembersRoom, members: Vec<Membership>) -> Self {
+        Self { room, members }
+    }
+
+    /// When a member was added.
+    pub(super) fn joined_at(&self, user: UserId) -> Option<DateTime> {
+        let member = self.members.iter().find(|member| member.user == user);
+        member.map(|member| member.joined_at)
+    }
+
     /// `{"room":{…}}`, as all routes but the creation answer it.
     pub fn to_json(&self) -> Vec<u8> {
         let mut json = br#"{"room":"#.to_vec();

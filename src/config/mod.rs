@@ -47,6 +47,7 @@ pub const VARIABLES: &[&str] = &[
     "RATE_LIMIT_CONNECT",
     "RATE_LIMIT_EVENTS",
     "RATE_LIMIT_ROOM",
+    "RATE_LIMIT_SIGNALS",
     "TRUST_PROXY",
     "MAX_CONNECTIONS",
     "MAX_CONNECTIONS_PER_ADDRESS",
@@ -106,6 +107,8 @@ pub struct Config {
     pub rate_limit_events: u32,
     /// `RATE_LIMIT_ROOM`: new rooms per minute and user.
     pub rate_limit_room: u32,
+    /// `RATE_LIMIT_SIGNALS`: read marks, and questions who is in a room, per minute and user.
+    pub rate_limit_signals: u32,
     /// `TRUST_PROXY`: how many proxies in front set `X-Forwarded-For`.
     pub trust_proxy: u8,
     /// `MAX_CONNECTIONS`: sockets at once; `None` is [`DEFAULT_MAX_CONNECTIONS`], or as many as
@@ -296,6 +299,7 @@ impl Config {
             rate_limit_connect: vars.parse("RATE_LIMIT_CONNECT", 6000, PER_MINUTE)?,
             rate_limit_events: vars.parse("RATE_LIMIT_EVENTS", 6000, PER_MINUTE)?,
             rate_limit_room: vars.parse("RATE_LIMIT_ROOM", 600, PER_MINUTE)?,
+            rate_limit_signals: vars.parse("RATE_LIMIT_SIGNALS", 3000, PER_MINUTE)?,
             trust_proxy: vars.parse("TRUST_PROXY", 0, "the number of proxies, 0 to 255")?,
             max_connections: vars.in_range(
                 "MAX_CONNECTIONS",

@@ -20,7 +20,9 @@ use bytestring::ByteString;
 
 use super::position::Position;
 use crate::{
-    models::{Membership, Message, RoomId, UserId, message::Malformed, revision::is_tombstone},
+    models::{
+        Mark, Membership, Message, RoomId, UserId, message::Malformed, revision::is_tombstone,
+    },
     mongoose::Hydrated,
     views,
 };
@@ -32,7 +34,7 @@ pub struct Event {
     room: RoomId,
     /// The message; `None` for an event about no message.
     message: Option<MessageKey>,
-    /// The sender of a message, or the member who was added or removed.
+    /// The sender of a message, the member who was added or removed, or the user who has read.
     user: Option<UserId>,
     /// `None` on a standalone MongoDB, which has no change stream.
     position: Option<Position>,
@@ -61,6 +63,10 @@ pub enum Kind {
     RoomAdded,
     /// `roomRemoved`, to all sessions of the user who was removed from a room: the data is `{room}`.
     RoomRemoved,
+    /// `messageRead`, to the members of the room: the data is `{room, user, message}`.
+    Read,
+    /// `messageRead`, to all sessions of the user who has read.
+    OwnRead,
     /// `resync`: messages may have been missed, so the client fetches the history; the data is
     /// `{room, position}`.
     Resync,
@@ -108,6 +114,7 @@ impl Kind {
             Self::RoomChanged => "roomChanged",
             Self::RoomAdded => "roomAdded",
             Self::RoomRemoved => "roomRemoved",
+            Self::Read | Self::OwnRead => "messageRead",
             Self::Resync => "resync",
         }
     }
@@ -219,6 +226,16 @@ impl Event {
         Self::new(Kind::RoomChanged, room, None, position, data)
     }
 
+    /// The two events of a user who has read: for the members of the room, and for the sessions of
+    /// that user.
+    pub fn read(mark: &Mark, positions: Option<[Position; 2]>) -> [Self; 2] {
+        let (room, user) = (mark.room, Some(mark.user));
+        let [first, second] = positions.map_or([None, None], |[a, b]| [Some(a), Some(b)]);
+        let data = text(|json| views::message_read(json, mark));
+        let own = Self::new(Kind::OwnRead, mark.user.own_room(), None, second, data.clone());
+        [Self::new(Kind::Read, room, None, first, data).of_user(user), own.of_user(user)]
+    }
+
     /// A message that was stored.
     pub fn message(message: &Message<'_>, position: Option<Position>) -> Self {
         let mut json = Vec::with_capacity(message.content.len() + 256);
@@ -289,14 +306,19 @@ impl Event {
         self.kind
     }
 
-    /// The sender of a message, or the member who was added or removed.
+    /// The sender of a message, the member who was added or removed, or the user who has read.
     pub fn user(&self) -> Option<UserId> {
         self.user
     }
 
     /// Whether this is for all sessions of a user, whatever rooms they are in.
     pub fn is_of_user(&self) -> bool {
-        matches!(self.kind, Kind::RoomAdded | Kind::RoomRemoved)
+        matches!(self.kind, Kind::RoomAdded | Kind::RoomRemoved | Kind::OwnRead)
+    }
+
+    /// The user whose sessions are told the same by another event, and are not told by this one.
+    pub fn passes_over(&self) -> Option<UserId> {
+        self.user.filter(|_| self.kind == Kind::Read)
     }
 
     /// The user who is given nothing of the room behind this.

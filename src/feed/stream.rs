@@ -23,7 +23,8 @@ use super::{
     position::Position,
 };
 use crate::models::{
-    Failure, MembersRoom, Membership, RoomId, RoomKind, failure::describe, message::Malformed, own,
+    Failure, Mark, MembersRoom, Membership, RoomId, RoomKind, failure::describe,
+    message::Malformed, own,
 };
 
 /// A larger document is not delivered: it becomes a `resync` of its room. MongoDB sends only its
@@ -201,7 +202,8 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
     let is_large = doc! { "$gt": [{ "$bsonSize": "$fullDocument" }, LARGEST_DOCUMENT] };
     let room_is_id = doc! { "$eq": [{ "$type": "$fullDocument.room" }, "objectId"] };
     let documents = doc! { "$in": ["insert", "update", "replace", "delete"] };
-    let (rooms, members) = (own::ROOMS.collection, own::MEMBERS.collection);
+    let (rooms, members, marks) =
+        (own::ROOMS.collection, own::MEMBERS.collection, own::MARKS.collection);
     // Events that end the stream must pass, or the stream would stall without a reason.
     let mut ends = vec!["dropDatabase", "invalidate"];
     let mut passes = vec![
@@ -218,6 +220,11 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
                 "documentKey._id.room": { "$exists": true },
             },
             doc! { "ns.coll": rooms, "operationType": "replace" },
+            doc! {
+                "ns.coll": marks,
+                "operationType": { "$in": ["insert", "replace"] },
+                "documentKey._id.room": { "$exists": true },
+            },
         ]),
         Scope::Messages => ends.extend(["drop", "rename"]),
     }
@@ -272,14 +279,18 @@ fn read_reply(
                 let position = position_after(last, time);
                 let collection = event.get_document("ns").and_then(|ns| ns.get_str("coll"));
                 let collection = collection.unwrap_or_default();
+                // A change of a member and a mark are told twice: to the room, and to the user.
                 let is_of_members = collection == own::MEMBERS.collection;
-                // A change of a member is told twice: to the room, and to the user.
-                let end = if is_of_members { position.next_of_same_time() } else { position };
+                let is_mark = collection == own::MARKS.collection;
+                let is_told_twice = is_of_members || is_mark;
+                let end = if is_told_twice { position.next_of_same_time() } else { position };
                 last = Some(end);
                 read.newest = last;
                 if last > published {
                     if is_of_members {
                         read.take_member(event, [position, end]);
+                    } else if is_mark {
+                        read.take_mark(event, [position, end]);
                     } else if collection == own::ROOMS.collection {
                         read.take_room(event, position);
                     } else {
@@ -304,6 +315,12 @@ impl Reply {
             Err(_) => Membership::removed(event)
                 .map(|(room, user)| Event::member_removed(room, user, Some(positions))),
         };
+        self.changes.extend(events.into_iter().flatten().map(Change::Event));
+    }
+
+    fn take_mark(&mut self, event: &RawDocument, positions: [Position; 2]) {
+        let mark = event.get_document("fullDocument").ok().and_then(Mark::read);
+        let events = mark.map(|mark| Event::read(&mark, Some(positions)));
         self.changes.extend(events.into_iter().flatten().map(Change::Event));
     }
 

@@ -470,7 +470,11 @@ impl Member {
                     let through = event.position().max(self.hub.through());
                     self.go_live_from(room, through, event.position());
                 }
-                Some(event).filter(|event| !event.is_withdrawn()).map(Delivery::new)
+                let passed_over = event.passes_over();
+                let is_told = passed_over.is_none() || passed_over != self.user;
+                Some(event)
+                    .filter(|event| is_told && !event.is_withdrawn())
+                    .map(Delivery::new)
             }
             Ok(_) => {
                 let through = self.hub.through();

@@ -45,6 +45,10 @@ const MAX_DISPATCHED: usize = 64;
 /// room does not delay others.
 const MAX_DIRECT_WRITES: usize = 256;
 
+/// How many sessions of one worker may have joined a room in which others are told who has read.
+/// Beyond that, each mark would cost too much.
+const MAX_TOLD_OF_READING: usize = 100;
+
 /// See the [module](self). Clones are handles on the same hub.
 #[derive(Clone)]
 pub struct Hub {
@@ -234,8 +238,14 @@ impl HubState {
             return self.tell_user(seq, event, max_direct);
         }
         let Entry::Occupied(mut subscriptions) = self.rooms.entry(event.room()) else { return 0 };
-        let removed = event.removes();
+        let (removed, passed_over) = (event.removes(), event.passes_over());
+        if passed_over.is_some() && subscriptions.get().len() > MAX_TOLD_OF_READING {
+            return 0;
+        }
         let users = &self.users;
+        let is_of = |id: &MemberId, user: Option<UserId>| {
+            user.is_some() && users.get(id).map(|(user, _)| *user) == user
+        };
         let delivery = Delivery::new(event);
         let position = delivery.event().position();
         let mut written = 0;
@@ -243,7 +253,10 @@ impl HubState {
             if position.is_some() && position <= subscription.floor {
                 return true;
             }
-            if removed.is_some() && users.get(id).map(|(user, _)| *user) == removed {
+            if is_of(id, passed_over) {
+                return true;
+            }
+            if is_of(id, removed) {
                 // The member learns of it from the event, which is the last of the room.
                 subscription.inbox.put(InboxItem::Event(seq, Rc::clone(&delivery)));
                 return false;

@@ -212,13 +212,13 @@ impl Membership {
     }
 }
 
-/// The `_id` of a member.
-fn member_id(room: RoomId, user: UserId) -> Document {
+/// The `_id` of what there is once for a user in a room.
+pub(super) fn member_id(room: RoomId, user: UserId) -> Document {
     doc! { "room": room.0, "user": user.0 }
 }
 
-/// Matches the members of a room, by the index of `_id`.
-fn in_room(room: RoomId) -> Document {
+/// Matches what there is for the users of a room, by the index of `_id`.
+pub(super) fn in_room(room: RoomId) -> Document {
     doc! { "_id": {
         "$gte": { "room": room.0, "user": Bson::MinKey },
         "$lte": { "room": room.0, "user": Bson::MaxKey },

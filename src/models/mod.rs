@@ -7,9 +7,11 @@ mod batcher;
 pub mod failure;
 pub mod idempotency;
 pub mod indexes;
+pub mod marks;
 pub mod members;
 pub mod message;
 mod ordinary;
+pub mod overview;
 pub mod own;
 pub mod readiness;
 pub mod revision;
@@ -29,6 +31,7 @@ use mongodb::{Collection, Database};
 pub use failure::{Failure, RefusingIndex};
 pub use idempotency::{Idempotency, IdempotencyKey};
 pub use indexes::{UniqueIndex, Upkeep};
+pub use marks::{Mark, Marks};
 pub use members::{MembersRoom, MembersRooms, Membership, RoomKind};
 pub use message::{Message, Messages};
 use own::Own;
@@ -104,6 +107,7 @@ pub struct Shared {
     sockets: own::State,
     members_rooms: own::State,
     members: own::State,
+    marks: own::State,
     ready: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -119,6 +123,7 @@ impl Default for Shared {
             sockets: own::State::new(&own::SOCKETS),
             members_rooms: own::State::new(&own::ROOMS),
             members: own::State::new(&own::MEMBERS),
+            marks: own::State::new(&own::MARKS),
             ready: Arc::default(),
         }
     }
@@ -137,7 +142,9 @@ pub struct Store {
     pub sockets: Sockets,
     /// Private rooms and direct conversations.
     pub members_rooms: MembersRooms,
-    own: [own::State; 4],
+    /// How far users have read.
+    pub marks: Marks,
+    own: [own::State; 5],
     /// When the database was last found to be ready.
     ready: Arc<Mutex<Option<Instant>>>,
     database: Database,
@@ -167,11 +174,13 @@ impl Store {
                 rooms: Own::new(&database, &shared.members_rooms),
                 members: Own::new(&database, &shared.members),
             },
+            marks: Marks { marks: Own::new(&database, &shared.marks) },
             own: [
                 shared.keys.clone(),
                 shared.sockets.clone(),
                 shared.members_rooms.clone(),
                 shared.members.clone(),
+                shared.marks.clone(),
             ],
             ready: Arc::clone(&shared.ready),
             database,

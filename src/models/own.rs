@@ -86,8 +86,16 @@ pub static MEMBERS: Purpose = Purpose {
     looked_up_by: Some("_id.user"),
 };
 
+/// How far users have read in rooms.
+pub static MARKS: Purpose = Purpose {
+    collection: "realtime_chat_backend_marks",
+    feature: "Marking messages as read",
+    expiry: None,
+    looked_up_by: Some("_id.user"),
+};
+
 /// All own collections.
-pub static ALL: [&Purpose; 4] = [&SOCKETS, &KEYS, &ROOMS, &MEMBERS];
+pub static ALL: [&Purpose; 5] = [&SOCKETS, &KEYS, &ROOMS, &MEMBERS, &MARKS];
 
 /// What a collection with the name of an own collection contains.
 #[derive(Debug, Clone, PartialEq, Eq)]

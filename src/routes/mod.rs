@@ -62,6 +62,7 @@ table! {
     Guarded Precise rooms::get_room;
     Guarded Precise rooms::change_room;
     Guarded Precise rooms::delete_room;
+    Guarded Precise rooms::mark_as_read;
     Guarded Precise rooms::add_member;
     Guarded Precise rooms::remove_member;
     Guarded Configured messages::get_messages;

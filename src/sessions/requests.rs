@@ -13,7 +13,7 @@ use super::{Answer, Session};
 use crate::auth::Claims;
 use crate::auth::credentials::{TokenRefused, verify_event};
 use crate::casts::required_id;
-use crate::chat::{Draft, Edit};
+use crate::chat::{Draft, Edit, MarkAsRead};
 use crate::config::ErrorMode;
 use crate::error::ApiError;
 use crate::feed::position::Position;
@@ -50,6 +50,8 @@ pub enum RequestKind {
     EditMessage,
     /// Delete a message.
     DeleteMessage,
+    /// Mark a room as read.
+    MarkAsRead,
     /// Use a newer token.
     Authenticate,
 }
@@ -81,12 +83,13 @@ pub(super) enum Outcome {
 
 impl RequestKind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::JoinRoom,
         Self::LeaveRoom,
         Self::SendMessage,
         Self::EditMessage,
         Self::DeleteMessage,
+        Self::MarkAsRead,
         Self::Authenticate,
     ];
 
@@ -98,6 +101,7 @@ impl RequestKind {
             Self::SendMessage => "sendMessage",
             Self::EditMessage => "editMessage",
             Self::DeleteMessage => "deleteMessage",
+            Self::MarkAsRead => "markAsRead",
             Self::Authenticate => "authenticate",
         }
     }
@@ -111,14 +115,17 @@ impl RequestKind {
     /// whatever `ERRORS` is.
     pub const fn errors(self, configured: ErrorMode) -> ErrorMode {
         match self {
-            Self::EditMessage | Self::DeleteMessage => ErrorMode::Precise,
+            Self::EditMessage | Self::DeleteMessage | Self::MarkAsRead => ErrorMode::Precise,
             _ => configured,
         }
     }
 
     /// Whether it stores something, which must not be lost when its connection ends.
     const fn stores(self) -> bool {
-        matches!(self, Self::SendMessage | Self::EditMessage | Self::DeleteMessage)
+        matches!(
+            self,
+            Self::SendMessage | Self::EditMessage | Self::DeleteMessage | Self::MarkAsRead
+        )
     }
 }
 
@@ -240,6 +247,7 @@ impl<T> Session<T> {
             (Ok(()), RequestKind::SendMessage) => self.send(&data, deadline, &mut recipients),
             (Ok(()), RequestKind::EditMessage) => self.edit(&data),
             (Ok(()), RequestKind::DeleteMessage) => self.delete(&data),
+            (Ok(()), RequestKind::MarkAsRead) => self.mark_as_read(&data),
             (Ok(()), RequestKind::Authenticate) => self.authenticate(&data),
         };
         let count = recipients.len();
@@ -422,6 +430,15 @@ impl<T> Session<T> {
         single(async move {
             let deleted = worker.chat.delete(&message, user).await?;
             Ok(Outcome::Sent(deleted.to_json()))
+        })
+    }
+
+    fn mark_as_read(&self, data: &str) -> RequestFuture {
+        let (worker, user) = (self.worker.clone(), self.user);
+        let request = MarkAsRead::take(&mut Fields::from_json(data).unwrap_or_default());
+        single(async move {
+            let marked = worker.chat.mark_as_read(request, user).await?;
+            Ok(Outcome::Sent(marked.to_json()))
         })
     }
 

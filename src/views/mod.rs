@@ -12,7 +12,9 @@ pub use document::{document, live_document, message_id};
 
 use crate::models::revision::is_tombstone;
 use crate::models::user::Username;
-use crate::models::{MembersRoom, Membership, Message, Room, RoomId, RoomKind, UserId};
+use crate::models::{
+    Mark, MembersRoom, Membership, Message, MessageId, Room, RoomId, RoomKind, UserId,
+};
 use crate::mongoose::Hydrated;
 use crate::mongoose::date::{self, Civil};
 
@@ -102,6 +104,34 @@ pub fn room_alone(out: &mut Vec<u8>, room: RoomId) {
     out.extend_from_slice(b"{\"room\":");
     push_quoted_id(out, room.0);
     out.push(b'}');
+}
+
+/// Appends `{room,user,message}`: what `messageRead` says.
+pub fn message_read(out: &mut Vec<u8>, mark: &Mark) {
+    out.extend_from_slice(b"{\"room\":");
+    push_quoted_id(out, mark.room.0);
+    out.extend_from_slice(b",\"user\":");
+    push_quoted_id(out, mark.user.0);
+    out.extend_from_slice(b",\"message\":");
+    push_quoted_id(out, mark.message.0);
+    out.push(b'}');
+}
+
+/// Appends `{room,message}`: the answer to a mark.
+pub fn marked(out: &mut Vec<u8>, mark: &Mark) {
+    out.extend_from_slice(b"{\"room\":");
+    push_quoted_id(out, mark.room.0);
+    out.extend_from_slice(b",\"message\":");
+    push_quoted_id(out, mark.message.0);
+    out.push(b'}');
+}
+
+/// Appends `,"unread":…,"lastRead":…`: what a user has read of a room in the list.
+pub fn reading(out: &mut Vec<u8>, unread: u32, last_read: Option<MessageId>) {
+    out.extend_from_slice(b",\"unread\":");
+    push_display(out, unread);
+    out.extend_from_slice(b",\"lastRead\":");
+    push_id_or_null(out, last_read.map(|message| message.0));
 }
 
 fn push_member(out: &mut Vec<u8>, user: UserId, username: Option<&str>) {

@@ -7,6 +7,7 @@ mod failover;
 mod feed;
 mod legacy;
 mod load;
+mod marks;
 mod members;
 mod order;
 mod readiness;
