@@ -21,13 +21,16 @@ use crate::config::database::{Connector, POOL_SIZE, certificate_hint, is_unresol
 use crate::config::original::{self, Found};
 use crate::config::uri::{MongoUri, UriError};
 use crate::config::{Config, ConfigError, DEFAULT_MAX_CONNECTIONS, Embedded, Mongo, PasswordHash};
+use crate::exchange::Exchange;
 use crate::feed::{Feed, ring};
 use crate::hub::Hub;
 use crate::hub::inbox::Bounds;
+use crate::hub::signals::Signals;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::models::{Shared, Store, StoreError, Upkeep, failure};
 use crate::mongod::{self, InstallError, Installer, Mongod, MongodError, Options};
+use crate::presence::Presence;
 use crate::protocols::engine_io::{self, Registry};
 use crate::protocols::socket_io::client::Bundles;
 use crate::protocols::socket_io::{self, SocketIo};
@@ -151,6 +154,23 @@ impl Application {
         let feed = Feed::new(connector.connect().map_err(StartError::Connector)?, kept);
         let feed = Arc::new(feed);
         let registry = Arc::new(SessionRegistry::new(capacity, config.max_connections_per_address));
+        let signals = Signals::default();
+        let presence = Arc::new(Presence::new(
+            config.presence,
+            registry.instance,
+            store.presence.clone(),
+            Arc::clone(&feed),
+            signals.clone(),
+        ));
+        let exchange = Arc::new(Exchange::new(
+            store.signals.clone(),
+            registry.instance,
+            signals.clone(),
+            presence.others(),
+        ));
+        let keeping = Arc::clone(&presence).run(feed.presence_changes());
+        tasks.spawn(stop.clone().run_until_cancelled_owned(keeping));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(&exchange).run()));
         let following = Arc::clone(&feed);
         let following = async move { following.run().await };
         tasks.spawn(stop.clone().run_until_cancelled_owned(following));
@@ -203,13 +223,16 @@ impl Application {
                 Arc::clone(&recent_marks),
                 config.legacy_trust,
             );
-            let hub = Hub::new(Arc::clone(feed.ring()), Bounds::SESSION);
+            let hub = Hub::new(Arc::clone(feed.ring()), Bounds::SESSION, signals.clone());
             // This closure runs on the worker's thread, so the hub runs there, too.
             actix_web::rt::spawn(hub.clone().run());
+            actix_web::rt::spawn(hub.clone().run_signals());
             let worker = Worker {
                 store: store.clone(),
                 chat: chat.clone(),
                 hub,
+                presence: Arc::clone(&presence),
+                exchange: Arc::clone(&exchange),
                 feed: Arc::clone(&feed),
                 tokens: tokens.clone(),
                 config: config.clone(),

@@ -36,6 +36,11 @@ pub struct Metrics {
     limits: IntCounterVec,
     refusals: IntCounterVec,
     feed: FeedMetrics,
+    bundles: IntCounterVec,
+    signals: IntCounter,
+    signal_restarts: IntCounter,
+    online: IntGauge,
+    instances: IntGauge,
     sessions: IntGauge,
     connections: IntGauge,
     open: IntGauge,
@@ -117,6 +122,16 @@ impl Deliveries {
 pub struct Readings {
     /// Those of the feed.
     pub feed: FeedReadings,
+    /// Bundles of signals, by outcome.
+    pub bundles: [(&'static str, u64); 2],
+    /// Signals heard from other instances.
+    pub signals: u64,
+    /// Times that the signals of others had to be followed anew.
+    pub signal_restarts: u64,
+    /// Users who are online.
+    pub online: usize,
+    /// Instances that live.
+    pub instances: usize,
     /// Sockets that were admitted.
     pub sessions: usize,
     /// Engine.IO connections, with or without a session.
@@ -274,6 +289,19 @@ impl Metrics {
                 ring_events: new.gauge("chat_ring_events", "Recent events kept for recovery."),
                 ring_bytes: new.gauge("chat_ring_bytes", "Bytes of these events."),
             },
+            bundles: new.counters(
+                "chat_signal_bundles_total",
+                "Bundles of signals for other instances, by outcome.",
+                &["outcome"],
+            ),
+            signals: new
+                .counter("chat_signals_received_total", "Signals heard from other instances."),
+            signal_restarts: new.counter(
+                "chat_signal_restarts_total",
+                "Times that the signals of other instances had to be followed anew.",
+            ),
+            online: new.gauge("chat_online_users", "Users who are online, on all instances."),
+            instances: new.gauge("chat_instances", "Instances that live, this one included."),
             sessions: new.gauge("chat_sessions", "Sockets that were admitted."),
             connections: new.gauge("chat_engine_io_connections", "Engine.IO connections."),
             open: new.gauge("chat_connections", "TCP connections, including sockets."),
@@ -354,6 +382,13 @@ impl Metrics {
         set(&feed.panics, read.panics);
         feed.ring_events.set(clamp(read.ring_events as u64));
         feed.ring_bytes.set(clamp(read.ring_bytes as u64));
+        for (outcome, count) in readings.bundles {
+            set(&self.bundles.with_label_values(&[outcome]), count);
+        }
+        set(&self.signals, readings.signals);
+        set(&self.signal_restarts, readings.signal_restarts);
+        self.online.set(clamp(readings.online as u64));
+        self.instances.set(clamp(readings.instances as u64));
         self.sessions.set(clamp(readings.sessions as u64));
         self.connections.set(clamp(readings.engine_io_connections as u64));
         self.password_queue.set(clamp(readings.password_queue as u64));

@@ -94,7 +94,13 @@ impl Chat {
     ) -> Result<Marked, ApiError> {
         let marked = self.advance_mark(request, user).await;
         self.metrics.read_mark(match &marked {
-            Ok((_, is_new)) => if *is_new { Outcome::Stored } else { Outcome::Repeated },
+            Ok((_, is_new)) => {
+                if *is_new {
+                    Outcome::Stored
+                } else {
+                    Outcome::Repeated
+                }
+            }
             Err(error) if error.status(ErrorMode::Precise).is_server_error() => Outcome::Failed,
             Err(_) => Outcome::Refused,
         });

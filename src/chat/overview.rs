@@ -82,10 +82,8 @@ impl Chat {
         let is_before = |room: RoomId| before.is_none_or(|before| room < before);
         let rooms = &self.store.members_rooms;
         let with_members = rooms.rooms_of(user).await?.into_iter();
-        let mut with_members: BTreeMap<_, _> = with_members
-            .filter(|room| is_before(room.id))
-            .map(|room| (room.id, room))
-            .collect();
+        let mut with_members: BTreeMap<_, _> =
+            with_members.filter(|room| is_before(room.id)).map(|room| (room.id, room)).collect();
         let wanted = marked.into_iter().filter(|&room| is_before(room));
         let wanted: Vec<_> = wanted.filter(|room| !with_members.contains_key(room)).collect();
         let mut public = self.store.rooms.last_of(&wanted, limit).await?;

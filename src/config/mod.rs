@@ -55,6 +55,7 @@ pub const VARIABLES: &[&str] = &[
     "WORKERS",
     "SOCKET_IO_CLIENT_DIR",
     "METRICS_TOKEN",
+    "PRESENCE",
     "DEMO",
     "RUST_LOG",
 ];
@@ -124,6 +125,8 @@ pub struct Config {
     pub socket_io_client_dir: Option<PathBuf>,
     /// `METRICS_TOKEN`: what `/metrics` asks for as a bearer token.
     pub metrics_token: Option<SecretString>,
+    /// `PRESENCE`: whether it can be asked who is online.
+    pub presence: bool,
     /// `DEMO`: whether `/demo` is served.
     pub demo: bool,
     /// Hints about the variables, as sentences, to be logged at the start.
@@ -321,6 +324,7 @@ impl Config {
                 .unwrap_or_else(cores),
             socket_io_client_dir: vars.get("SOCKET_IO_CLIENT_DIR").map(Into::into),
             metrics_token: vars.get("METRICS_TOKEN").map(Into::into),
+            presence: vars.flag("PRESENCE", true)?,
             demo: vars.flag("DEMO", true)?,
             notices,
         })

@@ -128,9 +128,9 @@ pub async fn get_all_rooms(
     }
     let rooms = chat.rooms_of_user(user.0, limit, before).await?;
     let mut broken = Broken::default();
-    let last = rooms.iter().map(|room| {
-        room.last_message.as_deref().map(|message| Item::read(message, &mut broken))
-    });
+    let last = rooms
+        .iter()
+        .map(|room| room.last_message.as_deref().map(|message| Item::read(message, &mut broken)));
     let last: Vec<_> = last.collect();
     broken.warn("messages");
     let names = store.users.names_of(last.iter().flatten().filter_map(Item::sender)).await?;

@@ -67,6 +67,14 @@ pub enum Kind {
     Read,
     /// `messageRead`, to all sessions of the user who has read.
     OwnRead,
+    /// `typing`: a user types; the data is `{room, user: {_id, username}}`.
+    Typing,
+    /// `stopTyping`: a user does not type any more; the data is `{room, user}`.
+    StopTyping,
+    /// `userOnline`, to those who watch the user: the data is `{user}`.
+    UserOnline,
+    /// `userOffline`, to those who watch the user: the data is `{user, lastSeen}`.
+    UserOffline,
     /// `resync`: messages may have been missed, so the client fetches the history; the data is
     /// `{room, position}`.
     Resync,
@@ -115,6 +123,10 @@ impl Kind {
             Self::RoomAdded => "roomAdded",
             Self::RoomRemoved => "roomRemoved",
             Self::Read | Self::OwnRead => "messageRead",
+            Self::Typing => "typing",
+            Self::StopTyping => "stopTyping",
+            Self::UserOnline => "userOnline",
+            Self::UserOffline => "userOffline",
             Self::Resync => "resync",
         }
     }
@@ -236,6 +248,30 @@ impl Event {
         [Self::new(Kind::Read, room, None, first, data).of_user(user), own.of_user(user)]
     }
 
+    /// A user types.
+    pub fn typing(room: RoomId, user: UserId, name: Option<&str>) -> Self {
+        let data = text(|json| views::typing(json, room, user, name));
+        Self::new(Kind::Typing, room, None, None, data).of_user(Some(user))
+    }
+
+    /// A user does not type any more.
+    pub fn stopped_typing(room: RoomId, user: UserId) -> Self {
+        let data = text(|json| views::member_removed(json, room, user));
+        Self::new(Kind::StopTyping, room, None, None, data).of_user(Some(user))
+    }
+
+    /// A user came.
+    pub fn user_online(user: UserId) -> Self {
+        let data = text(|json| views::user_online(json, user));
+        Self::new(Kind::UserOnline, user.own_room(), None, None, data).of_user(Some(user))
+    }
+
+    /// A user went.
+    pub fn user_offline(user: UserId, last_seen: Option<DateTime>) -> Self {
+        let data = text(|json| views::user_offline(json, user, last_seen));
+        Self::new(Kind::UserOffline, user.own_room(), None, None, data).of_user(Some(user))
+    }
+
     /// A message that was stored.
     pub fn message(message: &Message<'_>, position: Option<Position>) -> Self {
         let mut json = Vec::with_capacity(message.content.len() + 256);
@@ -314,6 +350,11 @@ impl Event {
     /// Whether this is for all sessions of a user, whatever rooms they are in.
     pub fn is_of_user(&self) -> bool {
         matches!(self.kind, Kind::RoomAdded | Kind::RoomRemoved | Kind::OwnRead)
+    }
+
+    /// Whether this has no place in the stream: it is passed on at once and never kept.
+    pub fn is_signal(&self) -> bool {
+        matches!(self.kind, Kind::Typing | Kind::StopTyping | Kind::UserOnline | Kind::UserOffline)
     }
 
     /// The user whose sessions are told the same by another event, and are not told by this one.

@@ -34,11 +34,11 @@ use bson::Timestamp;
 use futures::{FutureExt, future::join};
 use mongodb::Database;
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{broadcast, oneshot, watch},
     time::{error::Elapsed, sleep, timeout},
 };
 
-use crate::models::{Failure, MessageId, RoomId, failure::describe};
+use crate::models::{Failure, MessageId, PresenceRow, RoomId, failure::describe};
 
 use backfill::Backfill;
 use backoff::Backoff;
@@ -63,6 +63,9 @@ const STANDALONE_CHECK: Duration = Duration::from_secs(30);
 /// After so many failures at the same cluster time, the feed gives this time up.
 const MAX_TRIES: u32 = 3;
 
+/// How many changes of presence may wait until they are read.
+const MAX_PRESENCE_CHANGES: usize = 16_384;
+
 /// See the [module](self).
 pub struct Feed {
     database: Database,
@@ -76,6 +79,8 @@ pub struct Feed {
     health: Mutex<Health>,
     /// The user may open the stream of `messages` only, not that of the database.
     is_narrow: AtomicBool,
+    /// The changes of who is connected, which are no events and have no positions.
+    presence: broadcast::Sender<PresenceChange>,
     removals: Mutex<Removals>,
     verdicts: Verdicts,
     stats: Stats,
@@ -92,6 +97,17 @@ pub enum Phase {
     Live,
     /// Within this process, because MongoDB is a standalone.
     Local,
+}
+
+/// A change of who is connected to which instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PresenceChange {
+    /// A user is connected to an instance.
+    Added(PresenceRow),
+    /// A user is not connected to an instance any more.
+    Removed(PresenceRow),
+    /// Changes may have been missed.
+    Lost,
 }
 
 /// Counters since the start of the process.
@@ -172,6 +188,7 @@ impl Feed {
                 poison_logged: None,
             }),
             is_narrow: AtomicBool::new(false),
+            presence: broadcast::Sender::new(MAX_PRESENCE_CHANGES),
             removals: Mutex::default(),
             verdicts: Verdicts::default(),
             stats: Stats::default(),
@@ -295,6 +312,16 @@ impl Feed {
         self.verdicts.wait_for(MessageKey::Id(message.0))
     }
 
+    /// Hears of changes of presence from now on. Call it before [`run`](Self::run).
+    pub fn presence_changes(&self) -> broadcast::Receiver<PresenceChange> {
+        self.presence.subscribe()
+    }
+
+    fn tell_presence(&self, change: PresenceChange) {
+        // Nobody listens while presence is off.
+        let _ = self.presence.send(change);
+    }
+
     /// Whether changes of members come in the stream, without which there are no rooms with members.
     pub fn knows_members(&self) -> bool {
         !self.is_narrow.load(Ordering::Relaxed)
@@ -385,7 +412,9 @@ impl Feed {
     fn publish(&self, reply: Reply) -> Option<Timestamp> {
         let Reply { changes, newest, progress, cluster_time, ended, poison } = reply;
         let room_of = |message: &MessageKey| self.ring.room_of(message);
-        let Read { mut events, unknown } = events_of(changes, &mut HashMap::new(), room_of);
+        let Read { mut events, unknown, presence } =
+            events_of(changes, &mut HashMap::new(), room_of);
+        presence.into_iter().for_each(|change| self.tell_presence(change));
         let mut removals = self.removals.lock().unwrap_or_else(PoisonError::into_inner);
         events.retain(|event| {
             let is_delivered = removals.admit(event);
@@ -418,6 +447,7 @@ impl Feed {
     fn open(&self, last: Position, window: Duration) {
         let epoch = self.ring.open(last);
         log::info!("change stream open at {last}");
+        self.tell_presence(PresenceChange::Lost);
         self.phase.send_replace(Phase::Filling);
         self.backfill.send_replace(Some(Backfill { epoch, last, window }));
     }
@@ -438,6 +468,7 @@ impl Feed {
         self.ring.close();
         self.backfill.send_replace(None);
         self.phase.send_replace(Phase::Local);
+        self.tell_presence(PresenceChange::Lost);
         loop {
             sleep(STANDALONE_CHECK).await;
             let asked = timeout(QUERY_TIMEOUT, Cluster::ask(&self.database)).await;
@@ -529,6 +560,7 @@ struct Read {
     events: Vec<Event>,
     /// Messages that were removed and whose room is not known.
     unknown: Vec<MessageKey>,
+    presence: Vec<PresenceChange>,
 }
 
 /// The room and the last position of each message that was seen.
@@ -542,10 +574,15 @@ fn events_of(
     rooms: &mut Rooms,
     room_of: impl Fn(&MessageKey) -> Option<RoomId>,
 ) -> Read {
-    let mut read = Read { events: Vec::with_capacity(changes.len()), unknown: Vec::new() };
+    let events = Vec::with_capacity(changes.len());
+    let mut read = Read { events, unknown: Vec::new(), presence: Vec::new() };
     for change in changes {
         let event = match change {
             Change::Event(event) => event,
+            Change::Presence(change) => {
+                read.presence.push(change);
+                continue;
+            }
             Change::Removal(removal) => {
                 let seen = rooms.get(removal.key()).map(|&(room, _)| room);
                 let Some(room) = seen.or_else(|| room_of(removal.key())) else {

@@ -19,11 +19,12 @@ use mongodb::{
 };
 
 use super::{
+    PresenceChange,
     event::{Event, Removal},
     position::Position,
 };
 use crate::models::{
-    Failure, Mark, MembersRoom, Membership, RoomId, RoomKind, failure::describe,
+    Failure, Mark, MembersRoom, Membership, PresenceRow, RoomId, RoomKind, failure::describe,
     message::Malformed, own,
 };
 
@@ -73,6 +74,8 @@ pub(super) enum Change {
     Event(Event),
     /// A document was removed. The change does not name its room.
     Removal(Removal),
+    /// A user is connected to an instance, or not any more. It has no position.
+    Presence(PresenceChange),
 }
 
 /// Which stream to open.
@@ -225,6 +228,11 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
                 "operationType": { "$in": ["insert", "replace"] },
                 "documentKey._id.room": { "$exists": true },
             },
+            doc! {
+                "ns.coll": own::PRESENCE.collection,
+                "operationType": { "$in": ["insert", "delete"] },
+                "documentKey._id.u": { "$exists": true },
+            },
         ]),
         Scope::Messages => ends.extend(["drop", "rename"]),
     }
@@ -274,11 +282,15 @@ fn read_reply(
         read.progress = read.progress.max(time);
         match event.get_str("operationType").map_err(unreadable)? {
             operation @ ("insert" | "update" | "replace" | "delete") => {
-                // Count every change, even if it is not delivered, so that all instances count
-                // alike.
-                let position = position_after(last, time);
                 let collection = event.get_document("ns").and_then(|ns| ns.get_str("coll"));
                 let collection = collection.unwrap_or_default();
+                if collection == own::PRESENCE.collection {
+                    read.take_presence(operation, event);
+                    continue;
+                }
+                // Count every other change, even if it is not delivered, so that all instances
+                // count alike.
+                let position = position_after(last, time);
                 // A change of a member and a mark are told twice: to the room, and to the user.
                 let is_of_members = collection == own::MEMBERS.collection;
                 let is_mark = collection == own::MARKS.collection;
@@ -318,6 +330,15 @@ impl Reply {
         self.changes.extend(events.into_iter().flatten().map(Change::Event));
     }
 
+    fn take_presence(&mut self, operation: &str, event: &RawDocument) {
+        let Some(row) = PresenceRow::of_change(event) else { return };
+        let change = match operation {
+            "delete" => PresenceChange::Removed(row),
+            _ => PresenceChange::Added(row),
+        };
+        self.changes.push(Change::Presence(change));
+    }
+
     fn take_mark(&mut self, event: &RawDocument, positions: [Position; 2]) {
         let mark = event.get_document("fullDocument").ok().and_then(Mark::read);
         let events = mark.map(|mark| Event::read(&mark, Some(positions)));
@@ -353,6 +374,7 @@ impl Change {
         match self {
             Self::Event(event) => event.position(),
             Self::Removal(removal) => Some(removal.position()),
+            Self::Presence(_) => None,
         }
     }
 }

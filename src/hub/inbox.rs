@@ -63,6 +63,8 @@ pub(super) struct Inbox {
     direct_writer: RefCell<Option<Box<dyn DirectWriter>>>,
     /// Whether the session only waits for the next event.
     is_idle: Cell<bool>,
+    /// Whether the session waits for the next event, even if it cannot take the shared frame.
+    waits: Cell<bool>,
     /// The last live position that was delivered.
     base: Cell<Option<Position>>,
 }
@@ -90,6 +92,7 @@ impl Inbox {
             state: RefCell::default(),
             direct_writer: RefCell::default(),
             is_idle: Cell::default(),
+            waits: Cell::default(),
             base: Cell::default(),
         })
     }
@@ -102,6 +105,13 @@ impl Inbox {
     /// Sets whether the session only waits for the next event, and can take the shared frame.
     pub(super) fn set_idle(&self, is_idle: bool) {
         self.is_idle.set(is_idle);
+        self.waits.set(is_idle);
+    }
+
+    /// Notes that the session waits for the next event. Signals, which have no offset, can be
+    /// written to it.
+    pub(super) fn set_waiting(&self) {
+        self.waits.set(true);
     }
 
     /// The last live position that was delivered.
@@ -123,15 +133,23 @@ impl Inbox {
         if !self.is_idle.get() || (base.is_some() && position <= base) {
             return false;
         }
+        let written = self.write(delivery);
+        if written {
+            self.base.set(position.or(base));
+        }
+        written
+    }
+
+    /// Writes a signal to the client, if nothing else waits for it.
+    pub(super) fn signal(&self, delivery: &Delivery) -> bool {
+        self.waits.get() && self.is_empty() && self.write(delivery)
+    }
+
+    fn write(&self, delivery: &Delivery) -> bool {
         let direct_writer = self.direct_writer.borrow();
         let Some(direct_writer) = direct_writer.as_ref() else { return false };
         match catch_unwind(AssertUnwindSafe(|| direct_writer.write(delivery))) {
-            Ok(written) => {
-                if written {
-                    self.base.set(position.or(base));
-                }
-                written
-            }
+            Ok(written) => written,
             Err(panic) => {
                 self.state.borrow_mut().panic = Some(panic);
                 false
@@ -141,7 +159,7 @@ impl Inbox {
 
     /// Puts an item in. Returns `false` if this inbox has overflowed, now or earlier.
     pub(super) fn put(&self, item: InboxItem) -> bool {
-        self.is_idle.set(false);
+        self.set_idle(false);
         let mut state = self.state.borrow_mut();
         if state.overflowed {
             return false;

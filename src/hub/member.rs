@@ -240,6 +240,31 @@ impl Member {
         self.resyncs.retain(|&(due, _)| due != room);
     }
 
+    /// The user types in `room`, which the member is in.
+    pub fn typing(&self, room: RoomId, name: Option<Arc<str>>) {
+        if let Some(user) = self.user.filter(|_| self.is_in(room) && !self.muted) {
+            self.hub.typing(room, user, self.id, name);
+        }
+    }
+
+    /// The user does not type in `room` any more.
+    pub fn stop_typing(&self, room: RoomId) {
+        if let Some(user) = self.user {
+            self.hub.stop_typing(room, user, self.id);
+        }
+    }
+
+    /// Watches these users from now on. Returns false if it would watch too many; then nothing
+    /// changes.
+    pub fn watch(&self, users: &[UserId]) -> bool {
+        self.muted || self.hub.watch(self.id, &self.inbox, users)
+    }
+
+    /// Watches these users no more; `None` is all.
+    pub fn unwatch(&self, users: Option<&[UserId]>) {
+        self.hub.unwatch(self.id, users);
+    }
+
     /// Delivers no more events. The member stays in its rooms, and can still join and leave rooms.
     pub fn mute(&mut self) {
         self.muted = true;
@@ -289,6 +314,7 @@ impl Member {
                     }
                     None => {
                         self.inbox.set_idle(self.shares_frames());
+                        self.inbox.set_waiting();
                         return Poll::Pending;
                     }
                 },
@@ -420,6 +446,7 @@ impl Member {
     /// put in.
     fn unpack(&mut self, item: InboxItem) -> Option<Rc<Delivery>> {
         match item {
+            InboxItem::Event(_, delivery) if delivery.event().is_signal() => Some(delivery),
             InboxItem::Event(seq, delivery) => {
                 let room = delivery.event().room();
                 match self.memberships.get(&room).map(|membership| &membership.state) {
@@ -472,9 +499,7 @@ impl Member {
                 }
                 let passed_over = event.passes_over();
                 let is_told = passed_over.is_none() || passed_over != self.user;
-                Some(event)
-                    .filter(|event| is_told && !event.is_withdrawn())
-                    .map(Delivery::new)
+                Some(event).filter(|event| is_told && !event.is_withdrawn()).map(Delivery::new)
             }
             Ok(_) => {
                 let through = self.hub.through();
@@ -536,11 +561,12 @@ fn is_position_of(offset: &Offset, delivery: &Delivery) -> bool {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.hub.forget_user(self.id);
         for (&room, membership) in &self.memberships {
             if let State::Live(_) = membership.state {
                 self.hub.unsubscribe(room, self.id);
             }
         }
+        // The last step, because the others tell what the user does not do any more.
+        self.hub.forget_user(self.id);
     }
 }

@@ -12,23 +12,27 @@ pub mod inbox;
 pub mod member;
 pub mod offset;
 mod pacing;
+pub mod signals;
+mod typing;
+pub mod watching;
 
 #[cfg(test)]
 mod tests;
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use indexmap::IndexMap;
-use tokio::time::Instant;
+use tokio::{sync::broadcast::error::RecvError, time::Instant};
 
 use crate::{
     feed::{
-        event::{Delivery, Event},
+        event::{Delivery, Event, Kind},
         position::Position,
         ring::{Ring, Seq},
     },
@@ -37,6 +41,9 @@ use crate::{
 
 use inbox::{Bounds, Inbox, InboxItem};
 use pacing::Pacer;
+use signals::{Origin, Signal, Signals};
+use typing::Typing;
+use watching::Watching;
 
 /// The maximum number of events in one round, before the sessions of this worker run.
 const MAX_DISPATCHED: usize = 64;
@@ -44,6 +51,9 @@ const MAX_DISPATCHED: usize = 64;
 /// The maximum number of direct writes in one round. The sessions write the rest, so that a large
 /// room does not delay others.
 const MAX_DIRECT_WRITES: usize = 256;
+
+/// How often it is looked for users who have stopped typing without saying so.
+const EXPIRY_CHECK: Duration = Duration::from_millis(500);
 
 /// How many sessions of one worker may have joined a room in which others are told who has read.
 /// Beyond that, each mark would cost too much.
@@ -54,6 +64,7 @@ const MAX_TOLD_OF_READING: usize = 100;
 pub struct Hub {
     ring: Arc<Ring>,
     bounds: Bounds,
+    signals: Signals,
     // Borrowed for one operation at a time, never across an await.
     state: Rc<RefCell<HubState>>,
 }
@@ -67,6 +78,10 @@ struct HubState {
     rooms: HashMap<RoomId, IndexMap<MemberId, Subscription>>,
     /// The users of the members, and where what is told to a user goes.
     users: HashMap<MemberId, (UserId, Rc<Inbox>)>,
+    typing: Typing,
+    watching: Watching,
+    /// What other workers and instances have to hear of.
+    signals: Signals,
     next_member: MemberId,
 }
 
@@ -90,17 +105,20 @@ struct Subscription {
 
 impl Hub {
     /// A hub without members. It follows `ring` from its current end, while [`run`](Self::run)
-    /// runs.
-    pub fn new(ring: Arc<Ring>, bounds: Bounds) -> Self {
+    /// runs, and hears `signals` while [`run_signals`](Self::run_signals) runs.
+    pub fn new(ring: Arc<Ring>, bounds: Bounds, signals: Signals) -> Self {
         let tail = ring.tail();
         let state = HubState {
             cursor: tail.seq,
             dispatched: tail.through,
             rooms: HashMap::new(),
             users: HashMap::new(),
+            typing: Typing::default(),
+            watching: Watching::default(),
+            signals: signals.clone(),
             next_member: 0,
         };
-        Self { ring, bounds, state: Rc::new(RefCell::new(state)) }
+        Self { ring, bounds, signals, state: Rc::new(RefCell::new(state)) }
     }
 
     /// Dispatches events until the ring is dropped. Spawn it once, on the thread of this hub.
@@ -115,6 +133,37 @@ impl Hub {
                 Some(end) => tokio::time::sleep_until(end).await,
                 None if ends.changed().await.is_err() => return,
                 None => {}
+            }
+        }
+    }
+
+    /// Passes signals on until no more can come. Spawn it once, on the thread of this hub.
+    pub async fn run_signals(self) {
+        let mut signals = self.signals.listen();
+        loop {
+            tokio::select! {
+                heard = signals.recv() => match heard {
+                    Ok((_, signal)) => self.hear(signal),
+                    Err(RecvError::Lagged(_)) => self.tell_watchers_again(),
+                    Err(RecvError::Closed) => return,
+                },
+                () = tokio::time::sleep(EXPIRY_CHECK), if self.has_typing() => {
+                    self.expire_typing();
+                }
+            }
+        }
+    }
+
+    fn hear(&self, signal: Signal) {
+        let mut state = self.state.borrow_mut();
+        match signal {
+            Signal::Typing { room, user, name } => state.show_typing(room, user, name.as_deref()),
+            Signal::Stopped { room, user } => state.hide_typing(room, user),
+            Signal::Online(user) => state.tell_online(user),
+            Signal::Offline { user, last_seen } => state.tell_offline(user, last_seen),
+            Signal::Census { room, reply } => {
+                // There is room for the answer of each worker.
+                let _ = reply.try_send(state.users_in(room));
             }
         }
     }
@@ -205,11 +254,17 @@ impl Hub {
 
     /// `member` is gone, or is not told anything more.
     fn forget_user(&self, member: MemberId) {
-        self.state.borrow_mut().users.remove(&member);
+        let mut state = self.state.borrow_mut();
+        state.users.remove(&member);
+        state.watching.forget(member);
     }
 
     /// Removes the subscription of `member` to `room`, if there is one.
     fn unsubscribe(&self, room: RoomId, member: MemberId) {
+        let user = self.state.borrow().user_of(member);
+        if let Some(user) = user {
+            self.stop_typing(room, user, member);
+        }
         let mut state = self.state.borrow_mut();
         if let Entry::Occupied(mut subscriptions) = state.rooms.entry(room) {
             subscriptions.get_mut().swap_remove(&member);
@@ -246,6 +301,11 @@ impl HubState {
         let is_of = |id: &MemberId, user: Option<UserId>| {
             user.is_some() && users.get(id).map(|(user, _)| *user) == user
         };
+        let ends_typing = match event.kind() {
+            Kind::Message | Kind::MemberRemoved => event.user(),
+            _ => None,
+        };
+        let room = event.room();
         let delivery = Delivery::new(event);
         let position = delivery.event().position();
         let mut written = 0;
@@ -270,7 +330,24 @@ impl HubState {
         if subscriptions.get().is_empty() {
             subscriptions.remove();
         }
+        if self.end_typing(room, ends_typing)
+            && let Some(user) = ends_typing
+        {
+            self.signals.send(Origin::Here, Signal::Stopped { room, user });
+        }
         written
+    }
+
+    /// The user of a member.
+    fn user_of(&self, member: MemberId) -> Option<UserId> {
+        self.users.get(&member).map(|(user, _)| *user)
+    }
+
+    /// The users who have joined a room here.
+    fn users_in(&self, room: RoomId) -> Vec<UserId> {
+        let members = self.rooms.get(&room).into_iter().flat_map(IndexMap::keys);
+        let users: HashSet<_> = members.filter_map(|member| self.user_of(*member)).collect();
+        users.into_iter().collect()
     }
 
     /// Hands an event out to all sessions of its user.

@@ -503,7 +503,7 @@ impl MembersRooms {
 }
 
 /// Whether an error of an insert of many says only that some were there already.
-fn only_duplicates(error: &Error) -> bool {
+pub(super) fn only_duplicates(error: &Error) -> bool {
     let ErrorKind::InsertMany(failed) = error.kind.as_ref() else { return false };
     failed.write_concern_error.is_none()
         && failed.write_errors.iter().flatten().all(|refused| refused.code == DUPLICATE_KEY)

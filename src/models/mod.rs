@@ -13,9 +13,11 @@ pub mod message;
 mod ordinary;
 pub mod overview;
 pub mod own;
+pub mod presence;
 pub mod readiness;
 pub mod revision;
 pub mod room;
+pub mod signals;
 pub mod socket;
 pub mod survey;
 pub mod user;
@@ -35,9 +37,11 @@ pub use marks::{Mark, Marks};
 pub use members::{MembersRoom, MembersRooms, Membership, RoomKind};
 pub use message::{Message, Messages};
 use own::Own;
+pub use presence::{Presence, PresenceRow};
 pub use readiness::{Privileges, Unready};
 pub use revision::Revision;
 pub use room::{Room, Rooms};
+pub use signals::SignalBundles;
 pub use socket::{Owner, SocketRecord, Sockets};
 pub use user::{Credentials, Users};
 
@@ -108,6 +112,9 @@ pub struct Shared {
     members_rooms: own::State,
     members: own::State,
     marks: own::State,
+    signals: own::State,
+    presence: own::State,
+    seen: own::State,
     ready: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -124,6 +131,9 @@ impl Default for Shared {
             members_rooms: own::State::new(&own::ROOMS),
             members: own::State::new(&own::MEMBERS),
             marks: own::State::new(&own::MARKS),
+            signals: own::State::new(&own::SIGNALS),
+            presence: own::State::new(&own::PRESENCE),
+            seen: own::State::new(&own::SEEN),
             ready: Arc::default(),
         }
     }
@@ -144,7 +154,11 @@ pub struct Store {
     pub members_rooms: MembersRooms,
     /// How far users have read.
     pub marks: Marks,
-    own: [own::State; 5],
+    /// Who types, from instance to instance.
+    pub signals: SignalBundles,
+    /// Who is online.
+    pub presence: Presence,
+    own: [own::State; 8],
     /// When the database was last found to be ready.
     ready: Arc<Mutex<Option<Instant>>>,
     database: Database,
@@ -175,12 +189,20 @@ impl Store {
                 members: Own::new(&database, &shared.members),
             },
             marks: Marks { marks: Own::new(&database, &shared.marks) },
+            signals: SignalBundles { bundles: Own::new(&database, &shared.signals) },
+            presence: Presence {
+                rows: Own::new(&database, &shared.presence),
+                seen: Own::new(&database, &shared.seen),
+            },
             own: [
                 shared.keys.clone(),
                 shared.sockets.clone(),
                 shared.members_rooms.clone(),
                 shared.members.clone(),
                 shared.marks.clone(),
+                shared.signals.clone(),
+                shared.presence.clone(),
+                shared.seen.clone(),
             ],
             ready: Arc::clone(&shared.ready),
             database,

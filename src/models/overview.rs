@@ -9,7 +9,7 @@ use bson::oid::ObjectId;
 use bson::{DateTime, Document, RawDocument, RawDocumentBuf, doc};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use super::revision::not_deleted;
+use super::revision::{is_tombstone, not_deleted};
 use super::{MessageId, Messages, RoomId, StoreError, UserId};
 
 /// How many unread messages are counted at most in a room.
@@ -62,10 +62,33 @@ impl Messages {
         &self,
         rooms: &[RoomId],
     ) -> Result<HashMap<RoomId, RawDocumentBuf>, StoreError> {
-        let last = |room: &RoomId| newest(*room, Document::new(), 1).to_vec();
-        let found = self.of_each(rooms.iter().map(last).collect()).await?;
+        let mut last = HashMap::with_capacity(rooms.len());
+        if rooms.is_empty() {
+            return Ok(last);
+        }
+        let ids: Vec<_> = rooms.iter().map(|room| room.0).collect();
+        // MongoDB reads one key of the index for each room, unless it is filtered by another field.
+        let stages = [
+            doc! { "$match": { "room": { "$in": ids } } },
+            doc! { "$sort": { "room": -1, "_id": -1 } },
+            doc! { "$group": { "_id": "$room", "last": { "$first": "$$ROOT" } } },
+            doc! { "$replaceWith": "$last" },
+        ];
         let room = |document: &RawDocument| document.get_object_id("room").ok().map(RoomId);
-        Ok(found.into_iter().filter_map(|last| Some((room(&last)?, last))).collect())
+        let mut deleted = Vec::new();
+        let mut found = self.collection.aggregate(stages).await?;
+        while found.advance().await? {
+            let document = found.current();
+            let Some(room) = room(document) else { continue };
+            if is_tombstone(document) {
+                deleted.push(newest(room, Document::new(), 1).to_vec());
+            } else {
+                last.insert(room, document.to_owned());
+            }
+        }
+        let before = self.of_each(deleted).await?;
+        last.extend(before.into_iter().filter_map(|last| Some((room(&last)?, last))));
+        Ok(last)
     }
 
     /// What `user` has not read of each of these rooms. Messages of the user's own are read, and so

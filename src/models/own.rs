@@ -37,6 +37,9 @@ pub(super) fn mark(document: &mut RawDocumentBuf) {
     document.append(bson::cstr!("app"), MARK);
 }
 
+/// `NamespaceExists`.
+const EXISTS: i32 = 48;
+
 /// How long the search for foreign documents may take in a collection without a marker.
 const SEARCH: Duration = Duration::from_secs(2);
 
@@ -52,6 +55,8 @@ pub struct Purpose {
     expiry: Option<(&'static str, Duration)>,
     /// Another field by which documents are looked up.
     looked_up_by: Option<&'static str>,
+    /// The bytes of a capped collection, in which old documents give way to new ones.
+    capped: Option<i64>,
 }
 
 /// The records of sockets whose clients may reconnect.
@@ -60,6 +65,7 @@ pub static SOCKETS: Purpose = Purpose {
     feature: "Connection state recovery",
     expiry: Some(("expires", Duration::ZERO)),
     looked_up_by: None,
+    capped: None,
 };
 
 /// The idempotency keys of messages, each with the message that was prepared for it.
@@ -68,6 +74,7 @@ pub static KEYS: Purpose = Purpose {
     feature: "Idempotency-Key",
     expiry: Some(("createdAt", Duration::from_secs(24 * 3600))),
     looked_up_by: Some("message._id"),
+    capped: None,
 };
 
 /// Private rooms and direct conversations.
@@ -76,6 +83,7 @@ pub static ROOMS: Purpose = Purpose {
     feature: "Membership of private rooms",
     expiry: None,
     looked_up_by: Some("ended"),
+    capped: None,
 };
 
 /// The members of private rooms and direct conversations.
@@ -84,6 +92,7 @@ pub static MEMBERS: Purpose = Purpose {
     feature: "Membership of private rooms",
     expiry: None,
     looked_up_by: Some("_id.user"),
+    capped: None,
 };
 
 /// How far users have read in rooms.
@@ -92,10 +101,39 @@ pub static MARKS: Purpose = Purpose {
     feature: "Marking messages as read",
     expiry: None,
     looked_up_by: Some("_id.user"),
+    capped: None,
+};
+
+/// Who types, from instance to instance.
+pub static SIGNALS: Purpose = Purpose {
+    collection: "realtime_chat_backend_signals",
+    feature: "Typing across instances",
+    expiry: None,
+    looked_up_by: None,
+    capped: Some(8 << 20),
+};
+
+/// Which instances live, and which users are connected to each of them.
+pub static PRESENCE: Purpose = Purpose {
+    collection: "realtime_chat_backend_presence",
+    feature: "Who is online",
+    expiry: None,
+    looked_up_by: None,
+    capped: None,
+};
+
+/// When users were last online.
+pub static SEEN: Purpose = Purpose {
+    collection: "realtime_chat_backend_seen",
+    feature: "When users were last online",
+    expiry: None,
+    looked_up_by: None,
+    capped: None,
 };
 
 /// All own collections.
-pub static ALL: [&Purpose; 5] = [&SOCKETS, &KEYS, &ROOMS, &MEMBERS, &MARKS];
+pub static ALL: [&Purpose; 8] =
+    [&SOCKETS, &KEYS, &ROOMS, &MEMBERS, &MARKS, &SIGNALS, &PRESENCE, &SEEN];
 
 /// What a collection with the name of an own collection contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,6 +211,7 @@ impl Purpose {
             Holding::Others(_) => return Ok(holding),
             Holding::Ours => {}
             Holding::Free => {
+                self.create_capped(database).await?;
                 let marker = doc! {
                     "_id": MARK,
                     FIELD: MARK,
@@ -203,6 +242,29 @@ impl Purpose {
             }
         }
         Ok(Holding::Ours)
+    }
+
+    /// Creates a capped collection, if it is to be one and does not exist.
+    async fn create_capped(&self, database: &Database) -> Result<(), StoreError> {
+        let Some(bytes) = self.capped else { return Ok(()) };
+        let command = doc! { "create": self.collection, "capped": true, "size": bytes };
+        match database.run_command(command).await {
+            Err(error) if !has_code(&error, &[EXISTS]) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the collection capped, because it was created in another way: by a write after it was
+    /// dropped, or by a restore.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(super) async fn make_capped(&self, database: &Database) -> Result<(), StoreError> {
+        if let Some(bytes) = self.capped {
+            let command = doc! { "convertToCapped": self.collection, "size": bytes };
+            database.run_command(command).await?;
+        }
+        Ok(())
     }
 
     /// The indexes that the collection should have.
@@ -314,6 +376,16 @@ impl<T: Send + Sync> Own<T> {
             collection: database.collection(state.0.purpose.collection),
             state: state.clone(),
         }
+    }
+
+    /// The database.
+    pub(super) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// What the collection is for.
+    pub(super) fn purpose(&self) -> &'static Purpose {
+        self.state.0.purpose
     }
 
     /// The name of the collection.

@@ -23,7 +23,7 @@ fn hub(events: usize, bytes: usize) -> Hub {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
     let ring = Arc::new(Ring::new(limits));
     ring.open(Position::ZERO);
-    Hub::new(ring, Bounds { events, bytes })
+    Hub::new(ring, Bounds { events, bytes }, Signals::default())
 }
 
 fn publish(hub: &Hub, room: RoomId, count: u32) {
@@ -222,7 +222,7 @@ fn a_member_that_joined_before_the_backfill_gets_live_events_only() {
     let ring = Arc::new(Ring::new(limits));
     let position = |second| Some(Position::first_of(second, 1));
     let epoch = ring.open(Position::first_of(30, 1));
-    let hub = Hub::new(ring, Bounds { events: 10, bytes: usize::MAX });
+    let hub = Hub::new(ring, Bounds { events: 10, bytes: usize::MAX }, Signals::default());
     let room = RoomId::new();
     let (_member, client) = listen(&hub, room);
     let past = [11, 29].map(|second| Event::resync(room, position(second))).into();
@@ -346,7 +346,11 @@ fn a_backlog_waits_in_the_ring_and_not_in_the_inbox() {
 #[test]
 fn without_positions_events_are_delivered_and_nothing_is_recovered() {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
-    let hub = Hub::new(Arc::new(Ring::new(limits)), Bounds { events: 10, bytes: usize::MAX });
+    let hub = Hub::new(
+        Arc::new(Ring::new(limits)),
+        Bounds { events: 10, bytes: usize::MAX },
+        Signals::default(),
+    );
     let [room, other] = [(); 2].map(|()| RoomId::new());
     let mut member = Member::new(&hub);
     let joined = member.join(room, Start::Live);

@@ -37,6 +37,7 @@ use crate::{
         inbox::{Bounds, DirectWriter, TooSlow},
         member::{Member, Start},
         offset::{Entry, Offset},
+        signals::Signals,
     },
     models::{Message, MessageId, RoomId, UserId},
 };
@@ -217,7 +218,11 @@ impl Model {
         let ring = Arc::new(Ring::new(limits));
         let start = Position::first_of(100, 1);
         let epoch = ring.open(start);
-        let hub = Hub::new(ring.clone(), Bounds { events: usize::MAX, bytes: usize::MAX });
+        let hub = Hub::new(
+            ring.clone(),
+            Bounds { events: usize::MAX, bytes: usize::MAX },
+            Signals::default(),
+        );
         let client = |index| {
             let mut client = Client {
                 member: Member::new(&hub),

@@ -71,7 +71,10 @@ async fn everybody_concerned_is_told_on_every_instance() {
     assert_eq!(reader.ask("markAsRead", request.clone()).await, request);
     for socket in [&mut reader, &mut elsewhere, &mut owner] {
         let told = socket.next().await;
-        assert_eq!((&told["event"], &told["data"]), (&json!("messageRead"), &read(&room, &bob.id, &second)));
+        assert_eq!(
+            (&told["event"], &told["data"]),
+            (&json!("messageRead"), &read(&room, &bob.id, &second))
+        );
         assert!(told["position"].is_string(), "{told}");
     }
     let told = in_room.event().await;
@@ -334,7 +337,8 @@ async fn a_thousand_rooms_are_listed_quickly() {
             "_id": room, own::FIELD: own::MARK, "name": format!("room {n}"), "owner": user,
             "createdAt": now, "updatedAt": now, "__v": 0,
         });
-        members.push(doc! { "_id": &id, own::FIELD: own::MARK, "username": "ada", "joinedAt": now });
+        members
+            .push(doc! { "_id": &id, own::FIELD: own::MARK, "username": "ada", "joinedAt": now });
         let ids: Vec<_> = (0..20).map(|_| ObjectId::new()).collect();
         let mark = if n % 5 == 0 { ids[9] } else { ids[19] };
         marks.push(doc! { "_id": id, own::FIELD: own::MARK, "message": mark, "updatedAt": now });
@@ -353,6 +357,11 @@ async fn a_thousand_rooms_are_listed_quickly() {
     ] {
         database.collection::<Document>(name).insert_many(documents).await.unwrap();
     }
+    eventually("the index is there", async || {
+        let names = database.collection::<Document>("messages").list_index_names().await.unwrap();
+        names.contains(&"room_1__id_1".to_owned())
+    })
+    .await;
     let listed = ada.mine().await;
     assert_eq!(listed.len(), 1000);
     for (n, room) in listed.iter().enumerate() {
