@@ -365,8 +365,9 @@ impl MembersRooms {
         if rooms.is_empty() {
             return Ok(all);
         }
-        let ranges: Vec<_> = rooms.iter().map(|&room| in_room(room)).collect();
-        let mut found = self.members.get().await?.find(doc! { "$or": ranges }).await?;
+        let ids: Vec<_> = rooms.iter().map(|room| room.0).collect();
+        let in_rooms = doc! { "_id.room": { "$in": ids } };
+        let mut found = self.members.get().await?.find(in_rooms).await?;
         while found.advance().await? {
             if let Some(member) = Membership::of(&found.deserialize_current()?) {
                 all.entry(member.room).or_default().push(member);

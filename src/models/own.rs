@@ -53,8 +53,8 @@ pub struct Purpose {
     /// The field with the date from which the age of a document counts, and the age at which it is
     /// removed; `None` if documents stay.
     expiry: Option<(&'static str, Duration)>,
-    /// Another field by which documents are looked up.
-    looked_up_by: Option<&'static str>,
+    /// Other fields by which documents are looked up.
+    looked_up_by: &'static [&'static str],
     /// The bytes of a capped collection, in which old documents give way to new ones.
     capped: Option<i64>,
 }
@@ -64,7 +64,7 @@ pub static SOCKETS: Purpose = Purpose {
     collection: "realtime_chat_backend_sockets",
     feature: "Connection state recovery",
     expiry: Some(("expires", Duration::ZERO)),
-    looked_up_by: None,
+    looked_up_by: &[],
     capped: None,
 };
 
@@ -73,7 +73,7 @@ pub static KEYS: Purpose = Purpose {
     collection: "realtime_chat_backend_keys",
     feature: "Idempotency-Key",
     expiry: Some(("createdAt", Duration::from_secs(24 * 3600))),
-    looked_up_by: Some("message._id"),
+    looked_up_by: &["message._id"],
     capped: None,
 };
 
@@ -82,7 +82,7 @@ pub static ROOMS: Purpose = Purpose {
     collection: "realtime_chat_backend_rooms",
     feature: "Membership of private rooms",
     expiry: None,
-    looked_up_by: Some("ended"),
+    looked_up_by: &["ended"],
     capped: None,
 };
 
@@ -91,7 +91,7 @@ pub static MEMBERS: Purpose = Purpose {
     collection: "realtime_chat_backend_members",
     feature: "Membership of private rooms",
     expiry: None,
-    looked_up_by: Some("_id.user"),
+    looked_up_by: &["_id.user", "_id.room"],
     capped: None,
 };
 
@@ -100,7 +100,7 @@ pub static MARKS: Purpose = Purpose {
     collection: "realtime_chat_backend_marks",
     feature: "Marking messages as read",
     expiry: None,
-    looked_up_by: Some("_id.user"),
+    looked_up_by: &["_id.user"],
     capped: None,
 };
 
@@ -109,7 +109,7 @@ pub static SIGNALS: Purpose = Purpose {
     collection: "realtime_chat_backend_signals",
     feature: "Typing across instances",
     expiry: None,
-    looked_up_by: None,
+    looked_up_by: &[],
     capped: Some(8 << 20),
 };
 
@@ -118,7 +118,7 @@ pub static PRESENCE: Purpose = Purpose {
     collection: "realtime_chat_backend_presence",
     feature: "Who is online",
     expiry: None,
-    looked_up_by: None,
+    looked_up_by: &[],
     capped: None,
 };
 
@@ -127,7 +127,7 @@ pub static SEEN: Purpose = Purpose {
     collection: "realtime_chat_backend_seen",
     feature: "When users were last online",
     expiry: None,
-    looked_up_by: None,
+    looked_up_by: &[],
     capped: None,
 };
 
@@ -277,11 +277,11 @@ impl Purpose {
                 .build();
             IndexModel::builder().keys(doc! { field: 1 }).options(options).build()
         });
-        let looked_up_by = self.looked_up_by.map(|field| {
+        let looked_up_by = self.looked_up_by.iter().map(|&field| {
             let options = IndexOptions::builder().name(format!("{field}_1")).build();
             IndexModel::builder().keys(doc! { field: 1 }).options(options).build()
         });
-        [expiry, looked_up_by].into_iter().flatten().collect()
+        expiry.into_iter().chain(looked_up_by).collect()
     }
 }
 

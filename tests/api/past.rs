@@ -443,9 +443,8 @@ async fn instances_that_start_at_once_share_the_own_collections() {
             name if name == own::SOCKETS.collection => &["_id_", "expires_1"],
             name if name == own::KEYS.collection => &["_id_", "createdAt_1", "message._id_1"],
             name if name == own::ROOMS.collection => &["_id_", "ended_1"],
-            name if [own::MEMBERS.collection, own::MARKS.collection].contains(&name) => {
-                &["_id_", "_id.user_1"]
-            }
+            name if name == own::MEMBERS.collection => &["_id_", "_id.user_1", "_id.room_1"],
+            name if name == own::MARKS.collection => &["_id_", "_id.user_1"],
             _ => &["_id_"],
         };
         assert_eq!(indexes, expected);
