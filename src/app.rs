@@ -21,14 +21,17 @@ use crate::config::database::{Connector, POOL_SIZE, certificate_hint, is_unresol
 use crate::config::original::{self, Found};
 use crate::config::uri::{MongoUri, UriError};
 use crate::config::{Config, ConfigError, DEFAULT_MAX_CONNECTIONS, Embedded, Mongo, PasswordHash};
+use crate::exchange::Exchange;
 use crate::feed::{Feed, ring};
 use crate::hub::Hub;
 use crate::hub::inbox::Bounds;
+use crate::hub::signals::Signals;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::middleware::auth::{Answers, Guard};
 use crate::models::{Clock, Shared, Store, StoreError, Upkeep, failure};
 use crate::mongod::{self, InstallError, Installer, Mongod, MongodError, Options};
+use crate::presence::Presence;
 use crate::protocols::engine_io::{self, Registry};
 use crate::protocols::socket_io::client::Bundles;
 use crate::protocols::socket_io::{self, SocketIo};
@@ -56,6 +59,8 @@ pub struct Application {
     addr: SocketAddr,
     server: Server,
     registry: Arc<SessionRegistry>,
+    /// For what is still to be written when nothing is served any more.
+    chat: Chat,
     shutdown_timeout: Duration,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -150,9 +155,27 @@ impl Application {
         let prepare = prepare_database(store.clone(), Arc::clone(&feed), config.password_hash);
         tasks.spawn(stop.clone().run_until_cancelled_owned(prepare));
         let registry = Arc::new(SessionRegistry::new(capacity, config.max_connections_per_address));
+        let signals = Signals::default();
+        let presence = Arc::new(Presence::new(
+            config.presence,
+            registry.instance,
+            store.presence.clone(),
+            Arc::clone(&feed),
+            signals.clone(),
+        ));
+        let exchange = Arc::new(Exchange::new(
+            store.signals.clone(),
+            registry.instance,
+            signals.clone(),
+            presence.others(),
+        ));
+        let keeping = Arc::clone(&presence).run(feed.presence_changes());
+        tasks.spawn(stop.clone().run_until_cancelled_owned(keeping));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(&exchange).run()));
         let following = Arc::clone(&feed);
         let following = async move { following.run().await };
         tasks.spawn(stop.clone().run_until_cancelled_owned(following));
+        let background_store = store.clone();
         let sweep = Arc::clone(&registry).sweep(store);
         tasks.spawn(stop.clone().run_until_cancelled_owned(sweep));
         // Wait for the feed, so that the first clients get positions; but not long, because MongoDB
@@ -176,6 +199,17 @@ impl Application {
         let limits = Data::new(Limits::new(&config));
         let metrics = Data::new(Metrics::new());
         let refusals = Data::new(Refusals::default());
+        let recent_marks = Arc::default();
+        let background = Chat::new(
+            background_store,
+            Arc::clone(&feed),
+            limits.clone(),
+            metrics.clone(),
+            Arc::clone(&recent_marks),
+            config.legacy_trust,
+        );
+        let writing = background.clone().write_marks_for_ever();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(writing));
         let passwords = Data::new(Passwords::new(config.password_hash));
         let answers = Answers::default();
         let draining = Arc::clone(&registry);
@@ -188,10 +222,16 @@ impl Application {
                 Arc::clone(&feed),
                 limits.clone(),
                 metrics.clone(),
+                Arc::clone(&recent_marks),
                 config.legacy_trust,
             );
             let revoked = Arc::clone(feed.revoked());
-            let hub = Hub::new(Arc::clone(feed.ring()), Arc::clone(&revoked), Bounds::SESSION);
+            let hub = Hub::new(
+                Arc::clone(feed.ring()),
+                Arc::clone(&revoked),
+                Bounds::SESSION,
+                signals.clone(),
+            );
             let guard =
                 Guard::new(revoked, store.revocations.clone(), answers.clone(), metrics.clone());
             let guard = Data::new(guard);
@@ -205,10 +245,13 @@ impl Application {
             );
             // This closure runs on the worker's thread, so the hub runs there, too.
             actix_web::rt::spawn(hub.clone().run());
+            actix_web::rt::spawn(hub.clone().run_signals());
             let worker = Worker {
                 store: store.clone(),
                 chat: chat.clone(),
                 hub,
+                presence: Arc::clone(&presence),
+                exchange: Arc::clone(&exchange),
                 feed: Arc::clone(&feed),
                 tokens: tokens.clone(),
                 guard: guard.clone(),
@@ -245,7 +288,16 @@ impl Application {
             log_address(addr);
         }
         log_pages(addr, demo);
-        Ok(Self { addr, server, registry: draining, shutdown_timeout, tasks, stop, mongod })
+        Ok(Self {
+            addr,
+            server,
+            registry: draining,
+            chat: background,
+            shutdown_timeout,
+            tasks,
+            stop,
+            mongod,
+        })
     }
 
     /// The address where it listens, with the real port if `PORT` is 0.
@@ -292,6 +344,10 @@ impl Application {
         self.tasks.close();
         // The tasks only wait for MongoDB, so a timeout loses nothing.
         let _ = tokio::time::timeout(self.shutdown_timeout, self.tasks.wait()).await;
+        let writing = self.chat.write_last_marks();
+        if tokio::time::timeout(self.shutdown_timeout, writing).await.is_err() {
+            log::warn!("The read marks of the last second were not stored, since MongoDB is away");
+        }
         if let Some(MongodTask { task, stop }) = self.mongod {
             drop(stop);
             // The task ends by itself in bounded time.

@@ -59,6 +59,12 @@ pub enum ApiError {
     /// The change stream does not bring the changes of members here, so rooms with members are off.
     #[error("the user of MONGO_URI may not open a change stream on the database")]
     NoMembers,
+    /// The server has `PRESENCE=false`.
+    #[error("PRESENCE is false")]
+    NoPresence,
+    /// A signal for a room that the socket has not joined.
+    #[error("the socket has not joined the room")]
+    NotJoined,
     /// A change of a room by a member who does not own it.
     #[error("the room is owned by another user, or by nobody")]
     NotTheOwner,
@@ -199,6 +205,14 @@ impl ApiError {
                 let text = "Private rooms are off: the server may not follow their members";
                 row(503, text, 503, "private_rooms_unavailable", text)
             }
+            Self::NoPresence => {
+                let text = "The server does not say who is online";
+                row(503, text, 503, "presence_unavailable", text)
+            }
+            Self::NotJoined => {
+                let text = "Join the room first";
+                row(409, text, 409, "not_joined", text)
+            }
             Self::NotTheOwner => {
                 let text = "Only the owner of the room may do this";
                 row(403, text, 403, "not_the_owner", text)
@@ -320,7 +334,7 @@ impl ApiError {
         match self {
             Self::Unavailable(_) | Self::Busy => Some(1),
             // A person must solve this.
-            Self::NoIdempotency(_) | Self::NoMembers => Some(60),
+            Self::NoIdempotency(_) | Self::NoMembers | Self::NoPresence => Some(60),
             Self::RateLimited { seconds } => Some(*seconds),
             _ => None,
         }
@@ -368,8 +382,8 @@ impl ApiError {
             }
             Self::InvalidField { field, problem } => format!("{field}: {problem}"),
             Self::UnknownEvent => {
-                "event: must be joinRoom, leaveRoom, sendMessage, editMessage, deleteMessage or \
-                 authenticate"
+                "event: must be joinRoom, leaveRoom, sendMessage, editMessage, deleteMessage, \
+                 markAsRead, typing, stopTyping, watchUsers, unwatchUsers or authenticate"
                     .to_owned()
             }
             Self::TokenMissing => "token: is required".to_owned(),

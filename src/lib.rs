@@ -13,7 +13,9 @@
 //! wires                 the chat on each wire: ws, socket_io
 //! sessions              the session of one client on any wire: requests, recovery; registry:
 //!                       permits, limits, drain
-//! chat                  the operations of REST and sockets: send, edit, rooms, accounts
+//! presence              who is online on all instances; heartbeats
+//! exchange              who types, from instance to instance
+//! chat                  the operations of REST and sockets: send, edit, rooms, marks, accounts
 //! middleware            Express's behaviour, authentication, deadlines
 //! server                HTTP, and the handover of WebSockets
 //! limits, refusals      rate limits; counters of refused sockets
@@ -44,7 +46,8 @@
 //!
 //! # What holds everywhere
 //!
-//! - Only the feed publishes. A hub is used only by its own thread. Nothing awaits while a lock is held.
+//! - Only the feed publishes what has a position. What has none, such as typing, is a
+//!   [signal](hub::signals): it is passed on at once, is never kept and may be lost. A hub is used only by its own thread. Nothing awaits while a lock is held.
 //! - Every queue is bounded. A client whose queue overflows is disconnected with a reason, and can
 //!   resume.
 //! - A position means the same on every instance and after a restart.
@@ -59,6 +62,7 @@ pub mod check;
 pub mod config;
 pub mod controllers;
 pub mod error;
+pub mod exchange;
 pub mod feed;
 pub mod health_check;
 pub mod hub;
@@ -71,6 +75,7 @@ pub mod models;
 pub mod mongod;
 pub mod mongoose;
 pub mod openapi;
+pub mod presence;
 pub mod protocols;
 pub mod refusals;
 pub mod routes;

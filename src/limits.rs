@@ -42,6 +42,8 @@ pub struct Limits {
     pub room: Limiter<UserId>,
     /// Questions about users (`RATE_LIMIT_USERS`).
     pub users: Limiter<UserId>,
+    /// Read marks, and questions who is in a room (`RATE_LIMIT_SIGNALS`).
+    pub signals: Limiter<UserId>,
     /// Handshakes of sockets (`RATE_LIMIT_CONNECT`).
     pub connect: Limiter<Address>,
     /// Events of a socket (`RATE_LIMIT_EVENTS`).
@@ -137,6 +139,11 @@ impl Limits {
                 config.rate_limit_users,
                 "a search for users was refused",
             )),
+            signals: Limiter::new(rate(
+                "RATE_LIMIT_SIGNALS",
+                config.rate_limit_signals,
+                "a read mark, or a question who is in a room, was refused",
+            )),
             connect: Limiter::new(rate(
                 "RATE_LIMIT_CONNECT",
                 config.rate_limit_connect,
@@ -211,13 +218,14 @@ impl Limits {
     }
 
     /// How often each limit was reached, by limit.
-    pub fn refused(&self) -> [(&'static str, u64); 11] {
+    pub fn refused(&self) -> [(&'static str, u64); 12] {
         [
             ("login", self.login.refused.count()),
             ("login_name", self.login_name.refused.count()),
             ("send", self.send.refused.count()),
             ("room", self.room.refused.count()),
             ("users", self.users.refused.count()),
+            ("signals", self.signals.refused.count()),
             ("connect", self.connect.refused.count()),
             ("events", self.events.refused.count()),
             ("body", self.others.body.load(Ordering::Relaxed)),

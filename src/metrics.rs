@@ -35,10 +35,16 @@ pub struct Metrics {
     revocations: IntCounterVec,
     revocation_queries: IntCounter,
     revocations_known: IntGauge,
+    read_marks: IntCounterVec,
     disconnects: IntCounterVec,
     limits: IntCounterVec,
     refusals: IntCounterVec,
     feed: FeedMetrics,
+    bundles: IntCounterVec,
+    signals: IntCounter,
+    signal_restarts: IntCounter,
+    online: IntGauge,
+    instances: IntGauge,
     sessions: IntGauge,
     connections: IntGauge,
     open: IntGauge,
@@ -133,6 +139,16 @@ impl Deliveries {
 pub struct Readings {
     /// Those of the feed.
     pub feed: FeedReadings,
+    /// Bundles of signals, by outcome.
+    pub bundles: [(&'static str, u64); 2],
+    /// Signals heard from other instances.
+    pub signals: u64,
+    /// Times that the signals of others had to be followed anew.
+    pub signal_restarts: u64,
+    /// Users who are online.
+    pub online: usize,
+    /// Instances that live.
+    pub instances: usize,
     /// Sockets that were admitted.
     pub sessions: usize,
     /// Engine.IO connections, with or without a session.
@@ -272,6 +288,11 @@ impl Metrics {
             ),
             revocations_known: new
                 .gauge("chat_revocations_known", "Revocations that this instance knows."),
+            read_marks: new.counters(
+                "chat_read_marks_total",
+                "Requests to mark a message as read, by outcome.",
+                &["outcome"],
+            ),
             disconnects: new.counters(
                 "chat_disconnects_total",
                 "Sockets that were closed, by wire and reason.",
@@ -314,6 +335,19 @@ impl Metrics {
                 ring_events: new.gauge("chat_ring_events", "Recent events kept for recovery."),
                 ring_bytes: new.gauge("chat_ring_bytes", "Bytes of these events."),
             },
+            bundles: new.counters(
+                "chat_signal_bundles_total",
+                "Bundles of signals for other instances, by outcome.",
+                &["outcome"],
+            ),
+            signals: new
+                .counter("chat_signals_received_total", "Signals heard from other instances."),
+            signal_restarts: new.counter(
+                "chat_signal_restarts_total",
+                "Times that the signals of other instances had to be followed anew.",
+            ),
+            online: new.gauge("chat_online_users", "Users who are online, on all instances."),
+            instances: new.gauge("chat_instances", "Instances that live, this one included."),
             sessions: new.gauge("chat_sessions", "Sockets that were admitted."),
             connections: new.gauge("chat_engine_io_connections", "Engine.IO connections."),
             open: new.gauge("chat_connections", "TCP connections, including sockets."),
@@ -375,6 +409,11 @@ impl Metrics {
         self.revocation_queries.inc();
     }
 
+    /// Counts an answered request to mark a message as read.
+    pub fn read_mark(&self, outcome: Outcome) {
+        self.read_marks.with_label_values(&[outcome.label()]).inc();
+    }
+
     /// Counts messages that could not be stored after the connection of their client had ended.
     pub fn unprocessed(&self, count: usize) {
         self.unprocessed_of_sessions.fetch_add(count as u64, Ordering::Relaxed);
@@ -404,6 +443,13 @@ impl Metrics {
         set(&feed.panics, read.panics);
         feed.ring_events.set(clamp(read.ring_events as u64));
         feed.ring_bytes.set(clamp(read.ring_bytes as u64));
+        for (outcome, count) in readings.bundles {
+            set(&self.bundles.with_label_values(&[outcome]), count);
+        }
+        set(&self.signals, readings.signals);
+        set(&self.signal_restarts, readings.signal_restarts);
+        self.online.set(clamp(readings.online as u64));
+        self.instances.set(clamp(readings.instances as u64));
         self.sessions.set(clamp(readings.sessions as u64));
         self.connections.set(clamp(readings.engine_io_connections as u64));
         self.password_queue.set(clamp(readings.password_queue as u64));

@@ -2,6 +2,8 @@
 
 mod account;
 mod edit;
+mod marks;
+mod overview;
 mod purge;
 mod rooms;
 mod send;
@@ -19,6 +21,8 @@ use crate::models::{RoomId, Store, UserId};
 
 pub use account::{Accounts, LoggedIn, Login};
 pub use edit::{Changed, Edit};
+pub use marks::{MarkAsRead, Marked, RecentMarks};
+pub use overview::{ListedRoom, Reading, RoomOverview};
 pub use purge::purge_for_ever;
 pub use rooms::{RoomChange, RoomWithMembers};
 pub use send::{Draft, Sent};
@@ -30,6 +34,7 @@ pub struct Chat {
     feed: Arc<Feed>,
     limits: Data<Limits>,
     metrics: Data<Metrics>,
+    recent_marks: Arc<RecentMarks>,
     believes_senders: bool,
 }
 
@@ -99,8 +104,9 @@ impl Chat {
         feed: Arc<Feed>,
         limits: Data<Limits>,
         metrics: Data<Metrics>,
+        recent_marks: Arc<RecentMarks>,
         believes_senders: bool,
     ) -> Self {
-        Self { store, feed, limits, metrics, believes_senders }
+        Self { store, feed, limits, metrics, recent_marks, believes_senders }
     }
 }

@@ -64,5 +64,9 @@ async fn purge(store: &Store, room: RoomId) -> Result<(), StoreError> {
     while store.messages.remove_some(room, AT_ONCE).await? {
         sleep(PAUSE).await;
     }
+    match store.marks.remove_all(room).await {
+        Ok(()) | Err(StoreError::Off(_)) => {}
+        Err(error) => return Err(error),
+    }
     store.members_rooms.remove_ended(room).await
 }

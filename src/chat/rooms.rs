@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use bson::DateTime;
+
 use super::Chat;
 use crate::casts::{required_id, required_text};
 use crate::error::ApiError;
@@ -109,32 +111,6 @@ impl Chat {
         let room = self.with_members(room).await?;
         // Removed in the meantime?
         if room.has(user) { Ok(room) } else { Err(ApiError::RoomNotFound) }
-    }
-
-    /// A page of the rooms with members that `user` is in, in the order of their ids: the last ones
-    /// before `before`.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn rooms_of_member(
-        &self,
-        user: UserId,
-        limit: usize,
-        before: Option<RoomId>,
-    ) -> Result<Vec<RoomWithMembers>, ApiError> {
-        self.check_members_known()?;
-        let rooms = &self.store.members_rooms;
-        let mut page = rooms.rooms_of(user).await?;
-        page.retain(|room| before.is_none_or(|before| room.id < before));
-        page.drain(..page.len().saturating_sub(limit));
-        let ids: Vec<_> = page.iter().map(|room| room.id).collect();
-        let mut members = rooms.members_of_all(&ids).await?;
-        let with_members = |room: MembersRoom| {
-            let members = members.remove(&room.id).unwrap_or_default();
-            RoomWithMembers { room, members }
-        };
-        // Without those that the user was removed from in the meantime.
-        Ok(page.into_iter().map(with_members).filter(|room| room.has(user)).collect())
     }
 
     /// Adds a member. One who is there already stays.
@@ -296,7 +272,7 @@ impl Chat {
     }
 
     /// Rooms with members must not be used where a removal would not be heard of.
-    fn check_members_known(&self) -> Result<(), ApiError> {
+    pub(super) fn check_members_known(&self) -> Result<(), ApiError> {
         if self.feed.knows_members() { Ok(()) } else { Err(ApiError::NoMembers) }
     }
 
@@ -339,6 +315,16 @@ impl Chat {
 impl RoomWithMembers {
     fn has(&self, user: UserId) -> bool {
         self.members.iter().any(|member| member.user == user)
+    }
+
+    pub(super) fn new(room: MembersRoom, members: Vec<Membership>) -> Self {
+        Self { room, members }
+    }
+
+    /// When a member was added.
+    pub(super) fn joined_at(&self, user: UserId) -> Option<DateTime> {
+        let member = self.members.iter().find(|member| member.user == user);
+        member.map(|member| member.joined_at)
     }
 
     /// `{"room":{…}}`, as all routes but the creation answer it.

@@ -48,6 +48,7 @@ pub const VARIABLES: &[&str] = &[
     "RATE_LIMIT_EVENTS",
     "RATE_LIMIT_ROOM",
     "RATE_LIMIT_USERS",
+    "RATE_LIMIT_SIGNALS",
     "TRUST_PROXY",
     "MAX_CONNECTIONS",
     "MAX_CONNECTIONS_PER_ADDRESS",
@@ -55,6 +56,7 @@ pub const VARIABLES: &[&str] = &[
     "WORKERS",
     "SOCKET_IO_CLIENT_DIR",
     "METRICS_TOKEN",
+    "PRESENCE",
     "DEMO",
     "RUST_LOG",
 ];
@@ -109,6 +111,8 @@ pub struct Config {
     pub rate_limit_room: u32,
     /// `RATE_LIMIT_USERS`: searches and look-ups of users per minute and user.
     pub rate_limit_users: u32,
+    /// `RATE_LIMIT_SIGNALS`: read marks, and questions who is in a room, per minute and user.
+    pub rate_limit_signals: u32,
     /// `TRUST_PROXY`: how many proxies in front set `X-Forwarded-For`.
     pub trust_proxy: u8,
     /// `MAX_CONNECTIONS`: sockets at once; `None` is [`DEFAULT_MAX_CONNECTIONS`], or as many as
@@ -124,6 +128,8 @@ pub struct Config {
     pub socket_io_client_dir: Option<PathBuf>,
     /// `METRICS_TOKEN`: what `/metrics` asks for as a bearer token.
     pub metrics_token: Option<SecretString>,
+    /// `PRESENCE`: whether it can be asked who is online.
+    pub presence: bool,
     /// `DEMO`: whether `/demo` is served.
     pub demo: bool,
     /// Hints about the variables, as sentences, to be logged at the start.
@@ -300,6 +306,7 @@ impl Config {
             rate_limit_events: vars.parse("RATE_LIMIT_EVENTS", 6000, PER_MINUTE)?,
             rate_limit_room: vars.parse("RATE_LIMIT_ROOM", 600, PER_MINUTE)?,
             rate_limit_users: vars.parse("RATE_LIMIT_USERS", 300, PER_MINUTE)?,
+            rate_limit_signals: vars.parse("RATE_LIMIT_SIGNALS", 3000, PER_MINUTE)?,
             trust_proxy: vars.parse("TRUST_PROXY", 0, "the number of proxies, 0 to 255")?,
             max_connections: vars.in_range(
                 "MAX_CONNECTIONS",
@@ -321,6 +328,7 @@ impl Config {
                 .unwrap_or_else(cores),
             socket_io_client_dir: vars.get("SOCKET_IO_CLIENT_DIR").map(Into::into),
             metrics_token: vars.get("METRICS_TOKEN").map(Into::into),
+            presence: vars.flag("PRESENCE", true)?,
             demo: vars.flag("DEMO", true)?,
             notices,
         })

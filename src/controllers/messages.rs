@@ -1,6 +1,8 @@
 //! `GET /api/chat/messages/:room`, `POST /api/chat/message`, and `PATCH` and `DELETE
 //! /api/chat/message/:message`.
 
+use std::collections::HashMap;
+
 use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::web::{Data, Path, Query};
@@ -19,6 +21,7 @@ use crate::middleware::auth::CurrentUser;
 use crate::middleware::express::insert_exposed;
 use crate::models::message::{Deleted, Page};
 use crate::models::revision::is_tombstone;
+use crate::models::user::Username;
 use crate::models::{IdempotencyKey, Message, RoomId, Store, StoreError, UserId, Users};
 use crate::mongoose::Hydrated;
 use crate::openapi::messages as api;
@@ -327,42 +330,53 @@ async fn write_history<'a>(
     users: &Users,
 ) -> Result<(), StoreError> {
     let mut broken = Broken::default();
-    let messages = Vec::from_iter(documents.map(|document| match Message::ordinary(document) {
-        Some(message) => Item::Ordinary(message),
-        None if is_tombstone(document) => Item::Deleted(document),
-        None => {
-            let message = Hydrated::message(document);
-            broken.count(&message);
-            Item::Odd(message)
-        }
-    }));
+    let messages = Vec::from_iter(documents.map(|document| Item::read(document, &mut broken)));
     broken.warn("messages");
     let names = users.names_of(messages.iter().filter_map(Item::sender)).await?;
-    let name = |sender: UserId| names.get(&sender).and_then(Option::as_ref);
     for message in &messages {
-        match message {
-            Item::Ordinary(message) => {
-                views::message_in_history(out, message, name(message.sender));
-            }
-            Item::Odd(message) => views::document(out, message, name),
-            Item::Deleted(document) => views::deleted_message(out, document, |out, sender| {
-                views::push_sender(out, sender, name(sender));
-            }),
-        }
+        message.write(out, &names);
         out.push(b',');
     }
     Ok(())
 }
 
 /// A message of a history.
-enum Item<'a> {
+pub(super) enum Item<'a> {
     Ordinary(Message<'a>),
     Odd(Hydrated),
     Deleted(&'a RawDocument),
 }
 
-impl Item<'_> {
-    fn sender(&self) -> Option<UserId> {
+impl<'a> Item<'a> {
+    /// Reads a document, which is counted if it is broken.
+    pub fn read(document: &'a RawDocument, broken: &mut Broken) -> Self {
+        match Message::ordinary(document) {
+            Some(message) => Self::Ordinary(message),
+            None if is_tombstone(document) => Self::Deleted(document),
+            None => {
+                let message = Hydrated::message(document);
+                broken.count(&message);
+                Self::Odd(message)
+            }
+        }
+    }
+
+    /// Appends it with the name of its sender.
+    pub fn write(&self, out: &mut Vec<u8>, names: &HashMap<UserId, Option<Username>>) {
+        let name = |sender: UserId| names.get(&sender).and_then(Option::as_ref);
+        match self {
+            Self::Ordinary(message) => {
+                views::message_in_history(out, message, name(message.sender));
+            }
+            Self::Odd(message) => views::document(out, message, name),
+            Self::Deleted(document) => views::deleted_message(out, document, |out, sender| {
+                views::push_sender(out, sender, name(sender));
+            }),
+        }
+    }
+
+    /// Its sender.
+    pub fn sender(&self) -> Option<UserId> {
         match self {
             Self::Ordinary(message) => Some(message.sender),
             Self::Odd(message) => message.id("sender").map(UserId),

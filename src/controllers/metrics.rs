@@ -49,8 +49,14 @@ pub async fn metrics(
         }
     }
     let registry = &worker.registry;
+    let exchange = worker.exchange.stats();
     let text = metrics.render(&Readings {
         feed: read_feed(&worker.feed),
+        bundles: [("sent", read(&exchange.sent)), ("dropped", read(&exchange.dropped))],
+        signals: read(&exchange.received),
+        signal_restarts: read(&exchange.restarts),
+        online: worker.presence.count(),
+        instances: 1 + *worker.presence.others().borrow(),
         sessions: registry.sessions(),
         engine_io_connections: connections.len(),
         connections: registry.connections().count(),
@@ -64,9 +70,12 @@ pub async fn metrics(
     Ok(HttpResponse::Ok().content_type(CONTENT_TYPE).body(text))
 }
 
+fn read(count: &AtomicU64) -> u64 {
+    count.load(Ordering::Relaxed)
+}
+
 fn read_feed(feed: &Feed) -> FeedReadings {
     let stats = feed.stats();
-    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let (ring_events, ring_bytes) = feed.ring().size();
     FeedReadings {
         is_live: feed.live().is_ok(),

@@ -7,6 +7,7 @@ pub mod health;
 mod list;
 pub mod messages;
 pub mod metrics;
+pub mod presence;
 pub mod rooms;
 mod shared_reads;
 pub mod users;

@@ -4,13 +4,15 @@
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
+use bson::RawDocument;
 use futures::TryStreamExt;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::json;
 use super::list::{self, Broken, List, SharedLists};
+use super::messages::Item;
 use crate::casts::required_text;
-use crate::chat::{Chat, RoomChange};
+use crate::chat::{Chat, ListedRoom, MarkAsRead, Reading, RoomChange, RoomOverview};
 use crate::config::{Config, ErrorMode};
 use crate::error::{ApiError, NO_ID};
 use crate::js::{Fields, Js};
@@ -76,9 +78,10 @@ pub async fn create_room(
     get,
     path = "/api/chat/rooms",
     tag = "Rooms",
-    description = "All public rooms, or with `mine=true` the rooms with members that the user is in, \
-                   by pages in the order of their ids. Without it, `limit` and `before` have no \
-                   effect. An invalid value is refused with `mine=true` or `ERRORS=precise`, and \
+    description = "All public rooms, or with `mine=true` the rooms with members that the user is in \
+                   and the public ones that the user has marked as read, by pages in the order of \
+                   their ids, each with its last message, how many messages are unread, and the \
+                   last one that was read. Without it, `limit` and `before` have no effect. An invalid value is refused with `mine=true` or `ERRORS=precise`, and \
                    otherwise counts as absent. A list beyond 1 MiB is streamed, without `ETag`.",
     params(api::Rooms),
     responses(
@@ -120,13 +123,53 @@ pub async fn get_all_rooms(
     if !mine {
         return lists.all(store).await;
     }
+    let rooms = chat.rooms_of_user(user.0, limit, before).await?;
+    let mut broken = Broken::default();
+    let last = rooms
+        .iter()
+        .map(|room| room.last_message.as_deref().map(|message| Item::read(message, &mut broken)));
+    let last: Vec<_> = last.collect();
+    broken.warn("messages");
+    let names = store.users.names_of(last.iter().flatten().filter_map(Item::sender)).await?;
     let mut body = vec![b'['];
-    for room in chat.rooms_of_member(user.0, limit, before).await? {
-        room.write(&mut body);
+    for (room, last) in rooms.iter().zip(&last) {
+        write_overview(&mut body, room, |body| match last {
+            Some(message) => message.write(body, &names),
+            None => body.extend_from_slice(b"null"),
+        });
         body.push(b',');
     }
     list::close(&mut body);
     Ok(json(StatusCode::OK, body))
+}
+
+/// Appends a room with `lastMessage`, `unread` and `lastRead`.
+fn write_overview(
+    body: &mut Vec<u8>,
+    overview: &RoomOverview,
+    write_last: impl FnOnce(&mut Vec<u8>),
+) {
+    match &overview.room {
+        ListedRoom::WithMembers(room) => room.write(body),
+        ListedRoom::Public(document) => write_public(body, document),
+    }
+    // The fields follow those of the room in the same object.
+    if body.last() == Some(&b'}') {
+        body.pop();
+    }
+    body.extend_from_slice(b",\"lastMessage\":");
+    write_last(body);
+    if let Some(Reading { unread, last_read }) = overview.reading {
+        views::reading(body, unread, last_read);
+    }
+    body.push(b'}');
+}
+
+fn write_public(body: &mut Vec<u8>, document: &RawDocument) {
+    match Room::ordinary(document) {
+        Some(room) => views::room(body, &room),
+        None => views::document(body, &Hydrated::room(document), |_| None),
+    }
 }
 
 /// How many rooms a page of `?mine=true` has.
@@ -184,10 +227,7 @@ pub async fn get_room(
     let room = room_of(&path)?;
     if let Some(document) = store.rooms.find(room).await? {
         let mut body = br#"{"room":"#.to_vec();
-        match Room::ordinary(&document) {
-            Some(room) => views::room(&mut body, &room),
-            None => views::document(&mut body, &Hydrated::room(&document), |_| None),
-        }
+        write_public(&mut body, &document);
         body.push(b'}');
         return Ok(json(StatusCode::OK, body));
     }
@@ -244,6 +284,35 @@ pub async fn delete_room(
 ) -> Result<HttpResponse, ApiError> {
     chat.delete_room(room_of(&path)?, user.0).await?;
     Ok(json(StatusCode::OK, br#"{"message":"Room deleted successfully"}"#.to_vec()))
+}
+
+/// Marks a room as read.
+///
+/// # Errors
+/// Those of [`Chat::mark_as_read`].
+#[utoipa::path(
+    post,
+    path = "/api/chat/room/{room}/read",
+    tag = "Rooms",
+    description = "Up to a message of this room. All sessions of the user receive `messageRead`, and \
+                   so do other members of the room, unless it is large. The mark never goes back: \
+                   an earlier message changes nothing and gets the same answer.",
+    params(("room" = inline(IdParameter), Path, description = "The room")),
+    request_body = api::MarkAsRead,
+    responses(
+        (status = 200, description = "The mark is accepted", body = api::Marked),
+        api::MarkAsReadRefusals,
+    ),
+)]
+pub async fn mark_as_read(
+    path: Path<String>,
+    mut body: Fields,
+    user: CurrentUser,
+    chat: Data<Chat>,
+) -> Result<HttpResponse, ApiError> {
+    let request = MarkAsRead::take(&mut body).in_room(&path);
+    let marked = chat.mark_as_read(request, Some(user.0)).await?;
+    Ok(json(StatusCode::OK, marked.to_json()))
 }
 
 /// Adds a member to a private room.

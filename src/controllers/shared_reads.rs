@@ -23,6 +23,9 @@ pub struct SharedReads<K: Eq + Hash, T: Clone>(Rc<Running<K, T>>);
 
 type Running<K, T> = RefCell<HashMap<K, Latest<T>>>;
 
+/// A read that several calls wait for.
+type Reading<T> = Shared<LocalBoxFuture<'static, T>>;
+
 /// The last read that was asked for.
 struct Latest<T: Clone> {
     reading: WeakShared<LocalBoxFuture<'static, T>>,
@@ -40,11 +43,7 @@ struct Entry<K: Eq + Hash, T: Clone> {
 impl<K: Copy + Eq + Hash + 'static, T: Clone + 'static> SharedReads<K, T> {
     /// The result of a `read` of `key` that begins after this call. `read` is called unless another
     /// call for the same key, whose read has not begun yet, serves this one, too.
-    pub fn get<F>(
-        &self,
-        key: K,
-        read: impl FnOnce() -> F + 'static,
-    ) -> Shared<LocalBoxFuture<'static, T>>
+    pub fn get<F>(&self, key: K, read: impl FnOnce() -> F + 'static) -> Reading<T>
     where
         F: Future<Output = T> + 'static,
     {
@@ -71,7 +70,7 @@ impl<K: Copy + Eq + Hash + 'static, T: Clone + 'static> SharedReads<K, T> {
         reading
     }
 
-    fn latest(&self, key: K) -> Option<(Shared<LocalBoxFuture<'static, T>>, Rc<Cell<bool>>)> {
+    fn latest(&self, key: K) -> Option<(Reading<T>, Rc<Cell<bool>>)> {
         let running = self.0.borrow();
         let latest = running.get(&key)?;
         Some((latest.reading.upgrade()?, Rc::clone(&latest.begun)))
@@ -123,10 +122,7 @@ mod tests {
         }
     }
 
-    fn get(
-        reads: &SharedReads<u8, usize>,
-        source: &Source,
-    ) -> Shared<LocalBoxFuture<'static, usize>> {
+    fn get(reads: &SharedReads<u8, usize>, source: &Source) -> Reading<usize> {
         let source = source.clone();
         reads.get(0, move || source.read())
     }

@@ -21,7 +21,8 @@ use bytestring::ByteString;
 use super::position::Position;
 use crate::{
     models::{
-        Membership, Message, Revocation, RoomId, UserId, message::Malformed, revision::is_tombstone,
+        Mark, Membership, Message, Revocation, RoomId, UserId, message::Malformed,
+        revision::is_tombstone,
     },
     mongoose::Hydrated,
     views,
@@ -34,7 +35,7 @@ pub struct Event {
     room: RoomId,
     /// The message; `None` for an event about no message.
     message: Option<MessageKey>,
-    /// The sender of a message, or the member who was added or removed.
+    /// The sender of a message, the member who was added or removed, or the user who has read.
     user: Option<UserId>,
     /// `None` on a standalone MongoDB, which has no change stream.
     position: Option<Position>,
@@ -65,6 +66,18 @@ pub enum Kind {
     RoomAdded,
     /// `roomRemoved`, to all sessions of the user who was removed from a room: the data is `{room}`.
     RoomRemoved,
+    /// `messageRead`, to the members of the room: the data is `{room, user, message}`.
+    Read,
+    /// `messageRead`, to all sessions of the user who has read.
+    OwnRead,
+    /// `typing`: a user types; the data is `{room, user: {_id, username}}`.
+    Typing,
+    /// `stopTyping`: a user does not type any more; the data is `{room, user}`.
+    StopTyping,
+    /// `userOnline`, to those who watch the user: the data is `{user}`.
+    UserOnline,
+    /// `userOffline`, to those who watch the user: the data is `{user, lastSeen}`.
+    UserOffline,
     /// `resync`: messages may have been missed, so the client fetches the history; the data is
     /// `{room, position}`.
     Resync,
@@ -114,6 +127,11 @@ impl Kind {
             Self::RoomChanged => "roomChanged",
             Self::RoomAdded => "roomAdded",
             Self::RoomRemoved => "roomRemoved",
+            Self::Read | Self::OwnRead => "messageRead",
+            Self::Typing => "typing",
+            Self::StopTyping => "stopTyping",
+            Self::UserOnline => "userOnline",
+            Self::UserOffline => "userOffline",
             Self::Resync => "resync",
             Self::Revoked => "revoked",
         }
@@ -226,6 +244,40 @@ impl Event {
         Self::new(Kind::RoomChanged, room, None, position, data)
     }
 
+    /// The two events of a user who has read: for the members of the room, and for the sessions of
+    /// that user.
+    pub fn read(mark: &Mark, positions: Option<[Position; 2]>) -> [Self; 2] {
+        let (room, user) = (mark.room, Some(mark.user));
+        let [first, second] = positions.map_or([None, None], |[a, b]| [Some(a), Some(b)]);
+        let data = text(|json| views::message_read(json, mark));
+        let own = Self::new(Kind::OwnRead, mark.user.own_room(), None, second, data.clone());
+        [Self::new(Kind::Read, room, None, first, data).of_user(user), own.of_user(user)]
+    }
+
+    /// A user types.
+    pub fn typing(room: RoomId, user: UserId, name: Option<&str>) -> Self {
+        let data = text(|json| views::typing(json, room, user, name));
+        Self::new(Kind::Typing, room, None, None, data).of_user(Some(user))
+    }
+
+    /// A user does not type any more.
+    pub fn stopped_typing(room: RoomId, user: UserId) -> Self {
+        let data = text(|json| views::member_removed(json, room, user));
+        Self::new(Kind::StopTyping, room, None, None, data).of_user(Some(user))
+    }
+
+    /// A user came.
+    pub fn user_online(user: UserId) -> Self {
+        let data = text(|json| views::user_online(json, user));
+        Self::new(Kind::UserOnline, user.own_room(), None, None, data).of_user(Some(user))
+    }
+
+    /// A user went.
+    pub fn user_offline(user: UserId, last_seen: Option<DateTime>) -> Self {
+        let data = text(|json| views::user_offline(json, user, last_seen));
+        Self::new(Kind::UserOffline, user.own_room(), None, None, data).of_user(Some(user))
+    }
+
     /// A message that was stored.
     pub fn message(message: &Message<'_>, position: Option<Position>) -> Self {
         let mut json = Vec::with_capacity(message.content.len() + 256);
@@ -309,14 +361,24 @@ impl Event {
         self.kind
     }
 
-    /// The sender of a message, or the member who was added or removed.
+    /// The sender of a message, the member who was added or removed, or the user who has read.
     pub fn user(&self) -> Option<UserId> {
         self.user
     }
 
     /// Whether this is for all sessions of a user, whatever rooms they are in.
     pub fn is_of_user(&self) -> bool {
-        matches!(self.kind, Kind::RoomAdded | Kind::RoomRemoved)
+        matches!(self.kind, Kind::RoomAdded | Kind::RoomRemoved | Kind::OwnRead)
+    }
+
+    /// Whether this has no place in the stream: it is passed on at once and never kept.
+    pub fn is_signal(&self) -> bool {
+        matches!(self.kind, Kind::Typing | Kind::StopTyping | Kind::UserOnline | Kind::UserOffline)
+    }
+
+    /// The user whose sessions are told the same by another event, and are not told by this one.
+    pub fn passes_over(&self) -> Option<UserId> {
+        self.user.filter(|_| self.kind == Kind::Read)
     }
 
     /// The user who is given nothing of the room behind this.

@@ -37,11 +37,11 @@ use bson::Timestamp;
 use futures::{FutureExt, future::join3};
 use mongodb::Database;
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{broadcast, oneshot, watch},
     time::{error::Elapsed, sleep, timeout},
 };
 
-use crate::models::{Clock, Failure, MessageId, Revocations, RoomId, Store};
+use crate::models::{Clock, Failure, MessageId, PresenceRow, Revocations, RoomId, Store};
 
 use backfill::Backfill;
 use backoff::Backoff;
@@ -73,6 +73,9 @@ const READ_TIMEOUT: Duration = Duration::from_secs(4);
 /// After so many failures at the same cluster time, the feed gives this time up.
 const MAX_TRIES: u32 = 3;
 
+/// How many changes of presence may wait until they are read.
+const MAX_PRESENCE_CHANGES: usize = 16_384;
+
 /// See the [module](self).
 pub struct Feed {
     database: Database,
@@ -88,6 +91,8 @@ pub struct Feed {
     is_narrow: AtomicBool,
     /// Everything before this time was read.
     reached: watch::Sender<Timestamp>,
+    /// The changes of who is connected, which are no events and have no positions.
+    presence: broadcast::Sender<PresenceChange>,
     removals: Mutex<Removals>,
     verdicts: Verdicts,
     revocations: Revocations,
@@ -106,6 +111,17 @@ pub enum Phase {
     Live,
     /// Within this process, because MongoDB is a standalone.
     Local,
+}
+
+/// A change of who is connected to which instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PresenceChange {
+    /// A user is connected to an instance.
+    Added(PresenceRow),
+    /// A user is not connected to an instance any more.
+    Removed(PresenceRow),
+    /// Changes may have been missed.
+    Lost,
 }
 
 /// Counters since the start of the process.
@@ -190,6 +206,7 @@ impl Feed {
             }),
             is_narrow: AtomicBool::new(false),
             reached: watch::Sender::new(Timestamp { time: 0, increment: 0 }),
+            presence: broadcast::Sender::new(MAX_PRESENCE_CHANGES),
             removals: Mutex::default(),
             verdicts: Verdicts::default(),
             revocations: store.revocations.clone(),
@@ -367,6 +384,16 @@ impl Feed {
         self.health().interrupted.is_some_and(|at| at.elapsed() < within)
     }
 
+    /// Hears of changes of presence from now on. Call it before [`run`](Self::run).
+    pub fn presence_changes(&self) -> broadcast::Receiver<PresenceChange> {
+        self.presence.subscribe()
+    }
+
+    fn tell_presence(&self, change: PresenceChange) {
+        // Nobody listens while presence is off.
+        let _ = self.presence.send(change);
+    }
+
     /// Whether changes of members come in the stream, without which there are no rooms with members.
     pub fn knows_members(&self) -> bool {
         !self.is_narrow.load(Ordering::Relaxed)
@@ -497,7 +524,9 @@ impl Feed {
         let room_of = |message: &MessageKey| self.ring.room_of(message);
         let mut removals = self.removals();
         let admit = |event: &Event| self.admit(&mut removals, event, true);
-        let Read { events, unknown } = events_of(changes, &mut HashMap::new(), room_of, admit);
+        let Read { events, unknown, presence } =
+            events_of(changes, &mut HashMap::new(), room_of, admit);
+        presence.into_iter().for_each(|change| self.tell_presence(change));
         drop(removals);
         if self.phase() == Phase::Filling {
             unknown.into_iter().for_each(|message| self.ring.note_removed(message));
@@ -540,6 +569,7 @@ impl Feed {
         let epoch = self.ring.open(last);
         self.revoked.begin();
         log::info!("change stream open at {last}");
+        self.tell_presence(PresenceChange::Lost);
         self.phase.send_replace(Phase::Filling);
         self.backfill.send_replace(Some(Backfill { epoch, last, window }));
     }
@@ -561,6 +591,7 @@ impl Feed {
         self.backfill.send_replace(None);
         self.revoked.begin();
         self.phase.send_replace(Phase::Local);
+        self.tell_presence(PresenceChange::Lost);
         loop {
             sleep(STANDALONE_CHECK).await;
             let asked = timeout(QUERY_TIMEOUT, Cluster::ask(&self.database)).await;
@@ -659,6 +690,7 @@ struct Read {
     events: Vec<Event>,
     /// Messages that were removed and whose room is not known.
     unknown: Vec<MessageKey>,
+    presence: Vec<PresenceChange>,
 }
 
 /// The room and the last position of each message that was seen.
@@ -673,10 +705,15 @@ fn events_of(
     room_of: impl Fn(&MessageKey) -> Option<RoomId>,
     mut admitted: impl FnMut(&Event) -> bool,
 ) -> Read {
-    let mut read = Read { events: Vec::with_capacity(changes.len()), unknown: Vec::new() };
+    let events = Vec::with_capacity(changes.len());
+    let mut read = Read { events, unknown: Vec::new(), presence: Vec::new() };
     for change in changes {
         let event = match change {
             Change::Event(event) => event,
+            Change::Presence(change) => {
+                read.presence.push(change);
+                continue;
+            }
             Change::Removal(removal) => {
                 let seen = rooms.get(removal.key()).map(|&(room, _)| room);
                 let Some(room) = seen.or_else(|| room_of(removal.key())) else {

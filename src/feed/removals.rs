@@ -76,7 +76,7 @@ impl Removals {
                 self.removed.remove(&member);
             }
             Kind::MemberRemoved => self.insert(event.position().unwrap_or(Position::ZERO), member),
-            Kind::Message if event.room().may_have_members() => {
+            Kind::Message | Kind::Read if event.room().may_have_members() => {
                 return !self.removed.contains_key(&member);
             }
             _ => {}

@@ -19,12 +19,13 @@ use mongodb::{
 };
 
 use super::{
+    PresenceChange,
     event::{Event, Removal},
     position::Position,
 };
 use crate::models::{
-    Failure, MembersRoom, Membership, Revocation, RoomId, RoomKind, failure::describe,
-    message::Malformed, own,
+    Failure, Mark, MembersRoom, Membership, PresenceRow, Revocation, RoomId, RoomKind,
+    failure::describe, message::Malformed, own,
 };
 
 /// A larger document is not delivered: it becomes a `resync` of its room. MongoDB sends only its
@@ -74,6 +75,8 @@ pub(super) enum Change {
     Event(Event),
     /// A document was removed. The change does not name its room.
     Removal(Removal),
+    /// A user is connected to an instance, or not any more. It has no position.
+    Presence(PresenceChange),
 }
 
 /// Which stream to open.
@@ -235,6 +238,16 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
                 of_members,
                 doc! { "ns.coll": rooms, "operationType": "replace" },
                 doc! {
+                    "ns.coll": own::MARKS.collection,
+                    "operationType": { "$in": ["insert", "replace"] },
+                    "documentKey._id.room": { "$exists": true },
+                },
+                doc! {
+                    "ns.coll": own::PRESENCE.collection,
+                    "operationType": { "$in": ["insert", "delete"] },
+                    "documentKey._id.u": { "$exists": true },
+                },
+                doc! {
                     "ns.coll": own::REVOCATIONS.collection,
                     "operationType": { "$in": ["insert", "update", "replace"] },
                     "documentKey._id.user": { "$exists": true },
@@ -295,19 +308,27 @@ fn read_reply(
         read.progress = read.progress.max(time);
         match event.get_str("operationType").map_err(unreadable)? {
             operation @ ("insert" | "update" | "replace" | "delete") => {
-                // Count every change, even if it is not delivered, so that all instances count
-                // alike.
-                let position = position_after(last, time);
                 let collection = event.get_document("ns").and_then(|ns| ns.get_str("coll"));
                 let collection = collection.unwrap_or_default();
+                if collection == own::PRESENCE.collection {
+                    read.take_presence(operation, event);
+                    continue;
+                }
+                // Count every other change, even if it is not delivered, so that all instances
+                // count alike.
+                let position = position_after(last, time);
+                // A change of a member and a mark are told twice: to the room, and to the user.
                 let is_of_members = collection == own::MEMBERS.collection;
-                // A change of a member is told twice: to the room, and to the user.
-                let end = if is_of_members { position.next_of_same_time() } else { position };
+                let is_mark = collection == own::MARKS.collection;
+                let is_told_twice = is_of_members || is_mark;
+                let end = if is_told_twice { position.next_of_same_time() } else { position };
                 last = Some(end);
                 read.newest = last;
                 if last > published {
                     if is_of_members {
                         read.take_member(event, [position, end]);
+                    } else if is_mark {
+                        read.take_mark(event, [position, end]);
                     } else if collection == own::ROOMS.collection {
                         read.take_room(event, position);
                     } else if collection == own::REVOCATIONS.collection {
@@ -334,6 +355,21 @@ impl Reply {
             Err(_) => Membership::removed(event)
                 .map(|(room, user)| Event::member_removed(room, user, Some(positions))),
         };
+        self.changes.extend(events.into_iter().flatten().map(Change::Event));
+    }
+
+    fn take_presence(&mut self, operation: &str, event: &RawDocument) {
+        let Some(row) = PresenceRow::of_change(event) else { return };
+        let change = match operation {
+            "delete" => PresenceChange::Removed(row),
+            _ => PresenceChange::Added(row),
+        };
+        self.changes.push(Change::Presence(change));
+    }
+
+    fn take_mark(&mut self, event: &RawDocument, positions: [Position; 2]) {
+        let mark = event.get_document("fullDocument").ok().and_then(Mark::read);
+        let events = mark.map(|mark| Event::read(&mark, Some(positions)));
         self.changes.extend(events.into_iter().flatten().map(Change::Event));
     }
 
@@ -372,6 +408,7 @@ impl Change {
         match self {
             Self::Event(event) => event.position(),
             Self::Removal(removal) => Some(removal.position()),
+            Self::Presence(_) => None,
         }
     }
 }

@@ -69,6 +69,8 @@ pub(super) struct Inbox {
     direct_writer: RefCell<Option<Box<dyn DirectWriter>>>,
     /// Whether the session only waits for the next event.
     is_idle: Cell<bool>,
+    /// Whether the session waits for the next event, even if it cannot take the shared frame.
+    waits: Cell<bool>,
     /// The last live position that was delivered.
     base: Cell<Option<Position>>,
 }
@@ -96,6 +98,7 @@ impl Inbox {
             state: RefCell::default(),
             direct_writer: RefCell::default(),
             is_idle: Cell::default(),
+            waits: Cell::default(),
             base: Cell::default(),
         })
     }
@@ -108,6 +111,13 @@ impl Inbox {
     /// Sets whether the session only waits for the next event, and can take the shared frame.
     pub(super) fn set_idle(&self, is_idle: bool) {
         self.is_idle.set(is_idle);
+        self.waits.set(is_idle);
+    }
+
+    /// Notes that the session waits for the next event. Signals, which have no offset, can be
+    /// written to it.
+    pub(super) fn set_waiting(&self) {
+        self.waits.set(true);
     }
 
     /// The last live position that was delivered.
@@ -129,15 +139,23 @@ impl Inbox {
         if !self.is_idle.get() || (base.is_some() && position <= base) {
             return false;
         }
+        let written = self.write(delivery);
+        if written {
+            self.base.set(position.or(base));
+        }
+        written
+    }
+
+    /// Writes a signal to the client, if nothing else waits for it.
+    pub(super) fn signal(&self, delivery: &Delivery) -> bool {
+        self.waits.get() && self.is_empty() && self.write(delivery)
+    }
+
+    fn write(&self, delivery: &Delivery) -> bool {
         let direct_writer = self.direct_writer.borrow();
         let Some(direct_writer) = direct_writer.as_ref() else { return false };
         match catch_unwind(AssertUnwindSafe(|| direct_writer.write(delivery))) {
-            Ok(written) => {
-                if written {
-                    self.base.set(position.or(base));
-                }
-                written
-            }
+            Ok(written) => written,
             Err(panic) => {
                 self.state.borrow_mut().panic = Some(panic);
                 false
@@ -147,7 +165,7 @@ impl Inbox {
 
     /// Puts an item in. Returns `false` if this inbox has ended, now or earlier.
     pub(super) fn put(&self, item: InboxItem) -> bool {
-        self.is_idle.set(false);
+        self.set_idle(false);
         let mut state = self.state.borrow_mut();
         if state.ended.is_some() {
             return false;

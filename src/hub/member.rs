@@ -280,7 +280,7 @@ impl Member {
     /// Leaves `room`. No more events of it are delivered.
     pub fn leave(&mut self, room: RoomId) {
         match self.memberships.swap_remove(&room).map(|membership| membership.state) {
-            Some(State::Live(_)) => self.hub.unsubscribe(room, self.id),
+            Some(State::Live(_)) => self.hub.unsubscribe(room, self.id, self.user),
             Some(State::Replayed(next)) => {
                 self.replays.remove(&(next, room));
             }
@@ -289,12 +289,37 @@ impl Member {
         self.resyncs.retain(|&(due, _)| due != room);
     }
 
+    /// The user types in `room`, which the member is in.
+    pub fn typing(&self, room: RoomId, name: Option<Arc<str>>) {
+        if let Some(user) = self.user.filter(|_| self.is_in(room) && !self.muted) {
+            self.hub.typing(room, user, self.id, name);
+        }
+    }
+
+    /// The user does not type in `room` any more.
+    pub fn stop_typing(&self, room: RoomId) {
+        if let Some(user) = self.user {
+            self.hub.stop_typing(room, user, self.id);
+        }
+    }
+
+    /// Watches these users from now on. Returns false if it would watch too many; then nothing
+    /// changes.
+    pub fn watch(&self, users: &[UserId]) -> bool {
+        self.muted || self.hub.watch(self.id, &self.inbox, users)
+    }
+
+    /// Watches these users no more; `None` is all.
+    pub fn unwatch(&self, users: Option<&[UserId]>) {
+        self.hub.unwatch(self.id, users);
+    }
+
     /// Delivers no more events. The member stays in its rooms, and can still join and leave rooms.
     pub fn mute(&mut self) {
         self.muted = true;
         for (&room, membership) in &self.memberships {
             if let State::Live(_) = membership.state {
-                self.hub.unsubscribe(room, self.id);
+                self.hub.unsubscribe(room, self.id, self.user);
             }
         }
         self.forget_user();
@@ -344,6 +369,7 @@ impl Member {
                     }
                     None => {
                         self.inbox.set_idle(self.shares_frames());
+                        self.inbox.set_waiting();
                         return Poll::Pending;
                     }
                 },
@@ -483,6 +509,7 @@ impl Member {
     /// put in.
     fn unpack(&mut self, item: InboxItem) -> Option<Rc<Delivery>> {
         match item {
+            InboxItem::Event(_, delivery) if delivery.event().is_signal() => Some(delivery),
             InboxItem::Event(seq, delivery) => {
                 let room = delivery.event().room();
                 match self.memberships.get(&room).map(|membership| &membership.state) {
@@ -533,7 +560,9 @@ impl Member {
                     let through = event.position().max(self.hub.through());
                     self.go_live_from(room, through, event.position());
                 }
-                Some(event).filter(|event| !event.is_withdrawn()).map(Delivery::new)
+                let passed_over = event.passes_over();
+                let is_told = passed_over.is_none() || passed_over != self.user;
+                Some(event).filter(|event| is_told && !event.is_withdrawn()).map(Delivery::new)
             }
             Ok(_) => {
                 let through = self.hub.through();
@@ -600,7 +629,7 @@ impl Drop for Member {
         self.forget_user();
         for (&room, membership) in &self.memberships {
             if let State::Live(_) = membership.state {
-                self.hub.unsubscribe(room, self.id);
+                self.hub.unsubscribe(room, self.id, self.user);
             }
         }
     }

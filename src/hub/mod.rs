@@ -12,6 +12,9 @@ pub mod inbox;
 pub mod member;
 pub mod offset;
 mod pacing;
+pub mod signals;
+mod typing;
+pub mod watching;
 
 #[cfg(test)]
 mod tests;
@@ -21,10 +24,11 @@ use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use indexmap::IndexMap;
-use tokio::time::Instant;
+use tokio::{sync::broadcast::error::RecvError, time::Instant};
 
 use crate::{
     feed::{
@@ -38,6 +42,9 @@ use crate::{
 
 use inbox::{Bounds, Ended, Inbox, InboxItem};
 use pacing::Pacer;
+use signals::{Origin, Signal, Signals};
+use typing::Typing;
+use watching::Watching;
 
 /// The maximum number of events in one round, before the sessions of this worker run.
 const MAX_DISPATCHED: usize = 64;
@@ -46,12 +53,20 @@ const MAX_DISPATCHED: usize = 64;
 /// room does not delay others.
 const MAX_DIRECT_WRITES: usize = 256;
 
+/// How often it is looked for users who have stopped typing without saying so.
+const EXPIRY_CHECK: Duration = Duration::from_millis(500);
+
+/// How many sessions of one worker may have joined a room in which others are told who has read.
+/// Beyond that, each mark would cost too much.
+const MAX_TOLD_OF_READING: usize = 100;
+
 /// See the [module](self). Clones are handles on the same hub.
 #[derive(Clone)]
 pub struct Hub {
     ring: Arc<Ring>,
     revoked: Arc<Revoked>,
     bounds: Bounds,
+    signals: Signals,
     // Borrowed for one operation at a time, never across an await.
     state: Rc<RefCell<HubState>>,
 }
@@ -65,6 +80,10 @@ struct HubState {
     rooms: HashMap<RoomId, IndexMap<MemberId, Subscription>>,
     /// The sessions of each user, with their tokens, and where what is told to a user goes.
     users: BTreeMap<(UserId, MemberId), (TokenIdentity, Rc<Inbox>)>,
+    typing: Typing,
+    watching: Watching,
+    /// What other workers and instances have to hear of.
+    signals: Signals,
     next_member: MemberId,
 }
 
@@ -88,17 +107,21 @@ struct Subscription {
 
 impl Hub {
     /// A hub without members. It follows `ring` from its current end, while [`run`](Self::run)
-    /// runs. It ends the sessions whose tokens are revoked.
-    pub fn new(ring: Arc<Ring>, revoked: Arc<Revoked>, bounds: Bounds) -> Self {
+    /// runs, and hears `signals` while [`run_signals`](Self::run_signals) runs. It ends the sessions
+    /// whose tokens are revoked.
+    pub fn new(ring: Arc<Ring>, revoked: Arc<Revoked>, bounds: Bounds, signals: Signals) -> Self {
         let tail = ring.tail();
         let state = HubState {
             cursor: tail.seq,
             dispatched: tail.through,
             rooms: HashMap::new(),
             users: BTreeMap::new(),
+            typing: Typing::default(),
+            watching: Watching::default(),
+            signals: signals.clone(),
             next_member: 0,
         };
-        Self { ring, revoked, bounds, state: Rc::new(RefCell::new(state)) }
+        Self { ring, revoked, bounds, signals, state: Rc::new(RefCell::new(state)) }
     }
 
     /// Dispatches events until the ring is dropped. Spawn it once, on the thread of this hub.
@@ -113,6 +136,37 @@ impl Hub {
                 Some(end) => tokio::time::sleep_until(end).await,
                 None if ends.changed().await.is_err() => return,
                 None => {}
+            }
+        }
+    }
+
+    /// Passes signals on until no more can come. Spawn it once, on the thread of this hub.
+    pub async fn run_signals(self) {
+        let mut signals = self.signals.listen();
+        loop {
+            tokio::select! {
+                heard = signals.recv() => match heard {
+                    Ok((_, signal)) => self.hear(signal),
+                    Err(RecvError::Lagged(_)) => self.tell_watchers_again(),
+                    Err(RecvError::Closed) => return,
+                },
+                () = tokio::time::sleep(EXPIRY_CHECK), if self.has_typing() => {
+                    self.expire_typing();
+                }
+            }
+        }
+    }
+
+    fn hear(&self, signal: Signal) {
+        let mut state = self.state.borrow_mut();
+        match signal {
+            Signal::Typing { room, user, name } => state.show_typing(room, user, name.as_deref()),
+            Signal::Stopped { room, user } => state.hide_typing(room, user),
+            Signal::Online(user) => state.tell_online(user),
+            Signal::Offline { user, last_seen } => state.tell_offline(user, last_seen),
+            Signal::Census { room, reply } => {
+                // There is room for the answer of each worker.
+                let _ = reply.try_send(state.users_in(room));
             }
         }
     }
@@ -215,11 +269,16 @@ impl Hub {
 
     /// `member` is gone, or is not told anything more.
     fn forget_user(&self, member: MemberId, user: UserId) {
-        self.state.borrow_mut().users.remove(&(user, member));
+        let mut state = self.state.borrow_mut();
+        state.users.remove(&(user, member));
+        state.watching.forget(member);
     }
 
-    /// Removes the subscription of `member` to `room`, if there is one.
-    fn unsubscribe(&self, room: RoomId, member: MemberId) {
+    /// Removes the subscription of `member`, a session of `user`, to `room`, if there is one.
+    fn unsubscribe(&self, room: RoomId, member: MemberId, user: Option<UserId>) {
+        if let Some(user) = user {
+            self.stop_typing(room, user, member);
+        }
         let mut state = self.state.borrow_mut();
         if let Entry::Occupied(mut subscriptions) = state.rooms.entry(room) {
             subscriptions.get_mut().swap_remove(&member);
@@ -248,8 +307,19 @@ impl HubState {
             return self.tell_user(seq, event, max_direct);
         }
         let Entry::Occupied(mut subscriptions) = self.rooms.entry(event.room()) else { return 0 };
-        let removed = event.removes();
+        let (removed, passed_over) = (event.removes(), event.passes_over());
+        if passed_over.is_some() && subscriptions.get().len() > MAX_TOLD_OF_READING {
+            return 0;
+        }
         let users = &self.users;
+        let is_of = |id: &MemberId, user: Option<UserId>| {
+            user.is_some_and(|user| users.contains_key(&(user, *id)))
+        };
+        let ends_typing = match event.kind() {
+            Kind::Message | Kind::MemberRemoved => event.user(),
+            _ => None,
+        };
+        let room = event.room();
         let delivery = Delivery::new(event);
         let position = delivery.event().position();
         let mut written = 0;
@@ -257,7 +327,10 @@ impl HubState {
             if position.is_some() && position <= subscription.floor {
                 return true;
             }
-            if removed.is_some_and(|user| users.contains_key(&(user, *id))) {
+            if is_of(id, passed_over) {
+                return true;
+            }
+            if is_of(id, removed) {
                 // The member learns of it from the event, which is the last of the room.
                 subscription.inbox.put(InboxItem::Event(seq, Rc::clone(&delivery)));
                 return false;
@@ -271,7 +344,27 @@ impl HubState {
         if subscriptions.get().is_empty() {
             subscriptions.remove();
         }
+        if self.end_typing(room, ends_typing)
+            && let Some(user) = ends_typing
+        {
+            self.signals.send(Origin::Here, Signal::Stopped { room, user });
+        }
         written
+    }
+
+    /// Whether a member is a session of this user.
+    fn is_of(&self, member: MemberId, user: UserId) -> bool {
+        self.users.contains_key(&(user, member))
+    }
+
+    /// The users who have joined a room here.
+    fn users_in(&self, room: RoomId) -> Vec<UserId> {
+        let Some(members) = self.rooms.get(&room) else { return Vec::new() };
+        let sessions = self.users.keys().filter(|(_, member)| members.contains_key(member));
+        let mut users: Vec<_> = sessions.map(|(user, _)| *user).collect();
+        // The sessions of one user follow one another.
+        users.dedup();
+        users
     }
 
     /// Hands an event out to all sessions of its user.

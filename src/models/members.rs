@@ -213,13 +213,13 @@ impl Membership {
     }
 }
 
-/// The `_id` of a member.
-fn member_id(room: RoomId, user: UserId) -> Document {
+/// The `_id` of what there is once for a user in a room.
+pub(super) fn member_id(room: RoomId, user: UserId) -> Document {
     doc! { "room": room.0, "user": user.0 }
 }
 
-/// Matches the members of a room, by the index of `_id`.
-fn in_room(room: RoomId) -> Document {
+/// Matches what there is for the users of a room, by the index of `_id`.
+pub(super) fn in_room(room: RoomId) -> Document {
     doc! { "_id": {
         "$gte": { "room": room.0, "user": Bson::MinKey },
         "$lte": { "room": room.0, "user": Bson::MaxKey },
@@ -396,8 +396,9 @@ impl MembersRooms {
         if rooms.is_empty() {
             return Ok(all);
         }
-        let ranges: Vec<_> = rooms.iter().map(|&room| in_room(room)).collect();
-        let mut found = self.members.get().await?.find(doc! { "$or": ranges }).await?;
+        let ids: Vec<_> = rooms.iter().map(|room| room.0).collect();
+        let in_rooms = doc! { "_id.room": { "$in": ids } };
+        let mut found = self.members.get().await?.find(in_rooms).await?;
         while found.advance().await? {
             if let Some(member) = Membership::of(&found.deserialize_current()?) {
                 all.entry(member.room).or_default().push(member);
@@ -534,7 +535,7 @@ impl MembersRooms {
 }
 
 /// Whether an error of an insert of many says only that some were there already.
-fn only_duplicates(error: &Error) -> bool {
+pub(super) fn only_duplicates(error: &Error) -> bool {
     let ErrorKind::InsertMany(failed) = error.kind.as_ref() else { return false };
     failed.write_concern_error.is_none()
         && failed.write_errors.iter().flatten().all(|refused| refused.code == DUPLICATE_KEY)

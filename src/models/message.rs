@@ -338,6 +338,14 @@ impl Messages {
         Ok(true)
     }
 
+    /// Whether a room has this message, deleted or not.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn is_in(&self, room: RoomId, message: MessageId) -> Result<bool, StoreError> {
+        self.any(doc! { "_id": message.0, "room": room.0 }).await
+    }
+
     /// Whether the document with the `_id` of a message is that message. Its content may have been
     /// edited since.
     async fn has(&self, message: &Message<'_>) -> Result<bool, StoreError> {

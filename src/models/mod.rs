@@ -8,15 +8,19 @@ pub mod clock;
 pub mod failure;
 pub mod idempotency;
 pub mod indexes;
+pub mod marks;
 pub mod members;
 pub mod message;
 mod ordinary;
+pub mod overview;
 pub mod own;
+pub mod presence;
 pub mod readiness;
 pub mod refresh;
 pub mod revision;
 pub mod revocations;
 pub mod room;
+pub mod signals;
 pub mod socket;
 pub mod survey;
 pub mod user;
@@ -33,14 +37,17 @@ pub use clock::Clock;
 pub use failure::{Failure, RefusingIndex};
 pub use idempotency::{Idempotency, IdempotencyKey};
 pub use indexes::{UniqueIndex, Upkeep};
+pub use marks::{Mark, Marks};
 pub use members::{MembersRoom, MembersRooms, Membership, RoomKind};
 pub use message::{Message, Messages};
 use own::Own;
+pub use presence::{Presence, PresenceRow};
 pub use readiness::{Privileges, Unready};
 pub use refresh::{Families, IssuedRefresh, RefreshSecret, RefreshToken, Rotation};
 pub use revision::Revision;
 pub use revocations::{Revocation, Revocations, Scope, TokenIdentity};
 pub use room::{Room, Rooms};
+pub use signals::SignalBundles;
 pub use socket::{Owner, SocketRecord, Sockets};
 pub use user::{Credentials, Users};
 
@@ -114,6 +121,10 @@ pub struct Shared {
     members: own::State,
     families: own::State,
     revocations: own::State,
+    marks: own::State,
+    signals: own::State,
+    presence: own::State,
+    seen: own::State,
     ready: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -131,6 +142,10 @@ impl Default for Shared {
             members: own::State::new(&own::MEMBERS),
             families: own::State::new(&own::REFRESH),
             revocations: own::State::new(&own::REVOCATIONS),
+            marks: own::State::new(&own::MARKS),
+            signals: own::State::new(&own::SIGNALS),
+            presence: own::State::new(&own::PRESENCE),
+            seen: own::State::new(&own::SEEN),
             ready: Arc::default(),
         }
     }
@@ -153,7 +168,13 @@ pub struct Store {
     pub families: Families,
     /// Tokens that were revoked.
     pub revocations: Revocations,
-    own: [own::State; 6],
+    /// How far users have read.
+    pub marks: Marks,
+    /// Who types, from instance to instance.
+    pub signals: SignalBundles,
+    /// Who is online.
+    pub presence: Presence,
+    own: [own::State; 10],
     /// When the database was last found to be ready.
     ready: Arc<Mutex<Option<Instant>>>,
     database: Database,
@@ -185,6 +206,12 @@ impl Store {
             },
             families: Families { families: Own::new(&database, &shared.families) },
             revocations: Revocations { revocations: Own::new(&database, &shared.revocations) },
+            marks: Marks { marks: Own::new(&database, &shared.marks) },
+            signals: SignalBundles { bundles: Own::new(&database, &shared.signals) },
+            presence: Presence {
+                rows: Own::new(&database, &shared.presence),
+                seen: Own::new(&database, &shared.seen),
+            },
             own: [
                 shared.keys.clone(),
                 shared.sockets.clone(),
@@ -192,6 +219,10 @@ impl Store {
                 shared.members.clone(),
                 shared.families.clone(),
                 shared.revocations.clone(),
+                shared.marks.clone(),
+                shared.signals.clone(),
+                shared.presence.clone(),
+                shared.seen.clone(),
             ],
             ready: Arc::clone(&shared.ready),
             database,

@@ -37,6 +37,9 @@ pub(super) fn mark(document: &mut RawDocumentBuf) {
     document.append(bson::cstr!("app"), MARK);
 }
 
+/// `NamespaceExists`.
+const EXISTS: i32 = 48;
+
 /// How long the search for foreign documents may take in a collection without a marker.
 const SEARCH: Duration = Duration::from_secs(2);
 
@@ -50,8 +53,10 @@ pub struct Purpose {
     /// The field with the date from which the age of a document counts, and the age at which it is
     /// removed; `None` if documents stay.
     expiry: Option<(&'static str, Duration)>,
-    /// Another field by which documents are looked up.
-    looked_up_by: Option<&'static str>,
+    /// Other fields by which documents are looked up.
+    looked_up_by: &'static [&'static str],
+    /// The bytes of a capped collection, in which old documents give way to new ones.
+    capped: Option<i64>,
 }
 
 /// The records of sockets whose clients may reconnect.
@@ -59,7 +64,8 @@ pub static SOCKETS: Purpose = Purpose {
     collection: "realtime_chat_backend_sockets",
     feature: "Connection state recovery",
     expiry: Some(("expires", Duration::ZERO)),
-    looked_up_by: None,
+    looked_up_by: &[],
+    capped: None,
 };
 
 /// The idempotency keys of messages, each with the message that was prepared for it.
@@ -67,7 +73,8 @@ pub static KEYS: Purpose = Purpose {
     collection: "realtime_chat_backend_keys",
     feature: "Idempotency-Key",
     expiry: Some(("createdAt", Duration::from_secs(24 * 3600))),
-    looked_up_by: Some("message._id"),
+    looked_up_by: &["message._id"],
+    capped: None,
 };
 
 /// Private rooms and direct conversations.
@@ -75,7 +82,8 @@ pub static ROOMS: Purpose = Purpose {
     collection: "realtime_chat_backend_rooms",
     feature: "Membership of private rooms",
     expiry: None,
-    looked_up_by: Some("ended"),
+    looked_up_by: &["ended"],
+    capped: None,
 };
 
 /// The members of private rooms and direct conversations.
@@ -83,7 +91,44 @@ pub static MEMBERS: Purpose = Purpose {
     collection: "realtime_chat_backend_members",
     feature: "Membership of private rooms",
     expiry: None,
-    looked_up_by: Some("_id.user"),
+    looked_up_by: &["_id.user", "_id.room"],
+    capped: None,
+};
+
+/// How far users have read in rooms.
+pub static MARKS: Purpose = Purpose {
+    collection: "realtime_chat_backend_marks",
+    feature: "Marking messages as read",
+    expiry: None,
+    looked_up_by: &["_id.user"],
+    capped: None,
+};
+
+/// Who types, from instance to instance.
+pub static SIGNALS: Purpose = Purpose {
+    collection: "realtime_chat_backend_signals",
+    feature: "Typing across instances",
+    expiry: None,
+    looked_up_by: &[],
+    capped: Some(8 << 20),
+};
+
+/// Which instances live, and which users are connected to each of them.
+pub static PRESENCE: Purpose = Purpose {
+    collection: "realtime_chat_backend_presence",
+    feature: "Who is online",
+    expiry: None,
+    looked_up_by: &[],
+    capped: None,
+};
+
+/// When users were last online.
+pub static SEEN: Purpose = Purpose {
+    collection: "realtime_chat_backend_seen",
+    feature: "When users were last online",
+    expiry: None,
+    looked_up_by: &[],
+    capped: None,
 };
 
 /// Refresh tokens, by families.
@@ -91,7 +136,8 @@ pub static REFRESH: Purpose = Purpose {
     collection: "realtime_chat_backend_refresh",
     feature: "Refreshing tokens",
     expiry: Some(("rotatedAt", super::refresh::REFRESH_LIFETIME)),
-    looked_up_by: Some("user"),
+    looked_up_by: &["user"],
+    capped: None,
 };
 
 /// Tokens that were revoked before they expire.
@@ -99,11 +145,13 @@ pub static REVOCATIONS: Purpose = Purpose {
     collection: "realtime_chat_backend_revocations",
     feature: "Logging out",
     expiry: Some(("expires", Duration::ZERO)),
-    looked_up_by: Some("at"),
+    looked_up_by: &["at"],
+    capped: None,
 };
 
 /// All own collections.
-pub static ALL: [&Purpose; 6] = [&SOCKETS, &KEYS, &ROOMS, &MEMBERS, &REFRESH, &REVOCATIONS];
+pub static ALL: [&Purpose; 10] =
+    [&SOCKETS, &KEYS, &ROOMS, &MEMBERS, &MARKS, &SIGNALS, &PRESENCE, &SEEN, &REFRESH, &REVOCATIONS];
 
 /// What a collection with the name of an own collection contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,6 +229,7 @@ impl Purpose {
             Holding::Others(_) => return Ok(holding),
             Holding::Ours => {}
             Holding::Free => {
+                self.create_capped(database).await?;
                 let marker = doc! {
                     "_id": MARK,
                     FIELD: MARK,
@@ -213,6 +262,29 @@ impl Purpose {
         Ok(Holding::Ours)
     }
 
+    /// Creates a capped collection, if it is to be one and does not exist.
+    async fn create_capped(&self, database: &Database) -> Result<(), StoreError> {
+        let Some(bytes) = self.capped else { return Ok(()) };
+        let command = doc! { "create": self.collection, "capped": true, "size": bytes };
+        match database.run_command(command).await {
+            Err(error) if !has_code(&error, &[EXISTS]) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the collection capped, because it was created in another way: by a write after it was
+    /// dropped, or by a restore.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(super) async fn make_capped(&self, database: &Database) -> Result<(), StoreError> {
+        if let Some(bytes) = self.capped {
+            let command = doc! { "convertToCapped": self.collection, "size": bytes };
+            database.run_command(command).await?;
+        }
+        Ok(())
+    }
+
     /// The indexes that the collection should have.
     fn indexes(&self) -> Vec<IndexModel> {
         let expiry = self.expiry.map(|(field, age)| {
@@ -223,11 +295,11 @@ impl Purpose {
                 .build();
             IndexModel::builder().keys(doc! { field: 1 }).options(options).build()
         });
-        let looked_up_by = self.looked_up_by.map(|field| {
+        let looked_up_by = self.looked_up_by.iter().map(|&field| {
             let options = IndexOptions::builder().name(format!("{field}_1")).build();
             IndexModel::builder().keys(doc! { field: 1 }).options(options).build()
         });
-        [expiry, looked_up_by].into_iter().flatten().collect()
+        expiry.into_iter().chain(looked_up_by).collect()
     }
 }
 
@@ -322,6 +394,16 @@ impl<T: Send + Sync> Own<T> {
             collection: database.collection(state.0.purpose.collection),
             state: state.clone(),
         }
+    }
+
+    /// The database.
+    pub(super) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// What the collection is for.
+    pub(super) fn purpose(&self) -> &'static Purpose {
+        self.state.0.purpose
     }
 
     /// The name of the collection.

@@ -1,7 +1,7 @@
 //! Rooms: the document that Mongoose's `Room` model writes.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use bson::oid::ObjectId;
@@ -123,6 +123,30 @@ impl Rooms {
     /// The database failed.
     pub async fn find(&self, id: RoomId) -> Result<Option<RawDocumentBuf>, StoreError> {
         Ok(self.collection.find_one(doc! { "_id": id.0 }).await?)
+    }
+
+    /// The documents of those of these rooms that exist, of the last ones by id at most `most`.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn last_of(
+        &self,
+        ids: &[RoomId],
+        most: usize,
+    ) -> Result<HashMap<RoomId, RawDocumentBuf>, StoreError> {
+        let mut rooms = HashMap::new();
+        if ids.is_empty() {
+            return Ok(rooms);
+        }
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        let found = self.collection.find(doc! { "_id": { "$in": ids } });
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let mut found = found.sort(doc! { "_id": -1 }).limit(most).await?;
+        while found.advance().await? {
+            let room = found.current();
+            rooms.extend(room.get_object_id("_id").ok().map(|id| (RoomId(id), room.to_owned())));
+        }
+        Ok(rooms)
     }
 
     /// Whether a room exists.

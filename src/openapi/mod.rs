@@ -14,6 +14,7 @@ pub mod guide;
 pub mod health;
 pub mod messages;
 pub mod metrics;
+pub mod presence;
 pub mod refusals;
 pub mod rooms;
 pub mod users;

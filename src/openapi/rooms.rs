@@ -2,6 +2,7 @@
 
 use utoipa::{IntoParams, ToSchema};
 
+use super::messages::HistoryMessage;
 use super::refusals::{
     BOTH, PRECISE, body, database, field, insertion, parameter, refusals, token,
 };
@@ -36,6 +37,14 @@ refusals! {
     ];
     /// `DELETE /api/chat/room/{room}`.
     OwnerRefusals(PRECISE) = body(), token(), parameter(), database(), room(), owner();
+    /// `POST /api/chat/room/{room}/read`.
+    MarkAsReadRefusals(PRECISE) =
+        body(), token(), parameter(), database(), insertion(), room(), [
+            ApiError::MessageNotFound,
+            field("message", "is required"),
+            field("message", NO_ID),
+            ApiError::RateLimited { seconds: 60 },
+        ];
     /// `POST /api/chat/room/{room}/members`.
     AddMemberRefusals(PRECISE) =
         body(), token(), parameter(), database(), insertion(), room(), owner(), user();
@@ -67,7 +76,8 @@ fn user() -> [ApiError; 5] {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Rooms {
-    /// The rooms with members that this user is in, instead of all public rooms.
+    /// The rooms with members that this user is in and the public ones that this user has marked as
+    /// read, instead of all public rooms.
     #[param(required = false)]
     pub mine: bool,
     /// With `mine`: how many rooms at most.
@@ -136,6 +146,36 @@ pub struct RoomWithMembers {
     /// One more with each change of name or owner.
     #[schema(rename = "__v", required = false, example = 0)]
     pub version: i32,
+    /// In the list with `mine=true`: the last message that is not deleted, or `null`.
+    #[schema(rename = "lastMessage", required = false)]
+    pub last_message: Option<HistoryMessage>,
+    /// In that list: how many messages of others were not read; 100 means 100 or more. It is missing
+    /// while marks cannot be used, as is `lastRead`.
+    #[schema(required = false, maximum = 100, example = 3)]
+    pub unread: u32,
+    /// In that list: the last message that was read, by a mark or by a later message of the user's
+    /// own; or `null`.
+    #[schema(value_type = Option<ObjectId>, rename = "lastRead", required = false)]
+    pub last_read: Option<ObjectId>,
+}
+
+/// The last message that was read.
+#[derive(ToSchema)]
+pub struct MarkAsRead {
+    /// The message's id.
+    #[schema(value_type = Id)]
+    pub message: Id,
+}
+
+/// A mark.
+#[derive(ToSchema)]
+pub struct Marked {
+    /// The room.
+    #[schema(value_type = ObjectId)]
+    pub room: ObjectId,
+    /// The message.
+    #[schema(value_type = ObjectId)]
+    pub message: ObjectId,
 }
 
 /// A member of a room.

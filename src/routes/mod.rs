@@ -17,7 +17,7 @@ use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 
 use crate::config::ErrorMode;
-use crate::controllers::{auth, demo, docs, health, messages, metrics, rooms, users};
+use crate::controllers::{auth, demo, docs, health, messages, metrics, presence, rooms, users};
 use crate::error::ApiError;
 use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
@@ -70,6 +70,8 @@ table! {
     Guarded Precise rooms::get_room;
     Guarded Precise rooms::change_room;
     Guarded Precise rooms::delete_room;
+    Guarded Precise rooms::mark_as_read;
+    Guarded Precise presence::online;
     Guarded Precise rooms::add_member;
     Guarded Precise rooms::remove_member;
     Guarded Configured messages::get_messages;

@@ -11,6 +11,7 @@
 pub mod recovery;
 pub mod registry;
 mod requests;
+mod signals;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -129,6 +130,7 @@ impl<T> Session<T> {
         let mut member = Member::new(&worker.hub);
         if let Some(claims) = claims {
             member.set_token(claims.identity());
+            worker.presence.enter(claims.user);
         }
         let end_timer = worker.end_timer(claims);
         Self {

@@ -13,12 +13,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::auth::Tokens;
 use crate::chat::Chat;
 use crate::config::Config;
+use crate::exchange::Exchange;
 use crate::feed::Feed;
 use crate::hub::Hub;
 use crate::limits::{Address, Limits};
 use crate::metrics::Metrics;
 use crate::middleware::auth::Guard;
 use crate::models::{Store, UserId};
+use crate::presence::Presence;
 use crate::refusals::{Refusals, Tally, limit_reached};
 use crate::server::Connections;
 use crate::server::capacity::Capacity;
@@ -40,6 +42,10 @@ pub struct Worker {
     pub chat: Chat,
     /// The rooms of this worker and their members.
     pub hub: Hub,
+    /// Who is online.
+    pub presence: Arc<Presence>,
+    /// Signals of and to other instances.
+    pub exchange: Arc<Exchange>,
     /// The reader of the change stream.
     pub feed: Arc<Feed>,
     /// Verifies tokens.

@@ -1,10 +1,12 @@
 //! The requests of a client: their queue, and what each of them does.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::pending;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bson::DateTime;
 use bytestring::ByteString;
 use futures::future::{FutureExt, LocalBoxFuture};
 use tokio::time::{Instant, timeout_at};
@@ -13,7 +15,7 @@ use super::{Answer, Session};
 use crate::auth::Claims;
 use crate::auth::credentials::{TokenRefused, verify_event};
 use crate::casts::required_id;
-use crate::chat::{Draft, Edit};
+use crate::chat::{Draft, Edit, MarkAsRead};
 use crate::config::ErrorMode;
 use crate::error::ApiError;
 use crate::feed::position::Position;
@@ -23,7 +25,7 @@ use crate::hub::offset::{Entry, Offset};
 use crate::js::{Fields, Js};
 use crate::middleware::body::MAX_BODY;
 use crate::middleware::deadline::DEADLINE;
-use crate::models::{IdempotencyKey, RoomId};
+use crate::models::{IdempotencyKey, RoomId, UserId};
 
 /// The maximum number of queued requests. With more, the wire stops reading.
 const MAX_WAITING: usize = 64;
@@ -51,6 +53,16 @@ pub enum RequestKind {
     EditMessage,
     /// Delete a message.
     DeleteMessage,
+    /// Mark a room as read.
+    MarkAsRead,
+    /// Say that the user types in a room.
+    Typing,
+    /// Say that the user does not type any more.
+    StopTyping,
+    /// Be told when users come and go.
+    WatchUsers,
+    /// Be told no more of users.
+    UnwatchUsers,
     /// Use a newer token.
     Authenticate,
 }
@@ -77,17 +89,26 @@ pub(super) enum Outcome {
     Join { room: RoomId, start: Start, since: Option<Position>, checked: Seq },
     Leave(RoomId),
     Sent(Vec<u8>),
+    Typing(RoomId, Option<Arc<str>>),
+    StopTyping(RoomId),
+    Watching(Vec<UserId>, HashMap<UserId, DateTime>),
+    Unwatching(Option<Vec<UserId>>),
     Extended(Claims),
 }
 
 impl RequestKind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 11] = [
         Self::JoinRoom,
         Self::LeaveRoom,
         Self::SendMessage,
         Self::EditMessage,
         Self::DeleteMessage,
+        Self::MarkAsRead,
+        Self::Typing,
+        Self::StopTyping,
+        Self::WatchUsers,
+        Self::UnwatchUsers,
         Self::Authenticate,
     ];
 
@@ -99,6 +120,11 @@ impl RequestKind {
             Self::SendMessage => "sendMessage",
             Self::EditMessage => "editMessage",
             Self::DeleteMessage => "deleteMessage",
+            Self::MarkAsRead => "markAsRead",
+            Self::Typing => "typing",
+            Self::StopTyping => "stopTyping",
+            Self::WatchUsers => "watchUsers",
+            Self::UnwatchUsers => "unwatchUsers",
             Self::Authenticate => "authenticate",
         }
     }
@@ -112,14 +138,17 @@ impl RequestKind {
     /// whatever `ERRORS` is.
     pub const fn errors(self, configured: ErrorMode) -> ErrorMode {
         match self {
-            Self::EditMessage | Self::DeleteMessage => ErrorMode::Precise,
-            _ => configured,
+            Self::JoinRoom | Self::LeaveRoom | Self::SendMessage | Self::Authenticate => configured,
+            _ => ErrorMode::Precise,
         }
     }
 
     /// Whether it stores something, which must not be lost when its connection ends.
     const fn stores(self) -> bool {
-        matches!(self, Self::SendMessage | Self::EditMessage | Self::DeleteMessage)
+        matches!(
+            self,
+            Self::SendMessage | Self::EditMessage | Self::DeleteMessage | Self::MarkAsRead
+        )
     }
 }
 
@@ -248,6 +277,11 @@ impl<T> Session<T> {
             (Ok(()), RequestKind::SendMessage) => self.send(&data, deadline, &mut recipients),
             (Ok(()), RequestKind::EditMessage) => self.edit(&data),
             (Ok(()), RequestKind::DeleteMessage) => self.delete(&data),
+            (Ok(()), RequestKind::MarkAsRead) => self.mark_as_read(&data),
+            (Ok(()), RequestKind::Typing) => self.typing(&data),
+            (Ok(()), RequestKind::StopTyping) => self.stop_typing(&data),
+            (Ok(()), RequestKind::WatchUsers) => self.watch_users(&data),
+            (Ok(()), RequestKind::UnwatchUsers) => self.unwatch_users(&data),
             (Ok(()), RequestKind::Authenticate) => self.authenticate(&data),
         };
         let count = recipients.len();
@@ -281,7 +315,20 @@ impl<T> Session<T> {
             }
             Outcome::Leave(room) => format!(r#"{{"room":"{room}"}}"#),
             Outcome::Sent(json) => String::from_utf8(json).expect("views write UTF-8"),
+            Outcome::Typing(room, name) => {
+                self.member.typing(room, name);
+                format!(r#"{{"room":"{room}"}}"#)
+            }
+            Outcome::StopTyping(room) => {
+                self.member.stop_typing(room);
+                format!(r#"{{"room":"{room}"}}"#)
+            }
+            Outcome::Watching(users, seen) => self.watching(&users, &seen),
+            Outcome::Unwatching(users) => self.unwatching(users.as_deref()),
             Outcome::Extended(claims) => {
+                if self.user.is_none() {
+                    self.worker.presence.enter(claims.user);
+                }
                 self.user = Some(claims.user);
                 self.member.set_token(claims.identity());
                 self.end_timer = self.worker.end_timer(Some(claims));
@@ -347,11 +394,7 @@ impl<T> Session<T> {
     }
 
     fn leave(&mut self, data: &str) -> RequestFuture {
-        let room = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
-            Some(Ok(mut fields)) => fields.take("room"),
-            _ => value(data),
-        };
-        let room = match required_id("room", &room) {
+        let room = match required_id("room", &field_or_value(data, "room")) {
             Ok(room) => room,
             Err(error) => return failed(error),
         };
@@ -428,13 +471,19 @@ impl<T> Session<T> {
 
     fn delete(&self, data: &str) -> RequestFuture {
         let (worker, user) = (self.worker.clone(), self.user);
-        let message = match data.strip_prefix('{').map(|_| Fields::from_json(data)) {
-            Some(Ok(mut fields)) => fields.take("message"),
-            _ => value(data),
-        };
+        let message = field_or_value(data, "message");
         single(async move {
             let deleted = worker.chat.delete(&message, user).await?;
             Ok(Outcome::Sent(deleted.to_json()))
+        })
+    }
+
+    fn mark_as_read(&self, data: &str) -> RequestFuture {
+        let (worker, user) = (self.worker.clone(), self.user);
+        let request = MarkAsRead::take(&mut Fields::from_json(data).unwrap_or_default());
+        single(async move {
+            let marked = worker.chat.mark_as_read(request, user).await?;
+            Ok(Outcome::Sent(marked.to_json()))
         })
     }
 
@@ -474,7 +523,8 @@ impl<T> Session<T> {
     }
 }
 
-/// Counts the requests that were not processed because of a panic or a timeout.
+/// Counts the requests that were not processed because of a panic or a timeout, and says that the
+/// user has a session less.
 impl<T> Drop for Session<T> {
     fn drop(&mut self) {
         let waiting = self.waiting.iter().filter(|(request, _)| request.kind.stores()).count();
@@ -483,21 +533,26 @@ impl<T> Drop for Session<T> {
         if lost > 0 {
             self.worker.metrics.unprocessed(lost);
         }
+        if let Some(user) = self.user {
+            self.worker.presence.leave(user);
+        }
     }
 }
 
 /// The results of the requests that are processed together.
-type RequestFuture = LocalBoxFuture<'static, Vec<Result<Outcome, ApiError>>>;
+pub(super) type RequestFuture = LocalBoxFuture<'static, Vec<Result<Outcome, ApiError>>>;
 
-fn single(work: impl Future<Output = Result<Outcome, ApiError>> + 'static) -> RequestFuture {
+pub(super) fn single(
+    work: impl Future<Output = Result<Outcome, ApiError>> + 'static,
+) -> RequestFuture {
     work.map(|result| vec![result]).boxed_local()
 }
 
-fn immediate(result: Result<Outcome, ApiError>) -> RequestFuture {
+pub(super) fn immediate(result: Result<Outcome, ApiError>) -> RequestFuture {
     single(futures::future::ready(result))
 }
 
-fn failed(error: ApiError) -> RequestFuture {
+pub(super) fn failed(error: ApiError) -> RequestFuture {
     immediate(Err(error))
 }
 
@@ -511,6 +566,14 @@ fn client_id(fields: &mut Fields) -> Result<Option<IdempotencyKey>, ApiError> {
     let invalid = ApiError::InvalidField { field: "clientId", problem };
     let key = id.to_text().ok().and_then(|id| IdempotencyKey::new(&id));
     key.map(Some).ok_or(invalid)
+}
+
+/// The field of an object, or the whole value that is none.
+pub(super) fn field_or_value(json: &str, field: &str) -> Js {
+    match json.strip_prefix('{').map(|_| Fields::from_json(json)) {
+        Some(Ok(mut fields)) => fields.take(field),
+        _ => value(json),
+    }
 }
 
 /// Reads a JSON value. Invalid JSON counts as missing.

@@ -12,7 +12,9 @@ pub use document::{document, live_document, message_id};
 
 use crate::models::revision::is_tombstone;
 use crate::models::user::{Profile, Username};
-use crate::models::{MembersRoom, Membership, Message, Room, RoomId, RoomKind, UserId};
+use crate::models::{
+    Mark, MembersRoom, Membership, Message, MessageId, Room, RoomId, RoomKind, UserId,
+};
 use crate::mongoose::Hydrated;
 use crate::mongoose::date::{self, Civil};
 
@@ -70,14 +72,76 @@ pub fn room_with_members(out: &mut Vec<u8>, room: &MembersRoom, members: &[Membe
 
 /// Appends `{room,user:{_id,username}}`: what `memberAdded` says.
 pub fn member_added(out: &mut Vec<u8>, member: &Membership) {
+    typing(out, member.room, member.user, member.username.as_deref());
+}
+
+/// Appends `{room,user:{_id,username}}`: what `typing` says.
+pub fn typing(out: &mut Vec<u8>, room: RoomId, user: UserId, username: Option<&str>) {
     out.extend_from_slice(b"{\"room\":");
-    push_quoted_id(out, member.room.0);
+    push_quoted_id(out, room.0);
     out.extend_from_slice(b",\"user\":");
-    push_member(out, member.user, member.username.as_deref());
+    push_member(out, user, username);
     out.push(b'}');
 }
 
-/// Appends `{room,user}`: what `memberRemoved` says.
+/// Appends `{user}`: what `userOnline` says.
+pub fn user_online(out: &mut Vec<u8>, user: UserId) {
+    out.extend_from_slice(b"{\"user\":");
+    push_quoted_id(out, user.0);
+    out.push(b'}');
+}
+
+/// Appends `{user,lastSeen}`: what `userOffline` says.
+pub fn user_offline(out: &mut Vec<u8>, user: UserId, last_seen: Option<DateTime>) {
+    out.extend_from_slice(b"{\"user\":");
+    push_quoted_id(out, user.0);
+    out.extend_from_slice(b",\"lastSeen\":");
+    match last_seen {
+        Some(at) => push_date(out, at),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.push(b'}');
+}
+
+/// Appends `{online:[user],lastSeen:{user:date}}`: the answer to a session that watches users.
+pub fn presence<'a>(
+    out: &mut Vec<u8>,
+    online: &[UserId],
+    offline: impl Iterator<Item = (&'a UserId, &'a DateTime)>,
+) {
+    out.extend_from_slice(b"{\"online\":");
+    push_users(out, online);
+    out.extend_from_slice(b",\"lastSeen\":{");
+    for (index, (user, at)) in offline.enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        push_quoted_id(out, user.0);
+        out.push(b':');
+        push_date(out, *at);
+    }
+    out.extend_from_slice(b"}}");
+}
+
+/// Appends `{online:[user]}`: who has joined a room.
+pub fn online(out: &mut Vec<u8>, users: &[UserId]) {
+    out.extend_from_slice(b"{\"online\":");
+    push_users(out, users);
+    out.push(b'}');
+}
+
+fn push_users(out: &mut Vec<u8>, users: &[UserId]) {
+    out.push(b'[');
+    for (index, user) in users.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        push_quoted_id(out, user.0);
+    }
+    out.push(b']');
+}
+
+/// Appends `{room,user}`: what `memberRemoved` and `stopTyping` say.
 pub fn member_removed(out: &mut Vec<u8>, room: RoomId, user: UserId) {
     out.extend_from_slice(b"{\"room\":");
     push_quoted_id(out, room.0);
@@ -102,6 +166,34 @@ pub fn room_alone(out: &mut Vec<u8>, room: RoomId) {
     out.extend_from_slice(b"{\"room\":");
     push_quoted_id(out, room.0);
     out.push(b'}');
+}
+
+/// Appends `{room,user,message}`: what `messageRead` says.
+pub fn message_read(out: &mut Vec<u8>, mark: &Mark) {
+    out.extend_from_slice(b"{\"room\":");
+    push_quoted_id(out, mark.room.0);
+    out.extend_from_slice(b",\"user\":");
+    push_quoted_id(out, mark.user.0);
+    out.extend_from_slice(b",\"message\":");
+    push_quoted_id(out, mark.message.0);
+    out.push(b'}');
+}
+
+/// Appends `{room,message}`: the answer to a mark.
+pub fn marked(out: &mut Vec<u8>, mark: &Mark) {
+    out.extend_from_slice(b"{\"room\":");
+    push_quoted_id(out, mark.room.0);
+    out.extend_from_slice(b",\"message\":");
+    push_quoted_id(out, mark.message.0);
+    out.push(b'}');
+}
+
+/// Appends `,"unread":…,"lastRead":…`: what a user has read of a room in the list.
+pub fn reading(out: &mut Vec<u8>, unread: u32, last_read: Option<MessageId>) {
+    out.extend_from_slice(b",\"unread\":");
+    push_display(out, unread);
+    out.extend_from_slice(b",\"lastRead\":");
+    push_id_or_null(out, last_read.map(|message| message.0));
 }
 
 fn push_member(out: &mut Vec<u8>, user: UserId, username: Option<&str>) {

@@ -133,6 +133,7 @@ async fn the_dashboard_shows_metrics_that_exist_and_all_of_them() {
     let room = ada.create_room("lounge").await;
     // A series is there once it has counted something.
     ada.request(Method::DELETE, "/api/chat/message/none", None).await;
+    ada.request(Method::POST, "/api/chat/room/none/read", None).await;
     let mut socket = Socket::connect(&server, &ada.token).await;
     socket.join(&room).await;
     let since = json!({ "room": room, "since": "nonsense" });

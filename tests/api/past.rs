@@ -290,12 +290,25 @@ async fn collections_of_other_programs_are_not_touched() {
         let documents = database.collection::<Document>(name);
         assert_eq!(documents.count_documents(doc! {}).await.unwrap(), 1);
     }
+    own_collections_are_there(&database).await;
     let mut names = database.list_collection_names().await.unwrap();
     names.sort_unstable();
     let own = own::ALL.map(|purpose| purpose.collection);
     let beside: Vec<_> = names.iter().filter(|name| name.starts_with(own::PREFIX)).collect();
     assert_eq!(beside.len(), own.len(), "{names:?}");
     assert_eq!(names.len(), 5 + own.len(), "{names:?}");
+}
+
+/// Waits until all own collections are claimed.
+async fn own_collections_are_there(database: &Database) {
+    eventually("all own collections are there", async || {
+        let mut are_ours = true;
+        for purpose in own::ALL {
+            are_ours &= purpose.look(database).await.unwrap() == Holding::Ours;
+        }
+        are_ours
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -309,8 +322,10 @@ async fn an_own_name_that_others_use_turns_its_feature_off_until_there_is_room()
         "create": own::SOCKETS.collection, "viewOn": "elsewhere", "pipeline": [],
     };
     database.run_command(view).await.unwrap();
-    for purpose in [&own::ROOMS, &own::MEMBERS, &own::REFRESH, &own::REVOCATIONS] {
-        database.collection::<Document>(purpose.collection).insert_one(&theirs).await.unwrap();
+    let others = own::ALL.map(|purpose| purpose.collection).into_iter();
+    let taken = [own::KEYS.collection, own::SOCKETS.collection];
+    for name in others.filter(|name| !taken.contains(name)) {
+        database.collection::<Document>(name).insert_one(&theirs).await.unwrap();
     }
 
     let server = precise_on(&uri).await;
@@ -332,10 +347,9 @@ async fn an_own_name_that_others_use_turns_its_feature_off_until_there_is_room()
     let mut caller = Caller::connect(server.addr, &ann.token).await;
     caller.join(&room).await;
     assert_eq!(caller.cut().pid, None, "it is not offered");
-    for purpose in own::ALL {
-        if purpose.collection == own::SOCKETS.collection {
-            continue;
-        }
+    for purpose in
+        own::ALL.into_iter().filter(|purpose| purpose.collection != own::SOCKETS.collection)
+    {
         assert_eq!(index_names(&database, purpose.collection).await, ["_id_"]);
         let collection = database.collection::<Document>(purpose.collection);
         assert_eq!(collection.count_documents(doc! {}).await.unwrap(), 1, "{purpose:?}");
@@ -366,9 +380,7 @@ async fn an_own_name_that_others_use_turns_its_feature_off_until_there_is_room()
         caller.cut().pid.is_some()
     })
     .await;
-    for purpose in own::ALL {
-        assert_eq!(purpose.look(&database).await.unwrap(), Holding::Ours);
-    }
+    own_collections_are_there(&database).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -403,6 +415,7 @@ async fn only_documents_of_ours_expire_and_the_marker_does_not() {
     let room = ann.create_room("lounge").await;
     let _caller = leave_records(&server, &ann, &room).await;
     assert_eq!(private_room(&ann).await.status(), StatusCode::CREATED);
+    own_collections_are_there(&database).await;
     for purpose in own::ALL {
         let collection = database.collection::<Document>(purpose.collection);
         let (mut indexes, mut expiring) = (collection.list_indexes().await.unwrap(), 0);
@@ -421,9 +434,8 @@ async fn only_documents_of_ours_expire_and_the_marker_does_not() {
             let marker = collection.find_one(doc! { "_id": own::MARK }).await.unwrap().unwrap();
             assert!(!marker.contains_key(date), "{marker}");
         }
-        let is_kept =
-            [own::ROOMS.collection, own::MEMBERS.collection].contains(&purpose.collection);
-        assert_eq!(expiring, if is_kept { 0 } else { 1 }, "{purpose:?}");
+        let expires = [own::SOCKETS.collection, own::KEYS.collection].contains(&purpose.collection);
+        assert_eq!(expiring, i32::from(expires), "{purpose:?}");
     }
 }
 
@@ -443,6 +455,7 @@ async fn instances_that_start_at_once_share_the_own_collections() {
         assert!(caller.cut().pid.is_some());
         assert_eq!(refreshing_login(server).await.0, StatusCode::OK);
     }
+    own_collections_are_there(&database).await;
     for purpose in own::ALL {
         let collection = database.collection::<Document>(purpose.collection);
         let marked = collection.count_documents(doc! { "_id": own::MARK }).await.unwrap();
@@ -455,7 +468,9 @@ async fn instances_that_start_at_once_share_the_own_collections() {
             name if name == own::ROOMS.collection => &["_id_", "ended_1"],
             name if name == own::REFRESH.collection => &["_id_", "rotatedAt_1", "user_1"],
             name if name == own::REVOCATIONS.collection => &["_id_", "at_1", "expires_1"],
-            _ => &["_id.user_1", "_id_"],
+            name if name == own::MEMBERS.collection => &["_id_", "_id.user_1", "_id.room_1"],
+            name if name == own::MARKS.collection => &["_id_", "_id.user_1"],
+            _ => &["_id_"],
         };
         assert_eq!(indexes, expected);
     }
@@ -475,6 +490,7 @@ async fn a_database_that_is_dropped_under_the_server_is_whole_again_within_secon
             (own::MEMBERS.collection, "_id.user_1"),
             (own::REFRESH.collection, "rotatedAt_1"),
             (own::REVOCATIONS.collection, "expires_1"),
+            (own::MARKS.collection, "_id.user_1"),
         ];
         let mut has_all = true;
         for (collection, index) in expected {

@@ -24,7 +24,7 @@ fn hub(events: usize, bytes: usize) -> Hub {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
     let ring = Arc::new(Ring::new(limits));
     ring.open(Position::ZERO);
-    Hub::new(ring, revoked(), Bounds { events, bytes })
+    Hub::new(ring, revoked(), Bounds { events, bytes }, Signals::default())
 }
 
 /// A set without revocations.
@@ -233,7 +233,8 @@ fn a_member_that_joined_before_the_backfill_gets_live_events_only() {
     let ring = Arc::new(Ring::new(limits));
     let position = |second| Some(Position::first_of(second, 1));
     let epoch = ring.open(Position::first_of(30, 1));
-    let hub = Hub::new(ring, revoked(), Bounds { events: 10, bytes: usize::MAX });
+    let bounds = Bounds { events: 10, bytes: usize::MAX };
+    let hub = Hub::new(ring, revoked(), bounds, Signals::default());
     let room = RoomId::new();
     let (_member, client) = listen(&hub, room);
     let past = [11, 29].map(|second| Event::resync(room, position(second))).into();
@@ -358,7 +359,7 @@ fn a_backlog_waits_in_the_ring_and_not_in_the_inbox() {
 fn without_positions_events_are_delivered_and_nothing_is_recovered() {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
     let bounds = Bounds { events: 10, bytes: usize::MAX };
-    let hub = Hub::new(Arc::new(Ring::new(limits)), revoked(), bounds);
+    let hub = Hub::new(Arc::new(Ring::new(limits)), revoked(), bounds, Signals::default());
     let [room, other] = [(); 2].map(|()| RoomId::new());
     let mut member = Member::new(&hub);
     let joined = member.join(room, Start::Live);
@@ -514,7 +515,7 @@ fn an_event_for_the_user_does_not_cover_a_room_that_is_being_joined() {
     let (lounge, user) = (RoomId::new(), UserId::new());
     publish(&hub, lounge, 1);
     let (mut member, client) = (Member::new(&hub), Client::default());
-    member.set_user(user);
+    member.set_token(token(user));
     member.set_direct_writer(client.clone());
     let from = hub.through().unwrap();
     let entry = member.announce_join(from);
@@ -587,7 +588,8 @@ fn nobody_enters_with_a_token_that_is_known_to_be_revoked() {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
     let (ring, revoked) = (Arc::new(Ring::new(limits)), revoked());
     ring.open(Position::ZERO);
-    let hub = Hub::new(ring, Arc::clone(&revoked), Bounds { events: 10, bytes: usize::MAX });
+    let bounds = Bounds { events: 10, bytes: usize::MAX };
+    let hub = Hub::new(ring, Arc::clone(&revoked), bounds, Signals::default());
     let user = UserId::new();
     let mut early = Member::new(&hub);
     early.set_token(token(user));
@@ -609,7 +611,8 @@ fn a_hub_that_missed_revocations_checks_all_sessions() {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
     let (ring, revoked) = (Arc::new(Ring::new(limits)), revoked());
     ring.open(Position::ZERO);
-    let hub = Hub::new(ring, Arc::clone(&revoked), Bounds { events: 10, bytes: usize::MAX });
+    let bounds = Bounds { events: 10, bytes: usize::MAX };
+    let hub = Hub::new(ring, Arc::clone(&revoked), bounds, Signals::default());
     let [user, other] = [(); 2].map(|()| UserId::new());
     let mut members = [user, other].map(|user| {
         let mut member = Member::new(&hub);

@@ -14,7 +14,8 @@ use crate::helpers::TestServer;
 const OTHER_VARIABLES: [&str; 3] = ["NODE_SERVER", "CHAT_SERVER", "KEY"];
 
 /// Codes that no operation of the OpenAPI document has: of sockets, and of methods that are not there.
-const OF_NO_OPERATION: [&str; 3] = ["unknown_event", "too_many_rooms", "method_not_allowed"];
+const OF_NO_OPERATION: [&str; 4] =
+    ["unknown_event", "too_many_rooms", "method_not_allowed", "not_joined"];
 
 #[test]
 fn the_readme_has_every_variable_with_its_default_and_no_other() {

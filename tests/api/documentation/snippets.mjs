@@ -282,6 +282,80 @@ async function privateRooms() {
   for (const ws of sockets) ws.close();
 }
 
+// What another user reads and types, and when that one is there, as this page says it.
+async function signals() {
+  const { markAsRead, followReading } = await run(realtime('What is read'), 'markAsRead', 'followReading');
+  const typing = realtime('Who types').split('input.addEventListener');
+  const { followTyping } = await run(typing[0], 'followTyping');
+  const { watchUsers } = await run(realtime('Who is there'), 'watchUsers');
+  const cat = { username: 'cat', password: 'correct horse' };
+  const auth = route => fetch(`${server}/api/auth/${route}`, {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json' },
+    body: JSON.stringify(cat),
+  });
+  await auth('register');
+  const { token, userId } = await (await auth('login')).json();
+  const room = await newRoom();
+  const { message: { _id: message } } = await say(room, 'read me');
+
+  const frames = [];
+  const ws = new Native(`${server.replace('http', 'ws')}/ws?token=${TOKEN}`);
+  ws.onmessage = ({ data }) => frames.push(JSON.parse(data));
+  await until('open', () => ws.readyState === Native.OPEN);
+  ws.send(JSON.stringify({ event: 'joinRoom', data: room, id: 0 }));
+  await until('joined', () => frames.length === 1);
+  await socket.emitWithAck('joinRoom', room);
+  frames.length = 0;
+  const [seen, read, typists] = [[], [], []];
+  const stops = [
+    watchUsers(socket, [userId], (user, online, lastSeen) => seen.push([user, online, lastSeen])),
+    followReading(socket, room, (user, id) => read.push([user, id])),
+    followTyping(socket, room, names => typists.push(names.join())),
+  ];
+  await until('watched', () => seen.length === 1);
+  ws.send(JSON.stringify({ event: 'watchUsers', data: [userId], id: 1 }));
+  await until('watched, too', () => frames.length === 1);
+
+  const { io } = require('socket.io-client');
+  const other = io(server, { auth: { token }, forceNew: true });
+  await until('there', () => other.connected);
+  await until('online', () => seen.length === 2);
+  await other.emitWithAck('joinRoom', room);
+  // The lines of the page, with an input of its own.
+  globalThis.room = room;
+  const before = globalThis.socket;
+  globalThis.socket = other;
+  globalThis.input = new EventTarget();
+  await run(typing.slice(1).map(line => `input.addEventListener${line}`).join(''));
+  for (let n = 0; n < 3; n += 1) input.dispatchEvent(new Event('input'));
+  await until('typing', () => typists.length === 1);
+  input.dispatchEvent(new Event('blur'));
+  await until('stopped', () => typists.length === 2);
+  globalThis.socket = before;
+  assert.deepEqual(typists, ['cat', '']);
+  markAsRead(other, room, message);
+  await until('read', () => read.length === 1);
+  assert.deepEqual(read, [[userId, message]]);
+  other.disconnect();
+  await until('offline', () => seen.length === 3);
+  assert.deepEqual(seen.map(([user, online]) => [user, online]), [[userId, false], [userId, true], [userId, false]]);
+  assert.ok(Date.now() - new Date(seen[2][2]) < 60_000, 'it was seen a moment ago');
+  await until('the frames', () => frames.length === 6);
+
+  const shape = frame => JSON.parse(JSON.stringify(frame), (key, value) =>
+    ['lastSeen', 'position'].includes(key) ? typeof value : value);
+  const expected = realtime('Who is there', 'text').split('\n').filter(line => line.startsWith('←'))
+    .map(line => JSON.parse(line.slice(2)
+      .replaceAll('676d2c41b1e8a27d9c0f4a15', room)
+      .replaceAll('676d2c34b1e8a27d9c0f4a12', userId)
+      .replaceAll('676d2c5fb1e8a27d9c0f4a1b', message)
+      .replaceAll('"bob"', '"cat"')));
+  assert.deepEqual(frames.map(shape), expected.map(shape));
+  for (const stop of stops) stop();
+  ws.close();
+}
+
 async function historyInPages() {
   const room = await newRoom();
   const contents = Array.from({ length: 120 }, (_, index) => `message ${index}`);
@@ -508,7 +582,7 @@ async function argon2() {
   }
 }
 
-const scenarios = { renewing, socketIo, privateRooms, historyInPages, webSocket, frames, readme, react, angular, vue, olderClient, argon2 };
+const scenarios = { renewing, socketIo, privateRooms, signals, historyInPages, webSocket, frames, readme, react, angular, vue, olderClient, argon2 };
 try {
   for (const [name, scenario] of Object.entries(scenarios)) {
     console.error(name);

@@ -172,6 +172,7 @@ pub fn config(uri: &str, vars: &[(&str, &str)]) -> Config {
         ("RATE_LIMIT_EVENTS", "0"),
         ("RATE_LIMIT_ROOM", "0"),
         ("RATE_LIMIT_USERS", "0"),
+        ("RATE_LIMIT_SIGNALS", "0"),
     ];
     Config::from_vars(|name| {
         let set = vars.iter().chain(&defaults).find(|(key, _)| *key == name);

@@ -41,6 +41,7 @@ use crate::{
         inbox::{Bounds, DirectWriter, Ended},
         member::{Member, NotJoined, Start},
         offset::{Entry, Offset},
+        signals::Signals,
     },
     models::{MessageId, RoomId, UserId},
 };
@@ -224,7 +225,7 @@ impl Model {
         let start = Position::first_of(100, 1);
         let epoch = ring.open(start);
         let bounds = Bounds { events: usize::MAX, bytes: usize::MAX };
-        let hub = Hub::new(ring.clone(), super::revoked(), bounds);
+        let hub = Hub::new(ring.clone(), super::revoked(), bounds, Signals::default());
         let client = |index| {
             let mut client = Client {
                 user: UserId::new(),
@@ -623,7 +624,7 @@ impl Client {
     /// Begins a connection.
     fn connect(&mut self, hub: &Hub) {
         self.member = Member::new(hub);
-        self.member.set_user(self.user);
+        self.member.set_token(super::token(self.user));
         if let Some(shortly) = &self.shortly {
             self.member.set_direct_writer(shortly.clone());
         }

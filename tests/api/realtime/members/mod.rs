@@ -12,13 +12,13 @@ use crate::helpers::User;
 
 impl User<'_> {
     /// Sends a request. Returns the status and the JSON of the answer.
-    async fn ask(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
+    pub async fn ask(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
         let answer = self.request(method, path, Some(&body)).await;
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
     /// Makes a private room with these members.
-    async fn private_room(&self, name: &str, members: &[&User<'_>]) -> Value {
+    pub async fn private_room(&self, name: &str, members: &[&User<'_>]) -> Value {
         let members: Vec<_> = members.iter().map(|member| &member.id).collect();
         let body = json!({ "name": name, "private": true, "members": members });
         let (status, answer) = self.ask(Method::POST, "/api/chat/room", body).await;
@@ -27,25 +27,25 @@ impl User<'_> {
     }
 
     /// Adds a member to a room.
-    async fn add(&self, room: &str, member: &User<'_>) -> (u16, Value) {
+    pub async fn add(&self, room: &str, member: &User<'_>) -> (u16, Value) {
         let path = format!("/api/chat/room/{room}/members");
         self.ask(Method::POST, &path, json!({ "user": member.id })).await
     }
 
     /// Removes a member from a room.
-    async fn remove(&self, room: &str, member: &User<'_>) -> (u16, Value) {
+    pub async fn remove(&self, room: &str, member: &User<'_>) -> (u16, Value) {
         let path = format!("/api/chat/room/{room}/members/{}", member.id);
         self.ask(Method::DELETE, &path, json!({})).await
     }
 
     /// Sends a message.
-    async fn say(&self, room: &str, content: &str) -> (u16, Value) {
+    pub async fn say(&self, room: &str, content: &str) -> (u16, Value) {
         let body = json!({ "room": room, "sender": self.id, "content": content });
         self.ask(Method::POST, "/api/chat/message", body).await
     }
 }
 
-fn id_of(room: &Value) -> String {
+pub fn id_of(room: &Value) -> String {
     room["_id"].as_str().unwrap().to_owned()
 }
 
