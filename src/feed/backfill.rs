@@ -12,14 +12,15 @@ use bson::Timestamp;
 use futures::FutureExt;
 use tokio::time::timeout;
 
-use super::MAX_TRIES;
 use super::{
-    Feed, Phase, StreamEnd,
+    Feed, Phase,
     backoff::Backoff,
+    changes::events_of,
     event::{Event, Kind},
-    events_of, next_of,
+    next_of,
     position::Position,
     position_of,
+    reader::{MAX_TRIES, StreamEnd},
     removals::Removals,
     ring::{Epoch, footprint},
     stream::{ErrorClass, Poison, Reading},

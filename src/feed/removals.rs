@@ -14,11 +14,12 @@ use bson::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::Feed;
 use super::backfill::back;
 use super::event::{Event, Kind, MessageKey};
 use super::position::Position;
+use super::reader::{STALL_TIMEOUT, StreamEnd};
 use super::stream::{Change, ChangeStream, ErrorClass, Reading, Scope};
-use super::{Feed, STALL_TIMEOUT, StreamEnd};
 use crate::models::{MessageId, RoomId, UserId};
 
 /// How long a removal is remembered, in seconds of the cluster time. A request ends much earlier.

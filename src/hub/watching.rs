@@ -108,12 +108,12 @@ impl Hub {
 }
 
 impl HubState {
-    /// Tells the watchers of a user that he came.
+    /// Tells the watchers of a user that the user came.
     pub(super) fn tell_online(&self, user: UserId) {
         self.tell_watchers(user, || Event::user_online(user));
     }
 
-    /// Tells the watchers of a user that he went.
+    /// Tells the watchers of a user that the user went.
     pub(super) fn tell_offline(&self, user: UserId, last_seen: Option<DateTime>) {
         self.tell_watchers(user, || Event::user_offline(user, last_seen));
     }
