@@ -170,7 +170,7 @@ async fn run(options: &Options) -> ExitCode {
     let (mongo, (instances, bad_ends), ()) =
         tokio::join!(nodes, others, moderator.change_until(end));
     println!("{} faults, {} changes of members", story.count(), moderator.changes);
-    let members = moderator.settle(world.until).await;
+    let members = moderator.settle(&database, world.until).await;
     phase.send_replace(Phase::Finish(members));
     // Those who were removed must not get it.
     let rooms: Vec<_> = moderator.rooms.iter().chain(&public).cloned().collect();

@@ -6,14 +6,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bson::{Document, doc};
+use mongodb::Database;
+use mongodb::options::ReadConcern;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::random::Random;
+use crate::stored::MEMBERS;
 
-/// How long changes of before may still take effect when everything works again: requests that a
-/// stalled connection held back.
-const SETTLE: Duration = Duration::from_secs(3);
+/// How long an earlier change may still take effect after its request has ended without an answer.
+/// The server gives up after 5 s, and MongoDB may have the write by then.
+const SETTLE: Duration = Duration::from_secs(8);
 
 /// A user and a token of this user.
 pub type Account = (String, String);
@@ -60,9 +64,16 @@ impl Moderator {
         }
     }
 
-    /// Decides for each user and room whether the user is a member in the end. Call it when
-    /// everything works again.
-    pub async fn settle(&mut self, until: Instant) -> Arc<HashSet<(String, String)>> {
+    /// Decides for each user and room whether the user is a member in the end, and returns the
+    /// members by room and user. Call it when everything works again.
+    ///
+    /// The database decides who is a member, because an attempt without an answer may have taken
+    /// effect after the next one.
+    pub async fn settle(
+        &mut self,
+        database: &Database,
+        until: Instant,
+    ) -> Arc<HashSet<(String, String)>> {
         sleep(SETTLE).await;
         for room in self.rooms.clone() {
             for user in self.users.clone() {
@@ -71,7 +82,23 @@ impl Moderator {
                 }
             }
         }
-        Arc::new(self.members.clone())
+        sleep(SETTLE).await;
+        let mut stored = HashSet::new();
+        let members = database.collection::<Document>(MEMBERS);
+        let mut found = members
+            .find(doc! { "_id": { "$type": "object" } })
+            .read_concern(ReadConcern::majority())
+            .await
+            .unwrap();
+        while found.advance().await.unwrap() {
+            let member = found.deserialize_current().unwrap();
+            let id = member.get_document("_id").unwrap();
+            let of = |field| id.get_object_id(field).unwrap().to_hex();
+            stored.insert((of("room"), of("user")));
+        }
+        let users: HashSet<_> = self.users.iter().map(|(user, _)| user).collect();
+        stored.retain(|(_, user)| users.contains(user));
+        Arc::new(stored)
     }
 
     /// Adds the user, or removes the user who is a member.

@@ -14,7 +14,7 @@ use crate::transcript::Text;
 use crate::wire::{Change, Told};
 
 /// The collection of the members of private rooms, and that of these rooms.
-const MEMBERS: &str = "realtime_chat_backend_members";
+pub const MEMBERS: &str = "realtime_chat_backend_members";
 const ROOMS: &str = "realtime_chat_backend_rooms";
 /// Only this program writes to this collection, when everything else is written.
 const MARK: &str = "chaos";
