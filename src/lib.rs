@@ -47,7 +47,8 @@
 //! # What holds everywhere
 //!
 //! - Only the feed publishes what has a position. What has none, such as typing, is a
-//!   [signal](hub::signals): it is passed on at once, is never kept and may be lost. A hub is used only by its own thread. Nothing awaits while a lock is held.
+//!   [signal](hub::signals): it is passed on at once, is never kept and may be lost.
+//! - A hub is used only by its own thread. Nothing awaits while a lock is held.
 //! - Every queue is bounded. A client whose queue overflows is disconnected with a reason, and can
 //!   resume.
 //! - A position means the same on every instance and after a restart.
