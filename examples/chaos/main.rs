@@ -4,17 +4,17 @@
 //! cargo build --release && cargo run --release --example chaos -- --seconds 600 --seed 1
 //! ```
 //!
-//! Clients send, edit and delete messages by their sockets and by REST. They repeat a request with the
-//! same idempotency key until it is answered, and go on after their last position or offset on any
-//! instance. Some rooms are private: their owner adds and removes members all the time, some members
-//! leave by themselves, and everybody tries to join and to send in any case. Meanwhile nodes and
-//! instances are killed, paused and restarted, and the network between them stalls and is cut, in an
-//! order that the seed decides.
+//! Clients send, edit and delete messages by their sockets and by REST. They repeat a request with
+//! the same idempotency key until it is answered, and go on after their last position or offset on
+//! any instance. Some rooms are private: their owner adds and removes members all the time, some
+//! members leave by themselves, and everybody tries to join and to send in any case. Meanwhile
+//! nodes and instances are killed, paused and restarted, and the network between them stalls and is
+//! cut, in an order that the seed decides.
 //!
 //! At the end the transcript of each client is compared with the change stream and the collection.
-//! The program exits with 1 if anything acknowledged was lost, doubled or delivered out of order, if
-//! the text of a deleted message came after its deletion, if a client ends with another text than the
-//! collection, or if anybody saw a change of a private room without being a member.
+//! The program exits with 1 if anything acknowledged was lost, doubled or delivered out of order,
+//! if the text of a deleted message came after its deletion, if a client ends with another text
+//! than the collection, or if anybody saw a change of a private room without being a member.
 //!
 //! Half of the clients on Socket.IO have `recovery: true`. The others get an offset after the
 //! events, which is the default. The events after their last offset must be delivered again, and

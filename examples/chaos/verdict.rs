@@ -1,8 +1,8 @@
 //! The checker: compares every transcript with the database, in the order of the change stream.
 //!
-//! The text of a deleted message may be missing: clients that come after the deletion do not get it.
-//! A client gets the changes of a private room only while its user is a member, or after the user was
-//! added again. Everything else must be there once, in order.
+//! The text of a deleted message may be missing: clients that come after the deletion do not get
+//! it. A client gets the changes of a private room only while its user is a member, or after the
+//! user was added again. Everything else must be there once, in order.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -26,8 +26,8 @@ pub struct Verdict {
     stored: usize,
     edits: usize,
     deletions: usize,
-    /// Edits and deletions that were refused: the message was deleted or edited before, or its sender
-    /// was removed from the room.
+    /// Edits and deletions that were refused: the message was deleted or edited before, or its
+    /// sender was removed from the room.
     refused: usize,
     /// Messages to private rooms that were refused because their sender was not a member.
     refused_sends: usize,

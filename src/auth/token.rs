@@ -1,5 +1,5 @@
-//! JSON Web Tokens, interchangeable with those of the original: HS256, `{"id","iat","exp"}`. A token
-//! that belongs to a refresh token also has its family, `sid`.
+//! JSON Web Tokens, interchangeable with those of the original: HS256, `{"id","iat","exp"}`. A
+//! token that belongs to a refresh token also has its family, `sid`.
 
 use std::time::Duration;
 
@@ -92,8 +92,8 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Tokens of this secret: its UTF-8 bytes are the key, as in the original. Their time is that of
-    /// this machine.
+    /// Tokens of this secret: its UTF-8 bytes are the key, as in the original. Their time is that
+    /// of this machine.
     pub fn new(secret: &SecretString) -> Self {
         Self::with_clock(secret, Clock::default())
     }

@@ -1,9 +1,10 @@
-//! Accounts: tokens, their refresh and revocation, passwords, and what users may know of each other.
+//! Accounts: tokens, their refresh and revocation, passwords, and what users may know of each
+//! other.
 //!
-//! Times are the database's, and every step is in an order that leaves no gap. A token says when its
-//! login began, which is before the password is read. So a revocation that comes in between covers
-//! it. A family of refresh tokens that is older than the last revocation of all tokens of its user
-//! has ended, whether or not its document is still there.
+//! Times are the database's, and every step is in an order that leaves no gap. A token says when
+//! its login began, which is before the password is read. So a revocation that comes in between
+//! covers it. A family of refresh tokens that is older than the last revocation of all tokens of
+//! its user has ended, whether or not its document is still there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -185,8 +186,8 @@ impl Accounts {
         Ok(self.store.families.end_all(user).await?)
     }
 
-    /// Changes the password of a user, and ends all tokens and families of the user. The client gets
-    /// a new token, and a new refresh token if it had one.
+    /// Changes the password of a user, and ends all tokens and families of the user. The client
+    /// gets a new token, and a new refresh token if it had one.
     ///
     /// # Errors
     /// The old password is wrong, a password is no text, there are too many attempts, or the

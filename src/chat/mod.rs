@@ -54,9 +54,9 @@ impl Chat {
         self.check_exists(room, is_member).await
     }
 
-    /// Like [`check_visible`](Self::check_visible), for a user who is about to get events: the answer
-    /// is not older than what the feed has delivered, nor than `since`, the position that the client
-    /// has.
+    /// Like [`check_visible`](Self::check_visible), for a user who is about to get events: the
+    /// answer is not older than what the feed has delivered, nor than `since`, the position that
+    /// the client has.
     ///
     /// # Errors
     /// Those of [`check_visible`](Self::check_visible).

@@ -66,7 +66,8 @@ impl Chat {
             Some(marks) => self.reading(user, &page, &marks, &last_messages).await?,
             None => HashMap::new(),
         };
-        // The user may have been removed from a room meanwhile, and must not get what was stored since.
+        // The user may have been removed from a room meanwhile, and must not get what was stored
+        // since.
         let with_members =
             ids.iter().copied().filter(|id| page.get(id).is_some_and(ListedRoom::has_members));
         let with_members: Vec<_> = with_members.collect();

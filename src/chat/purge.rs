@@ -1,8 +1,8 @@
-//! Removes in the background what no user can see any more: the messages of ended rooms, and messages
-//! that were refused after they were stored.
+//! Removes in the background what no user can see any more: the messages of ended rooms, and
+//! messages that were refused after they were stored.
 //!
-//! An ended room is marked in its document, which is removed last. So any instance can go on with it,
-//! also after the one that began was killed.
+//! An ended room is marked in its document, which is removed last. So any instance can go on with
+//! it, also after the one that began was killed.
 
 use std::sync::Arc;
 use std::time::Duration;

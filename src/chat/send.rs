@@ -241,9 +241,9 @@ impl Sent {
 }
 
 impl Chat {
-    /// The Node server first looks the room up, and later casts it for the message. For the look-up,
-    /// an array is a `$in`; for the cast, its elements are joined by commas. So only an array with
-    /// one id passes both.
+    /// The Node server first looks the room up, and later casts it for the message. For the
+    /// look-up, an array is a `$in`; for the cast, its elements are joined by commas. So only an
+    /// array with one id passes both.
     async fn room_of(&self, value: &Js, user: Option<UserId>) -> Result<RoomId, ApiError> {
         let wanted: Vec<RoomId> = match value {
             Js::Undefined | Js::Null => Vec::new(),

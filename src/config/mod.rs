@@ -97,7 +97,8 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// `KEEP_ALIVE`: how long an idle connection is kept; zero keeps none.
     pub keep_alive: Duration,
-    /// `RATE_LIMIT_LOGIN`: registrations, logins, refreshes and new passwords per minute and address; 0 is no limit.
+    /// `RATE_LIMIT_LOGIN`: registrations, logins, refreshes and new passwords per minute and
+    /// address; 0 is no limit.
     pub rate_limit_login: u32,
     /// `RATE_LIMIT_LOGIN_NAME`: failed logins per minute, name and address.
     pub rate_limit_login_name: u32,

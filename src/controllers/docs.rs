@@ -1,5 +1,5 @@
-//! `GET /openapi.json`, and `GET /docs`, which shows it as a page that needs nothing from elsewhere,
-//! with the pages of prose that belong to it.
+//! `GET /openapi.json`, and `GET /docs`, which shows it as a page that needs nothing from
+//! elsewhere, with the pages of prose that belong to it.
 
 use std::sync::{Arc, LazyLock};
 

@@ -293,8 +293,8 @@ struct Reader {
 }
 
 impl Reader {
-    /// Whether the room exists for this user, if it may have members. Ask again after each read: the
-    /// user may have been removed meanwhile, and then must not get what was stored since.
+    /// Whether the room exists for this user, if it may have members. Ask again after each read:
+    /// the user may have been removed meanwhile, and then must not get what was stored since.
     async fn may_read(&self) -> Result<bool, ApiError> {
         if !self.room.may_have_members() {
             return Ok(true);

@@ -1,5 +1,5 @@
-//! `POST /api/chat/room` and `GET /api/chat/rooms`, and what rooms with members have: their members,
-//! their owner, direct conversations.
+//! `POST /api/chat/room` and `GET /api/chat/rooms`, and what rooms with members have: their
+//! members, their owner, direct conversations.
 
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Path, Query};

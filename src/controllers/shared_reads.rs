@@ -14,8 +14,8 @@ use futures::FutureExt;
 use futures::future::{LocalBoxFuture, Shared, WeakShared};
 use tokio::time::timeout;
 
-/// How long a read waits for the one before it, so that a dead connection does not hold up those who
-/// come later.
+/// How long a read waits for the one before it, so that a dead connection does not hold up those
+/// who come later.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The reads of one worker, by what they read. An entry lives as long as somebody waits for it.

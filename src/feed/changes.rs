@@ -20,9 +20,9 @@ pub(super) struct Read {
 /// The room and the last position of each message that was seen.
 pub(super) type Rooms = HashMap<MessageKey, (RoomId, Option<Position>)>;
 
-/// Turns changes into events, except those that are not `admitted`. A removal does not name its room:
-/// the room is that of an earlier event of the message, in `rooms` or by `room_of`. Without a room
-/// there is no event. The caller keeps `rooms` from reply to reply.
+/// Turns changes into events, except those that are not `admitted`. A removal does not name its
+/// room: the room is that of an earlier event of the message, in `rooms` or by `room_of`. Without a
+/// room there is no event. The caller keeps `rooms` from reply to reply.
 pub(super) fn events_of(
     changes: Vec<Change>,
     rooms: &mut Rooms,

@@ -58,13 +58,15 @@ pub enum Kind {
     Deleted,
     /// `memberAdded`: the data is `{room, user: {_id, username}}`.
     MemberAdded,
-    /// `memberRemoved`: the data is `{room, user}`. Behind it that user is given nothing of the room.
+    /// `memberRemoved`: the data is `{room, user}`. Behind it that user is given nothing of the
+    /// room.
     MemberRemoved,
     /// `roomChanged`: the data is `{room, name, owner}`.
     RoomChanged,
     /// `roomAdded`, to all sessions of the user who was added to a room: the data is `{room}`.
     RoomAdded,
-    /// `roomRemoved`, to all sessions of the user who was removed from a room: the data is `{room}`.
+    /// `roomRemoved`, to all sessions of the user who was removed from a room: the data is
+    /// `{room}`.
     RoomRemoved,
     /// `messageRead`, to the members of the room: the data is `{room, user, message}`.
     Read,

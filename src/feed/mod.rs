@@ -263,8 +263,8 @@ impl Feed {
         .await
     }
 
-    /// Publishes the events of something that was just stored, on a standalone MongoDB. Otherwise the
-    /// change stream delivers them, and `events` is not called. Call it in the order of the
+    /// Publishes the events of something that was just stored, on a standalone MongoDB. Otherwise
+    /// the change stream delivers them, and `events` is not called. Call it in the order of the
     /// acknowledgements. Returns false if an event is not delivered: the message of a user who was
     /// removed from its room.
     pub fn publish_local<E: IntoIterator<Item = Event>>(&self, events: impl FnOnce() -> E) -> bool {
@@ -290,14 +290,14 @@ impl Feed {
         self.verdicts.wait_for(MessageKey::Id(message.0))
     }
 
-    /// Whether a message was stored after its sender was removed from the room, as far as the stream
-    /// was read.
+    /// Whether a message was stored after its sender was removed from the room, as far as the
+    /// stream was read.
     pub fn was_refused(&self, message: MessageId) -> bool {
         self.verdicts.was_refused(message)
     }
 
-    /// Takes a refused message that may still be in the collection, because the instance that stored
-    /// it was killed.
+    /// Takes a refused message that may still be in the collection, because the instance that
+    /// stored it was killed.
     pub fn next_refused(&self) -> Option<RefusedMessage> {
         self.verdicts.next_refused()
     }
@@ -322,7 +322,8 @@ impl Feed {
         let _ = self.presence.send(change);
     }
 
-    /// Whether changes of members come in the stream, without which there are no rooms with members.
+    /// Whether changes of members come in the stream, without which there are no rooms with
+    /// members.
     pub fn knows_members(&self) -> bool {
         !self.is_narrow.load(Ordering::Relaxed)
     }

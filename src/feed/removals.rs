@@ -3,8 +3,8 @@
 //!
 //! A message is stored after a query found its sender to be a member, so a removal can happen in
 //! between. The change stream has both in one order: a message after the removal of its sender is
-//! refused. Every instance does not deliver it, and the instance that stored it removes it again. If
-//! that instance was killed, another one removes it.
+//! refused. Every instance does not deliver it, and the instance that stored it removes it again.
+//! If that instance was killed, another one removes it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,10 +1,10 @@
 //! The revoked tokens that this process knows, so that a request costs no query.
 //!
 //! The set is read from the collection after the stream was opened. From then on, the change stream
-//! brings each revocation. Nothing is ever taken back, so the order does not matter. Where the stream
-//! does not bring them, because MongoDB is a standalone or the user may follow `messages` only, the
-//! collection is read twice a second. While neither has succeeded for a second, the set says so, and
-//! the database is asked.
+//! brings each revocation. Nothing is ever taken back, so the order does not matter. Where the
+//! stream does not bring them, because MongoDB is a standalone or the user may follow `messages`
+//! only, the collection is read twice a second. While neither has succeeded for a second, the set
+//! says so, and the database is asked.
 //!
 //! The set is bounded. It forgets what is older than a token lives, and the oldest entries beyond
 //! [`MOST`]. A token from before what it has forgotten is asked about, too.
@@ -29,8 +29,8 @@ const MOST: usize = 100_000;
 /// How long a revocation is known, in seconds: a little longer than a token lives.
 const KEPT: u64 = TOKEN_LIFETIME + 600;
 
-/// How long the set is current after the last sign of life of the stream. The stream gives one twice
-/// a second.
+/// How long the set is current after the last sign of life of the stream. The stream gives one
+/// twice a second.
 const CURRENT: Duration = Duration::from_secs(1);
 
 /// How often the collection is read where the stream does not bring it.
@@ -107,7 +107,8 @@ impl Revoked {
         }
     }
 
-    /// Whether a token is known to be revoked. Each revocation is known before its event is dispatched.
+    /// Whether a token is known to be revoked. Each revocation is known before its event is
+    /// dispatched.
     pub fn has(&self, token: TokenIdentity) -> bool {
         self.known().covers(token)
     }
@@ -228,8 +229,8 @@ impl Feed {
         }
     }
 
-    /// Revokes tokens in this process. The change stream tells the sessions; where it does not, they
-    /// are told here.
+    /// Revokes tokens in this process. The change stream tells the sessions; where it does not,
+    /// they are told here.
     pub fn revoke(&self, revocation: Revocation) {
         let is_new = self.revoked.insert(revocation);
         if is_new && self.polls() {

@@ -2,8 +2,9 @@
 //!
 //! The hub of the same worker puts events in and never waits; the session takes them out. If the
 //! inbox of a session overflows, the session is too slow: the queued events are dropped and the
-//! session ends. Its client can resume from the last position that it got. The same happens when the
-//! token of the session is revoked. Both ends are on one thread, so there is no lock and no channel.
+//! session ends. Its client can resume from the last position that it got. The same happens when
+//! the token of the session is revoked. Both ends are on one thread, so there is no lock and no
+//! channel.
 //!
 //! When the inbox is empty and the session is idle, the hub writes an event to the client with a
 //! [`DirectWriter`] and moves the session's base position. This does not wake the session's task.

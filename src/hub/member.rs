@@ -220,8 +220,8 @@ impl Member {
         self.must_return = true;
     }
 
-    /// Whether an event from the number `from` on, which was dispatched already, has removed the user
-    /// from the room.
+    /// Whether an event from the number `from` on, which was dispatched already, has removed the
+    /// user from the room.
     fn was_removed(&self, room: RoomId, from: Seq) -> Result<bool, Lagged> {
         let cursor = self.hub.cursor();
         let (mut next, mut is_removed) = (from, false);

@@ -107,8 +107,8 @@ struct Subscription {
 
 impl Hub {
     /// A hub without members. It follows `ring` from its current end, while [`run`](Self::run)
-    /// runs, and hears `signals` while [`run_signals`](Self::run_signals) runs. It ends the sessions
-    /// whose tokens are revoked.
+    /// runs, and hears `signals` while [`run_signals`](Self::run_signals) runs. It ends the
+    /// sessions whose tokens are revoked.
     pub fn new(ring: Arc<Ring>, revoked: Arc<Revoked>, bounds: Bounds, signals: Signals) -> Self {
         let tail = ring.tail();
         let state = HubState {
@@ -294,8 +294,8 @@ impl HubState {
         self.rooms.get(&room).map_or(0, IndexMap::len)
     }
 
-    /// Dispatches the next event, with at most `max_direct` direct writes. Returns the number of direct
-    /// writes.
+    /// Dispatches the next event, with at most `max_direct` direct writes. Returns the number of
+    /// direct writes.
     fn dispatch(&mut self, event: Arc<Event>, max_direct: usize) -> usize {
         let seq = self.cursor;
         self.cursor += 1;
@@ -397,8 +397,8 @@ impl HubState {
         }
     }
 
-    /// Ends all sessions whose tokens are revoked. One whose token is older than what is known comes
-    /// back, and the database is asked.
+    /// Ends all sessions whose tokens are revoked. One whose token is older than what is known
+    /// comes back, and the database is asked.
     fn check_all(&self, revoked: &Revoked) {
         for (token, inbox) in self.users.values() {
             if revoked.has(*token) {

@@ -161,7 +161,8 @@ impl HubState {
         }
     }
 
-    /// Tells the sessions here that a user does not type any more, if they were told that the user does.
+    /// Tells the sessions here that a user does not type any more, if they were told that the user
+    /// does.
     pub(super) fn hide_typing(&mut self, room: RoomId, user: UserId) {
         if self.typing.hide(room, user) {
             self.say_stopped(room, user);

@@ -1,8 +1,8 @@
 //! Which sessions of one worker watch which users.
 //!
 //! A watcher is told when a user comes or goes. Unlike typing, this is not dropped for a client
-//! that is slow, because it would be wrong until the user comes or goes again: it waits in the inbox
-//! like an event.
+//! that is slow, because it would be wrong until the user comes or goes again: it waits in the
+//! inbox like an event.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;

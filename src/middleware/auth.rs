@@ -20,7 +20,8 @@ use crate::feed::revoked::{Judgement, Revoked};
 use crate::metrics::Metrics;
 use crate::models::{Revocations, TokenIdentity, UserId};
 
-/// How long an answer of the database is used, so that a client with many requests costs few queries.
+/// How long an answer of the database is used, so that a client with many requests costs few
+/// queries.
 const ANSWER_AGE: Duration = Duration::from_millis(250);
 /// How many answers are kept.
 const MOST_ANSWERS: u64 = 10_000;

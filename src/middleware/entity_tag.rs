@@ -14,7 +14,8 @@ use sha1::{Digest, Sha1};
 
 use crate::protocols::headers::joined;
 
-/// Adds the tag to a JSON response that has none yet, or replaces the response by 304 if the client has it already.
+/// Adds the tag to a JSON response that has none yet, or replaces the response by 304 if the client
+/// has it already.
 pub fn apply(res: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
     let is_json = res
         .headers()

@@ -1,5 +1,5 @@
-//! Precise errors for requests to routes of the original that ask for what the original did not have:
-//! rooms with members.
+//! Precise errors for requests to routes of the original that ask for what the original did not
+//! have: rooms with members.
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};

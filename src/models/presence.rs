@@ -117,8 +117,8 @@ impl Presence {
         Ok(beats)
     }
 
-    /// Removes the rows of a dead instance, and then its heartbeat, unless it has said since that it
-    /// lives.
+    /// Removes the rows of a dead instance, and then its heartbeat, unless it has said since that
+    /// it lives.
     ///
     /// # Errors
     /// The database failed. Some may have been removed.

@@ -1,10 +1,10 @@
 //! Refresh tokens, in families: one login on one device is one family.
 //!
 //! Each use of a refresh token replaces it by a new one, its successor, in one atomic step. The
-//! collection has only hashes. A client that did not get the answer, or two tabs that refresh at the
-//! same time, use the same token again within a few seconds and get the same successor again. It is
-//! stored so that only this token reveals it: XORed with another hash of this token. Every other
-//! token of the family was used before, so it may have been stolen.
+//! collection has only hashes. A client that did not get the answer, or two tabs that refresh at
+//! the same time, use the same token again within a few seconds and get the same successor again.
+//! It is stored so that only this token reveals it: XORed with another hash of this token. Every
+//! other token of the family was used before, so it may have been stolen.
 
 use std::fmt;
 use std::time::Duration;
@@ -70,9 +70,9 @@ pub enum Rotation {
 }
 
 /// The [own](super::own) collection of [`REFRESH`]:
-/// `{_id, app, user, secret, previous?, successor?, createdAt, rotatedAt, repeatedAt?}`. `secret` and
-/// `previous` are hashes of the current and of the last token, `successor` is the current token as only the last
-/// one can read it.
+/// `{_id, app, user, secret, previous?, successor?, createdAt, rotatedAt, repeatedAt?}`. `secret`
+/// and `previous` are hashes of the current and of the last token, `successor` is the current token
+/// as only the last one can read it.
 #[derive(Debug, Clone)]
 pub struct Families {
     pub(super) families: Own<Document>,

@@ -1,9 +1,9 @@
 //! Tokens that were revoked before they expire.
 //!
-//! A revocation is of all tokens of a user that were issued before a second, of one token, or of all
-//! tokens of one family, which is one login on one device. It is written by a majority, so the change
-//! stream brings it to every instance. Times are the database's. A token of the Node server has no
-//! id: it is known by its user and by the second in which it was issued.
+//! A revocation is of all tokens of a user that were issued before a second, of one token, or of
+//! all tokens of one family, which is one login on one device. It is written by a majority, so the
+//! change stream brings it to every instance. Times are the database's. A token of the Node server
+//! has no id: it is known by its user and by the second in which it was issued.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -20,8 +20,9 @@ pub const TOKEN_LIFETIME: u64 = 3600;
 /// How long the revocation of a family is kept, which is longer than any of its tokens is valid.
 const FAMILY_KEPT: Duration = Duration::from_secs(TOKEN_LIFETIME + 900);
 
-/// How many seconds after the revocation of all its tokens a user gets valid ones again: the rest of
-/// the current second, and one more, because the clock of an instance can differ by milliseconds.
+/// How many seconds after the revocation of all its tokens a user gets valid ones again: the rest
+/// of the current second, and one more, because the clock of an instance can differ by
+/// milliseconds.
 const MARGIN: i64 = 2;
 
 /// How many seconds from now on are searched for a free one by [`Revocations::first_valid`].
@@ -148,8 +149,8 @@ fn seconds(value: u64) -> i64 {
 }
 
 impl Revocations {
-    /// Revokes tokens of a user. `expires` is when the token of [`Scope::Token`] expires, in seconds
-    /// since 1970.
+    /// Revokes tokens of a user. `expires` is when the token of [`Scope::Token`] expires, in
+    /// seconds since 1970.
     ///
     /// # Errors
     /// The database failed.

@@ -355,8 +355,8 @@ async fn private_rooms(database: &Database) -> Result<Vec<Finding>, StoreError> 
 
 /// Counts users by the kind of their password hash.
 async fn hashes(database: &Database) -> Result<Vec<Finding>, StoreError> {
-    // `$2b$10$…` → `$2b$`, `$argon2id$v=19$…` → `$argon2id$`. Without `$getField`, which MongoDB 4.4
-    // does not know.
+    // `$2b$10$…` → `$2b$`, `$argon2id$v=19$…` → `$argon2id$`. Without `$getField`, which MongoDB
+    // 4.4 does not know.
     let found = doc! { "$regexFind": { "input": "$password", "regex": r"^\$[a-z0-9]+\$" } };
     let matched = doc! { "$let": { "vars": { "found": found }, "in": "$$found.match" } };
     let is_text = doc! { "$eq": [{ "$type": "$password" }, "string"] };

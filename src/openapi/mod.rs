@@ -5,8 +5,8 @@
 //! come from the table in [`crate::error`], so that the document cannot know another status or
 //! text than the server sends. Each noun has a file with its bodies and refusals, for the document
 //! only: the server reads requests as JavaScript would ([`crate::js`]) and writes answers by hand
-//! ([`crate::views`]). `about.md` has the conventions of all operations; `guide` shows it as a page,
-//! and the realtime events, which OpenAPI cannot describe, as another.
+//! ([`crate::views`]). `about.md` has the conventions of all operations; `guide` shows it as a
+//! page, and the realtime events, which OpenAPI cannot describe, as another.
 
 pub mod auth;
 pub mod docs;
@@ -52,8 +52,8 @@ impl Document {
         self.0.clone()
     }
 
-    /// The document as its page shows it: it begins with the operations, and its examples have other
-    /// names each time, so that they can be tried again and again.
+    /// The document as its page shows it: it begins with the operations, and its examples have
+    /// other names each time, so that they can be tried again and again.
     pub fn for_page(&self) -> Bytes {
         // Without randomness they are the names of a fresh database.
         let suffix = getrandom::u32().unwrap_or_default();

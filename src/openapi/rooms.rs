@@ -115,8 +115,8 @@ pub struct OneRoomWithMembers {
     pub room: RoomWithMembers,
 }
 
-/// A room; a public one has neither owner nor members. Those that other programs wrote may lack dates
-/// and `__v`.
+/// A room; a public one has neither owner nor members. Those that other programs wrote may lack
+/// dates and `__v`.
 #[derive(ToSchema)]
 pub struct RoomWithMembers {
     /// What routes and events call `room`.
@@ -149,8 +149,8 @@ pub struct RoomWithMembers {
     /// In the list with `mine=true`: the last message that is not deleted, or `null`.
     #[schema(rename = "lastMessage", required = false)]
     pub last_message: Option<HistoryMessage>,
-    /// In that list: how many messages of others were not read; 100 means 100 or more. It is missing
-    /// while marks cannot be used, as is `lastRead`.
+    /// In that list: how many messages of others were not read; 100 means 100 or more. It is
+    /// missing while marks cannot be used, as is `lastRead`.
     #[schema(required = false, maximum = 100, example = 3)]
     pub unread: u32,
     /// In that list: the last message that was read, by a mark or by a later message of the user's

@@ -1,8 +1,8 @@
 //! The whole route table.
 //!
-//! A new route needs a handler with its `#[utoipa::path]`, a row here, its bodies and refusals in the
-//! file of its noun in `src/openapi`, a line in the README and a request in the Postman collection.
-//! `tests/api/routes.rs` names what was forgotten.
+//! A new route needs a handler with its `#[utoipa::path]`, a row here, its bodies and refusals in
+//! the file of its noun in `src/openapi`, a line in the README and a request in the Postman
+//! collection. `tests/api/routes.rs` names what was forgotten.
 
 mod document;
 

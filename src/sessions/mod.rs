@@ -124,8 +124,9 @@ impl EndReason {
 }
 
 impl<T> Session<T> {
-    /// A session of the user of these claims. It ends when the token is revoked, and when it expires,
-    /// except with `LEGACY_TRUST`. `None` is an anonymous session, which only `LEGACY_TRUST` admits.
+    /// A session of the user of these claims. It ends when the token is revoked, and when it
+    /// expires, except with `LEGACY_TRUST`. `None` is an anonymous session, which only
+    /// `LEGACY_TRUST` admits.
     pub fn new(worker: Data<Worker>, permit: ConnectionPermit, claims: Option<Claims>) -> Self {
         let mut member = Member::new(&worker.hub);
         if let Some(claims) = claims {
@@ -178,8 +179,8 @@ impl<T> Session<T> {
         }
     }
 
-    /// Goes on with what its user was told, whatever the room, after the last event that this client
-    /// has had.
+    /// Goes on with what its user was told, whatever the room, after the last event that this
+    /// client has had.
     pub fn resume_user(&mut self, since: Position) {
         self.member.resume_user(since);
     }

@@ -315,8 +315,8 @@ impl Worker {
         Ok(rooms.into_iter().filter(|(room, _)| is_visible(*room)).collect())
     }
 
-    /// Whether everything that this user was told after `since`, whatever the room, can be delivered:
-    /// above all that the user was removed from a room.
+    /// Whether everything that this user was told after `since`, whatever the room, can be
+    /// delivered: above all that the user was removed from a room.
     async fn can_tell_user(
         &self,
         user: UserId,

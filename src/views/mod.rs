@@ -43,9 +43,10 @@ pub fn room(out: &mut Vec<u8>, room: &Room<'_>) {
     out.push(b'}');
 }
 
-/// Appends a room with members, as they see it: `{_id,name,private,owner,members,createdAt,updatedAt,
-/// __v}` for a private room, `{_id,direct,members,createdAt,updatedAt,__v}` for a conversation. The
-/// members are `{_id,username}`, the one who is there longest first.
+/// Appends a room with members, as they see it:
+/// `{_id,name,private,owner,members,createdAt,updatedAt, __v}` for a private room,
+/// `{_id,direct,members,createdAt,updatedAt,__v}` for a conversation. The members are
+/// `{_id,username}`, the one who is there longest first.
 pub fn room_with_members(out: &mut Vec<u8>, room: &MembersRoom, members: &[Membership]) {
     out.extend_from_slice(b"{\"_id\":");
     push_quoted_id(out, room.id.0);

@@ -44,8 +44,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// With so many unwritten bytes, no more frames of the client are read until it reads its answers.
 const MAX_UNWRITTEN: usize = 512 * 1024;
-/// How long the closing handshake may take after the token has expired or was revoked, so that a client that does
-/// not read cannot keep the connection.
+/// How long the closing handshake may take after the token has expired or was revoked, so that a
+/// client that does not read cannot keep the connection.
 const EXPIRED_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The close code for a missing, invalid, expired or revoked token.

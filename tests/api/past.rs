@@ -54,8 +54,8 @@ async fn send(
     request.send().await.unwrap()
 }
 
-/// Leaves the record of a key, that of a socket, which is connected, a refresh token, and a login that
-/// has ended.
+/// Leaves the record of a key, that of a socket, which is connected, a refresh token, and a login
+/// that has ended.
 async fn leave_records(server: &TestServer, user: &User<'_>, room: &str) -> Caller {
     let answer = send(server, user, room, "hello", Some("k")).await;
     assert_eq!(answer.status(), StatusCode::CREATED);

@@ -1,6 +1,6 @@
-//! A client that does what a good front end does. It repeats a request with the same idempotency key
-//! until it is answered, reconnects to any instance and goes on after the last position or offset,
-//! and reads the history when events may have been missed.
+//! A client that does what a good front end does. It repeats a request with the same idempotency
+//! key until it is answered, reconnects to any instance and goes on after the last position or
+//! offset, and reads the history when events may have been missed.
 //!
 //! It also tries to join private rooms of which it is not a member, with its old position.
 

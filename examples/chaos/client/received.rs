@@ -12,8 +12,8 @@ use crate::transcript::{Heard, Segment, Text};
 use crate::wire::{Change, Kind, Told};
 
 impl Client {
-    /// Takes an event of a room. `may_be_in`: the server resumed a session which may have joined the
-    /// room although the client never got the ack.
+    /// Takes an event of a room. `may_be_in`: the server resumed a session which may have joined
+    /// the room although the client never got the ack.
     pub(super) fn heard(
         &mut self,
         told: Told,

@@ -1,8 +1,8 @@
 //! Events that the ring has let go of, while a member is still to be given them.
 //!
 //! An inbox may wait for longer than the ring remembers. A message that is deleted then must lose
-//! its text there, too. Nothing is kept alive here, and what was given meanwhile is cleared away, so
-//! that no more is known than what inboxes hold.
+//! its text there, too. Nothing is kept alive here, and what was given meanwhile is cleared away,
+//! so that no more is known than what inboxes hold.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,5 @@
-//! What the pages name exists, and what exists is named: variables, metrics, codes, lines of the log.
+//! What the pages name exists, and what exists is named: variables, metrics, codes, lines of the
+//! log.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -13,7 +14,8 @@ use crate::helpers::TestServer;
 /// Names in capitals that are no variables of the server.
 const OTHER_VARIABLES: [&str; 3] = ["NODE_SERVER", "CHAT_SERVER", "KEY"];
 
-/// Codes that no operation of the OpenAPI document has: of sockets, and of methods that are not there.
+/// Codes that no operation of the OpenAPI document has: of sockets, and of methods that are not
+/// there.
 const OF_NO_OPERATION: [&str; 4] =
     ["unknown_event", "too_many_rooms", "method_not_allowed", "not_joined"];
 

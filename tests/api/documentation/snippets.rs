@@ -1,7 +1,7 @@
 //! The examples for front ends: those of `docs/realtime.md`, and the JavaScript of the other pages.
 //!
-//! The scripts beside this file read the pages, run each example against a server as a client would,
-//! and assert what the page says. An example that no script runs is an error there.
+//! The scripts beside this file read the pages, run each example against a server as a client
+//! would, and assert what the page says. An example that no script runs is an error there.
 
 use std::path::{Path, PathBuf};
 

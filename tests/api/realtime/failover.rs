@@ -25,8 +25,8 @@ struct Written {
     acked_after: usize,
 }
 
-/// Sends by socket until it was acknowledged for a while after the primary was gone. Half of the writers send
-/// a message that was refused again; the others go on to the next, and never know.
+/// Sends by socket until it was acknowledged for a while after the primary was gone. Half of the
+/// writers send a message that was refused again; the others go on to the next, and never know.
 async fn write(
     mut socket: Socket,
     writer: usize,

@@ -54,8 +54,8 @@ impl Echo {
     }
 }
 
-/// The one that `PROTOCOL_ECHO` names, or that beside the test binary: `target/<profile>/deps/api-…`
-/// and `target/<profile>/examples/`.
+/// The one that `PROTOCOL_ECHO` names, or that beside the test binary:
+/// `target/<profile>/deps/api-…` and `target/<profile>/examples/`.
 fn binary() -> PathBuf {
     if let Some(binary) = std::env::var_os("PROTOCOL_ECHO") {
         return binary.into();

@@ -1,8 +1,8 @@
 //! Tests ring, hub and members together with a simple model of what a member must get.
 //!
 //! The model knows the whole stream as a list. A property test drives the real parts with random
-//! publishes, dispatches, joins, leaves, reads, evictions and reopenings, and compares each step with
-//! that list: no gap, no repetition, no other order, and an offset that says exactly what was
+//! publishes, dispatches, joins, leaves, reads, evictions and reopenings, and compares each step
+//! with that list: no gap, no repetition, no other order, and an offset that says exactly what was
 //! delivered. If the client has not got the offset of the last events, its offset says less, never
 //! more.
 //!
@@ -10,8 +10,8 @@
 //! known, nobody gets their text, wherever it waits: in the ring, in an inbox, or in the past that
 //! is still to be filled in. Such an event is skipped; that of the deletion is delivered.
 //!
-//! One room is private. Its members are removed and added again. A removed member gets nothing of it
-//! after the removal, and joins only after it was added again.
+//! One room is private. Its members are removed and added again. A removed member gets nothing of
+//! it after the removal, and joins only after it was added again.
 
 mod stream;
 
@@ -302,8 +302,8 @@ impl Model {
         (room != PRIVATE || self.members[client]).then_some(check)
     }
 
-    /// Whether a client may get an event of the private room: it was a member then, or is one again,
-    /// or the event is its removal.
+    /// Whether a client may get an event of the private room: it was a member then, or is one
+    /// again, or the event is its removal.
     fn may_see(&self, client: usize, position: Position) -> bool {
         let changes = self
             .stream

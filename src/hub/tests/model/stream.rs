@@ -68,8 +68,8 @@ impl Item {
 }
 
 impl Model {
-    /// Changes the collections, and adds that to the stream. `room_of` is the room of a message that
-    /// another program removes, if it is known.
+    /// Changes the collections, and adds that to the stream. `room_of` is the room of a message
+    /// that another program removes, if it is known.
     pub(super) fn change(
         &mut self,
         change: Change,

@@ -1,4 +1,5 @@
-//! Rooms with members by REST: who sees them, owners, conversations of two, many members and messages.
+//! Rooms with members by REST: who sees them, owners, conversations of two, many members and
+//! messages.
 
 use std::time::Duration;
 
