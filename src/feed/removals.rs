@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bson::Timestamp;
+use bson::{RawDocumentBuf, Timestamp, doc};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -20,7 +20,7 @@ use super::event::{Event, Kind, MessageKey};
 use super::position::Position;
 use super::reader::{STALL_TIMEOUT, StreamEnd};
 use super::stream::{Change, ChangeStream, ErrorClass, Reading, Scope};
-use crate::models::{MessageId, RoomId, UserId};
+use crate::models::{MessageId, RoomId, UserId, own};
 
 /// How long a removal is remembered, in seconds of the cluster time. A request ends much earlier.
 const AGE: u32 = 600;
@@ -31,8 +31,9 @@ const MAX_REMOVALS: usize = 100_000;
 /// The maximum number of refused messages that are remembered.
 const MAX_REFUSED: usize = 10_000;
 
-/// How far before the start of a stream removals are read.
-const BEFORE_START: Duration = Duration::from_secs(60);
+/// How far before the start of a stream removals are read: longer than a request takes that was
+/// checked before a removal, also when its connection has ended.
+const BEFORE_START: Duration = Duration::from_secs(30);
 
 /// The removals of the last minutes.
 #[derive(Debug, Default)]
@@ -159,6 +160,9 @@ impl Feed {
     pub(super) async fn removals_before(&self, until: Timestamp) -> Result<Removals, StreamEnd> {
         let mut removals = Removals::default();
         let mut window = BEFORE_START;
+        if !self.may_have_members().await {
+            return Ok(removals);
+        }
         loop {
             match self.read_removals(back(until, window), until, &mut removals).await {
                 // The oplog does not reach back so far.
@@ -168,6 +172,14 @@ impl Feed {
                 read => return read.map(|()| removals),
             }
         }
+    }
+
+    /// Whether there are rooms with members. Without them, a busy oplog is not searched.
+    async fn may_have_members(&self) -> bool {
+        let members = self.database.collection::<RawDocumentBuf>(own::MEMBERS.collection);
+        // Not the marker of the collection, whose `_id` is a text.
+        let any = members.find_one(doc! { "_id": { "$type": "object" } });
+        !matches!(timeout(STALL_TIMEOUT, async { any.await }).await, Ok(Ok(None)))
     }
 
     async fn read_removals(
