@@ -207,19 +207,18 @@ async fn a_collection_that_is_lost_or_lapped_is_followed_anew() {
         metric(other.addr, "chat_signal_restarts_total").await >= 1
     })
     .await;
-    let mut came = false;
+    let mut told = None;
     for _ in 0..40 {
         typist.ask("typing", json!(room)).await;
         typist.ask("stopTyping", json!(room)).await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        if metric(other.addr, "chat_signals_received_total").await > 0 {
-            came = true;
+        // The first bundle behind the loss may have only the end of what was lost.
+        let next = tokio::time::timeout(Duration::from_millis(500), far.next());
+        if let Ok(next) = next.await {
+            told = Some(next["event"].clone());
             break;
         }
     }
-    assert!(came, "signals come again");
-    let told = far.next().await["event"].clone();
-    assert!([json!("typing"), json!("stopTyping")].contains(&told), "{told}");
+    assert_eq!(told, Some(json!("typing")), "signals come again");
     // It is capped again, also when it was created by a write.
     let is_capped = async || {
         let stats = doc! { "collStats": own::SIGNALS.collection };

@@ -108,7 +108,8 @@ async fn refusals_name_the_field_whatever_the_mode_of_errors() {
             (
                 "shout",
                 json!("x"),
-                "event: must be joinRoom, leaveRoom, sendMessage, editMessage, deleteMessage or authenticate",
+                "event: must be joinRoom, leaveRoom, sendMessage, editMessage, deleteMessage, \
+                 markAsRead, typing, stopTyping, watchUsers, unwatchUsers or authenticate",
                 "unknown_event",
             ),
         ] {
