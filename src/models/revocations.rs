@@ -163,8 +163,16 @@ impl Revocations {
         let this_second = doc! { "$toLong": { "$floor": {
             "$divide": [{ "$toLong": "$$NOW" }, 1000]
         } } };
-        // The clock of a new primary may be behind.
-        let soon = doc! { "$max": ["$before", { "$add": [this_second, MARGIN] }] };
+        let mut soon = vec![
+            doc! { "$add": [this_second, MARGIN] }.into(),
+            // Since the last revocation, tokens were issued from that second on.
+            Bson::from(doc! { "$add": ["$before", 1] }),
+        ];
+        if scope == Scope::All {
+            // The next token was issued behind the seconds of those that were revoked one by one.
+            soon.extend(self.last_token(user).await?.map(|second| Bson::from(second + 2)));
+        }
+        let soon = doc! { "$max": soon };
         let mut fields = doc! { FIELD: MARK, "at": "$$NOW", "before": soon };
         match scope {
             Scope::All => {}
@@ -191,6 +199,17 @@ impl Revocations {
             .await?;
         let stored = stored.as_ref().and_then(Revocation::of);
         stored.ok_or(StoreError::Malformed(REVOCATIONS.collection, "before"))
+    }
+
+    /// The last second of which a token of the user was revoked by itself.
+    async fn last_token(&self, user: UserId) -> Result<Option<i64>, StoreError> {
+        let of_tokens = doc! { "_id": { "$gte": id(user, 0_i64), "$lte": id(user, i64::MAX) } };
+        let found = self.revocations.get().await?.find_one(of_tokens).sort(doc! { "_id": -1 });
+        let last = found.await?.as_ref().and_then(Revocation::of);
+        Ok(last.and_then(|last| match last.scope {
+            Scope::Token(issued) => Some(seconds(issued)),
+            Scope::All | Scope::Family(_) => None,
+        }))
     }
 
     /// Whether a token is revoked.
@@ -269,7 +288,8 @@ impl Revocations {
             let at = document.get_datetime("at").ok().copied();
             count += 1;
             if count == most {
-                let second = at.map_or(0, DateTime::timestamp_millis) / 1000 + MARGIN;
+                let ahead = MARGIN + seconds(SEARCHED);
+                let second = at.map_or(0, DateTime::timestamp_millis) / 1000 + ahead;
                 recent.complete_from = u64::try_from(second).ok();
             }
             recent.newest = recent.newest.max(at);

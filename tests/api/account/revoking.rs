@@ -30,6 +30,31 @@ fn revoked() -> Option<(u16, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_of_several_revocations_in_a_second_ends_what_was_issued_before() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let mut tokens = vec![ada.token.clone()];
+    for logouts in [0, 0, 1, 3, 0] {
+        for _ in 0..logouts {
+            let token = server.login("ada").await.token;
+            log_out(&server, &token).await;
+            tokens.push(token);
+        }
+        let token = server.login("ada").await.token;
+        let family = log_in(&server, "ada").await;
+        assert_eq!(refusal(&server, &token).await, "");
+        log_out_everywhere(&server, &token).await;
+        tokens.extend([token, family.token]);
+        assert_eq!(refresh(&server, &family.refresh).await.0, 401);
+        for token in &tokens {
+            assert_eq!(refusal(&server, token).await, "token_revoked", "{logouts}");
+        }
+    }
+    let token = server.login("ada").await.token;
+    assert_eq!(refusal(&server, &token).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_logout_ends_one_token() {
     let uri = fresh_database().await;
     let [one, other] = TestServer::instances(&uri).await;
