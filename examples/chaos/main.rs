@@ -69,19 +69,19 @@ use verdict::Verdict;
 use wire::Kind;
 
 const USAGE: &str = "\
-Usage: chaos [--seconds N] [--seed N] [--clients N] [--server PATH]
+Usage: chaos [--seconds N] [--seed N] [--clients N] [--private-rooms N] [--server PATH]
 
   --seconds N    how long there are faults (default 60)
   --seed N       determines the faults and their order (default random)
   --clients N    how many clients: half of them on each wire, and on Socket.IO half of these with
                  `recovery: true` (default 16)
+  --private-rooms N
+                 rooms whose members are added and removed all the time (default 2)
   --server PATH  the server (default: the one built beside this program)
 ";
 
 /// The number of public rooms. Each client is in two of them.
 const ROOMS: usize = 3;
-/// The number of private rooms.
-const PRIVATE_ROOMS: usize = 2;
 /// How long recovery may take after the last fault.
 const CALM: Duration = Duration::from_secs(90);
 /// The timeout of a REST request.
@@ -91,6 +91,7 @@ struct Options {
     seconds: u64,
     seed: u64,
     clients: usize,
+    private_rooms: usize,
     server: PathBuf,
 }
 
@@ -107,7 +108,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(options: &Options) -> ExitCode {
-    let Options { seconds, seed, clients, server } = options;
+    let Options { seconds, seed, clients, private_rooms, server } = options;
     println!("chaos for {seconds} s with --seed {seed}, {clients} clients, {}", server.display());
     let mut random = Random::new(*seed);
     let mongo = ReplicaSet::start_patient(3).await;
@@ -132,7 +133,7 @@ async fn run(options: &Options) -> ExitCode {
         members: HashSet::new(),
         changes: 0,
     };
-    moderator.make_rooms(PRIVATE_ROOMS).await;
+    moderator.make_rooms(*private_rooms).await;
 
     let (phase, told) = watch::channel(Phase::Talk);
     let most = Duration::from_secs(*seconds) + CALM * 3;
@@ -255,8 +256,13 @@ impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = now.map_or(0, |since| since.as_micros() as u64);
-        let mut options =
-            Self { seconds: 60, seed: now % 1_000_000, clients: 16, server: server() };
+        let mut options = Self {
+            seconds: 60,
+            seed: now % 1_000_000,
+            clients: 16,
+            private_rooms: 2,
+            server: server(),
+        };
         while let Some(argument) = arguments.next() {
             let value = arguments.next().ok_or(format!("{argument} needs a value"))?;
             let number = || value.parse().map_err(|_| format!("{value:?} is no number"));
@@ -264,6 +270,7 @@ impl Options {
                 "--seconds" => options.seconds = number()?,
                 "--seed" => options.seed = number()?,
                 "--clients" => options.clients = number()? as usize,
+                "--private-rooms" => options.private_rooms = number()? as usize,
                 "--server" => options.server = value.into(),
                 _ => return Err(format!("unknown option {argument:?}")),
             }

@@ -55,7 +55,7 @@ impl Moderator {
 
     /// Changes members until `end`.
     pub async fn change_until(&mut self, end: Instant) {
-        while Instant::now() < end {
+        while Instant::now() < end && !self.rooms.is_empty() {
             let pause = self.random.millis(50..500);
             sleep(pause).await;
             let room = self.random.of(&self.rooms).clone();
