@@ -5,7 +5,7 @@
 //! ends, the feed opens it again at the cluster time that it had reached, and skips the events that
 //! it published before. When the oplog no longer reaches back to that time, the feed clears the
 //! ring, and every session sends a `resync`. Before each attempt it pauses, with exponential
-//! backoff. All that is in [reader]. [`Feed::live`] says why messages are not delivered.
+//! backoff. All that is in `reader.rs`. [`Feed::live`] says why messages are not delivered.
 //!
 //! After the start, a second stream reads the events of the recovery window before the start and
 //! adds them to the ring, so clients can recover across a restart. New messages do not wait for it.

@@ -7,7 +7,7 @@
 //! says so, and the database is asked.
 //!
 //! The set is bounded. It forgets what is older than a token lives, and the oldest entries beyond
-//! [`MOST`]. A token from before what it has forgotten is asked about, too.
+//! `MOST`. A token from before what it has forgotten is asked about, too.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
