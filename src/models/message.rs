@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use bson::oid::ObjectId;
 use bson::{DateTime, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc};
-use mongodb::Collection;
 use mongodb::error::ErrorKind;
 use mongodb::raw_batch_cursor::RawBatchCursor;
+use mongodb::{Collection, Database};
 
 use super::batcher::Batcher;
 use super::failure::{DUPLICATE_KEY, Failure, RefusingIndex};
@@ -135,6 +135,7 @@ const CLOCK_SLACK: u32 = 10;
 /// The collection `messages`.
 #[derive(Clone)]
 pub struct Messages {
+    pub(super) database: Database,
     pub(super) collection: Collection<RawDocumentBuf>,
     pub(super) idempotency: Idempotency,
     pub(super) turns: MessageLocks,
@@ -196,14 +197,11 @@ impl Deleted {
 }
 
 impl Messages {
-    pub(super) fn new(
-        collection: Collection<RawDocumentBuf>,
-        idempotency: Idempotency,
-        turns: MessageLocks,
-    ) -> Self {
+    pub(super) fn new(database: Database, idempotency: Idempotency, turns: MessageLocks) -> Self {
+        let collection: Collection<RawDocumentBuf> = database.collection("messages");
         let written = collection.clone();
         let inserts = Batcher::new(move |documents| insert_all(written.clone(), documents));
-        Self { collection, idempotency, turns, inserts }
+        Self { database, collection, idempotency, turns, inserts }
     }
 
     /// Stores a message, for REST and sockets alike.

@@ -195,7 +195,7 @@ impl Store {
                 shared.rooms.clone(),
             ),
             messages: Messages::new(
-                database.collection("messages"),
+                database.clone(),
                 Idempotency { keys: Own::new(&database, &shared.keys) },
                 shared.turns.clone(),
             ),

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use bson::oid::ObjectId;
-use bson::{DateTime, Document, RawDocument, RawDocumentBuf, doc};
+use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::revision::{is_tombstone, not_deleted};
@@ -40,14 +40,16 @@ pub struct Unread {
 }
 
 impl Since {
-    fn filter(self) -> Document {
+    /// The id and, if the id alone does not say it, the time behind which messages are unread.
+    fn bounds(self) -> (Bson, Bson) {
         match self {
-            Self::Mark(message) => doc! { "_id": { "$gt": message.0 } },
+            Self::Mark(message) => (message.0.into(), Bson::Null),
             Self::Date(date) => {
-                let seconds = u32::try_from(date.timestamp_millis() / 1000).unwrap_or(0);
-                let [a, b, c, d] = seconds.to_be_bytes();
-                let first = ObjectId::from_bytes([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]);
-                doc! { "_id": { "$gte": first }, "createdAt": { "$gt": date } }
+                // The last id of the second before.
+                let seconds = u32::try_from(date.timestamp_millis() / 1000).unwrap_or_default();
+                let [a, b, c, d] = seconds.saturating_sub(1).to_be_bytes();
+                let [e, f, g, h, i, j, k, l] = [0xFF; 8];
+                (ObjectId::from_bytes([a, b, c, d, e, f, g, h, i, j, k, l]).into(), date.into())
             }
         }
     }
@@ -81,12 +83,17 @@ impl Messages {
             let document = found.current();
             let Some(room) = room(document) else { continue };
             if is_tombstone(document) {
-                deleted.push(newest(room, Document::new(), 1).to_vec());
+                deleted.push(doc! { "room": room.0 });
             } else {
                 last.insert(room, document.to_owned());
             }
         }
-        let before = self.of_each(deleted).await?;
+        let stages = [
+            newest(doc! {}, [], 1, None),
+            doc! { "$unwind": "$newest" },
+            doc! { "$replaceWith": "$newest" },
+        ];
+        let before = self.for_each(&deleted, &stages).await?;
         last.extend(before.into_iter().filter_map(|last| Some((room(&last)?, last))));
         Ok(last)
     }
@@ -101,31 +108,38 @@ impl Messages {
         user: UserId,
         rooms: &[(RoomId, Since)],
     ) -> Result<HashMap<RoomId, Unread>, StoreError> {
-        let behind = |&(room, since): &(RoomId, Since)| {
-            let mut stages = newest(room, since.filter(), MAX_UNREAD).to_vec();
-            stages.push(doc! { "$group": {
-                "_id": "$room",
-                "ids": { "$push": "$_id" },
-                "own": { "$push": { "$eq": ["$sender", user.0] } },
-            } });
-            stages.push(doc! { "$project": {
-                "ids": 1,
-                "size": { "$size": "$ids" },
-                "own": { "$indexOfArray": ["$own", true] },
-            } });
-            stages.push(doc! { "$project": {
+        let asked = rooms.iter().map(|&(room, since)| {
+            let (id, time) = since.bounds();
+            doc! { "room": room.0, "id": id, "time": time }
+        });
+        // `$expr` compares ids of different types, too.
+        let filter = doc! { "_id": { "$type": "objectId" } };
+        let is_unread = [
+            doc! { "$gt": ["$_id", "$$id"] },
+            doc! { "$or": [{ "$eq": ["$$time", null] }, { "$gt": ["$createdAt", "$$time"] }] },
+        ];
+        let is_own = doc! { "own": { "$eq": ["$sender", user.0] } };
+        let stages = [
+            newest(filter, is_unread, MAX_UNREAD, Some(is_own)),
+            doc! { "$project": {
+                "room": 1,
+                "newest._id": 1,
+                "size": { "$size": "$newest" },
+                "own": { "$indexOfArray": ["$newest.own", true] },
+            } },
+            doc! { "$project": {
+                "room": 1,
                 "count": { "$cond": [{ "$lt": ["$own", 0] }, "$size", "$own"] },
                 "own": { "$cond": [
                     { "$lt": ["$own", 0] },
                     null,
-                    { "$arrayElemAt": ["$ids", "$own"] },
+                    { "$arrayElemAt": ["$newest._id", "$own"] },
                 ] },
-            } });
-            stages
-        };
-        let found = self.of_each(rooms.iter().map(behind).collect()).await?;
+            } },
+        ];
+        let found = self.for_each(&asked.collect::<Vec<_>>(), &stages).await?;
         let read = |found: RawDocumentBuf| {
-            let room = RoomId(found.get_object_id("_id").ok()?);
+            let room = RoomId(found.get_object_id("room").ok()?);
             let count = u32::try_from(found.get_i32("count").ok()?).ok()?;
             let own = found.get_object_id("own").ok().map(MessageId);
             Some((room, Unread { count, own }))
@@ -133,14 +147,19 @@ impl Messages {
         Ok(found.into_iter().filter_map(read).collect())
     }
 
-    /// The results of several pipelines over the messages.
-    async fn of_each(
+    /// The results of these stages, whose input is these documents.
+    async fn for_each(
         &self,
-        pipelines: Vec<Vec<Document>>,
+        rooms: &[Document],
+        stages: &[Document],
     ) -> Result<Vec<RawDocumentBuf>, StoreError> {
-        let groups: Vec<_> = pipelines.chunks(ROOMS_AT_ONCE).map(union).collect();
-        let asking = stream::iter(groups).map(|stages| async move {
-            let mut found = self.collection.aggregate(stages).await?;
+        let pipeline = |rooms: &[Document]| {
+            let documents = doc! { "$documents": rooms };
+            Vec::from_iter([documents].into_iter().chain(stages.iter().cloned()))
+        };
+        let pipelines = Vec::from_iter(rooms.chunks(ROOMS_AT_ONCE).map(pipeline));
+        let asking = stream::iter(pipelines).map(|stages| async move {
+            let mut found = self.database.aggregate(stages).await?;
             let mut documents = Vec::new();
             while found.advance().await? {
                 documents.push(found.current().to_owned());
@@ -152,23 +171,30 @@ impl Messages {
     }
 }
 
-/// The newest messages of a room that match a filter and are not deleted, the newest first.
-fn newest(room: RoomId, mut filter: Document, most: u32) -> [Document; 3] {
-    filter.insert("room", room.0);
+/// A stage that adds to each document with a `room` an array `newest`: the newest messages of the
+/// room, the newest first, that are not deleted and match `filter` and `conditions`. These are
+/// expressions, in which `$$id` and `$$time` are fields of the document. `fields` says what the
+/// array has of each message; all of it if there are none.
+fn newest<const N: usize>(
+    mut filter: Document,
+    conditions: [Document; N],
+    most: u32,
+    fields: Option<Document>,
+) -> Document {
+    let mut all = vec![doc! { "$eq": ["$room", "$$room"] }];
+    all.extend(conditions);
+    filter.insert("$expr", doc! { "$and": all });
     filter.extend(not_deleted());
-    [
+    let mut pipeline = vec![
         doc! { "$match": filter },
         doc! { "$sort": { "room": -1, "_id": -1 } },
         doc! { "$limit": most },
-    ]
-}
-
-/// One pipeline with the results of all of these.
-fn union(pipelines: &[Vec<Document>]) -> Vec<Document> {
-    let mut pipelines = pipelines.iter().cloned();
-    let mut stages = pipelines.next().unwrap_or_default();
-    stages.extend(pipelines.map(|pipeline| {
-        doc! { "$unionWith": { "coll": "messages", "pipeline": pipeline } }
-    }));
-    stages
+    ];
+    pipeline.extend(fields.map(|fields| doc! { "$project": fields }));
+    doc! { "$lookup": {
+        "from": "messages",
+        "let": { "room": "$room", "id": "$id", "time": "$time" },
+        "pipeline": pipeline,
+        "as": "newest",
+    } }
 }
