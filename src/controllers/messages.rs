@@ -11,8 +11,8 @@ use bson::RawDocument;
 use futures::TryStreamExt;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
-use super::json;
 use super::list::{self, Broken, List, Reading, SharedLists};
+use super::{id, json};
 use crate::chat::{Chat, Draft, Edit};
 use crate::config::{Config, ErrorMode};
 use crate::error::ApiError;
@@ -58,10 +58,7 @@ pub async fn get_messages(
     chat: Data<Chat>,
     histories: Data<Histories>,
 ) -> Result<HttpResponse, ApiError> {
-    let room: RoomId = path.parse().map_err(|_| ApiError::InvalidField {
-        field: "room",
-        problem: "must be an id of 24 hexadecimal digits",
-    })?;
+    let room: RoomId = id(&path, "room")?;
     let (page, deleted) = page(req.query_string(), config.errors)?;
     let reader = Reader { chat, room, user: user.0 };
     if !reader.may_read().await? {

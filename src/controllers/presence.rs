@@ -4,9 +4,9 @@ use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Path};
 
-use super::json;
+use super::{id, json};
 use crate::chat::Chat;
-use crate::error::{ApiError, NO_ID};
+use crate::error::ApiError;
 use crate::limits::Limits;
 use crate::middleware::auth::CurrentUser;
 use crate::models::RoomId;
@@ -39,8 +39,7 @@ pub async fn online(
     worker: Data<Worker>,
     chat: Data<Chat>,
 ) -> Result<HttpResponse, ApiError> {
-    let invalid = |_| ApiError::InvalidField { field: "room", problem: NO_ID };
-    let room: RoomId = path.parse().map_err(invalid)?;
+    let room: RoomId = id(&path, "room")?;
     if !worker.presence.is_on() {
         return Err(ApiError::NoPresence);
     }

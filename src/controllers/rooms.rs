@@ -8,17 +8,17 @@ use bson::RawDocument;
 use futures::TryStreamExt;
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
-use super::json;
 use super::list::{self, Broken, List, SharedLists};
 use super::messages::Item;
+use super::{id, json};
 use crate::casts::required_text;
 use crate::chat::{Chat, ListedRoom, MarkAsRead, Reading, RoomChange, RoomOverview};
 use crate::config::{Config, ErrorMode};
-use crate::error::{ApiError, NO_ID};
+use crate::error::ApiError;
 use crate::js::{Fields, Js};
 use crate::limits::Limits;
 use crate::middleware::auth::CurrentUser;
-use crate::models::{Room, RoomId, Store, StoreError};
+use crate::models::{Room, Store, StoreError};
 use crate::mongoose::Hydrated;
 use crate::openapi::rooms as api;
 use crate::openapi::values::IdParameter;
@@ -224,7 +224,7 @@ pub async fn get_room(
     store: Data<Store>,
     chat: Data<Chat>,
 ) -> Result<HttpResponse, ApiError> {
-    let room = room_of(&path)?;
+    let room = id(&path, "room")?;
     if let Some(document) = store.rooms.find(room).await? {
         let mut body = br#"{"room":"#.to_vec();
         write_public(&mut body, &document);
@@ -257,7 +257,7 @@ pub async fn change_room(
     chat: Data<Chat>,
 ) -> Result<HttpResponse, ApiError> {
     let change = RoomChange::take(&mut body);
-    let room = chat.change_room(room_of(&path)?, change, user.0).await?;
+    let room = chat.change_room(id(&path, "room")?, change, user.0).await?;
     Ok(json(StatusCode::OK, room.to_json()))
 }
 
@@ -282,7 +282,7 @@ pub async fn delete_room(
     user: CurrentUser,
     chat: Data<Chat>,
 ) -> Result<HttpResponse, ApiError> {
-    chat.delete_room(room_of(&path)?, user.0).await?;
+    chat.delete_room(id(&path, "room")?, user.0).await?;
     Ok(json(StatusCode::OK, br#"{"message":"Room deleted successfully"}"#.to_vec()))
 }
 
@@ -337,7 +337,7 @@ pub async fn add_member(
     user: CurrentUser,
     chat: Data<Chat>,
 ) -> Result<HttpResponse, ApiError> {
-    let room = chat.add_member(room_of(&path)?, &body.take("user"), user.0).await?;
+    let room = chat.add_member(id(&path, "room")?, &body.take("user"), user.0).await?;
     Ok(json(StatusCode::OK, room.to_json()))
 }
 
@@ -367,13 +367,8 @@ pub async fn remove_member(
     chat: Data<Chat>,
 ) -> Result<HttpResponse, ApiError> {
     let (room, member) = path.into_inner();
-    let room = chat.remove_member(room_of(&room)?, &Js::String(member), user.0).await?;
+    let room = chat.remove_member(id(&room, "room")?, &Js::String(member), user.0).await?;
     Ok(json(StatusCode::OK, room.to_json()))
-}
-
-fn room_of(path: &str) -> Result<RoomId, ApiError> {
-    let invalid = |_| ApiError::InvalidField { field: "room", problem: NO_ID };
-    path.parse().map_err(invalid)
 }
 
 /// The lists of rooms that are read at this moment.

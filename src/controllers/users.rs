@@ -4,10 +4,10 @@ use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Path, Query};
 
-use super::json;
 use super::list;
+use super::{id, json};
 use crate::chat::Accounts;
-use crate::error::{ApiError, NO_ID};
+use crate::error::ApiError;
 use crate::middleware::auth::CurrentUser;
 use crate::models::user::Profile;
 use crate::openapi::users as api;
@@ -84,9 +84,7 @@ pub async fn get_user(
     user: CurrentUser,
     accounts: Data<Accounts>,
 ) -> Result<HttpResponse, ApiError> {
-    let invalid = |_| ApiError::InvalidField { field: "user", problem: NO_ID };
-    let wanted = path.parse().map_err(invalid)?;
-    Ok(shown(&accounts.profile(wanted, user.0).await?))
+    Ok(shown(&accounts.profile(id(&path, "user")?, user.0).await?))
 }
 
 fn shown(profile: &Profile) -> HttpResponse {
