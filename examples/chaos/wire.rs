@@ -60,6 +60,8 @@ pub enum Incoming {
     Resync { room: String, position: Option<String> },
     /// The user was added to this room, or removed from it.
     Membership { room: String, added: bool },
+    /// A user types or has stopped, came or went.
+    Signal { event: String, data: Value },
     /// The answer to a request without an id.
     Error(Value),
 }
@@ -297,6 +299,9 @@ fn event(name: &str, data: &Value, position: Option<&str>) -> Option<Incoming> {
         "roomRemoved" => Incoming::Membership { room: text("room")?, added: false },
         "position" => Incoming::Offset(data.as_str()?.to_owned()),
         "resync" => Incoming::Resync { room: text("room")?, position: text("position") },
+        "typing" | "stopTyping" | "userOnline" | "userOffline" => {
+            Incoming::Signal { event: name.to_owned(), data: data.clone() }
+        }
         "error" => Incoming::Error(data.clone()),
         _ => return None,
     })

@@ -95,6 +95,7 @@ impl Client {
                 Incoming::Ack { .. }
                 | Incoming::Offset(_)
                 | Incoming::Membership { .. }
+                | Incoming::Signal { .. }
                 | Incoming::Error(_) => {}
             }
         }

@@ -25,6 +25,7 @@ mod half_open;
 mod idle;
 mod leaving;
 mod malformed;
+mod presence;
 #[path = "../../tests/api/helpers/random.rs"]
 mod random;
 #[path = "../../tests/api/helpers/replica_set.rs"]
@@ -47,7 +48,7 @@ use replica_set::ReplicaSet;
 use server::Server;
 
 const USAGE: &str = "\
-Usage: siege idle|slow|half-open|drain|leaving|revoke|malformed [OPTION]...
+Usage: siege idle|slow|half-open|drain|leaving|revoke|presence|malformed [OPTION]...
 
   idle       idle sockets, which then all reconnect at once
   slow       members that never read, in a room with 200 messages a second
@@ -55,10 +56,11 @@ Usage: siege idle|slow|half-open|drain|leaving|revoke|malformed [OPTION]...
   drain      SIGTERM with many sockets, which reconnect to another instance
   leaving    sockets that send messages and close at once, in every way to close
   revoke     users who log out everywhere, on two instances, while messages flow
+  presence   users who type, and users who come, move and go while others watch
   malformed  malformed requests, frames and packets
 
-  --sockets N    how many (default 18000, 300, 5000, 5000, 1000 of each, 10000, 100000)
-  --seconds N    how long they are idle, or delays are measured (default 60 and 20)
+  --sockets N    how many (default 18000, 300, 5000, 5000, 1000 of each, 10000, 16000, 100000)
+  --seconds N    how long they are idle or type, or delays are measured (default 60, 20 and 20)
   --seed N       determines the malformed input (default random)
   --server PATH  the server binary (default: of the same build)
 ";
@@ -112,6 +114,7 @@ async fn run(options: Options) -> ExitCode {
         "drain" => drain::run(target, sockets.unwrap_or(5_000)).await,
         "leaving" => leaving::run(&target, sockets.unwrap_or(1_000)).await,
         "revoke" => revoke::run(&target, sockets.unwrap_or(10_000)).await,
+        "presence" => presence::run(target, sockets.unwrap_or(16_000), time(20)).await,
         "malformed" => malformed::run(&target, sockets.unwrap_or(100_000), seed).await,
         other => unreachable!("{other} was refused before"),
     };
@@ -172,7 +175,8 @@ impl Options {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let seed = now.map_or(0, |since| since.as_micros() as u64) % 1_000_000;
         let command = arguments.next().unwrap_or_default();
-        let known = ["idle", "slow", "half-open", "drain", "leaving", "revoke", "malformed"];
+        let known =
+            ["idle", "slow", "half-open", "drain", "leaving", "revoke", "presence", "malformed"];
         if !known.contains(&command.as_str()) {
             return Err(format!("unknown siege {command:?}"));
         }

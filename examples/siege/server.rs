@@ -34,10 +34,12 @@ impl Server {
             .env_clear()
             .envs(["PATH", "HOME"].iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .envs([("PORT", "0"), ("HOST", "127.0.0.1"), ("JWT_SECRET", SECRET)])
-            .envs(["LOGIN", "LOGIN_NAME", "SEND", "CONNECT", "EVENTS", "ROOM"].map(|limit| {
-                // All requests come from one machine.
-                (format!("RATE_LIMIT_{limit}"), "0")
-            }))
+            .envs(["LOGIN", "LOGIN_NAME", "SEND", "CONNECT", "EVENTS", "ROOM", "SIGNALS"].map(
+                |limit| {
+                    // All requests come from one machine.
+                    (format!("RATE_LIMIT_{limit}"), "0")
+                },
+            ))
             .env("MONGO_URI", uri)
             .envs(vars.iter().copied())
             .current_dir(std::env::temp_dir())
@@ -72,6 +74,15 @@ impl Server {
         let status = status.unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
         line.trim().trim_end_matches("kB").trim().parse().unwrap()
+    }
+
+    /// The processor time that it has used.
+    pub fn cpu(&self) -> Duration {
+        // Fields 14 and 15 of proc_pid_stat(5); the name before them is in parentheses.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id)).unwrap_or_default();
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let ticks = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
+        Duration::from_millis(ticks.sum::<u64>() * 10)
     }
 
     /// Sends SIGTERM.

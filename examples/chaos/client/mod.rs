@@ -302,6 +302,7 @@ impl Client {
                     Incoming::Offset(offset) => self.cover(&offset),
                     Incoming::Resync { room, position } => self.resync(&room, position),
                     Incoming::Membership { room, added } => self.told_of_membership(&room, added),
+                    Incoming::Signal { .. } => {}
                     Incoming::Error(error) => {
                         self.transcript.broken.push(format!("an error without a request: {error}"));
                     }
