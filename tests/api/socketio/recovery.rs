@@ -114,7 +114,9 @@ async fn messages_that_are_written_together_have_one_offset_behind_the_last() {
         assert_eq!(caller.told().await, told);
     }
     assert_eq!(caller.told().await, Told { message: None, with_offset: true });
-    assert_eq!(caller.memory.offset, witness.memory.offset);
+    // The stream may have gone on since the last message.
+    let position = |memory: &Memory| memory.offset.as_ref().unwrap().parse::<Position>().unwrap();
+    assert!(position(&caller.memory) >= position(&witness.memory));
     caller.assert_nothing_came().await;
     server.stop().await;
 }
