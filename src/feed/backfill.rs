@@ -16,11 +16,11 @@ use super::{
     Feed, Phase,
     backoff::Backoff,
     changes::events_of,
+    end::{MAX_TRIES, StreamEnd},
     event::{Event, Kind},
     next_of,
-    position::Position,
+    position::{Position, back},
     position_of,
-    reader::{MAX_TRIES, StreamEnd},
     removals::Removals,
     ring::{Epoch, footprint},
     stream::{ErrorClass, Poison, Reading},
@@ -190,13 +190,4 @@ impl Feed {
         let (from, events) = self.read(time, time, |_, _| {}).await?;
         Ok(events.back().and_then(Event::position).unwrap_or(from))
     }
-}
-
-/// The time so far before `time`.
-pub(super) fn back(time: Timestamp, window: Duration) -> Timestamp {
-    let seconds = u32::try_from(window.as_secs()).unwrap_or(u32::MAX);
-    if seconds == 0 {
-        return time;
-    }
-    Timestamp { time: time.time.saturating_sub(seconds), increment: 1 }
 }

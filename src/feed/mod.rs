@@ -17,6 +17,7 @@
 mod backfill;
 mod backoff;
 mod changes;
+mod end;
 pub mod event;
 pub mod position;
 mod reader;
@@ -44,9 +45,9 @@ use tokio::{
 use crate::models::{Clock, MessageId, PresenceRow, Revocations, Store};
 
 use backfill::Backfill;
+use end::STALL_TIMEOUT;
 use event::{Event, MessageKey};
 use position::Position;
-use reader::STALL_TIMEOUT;
 use removals::{RefusedMessage, Removals, Verdicts};
 use revoked::Revoked;
 use ring::{Batch, Limits, Ring};

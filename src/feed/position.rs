@@ -5,7 +5,7 @@
 //! `insertMany` gives several inserts one time. All instances count alike, so a position is valid
 //! at every instance and after a restart. This file knows no clock and no database.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use bson::Timestamp;
 
@@ -54,6 +54,15 @@ impl fmt::Display for Position {
             _ => write!(f, "{seconds}.{increment}.{nth}"),
         }
     }
+}
+
+/// The time so far before `time`.
+pub(super) fn back(time: Timestamp, window: Duration) -> Timestamp {
+    let seconds = u32::try_from(window.as_secs()).unwrap_or(u32::MAX);
+    if seconds == 0 {
+        return time;
+    }
+    Timestamp { time: time.time.saturating_sub(seconds), increment: 1 }
 }
 
 /// The cluster time of a position, for a query that must not see an older state.

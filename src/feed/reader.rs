@@ -9,13 +9,14 @@ use std::{
 
 use bson::Timestamp;
 use futures::FutureExt;
-use tokio::time::{error::Elapsed, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::{
     Feed, Phase, PresenceChange, QUERY_TIMEOUT,
     backfill::Backfill,
     backoff::Backoff,
     changes::{Read, events_of},
+    end::{MAX_TRIES, STALL_TIMEOUT, StreamEnd},
     event::{Event, MessageKey},
     next_of,
     position::Position,
@@ -24,20 +25,12 @@ use super::{
     ring::Batch,
     stream::{ChangeStream, Cluster, ErrorClass, Poison, Reading, Reply, Scope, StreamError},
 };
-use crate::models::Failure;
-
-/// The stream is stalled when it sends nothing for so long, or does not advance while the cluster
-/// does. MongoDB replies every second, and an idle cluster writes a no-op every ten seconds.
-pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How often to check whether a standalone MongoDB has become a replica set.
 const STANDALONE_CHECK: Duration = Duration::from_secs(30);
 
 /// How often to try whether the user may open the stream of the database by now.
 const WIDEN: Duration = Duration::from_secs(10);
-
-/// After so many failures at the same cluster time, the feed gives this time up.
-pub(super) const MAX_TRIES: u32 = 3;
 
 /// Where to open the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,23 +39,6 @@ enum StreamStart {
     Fresh(Duration),
     /// At the time that it had reached.
     At(Timestamp),
-}
-
-/// Why the stream has to be opened again.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StreamEnd {
-    #[error("{0}")]
-    Failed(#[from] StreamError),
-    #[error("MongoDB has closed it")]
-    Closed,
-    #[error("MongoDB did not answer in time")]
-    TimedOut(#[from] Elapsed),
-    #[error("it did not advance for {STALL_TIMEOUT:?}, but the cluster did; is a majority up?")]
-    Stalled,
-    #[error("a collection was dropped or renamed")]
-    Ended(Timestamp),
-    #[error("the feed panicked")]
-    Panicked,
 }
 
 impl Feed {
@@ -328,32 +304,6 @@ impl Feed {
         if health.poison_logged.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
             health.poison_logged = Some(Instant::now());
             log::warn!("skipped a document in messages, stored at {position}: {cause}");
-        }
-    }
-}
-
-impl StreamEnd {
-    fn standalone() -> Self {
-        Self::Failed(StreamError::Standalone)
-    }
-
-    /// The kind of problem, without the text of a library.
-    fn kind(&self) -> String {
-        match self {
-            Self::Failed(StreamError::Database(error)) => Failure::of(error).to_string(),
-            Self::Failed(StreamError::Unreadable(_)) => {
-                "the answer of MongoDB cannot be read".to_owned()
-            }
-            end => end.to_string(),
-        }
-    }
-
-    pub(super) fn class(&self) -> ErrorClass {
-        match self {
-            Self::Failed(error) => ErrorClass::of(error),
-            // An event that causes a panic causes it again.
-            Self::Panicked => ErrorClass::RetryBriefly,
-            Self::Closed | Self::TimedOut(_) | Self::Stalled | Self::Ended(_) => ErrorClass::Retry,
         }
     }
 }

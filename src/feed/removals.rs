@@ -15,10 +15,9 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::Feed;
-use super::backfill::back;
+use super::end::{STALL_TIMEOUT, StreamEnd};
 use super::event::{Event, Kind, MessageKey};
-use super::position::Position;
-use super::reader::{STALL_TIMEOUT, StreamEnd};
+use super::position::{Position, back};
 use super::stream::{Change, ChangeStream, ErrorClass, Reading, Scope};
 use crate::models::{MessageId, RoomId, UserId, own};
 
