@@ -31,6 +31,9 @@ use crate::{
     models::{RoomId, TokenIdentity, UserId},
 };
 
+/// With more rooms than this that the record has in vain, the session ends.
+const MAX_LEFTOVERS: usize = 100;
+
 /// See the [module](self). Dropping it leaves all rooms.
 pub struct Member {
     hub: Hub,
@@ -51,6 +54,12 @@ pub struct Member {
     /// Up to this position, the client may still have offsets from before its last joins. So new
     /// offsets up to this position contain the number of joins.
     known: Option<Position>,
+    /// Whether the session has a record, in which a room stays until it is taken out.
+    is_recorded: bool,
+    /// Rooms that may be in the record although the member is not in them, each with the position
+    /// up to which the client has got everything. Offsets name them, so that a session that is
+    /// resumed with such a record has no gap in them.
+    leftovers: IndexMap<RoomId, Position>,
     /// Whose session it is.
     user: Option<UserId>,
     /// It cannot be said any more which rooms the user may be in.
@@ -129,6 +138,8 @@ impl Member {
             joins: 0,
             join_announced: false,
             known: None,
+            is_recorded: false,
+            leftovers: IndexMap::new(),
             user: None,
             must_return: false,
             muted: false,
@@ -167,10 +178,11 @@ impl Member {
         self.inbox.set_direct_writer(Box::new(direct_writer));
     }
 
-    /// Notes that the client may have offsets up to `known` from earlier connections, on which it
-    /// made `joins` joins.
+    /// Notes that the session has a record, and that the client may have offsets up to `known` from
+    /// earlier connections, on which it made `joins` joins.
     pub fn remember(&mut self, known: Option<Position>, joins: u32) {
         self.inbox.set_idle(false);
+        self.is_recorded = true;
         self.known = self.known.max(known);
         self.joins = self.joins.max(joins);
     }
@@ -189,6 +201,33 @@ impl Member {
     /// Ends a join that has not happened.
     pub fn cancel_join(&mut self) {
         self.join_announced = false;
+    }
+
+    /// Notes that the record may have a room that the member is not in: a join has failed after
+    /// the record was to be written, or the room could not be taken out. The client has got
+    /// everything of the room up to `through`, or asked for what comes after it.
+    pub fn note_leftover(&mut self, room: RoomId, through: Position) {
+        if self.is_recorded && !self.is_in(room) {
+            self.inbox.set_idle(false);
+            self.leftovers.insert(room, through);
+            // Its client comes back with an offset of before the last of them.
+            self.must_return |= self.leftovers.len() > MAX_LEFTOVERS;
+        }
+    }
+
+    /// Whether the record may have this room although the member is not in it.
+    pub fn is_leftover(&self, room: RoomId) -> bool {
+        self.leftovers.contains_key(&room)
+    }
+
+    /// A room that the record may have although the member is not in it.
+    pub fn leftover(&self) -> Option<RoomId> {
+        self.leftovers.last().map(|(&room, _)| room)
+    }
+
+    /// Notes that the record does not have this room, which the member is not in.
+    pub fn forget_leftover(&mut self, room: RoomId) {
+        self.leftovers.swap_remove(&room);
     }
 
     /// Joins a room that may have members. The database said that the user is one when
@@ -253,6 +292,7 @@ impl Member {
             };
         }
         self.inbox.set_idle(false);
+        self.leftovers.swap_remove(&room);
         self.joins = self.joins.saturating_add(1);
         self.join_announced = false;
         // The base position begins with the first room.
@@ -277,9 +317,12 @@ impl Member {
         }
     }
 
-    /// Leaves `room`. No more events of it are delivered.
-    pub fn leave(&mut self, room: RoomId) {
-        match self.memberships.swap_remove(&room).map(|membership| membership.state) {
+    /// Leaves `room`. No more events of it are delivered. Returns the position up to which
+    /// everything was delivered, if the member was in it.
+    pub fn leave(&mut self, room: RoomId) -> Option<Position> {
+        let membership = self.memberships.swap_remove(&room);
+        let delivered = membership.as_ref().and_then(|membership| self.delivered(membership));
+        match membership.map(|membership| membership.state) {
             Some(State::Live(_)) => self.hub.unsubscribe(room, self.id, self.user),
             Some(State::Replayed(next)) => {
                 self.replays.remove(&(next, room));
@@ -287,6 +330,7 @@ impl Member {
             None => {}
         }
         self.resyncs.retain(|&(due, _)| due != room);
+        delivered
     }
 
     /// The user types in `room`, which the member is in.
@@ -427,9 +471,11 @@ impl Member {
             let memberships = self.memberships.iter();
             let delivered = memberships
                 .filter_map(|(&room, membership)| Some((self.delivered(membership)?, room)));
-            exceptions.extend(delivered.filter(|&(delivered, _)| delivered != base));
-            exceptions.sort_unstable();
+            exceptions.extend(delivered);
         }
+        exceptions.extend(self.leftovers.iter().map(|(&room, &through)| (through, room)));
+        exceptions.retain(|&(delivered, _)| delivered != base);
+        exceptions.sort_unstable();
         let joins = self.counts_joins(base).then_some(self.joins);
         Some(Offset { base, exceptions, joins })
     }
@@ -443,10 +489,14 @@ impl Member {
     fn shares_frames(&self) -> bool {
         let Some(base) = self.inbox.base() else {
             // The next event is one for all sessions of the user, and it can come during a join.
-            return self.replays.is_empty() && !self.join_announced && self.known.is_none();
+            return self.replays.is_empty()
+                && self.leftovers.is_empty()
+                && !self.join_announced
+                && self.known.is_none();
         };
         self.replays.is_empty()
             && self.resyncs.is_empty()
+            && self.leftovers.is_empty()
             && self.highest <= Some(base)
             && !self.counts_joins(base)
     }
@@ -520,6 +570,7 @@ impl Member {
                 }
                 if delivery.event().removes().is_some_and(|user| self.user == Some(user)) {
                     self.leave(room);
+                    self.note_removal(room, delivery.event());
                 }
                 self.inbox.set_base(delivery.event().position().or(self.inbox.base()));
                 Some(delivery).filter(|delivery| !delivery.event().is_withdrawn())
@@ -553,6 +604,7 @@ impl Member {
                 let is_removal = event.removes().is_some_and(|user| self.user == Some(user));
                 if is_removal && seq >= membership.checked {
                     self.memberships.swap_remove(&room);
+                    self.note_removal(room, &event);
                 } else if next < cursor {
                     membership.state = State::Replayed(next);
                     self.replays.insert((next, room));
@@ -578,6 +630,13 @@ impl Member {
                 self.queue_resync(room, delivered, live);
                 None
             }
+        }
+    }
+
+    /// The user was removed from a room: nobody has taken it out of the record.
+    fn note_removal(&mut self, room: RoomId, removal: &Event) {
+        if let Some(position) = removal.position() {
+            self.note_leftover(room, position);
         }
     }
 

@@ -38,7 +38,7 @@ use crate::protocols::wake_flag::WakeFlag;
 
 use recovery::RecoveryRecord;
 use registry::{ConnectionPermit, Worker};
-use requests::{InFlight, Outcome};
+use requests::{Doubt, InFlight, Outcome};
 
 pub use requests::{Request, RequestKind};
 
@@ -49,6 +49,11 @@ pub struct Session<T> {
     member: Member,
     record: Option<Rc<RecoveryRecord>>,
     in_flight: Option<InFlight<T>>,
+    /// The last attempt to take a room out of the record has failed, and nothing else has succeeded
+    /// since.
+    keeps_leftovers: bool,
+    /// What is in doubt if the request in flight fails.
+    doubt: Option<Doubt>,
     /// Requests that the database has answered.
     done: VecDeque<(T, RequestKind, Result<Outcome, ApiError>)>,
     waiting: VecDeque<(Request, T)>,
@@ -140,6 +145,8 @@ impl<T> Session<T> {
             member,
             record: None,
             in_flight: None,
+            keeps_leftovers: false,
+            doubt: None,
             done: VecDeque::new(),
             waiting: VecDeque::new(),
             window: SessionWindow::default(),
@@ -169,20 +176,23 @@ impl<T> Session<T> {
 
     /// Joins the rooms of an earlier connection of this client. Missed events are delivered first.
     /// Its user was a member of these rooms when [`Hub::cursor`](crate::hub::Hub::cursor) was
-    /// `checked`. A room that the user was removed from since is left out: its removal is delivered
-    /// by [`resume_user`](Self::resume_user).
-    pub fn rejoin(&mut self, rooms: Vec<(RoomId, Start)>, checked: Seq) {
+    /// `checked`. A room that the user was removed from since is left out.
+    ///
+    /// The client has had what its user was told up to `since`, whatever the room. The rest is
+    /// delivered, too: above all such a removal.
+    pub fn resume(&mut self, rooms: Vec<(RoomId, Start)>, checked: Seq, since: Option<Position>) {
         for (room, start) in rooms {
-            if let Err(NotJoined::Unknown) = self.member.join_checked(room, start, checked) {
-                self.member.send_back();
+            match (self.member.join_checked(room, start, checked), start) {
+                (Ok(_), _) => {}
+                (Err(NotJoined::Removed), Start::After(had)) if since.is_some() => {
+                    self.member.note_leftover(room, had);
+                }
+                (Err(_), _) => self.member.send_back(),
             }
         }
-    }
-
-    /// Goes on with what its user was told, whatever the room, after the last event that this
-    /// client has had.
-    pub fn resume_user(&mut self, since: Position) {
-        self.member.resume_user(since);
+        if let Some(since) = since {
+            self.member.resume_user(since);
+        }
     }
 
     /// Whether its token was revoked.

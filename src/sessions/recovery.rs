@@ -131,11 +131,12 @@ impl RecoveryRecord {
     /// # Errors
     /// The database failed, or the session was taken over.
     pub async fn leave(&self, room: RoomId) -> Result<(), ApiError> {
-        if self.ended.get() || !self.stored.get() {
+        // An insert that timed out may have succeeded.
+        if self.ended.get() || !self.insert_tried.get() {
             return Ok(());
         }
         let left = self.sockets.leave(&self.pid, self.owner, room).await?;
-        self.check_owned(left)
+        if self.stored.get() { self.check_owned(left) } else { Ok(()) }
     }
 
     /// Stores that the session has a newer token.

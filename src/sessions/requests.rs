@@ -1,7 +1,9 @@
 //! The requests of a client: their queue, and what each of them does.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,7 +11,7 @@ use std::time::Duration;
 use bson::DateTime;
 use bytestring::ByteString;
 use futures::future::{FutureExt, LocalBoxFuture};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Answer, Session};
 use crate::auth::Claims;
@@ -39,6 +41,10 @@ const MAX_BATCH_BYTES: usize = 1 << 20;
 
 /// How much later than the first one a message may have come to be stored together with it.
 const MAX_BATCH_DELAY: Duration = Duration::from_millis(500);
+
+/// How long the session's own attempt to take a room out of its record may take. The requests of
+/// its client wait meanwhile.
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The kinds of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,10 +84,21 @@ pub struct Request {
 
 /// Requests that the database is processing together.
 pub(super) struct InFlight<T> {
+    /// Empty if the session itself takes a room out of its record.
     recipients: Vec<T>,
     kind: RequestKind,
     /// The results, in the order of `recipients`.
     future: RequestFuture,
+}
+
+/// What may be wrong in the record of the session if the request in flight fails: it may have this
+/// room, which the session is not in.
+pub(super) struct Doubt {
+    room: RoomId,
+    /// The client has got everything of the room up to here, or asked for what comes after it.
+    through: Position,
+    /// Whether the record was to be written.
+    begun: Rc<Cell<bool>>,
 }
 
 /// A request that the database has answered. It has not taken effect yet.
@@ -220,8 +237,12 @@ impl<T> Session<T> {
         }
         let Some(in_flight) = &mut self.in_flight else { return };
         let results = (&mut in_flight.future).await;
-        let Some(InFlight { kind, .. }) = self.in_flight.take() else { return };
+        let Some(InFlight { kind, recipients, .. }) = self.in_flight.take() else { return };
         for result in results {
+            if recipients.is_empty() {
+                self.note_leftover(result);
+                continue;
+            }
             match result {
                 // The connection has ended, so nobody waits for the answer.
                 Ok(done) => drop(self.apply(done)),
@@ -239,20 +260,19 @@ impl<T> Session<T> {
 
     /// The next answer to a request, if there is one. Starts the next queued request.
     pub(super) fn poll_answer(&mut self, context: &mut Context<'_>) -> Option<Answer<T>> {
-        if self.done.is_empty() {
-            if self.in_flight.is_none() {
-                let (request, to) = self.waiting.pop_front()?;
-                self.begin(request, to);
-                if self.waiting.is_empty() {
-                    // Free the memory: most sessions make few requests.
-                    self.waiting = VecDeque::new();
-                }
+        while self.done.is_empty() {
+            if self.in_flight.is_none() && !self.begin_next() {
+                return None;
             }
             let Poll::Ready(results) = self.in_flight.as_mut()?.future.as_mut().poll(context)
             else {
                 return None;
             };
             let InFlight { recipients, kind, .. } = self.in_flight.take()?;
+            if recipients.is_empty() {
+                results.into_iter().for_each(|result| self.note_leftover(result));
+                continue;
+            }
             self.done =
                 recipients.into_iter().zip(results).map(|(to, done)| (to, kind, done)).collect();
         }
@@ -260,10 +280,52 @@ impl<T> Session<T> {
         if self.done.is_empty() {
             self.done = VecDeque::new();
         }
+        let doubt = self.doubt.take();
         let result = result.and_then(|done| self.apply(done));
-        result.as_ref().err().into_iter().for_each(|error| self.worker.limits.note(error));
+        match (&result, doubt) {
+            (Err(error), doubt) => {
+                self.worker.limits.note(error);
+                if let Some(doubt) = doubt.filter(|doubt| doubt.begun.get()) {
+                    self.member.note_leftover(doubt.room, doubt.through);
+                }
+            }
+            (Ok(_), _) => self.keeps_leftovers &= !kind.stores() && kind != RequestKind::JoinRoom,
+        }
         self.member.cancel_join();
         Some(Answer { to, kind, result })
+    }
+
+    /// Starts the next queued request, or takes a room out of the record that the session is not
+    /// in. Returns whether there is one.
+    fn begin_next(&mut self) -> bool {
+        if !self.keeps_leftovers
+            && let (Some(record), Some(room)) = (self.record.clone(), self.member.leftover())
+        {
+            let work = async move {
+                let late = |_| Err(ApiError::Unavailable("the record was not written".to_owned()));
+                let left = timeout(LEFTOVER_TIMEOUT, record.leave(room)).await;
+                left.unwrap_or_else(late).map(|()| Outcome::Leave(room))
+            };
+            let kind = RequestKind::LeaveRoom;
+            self.in_flight = Some(InFlight { recipients: Vec::new(), kind, future: single(work) });
+            return true;
+        }
+        let Some((request, to)) = self.waiting.pop_front() else { return false };
+        self.begin(request, to);
+        if self.waiting.is_empty() {
+            // Free the memory: most sessions make few requests.
+            self.waiting = VecDeque::new();
+        }
+        true
+    }
+
+    /// Takes the result of the session's own attempt to take a room out of its record. If that has
+    /// failed, it tries again when something else has succeeded.
+    fn note_leftover(&mut self, result: Result<Outcome, ApiError>) {
+        if let Err(error) = result.and_then(|done| self.apply(done)) {
+            log::debug!("A room that a session is not in stays in its record: {error}");
+            self.keeps_leftovers = true;
+        }
     }
 
     /// Starts a request, and together with a message the messages that follow it. A request that
@@ -313,7 +375,10 @@ impl<T> Session<T> {
                 let recovered = joined.recovered;
                 format!(r#"{{"room":"{room}","position":{position},"recovered":{recovered}}}"#)
             }
-            Outcome::Leave(room) => format!(r#"{{"room":"{room}"}}"#),
+            Outcome::Leave(room) => {
+                self.member.forget_leftover(room);
+                format!(r#"{{"room":"{room}"}}"#)
+            }
             Outcome::Sent(json) => String::from_utf8(json).expect("views write UTF-8"),
             Outcome::Typing(room, name) => {
                 self.member.typing(room, name);
@@ -360,13 +425,20 @@ impl<T> Session<T> {
         // is written. The position is set later.
         let announced = record.is_some().then(|| self.member.announce_join(Position::ZERO));
         let user = self.user;
+        let since = match since {
+            Js::Undefined | Js::Null => None,
+            Js::String(text) => Some(text.parse().ok().map(|offset: Offset| offset.of(room))),
+            _ => Some(None),
+        };
+        let through = match since {
+            None => worker.hub.through().unwrap_or(Position::ZERO),
+            // A client with such a position gets a `resync`, also when it comes back.
+            Some(since) => since.unwrap_or(Position::ZERO),
+        };
+        let begun = Rc::new(Cell::new(false));
+        self.doubt = Some(Doubt { room, through, begun: Rc::clone(&begun) });
         let work = async move {
             worker.feed.started().await;
-            let since = match since {
-                Js::Undefined | Js::Null => None,
-                Js::String(text) => Some(text.parse().ok().map(|offset: Offset| offset.of(room))),
-                _ => Some(None),
-            };
             let checked = worker.hub.cursor();
             worker.chat.check_readable(room, user, since.flatten()).await?;
             let mut start = match since {
@@ -382,6 +454,7 @@ impl<T> Session<T> {
                     Start::Resync => Position::ZERO,
                     Start::Live | Start::From(_) => live,
                 };
+                begun.set(true);
                 record.join(room, Entry { from, ..entry }).await?;
                 if start == Start::Live {
                     // The record has this position, and messages may have come since.
@@ -398,9 +471,12 @@ impl<T> Session<T> {
             Ok(room) => room,
             Err(error) => return failed(error),
         };
-        let was_in = self.member.is_in(room);
-        self.member.leave(room);
-        let record = self.record.clone().filter(|_| was_in);
+        let may_be_recorded = self.member.is_in(room) || self.member.is_leftover(room);
+        let record = self.record.clone().filter(|_| may_be_recorded);
+        if let Some(through) = self.member.leave(room) {
+            let begun = Rc::new(Cell::new(true));
+            self.doubt = Some(Doubt { room, through, begun });
+        }
         let work = async move {
             if let Some(record) = record {
                 record.leave(room).await?;

@@ -176,10 +176,7 @@ async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client>
     let mut session = Session::new(worker.clone(), permit, Some(claims));
     session.set_recovery_record(Rc::clone(&record), resumed.known, resumed.joins);
     let socket = request.accept(&record.sid, Some(&record.pid));
-    session.rejoin(resumed.rooms, resumed.checked);
-    if let Some(since) = resumed.since {
-        session.resume_user(since);
-    }
+    session.resume(resumed.rooms, resumed.checked, resumed.since);
     Some(Client::new(worker, socket, session, Some(record), auth.offsets))
 }
 

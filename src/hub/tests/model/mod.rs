@@ -12,6 +12,9 @@
 //!
 //! One room is private. Its members are removed and added again. A removed member gets nothing of
 //! it after the removal, and joins only after it was added again.
+//!
+//! Each session has a record, which may have rooms that the session is not in. A client that comes
+//! back to such a room has no gap in it either.
 
 mod stream;
 
@@ -70,9 +73,14 @@ enum Step {
     JoinLive(usize, usize),
     /// Joins behind the position with this index from the end; 0 is ahead of this instance.
     JoinAfter(usize, usize, usize),
+    /// The announced join fails, after it was written down.
+    Fail(usize),
     /// Comes back as another session with the offset of the last one.
     Return(usize),
-    Leave(usize, usize),
+    /// `false`: that is not written down.
+    Leave(usize, usize, bool),
+    /// The rooms that the session is not in are taken out of its record.
+    Forget(usize),
     /// The session reads up to so many events, which are written together. `true`: the client gets
     /// the offset behind them, too.
     Take(usize, usize, bool),
@@ -107,8 +115,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (member.clone(), room.clone()).prop_map(|(m, r)| Step::JoinLive(m, r)),
         4 => (member.clone(), room.clone(), 0..20_usize)
             .prop_map(|(m, r, back)| Step::JoinAfter(m, r, back)),
+        1 => member.clone().prop_map(Step::Fail),
         2 => member.clone().prop_map(Step::Return),
-        1 => (member.clone(), room).prop_map(|(m, r)| Step::Leave(m, r)),
+        1 => (member.clone(), room, any::<bool>()).prop_map(|(m, r, w)| Step::Leave(m, r, w)),
+        1 => member.clone().prop_map(Step::Forget),
         6 => (member, 1..4_usize, proptest::bool::weighted(0.8))
             .prop_map(|(m, n, offset)| Step::Take(m, n, offset)),
         2 => (1..6_usize).prop_map(Step::Fill),
@@ -125,10 +135,16 @@ struct Expected {
     resync: bool,
     /// The history was lost: sooner or later it must be told.
     lost: bool,
-    /// What the record of the session says.
-    entry: Entry,
     /// Removals up to here are past: the user was a member again.
     checked: Position,
+}
+
+/// What the record of a session says of a room.
+#[derive(Debug, Clone, Copy)]
+struct Recorded {
+    entry: Entry,
+    /// The session is not in the room: the client has had everything of it up to here.
+    absent: Option<Position>,
 }
 
 /// A join that was announced.
@@ -189,6 +205,7 @@ struct Client {
     /// One client has a short way, the other has not.
     shortly: Option<Shortly>,
     rooms: HashMap<usize, Expected>,
+    record: HashMap<usize, Recorded>,
     /// The last offset that it got, on this connection or an earlier one.
     held: Option<Offset>,
     /// It was given events since.
@@ -232,6 +249,7 @@ impl Model {
                 member: Member::new(&hub),
                 shortly: (index == 0).then(Shortly::default),
                 rooms: HashMap::new(),
+                record: HashMap::new(),
                 held: None,
                 is_behind: false,
                 announced: None,
@@ -358,11 +376,36 @@ impl Model {
                 let since = self.stream[self.stream.len().saturating_sub(back)].position;
                 self.join(member, room, Start::After(since))?;
             }
-            Step::Return(member) => self.come_back(member)?,
-            Step::Leave(member, room) => {
+            Step::Fail(member) => {
                 let client = &mut self.clients[member];
-                client.member.leave(self.rooms[room]);
-                client.rooms.remove(&room);
+                if let Some((room, through)) = client.record_announced() {
+                    client.member.note_leftover(self.rooms[room], through);
+                }
+                client.member.cancel_join();
+            }
+            Step::Return(member) => self.come_back(member)?,
+            Step::Leave(member, room, is_written) => {
+                let client = &mut self.clients[member];
+                let id = self.rooms[room];
+                let left = client.member.leave(id);
+                let expected = client.rooms.remove(&room);
+                if is_written {
+                    client.member.forget_leftover(id);
+                    client.record.remove(&room);
+                } else if let (Some(through), Some(expected)) = (left, expected) {
+                    client.member.note_leftover(id, through);
+                    let recorded = client.record.get_mut(&room);
+                    // A `resync` that was not given yet is given when the client comes back.
+                    let absent = if expected.resync { through } else { expected.after };
+                    recorded.into_iter().for_each(|recorded| recorded.absent = Some(absent));
+                }
+            }
+            Step::Forget(member) => {
+                let client = &mut self.clients[member];
+                while let Some(room) = client.member.leftover() {
+                    client.member.forget_leftover(room);
+                    client.record.retain(|&number, _| self.rooms[number] != room);
+                }
             }
             Step::Take(member, max, offset) => {
                 let mut taken = false;
@@ -471,38 +514,41 @@ impl Model {
             prop_assert_eq!(position, since);
         }
         let resync = start != Start::Live && !whole;
-        let expected = Expected { after: position, resync, lost: false, entry, checked };
+        let expected = Expected { after: position, resync, lost: false, checked };
         client.rooms.insert(room, expected);
+        client.record.insert(room, Recorded { entry, absent: None });
         Ok(())
     }
 
     /// The connection is lost with whatever waited in it; the client reconnects.
     fn come_back(&mut self, index: usize) -> TestCaseResult {
         let client = &mut self.clients[index];
+        // A join that was read is written down, although its answer does not reach the client.
+        client.record_announced();
         client.connect(&self.hub);
         client.returned = true;
+        client.rooms = HashMap::new();
         let held = client.held.as_ref().map(|held| held.to_string().parse().unwrap());
         if let Some(Offset { base, joins, .. }) = held {
             client.member.remember(Some(base), joins.unwrap_or(0));
         }
-        let rooms = std::mem::take(&mut client.rooms);
-        for expected in rooms.values() {
-            client.member.remember(expected.entry.known, expected.entry.join);
+        let mut record = std::mem::take(&mut client.record);
+        record.retain(|&room, _| self.check(index, room).is_some());
+        let client = &mut self.clients[index];
+        for Recorded { entry, .. } in record.values() {
+            client.member.remember(entry.known, entry.join);
         }
         if let Some(held) = &held {
             let since = held.of(client.user.own_room());
             client.member.resume_user(since);
         }
-        for (number, Expected { entry, .. }) in rooms {
-            if self.check(index, number).is_none() {
-                continue;
-            }
+        for (number, Recorded { entry, .. }) in record {
             let room = self.rooms[number];
             let since = held.as_ref().map_or(entry.from, |held| held.since(room, entry));
             self.join(index, number, Start::After(since))?;
             // The record is not written again.
-            let joined = self.clients[index].rooms.get_mut(&number);
-            joined.into_iter().for_each(|expected| expected.entry = entry);
+            let recorded = self.clients[index].record.get_mut(&number);
+            recorded.into_iter().for_each(|recorded| recorded.entry = entry);
         }
         Ok(())
     }
@@ -568,13 +614,17 @@ impl Model {
                 let (position, room) = (item.position, self.rooms[room]);
                 Some(Told { position, room, kind, message, member })
             });
+            let position = told.position;
             let is_removed = told.kind == Kind::MemberRemoved
                 && told.member == Some(self.clients[index].user)
                 && told.position > checked;
             prop_assert!(room != PRIVATE || self.may_see(index, told.position), "not a member");
             prop_assert_eq!(Some(told), next, "not the next event of this room");
             if is_removed {
-                self.clients[index].rooms.remove(&room);
+                let client = &mut self.clients[index];
+                client.rooms.remove(&room);
+                let recorded = client.record.get_mut(&room);
+                recorded.into_iter().for_each(|recorded| recorded.absent = Some(position));
             }
         }
         Ok(())
@@ -583,23 +633,27 @@ impl Model {
     /// What the client has at hand names, for each room, a position up to which all was given and
     /// behind which nothing was, but for events since.
     fn check_offset(&self, index: usize) -> TestCaseResult {
-        let Client { rooms, held, .. } = &self.clients[index];
-        for (&room, expected) in rooms.iter().filter(|(_, expected)| !expected.resync) {
-            let entry = expected.entry;
+        let Client { rooms, record, held, .. } = &self.clients[index];
+        for (&room, &Recorded { entry, absent }) in record {
+            let had = match rooms.get(&room) {
+                Some(expected) if expected.resync => continue,
+                Some(expected) => expected.after,
+                None => absent.expect("a room that the session is not in"),
+            };
             let given =
                 held.as_ref().map_or(entry.from, |held| held.since(self.rooms[room], entry));
-            let (low, high) = (given.min(expected.after), given.max(expected.after));
+            let (low, high) = (given.min(had), given.max(had));
             let is_between = self.next(room, low).is_some_and(|next| next.position <= high);
             let lost = self.ring.tail().through.unwrap();
             // A reopened ring has yet to tell this member; until then the account may differ.
             let stale = !self.ring.recovers(self.rooms[room], given) || lost < given;
-            let repeats = self.clients[index].is_behind && given <= expected.after;
+            let repeats = self.clients[index].is_behind && given <= had;
             prop_assert!(
                 stale || repeats || !is_between,
                 "offset {:?} of room {} is not {}",
                 held,
                 room,
-                expected.after
+                had
             );
         }
         Ok(())
@@ -628,8 +682,17 @@ impl Client {
         if let Some(shortly) = &self.shortly {
             self.member.set_direct_writer(shortly.clone());
         }
+        self.member.remember(None, 0);
         self.announced = None;
         self.is_behind = false;
+    }
+
+    /// The announced join is written down, and never happens. Returns its room and where it would
+    /// have begun.
+    fn record_announced(&mut self) -> Option<(usize, Position)> {
+        let Announced { room, entry, .. } = self.announced.take()?;
+        self.record.insert(room, Recorded { entry, absent: Some(entry.from) });
+        Some((room, entry.from))
     }
 
     /// The client gets the offset behind what it was given.

@@ -102,6 +102,43 @@ async fn a_session_that_comes_back_hears_of_its_removal_and_nothing_behind_it() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_a_session_was_removed_from_is_not_in_it_when_it_comes_back() {
+    let uri = fresh_database().await;
+    let [one, other] = TestServer::instances(&uri).await;
+    let (ada, bob) = (one.register("ada").await, one.register("bob").await);
+    let id = id_of(&ada.private_room("cellar", &[&bob]).await);
+    let lounge = ada.create_room("lounge").await;
+    let mut caller = Caller::connect(one.addr, &bob.token).await;
+    caller.join(&id).await;
+    caller.join(&lounge).await;
+    ada.remove(&id, &bob).await;
+    assert_eq!(caller.event().await[0], "memberRemoved");
+    assert_eq!(caller.event().await[0], "roomRemoved");
+    ada.say(&id, "without bob").await;
+    ada.say(&lounge, "an offset").await;
+    assert_eq!(caller.heard().await.1, "an offset");
+    let memory = caller.cut();
+    ada.add(&id, &bob).await;
+    ada.say(&id, "with bob").await;
+
+    // The session was told that it is out of the room, so it joins the room or is not in it. It
+    // would have a gap: its offset is behind what was said without it.
+    let mut caller = Caller::recover(other.addr, &bob.token, &memory).await;
+    assert_eq!(caller.event().await[0], "roomAdded");
+    ada.say(&lounge, "who is here?").await;
+    assert_eq!(caller.heard().await.1, "who is here?");
+    caller.join(&id).await;
+    ada.say(&id, "welcome").await;
+    assert_eq!(caller.heard().await.1, "welcome");
+
+    // That join is in the record again.
+    let memory = caller.cut();
+    ada.say(&id, "while he was away").await;
+    let mut caller = Caller::recover(one.addr, &bob.token, &memory).await;
+    assert_eq!(caller.heard().await.1, "while he was away");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_sent_while_a_member_is_removed_is_delivered_before_or_refused() {
     let uri = fresh_database().await;
     let [one, other] = TestServer::instances(&uri).await;
