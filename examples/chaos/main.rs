@@ -16,6 +16,8 @@
 //! if the text of a deleted message came after its deletion, if a client ends with another text
 //! than the collection, or if anybody saw a change of a private room without being a member.
 //!
+//! `RUST_LOG=chaos=debug` logs the connections, joins and removals of each client.
+//!
 //! Half of the clients on Socket.IO have `recovery: true`. The others get an offset after the
 //! events, which is the default. The events after their last offset must be delivered again, and
 //! count once.

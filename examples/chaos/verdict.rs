@@ -262,7 +262,18 @@ impl Verdict {
                 deletions.get(order[at].told.id.as_str()).is_some_and(|&deletion| at < deletion)
             };
             let missing = (first..=end).filter(|&at| !heard.contains(&at) && !may_be_missing(at));
+            let lost = self.lost.len();
             self.lost.extend(missing.map(|at| format!("{} did not come", what(at))));
+            if self.lost.len() > lost {
+                log::debug!(
+                    "{name} lost {} of segment {} of {}, after {:?}, in {first}..={end} of {}",
+                    self.lost.len() - lost,
+                    number + 1,
+                    segments.len(),
+                    segment.from,
+                    order[first].told.room,
+                );
+            }
         }
     }
 

@@ -103,6 +103,9 @@ struct Room {
     joined: bool,
     /// The server said that the user is not a member. The client tries again at this time.
     outside: Option<Instant>,
+    /// The session was told that it is out of the room. An event that comes all the same is of a
+    /// join whose ack did not come.
+    was_left: bool,
     ended: bool,
     /// Events may have been missed, and the history was not read since.
     stale: bool,
@@ -180,6 +183,7 @@ impl Client {
             since: None,
             joined: false,
             outside: None,
+            was_left: false,
             ended: false,
             stale: false,
             heard: None,
@@ -269,6 +273,13 @@ impl Client {
         world: &World,
     ) -> Result<(), Disconnected> {
         self.transcript.returns += usize::from(server.recovered);
+        log::debug!(
+            "{} is connected, recovered: {}, to {:?}, with {:?}",
+            self.transcript.name,
+            server.recovered,
+            self.process.map(|(process, _)| process),
+            server.memory.offset,
+        );
         let mut joins = HashMap::new();
         for outgoing in &mut self.outbox {
             outgoing.asked = outgoing.asked.filter(|asked| matches!(asked, Asked::Rest));
@@ -392,6 +403,7 @@ impl Client {
     ) -> Result<(), Disconnected> {
         let try_again = Instant::now() + self.random.millis(300..1_500);
         let room = &mut self.rooms[index];
+        log::debug!("{} joins with {:?}: {ack}", self.transcript.name, room.since);
         if room.is_private && ack["code"] == "room_not_found" {
             room.leave(try_again);
             return Ok(());
@@ -403,7 +415,7 @@ impl Client {
             sleep(self.random.millis(100..300)).await;
             return self.join(server, index, joins).await;
         }
-        (room.joined, room.outside) = (true, None);
+        (room.joined, room.outside, room.was_left) = (true, None, false);
         let position = ack["position"].as_str();
         let segments = self.transcript.rooms.entry(room.id.clone()).or_default();
         let is_first = room.since.is_none();

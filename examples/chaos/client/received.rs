@@ -36,6 +36,9 @@ impl Client {
             let problem = format!("an event before the ack of the join: {told:?}");
             self.transcript.broken.push(problem);
         }
+        if !told.change.is_of_message() && told.id == self.user {
+            log::debug!("{}: {told:?} at {position:?}", self.transcript.name);
+        }
         if told.change == Change::MemberRemoved && told.id == self.user {
             known.leave(try_again);
         }
@@ -55,7 +58,7 @@ impl Client {
         self.transcript.repeated += usize::from(self.forgotten.remove(&key));
         let room = told.room.clone();
         let segments = self.transcript.rooms.entry(room.clone()).or_default();
-        if segments.is_empty() {
+        if segments.is_empty() || std::mem::take(&mut known.was_left) {
             segments.push(Segment::default());
         }
         let last = segments.len() - 1;
@@ -74,6 +77,7 @@ impl Client {
             let problem = format!("added to or removed from a strange room: {room}");
             return self.transcript.broken.push(problem);
         };
+        log::debug!("{} is told of {room}, added: {added}", self.transcript.name);
         match added {
             true => known.outside = known.outside.map(|_| Instant::now()),
             false => {
@@ -81,7 +85,7 @@ impl Client {
                 if self.kind != Kind::Plain {
                     // A session that was resumed without this room had offsets before this event.
                     // They do not hold for the room.
-                    known.since = None;
+                    (known.since, known.was_left) = (None, true);
                 }
             }
         }
@@ -135,6 +139,7 @@ impl Client {
     /// Events of the room up to this position may have been missed.
     pub(super) fn resync(&mut self, room: &str, position: Option<String>) {
         self.transcript.resyncs += 1;
+        log::debug!("{} is told to resync {room} at {position:?}", self.transcript.name);
         let from = position.as_ref().and_then(|position| position.parse().ok());
         let segments = self.transcript.rooms.entry(room.to_owned()).or_default();
         match segments.last_mut() {
@@ -188,6 +193,7 @@ impl Client {
             }
             room.ended |= content == END;
         }
+        log::debug!("{} has read {}, ended: {}", self.transcript.name, room.id, room.ended);
     }
 }
 
