@@ -8,7 +8,13 @@ use realtime_chat_backend::app::Application;
 use realtime_chat_backend::check::check;
 use realtime_chat_backend::config::{Config, dotenv};
 use realtime_chat_backend::{health_check, logging};
+use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// It gives memory back when clients leave and when passwords were hashed, which the allocator of
+/// glibc does not.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 const HELP: &str = "\
 A chat backend: REST, WebSocket and Socket.IO over MongoDB.
