@@ -5,7 +5,10 @@
 //! this process are made one after another, so that they do not make each other fail. The feed
 //! delivers the change.
 
+use std::time::Duration;
+
 use bson::{DateTime, RawDocument, RawDocumentBuf};
+use tokio::time::sleep;
 
 use super::Chat;
 use crate::casts::{required_id, required_text};
@@ -19,6 +22,9 @@ use crate::views;
 
 /// The maximum number of attempts while others write the same message.
 const ATTEMPTS: usize = 200;
+
+/// How long to wait until a majority may have a change that the primary has.
+const UNCONFIRMED: Duration = Duration::from_millis(50);
 
 /// An edit that a client requests, with uncast fields.
 #[derive(Debug)]
@@ -119,7 +125,11 @@ impl Chat {
                 return Ok(Changed { document: first.clone(), replayed: true });
             }
             if expected.is_some_and(|expected| expected != stored.version) {
-                return Err(ApiError::EditConflict);
+                if messages.is_newest(id, Some(&stored)).await? {
+                    return Err(ApiError::EditConflict);
+                }
+                sleep(UNCONFIRMED).await;
+                continue;
             }
             match (key, first) {
                 // A retry stores the same document, so that it is stored once.
@@ -195,9 +205,19 @@ impl Chat {
         Ok(room.and_then(|room| room.owner()))
     }
 
-    /// Reads the message, if its room exists for this user.
+    /// Reads the message, if its room exists for this user. Waits for a majority to have it, until
+    /// the deadline of the request.
     async fn visible(&self, id: MessageId, user: UserId) -> Result<Revision, ApiError> {
-        let stored = self.store.messages.revision(id).await?.ok_or(ApiError::MessageNotFound)?;
+        let messages = &self.store.messages;
+        let stored = loop {
+            match messages.revision(id).await? {
+                Some(stored) => break stored,
+                None if messages.is_newest(id, None).await? => {
+                    return Err(ApiError::MessageNotFound);
+                }
+                None => sleep(UNCONFIRMED).await,
+            }
+        };
         if stored.room.may_have_members() {
             let visible = self.check_visible(stored.room, Some(user)).await;
             visible.map_err(|error| match error {

@@ -389,7 +389,7 @@ impl Messages {
         self.any(changed).await
     }
 
-    async fn any(&self, filter: Document) -> Result<bool, StoreError> {
+    pub(super) async fn any(&self, filter: Document) -> Result<bool, StoreError> {
         let found = self.collection.find_one(filter).projection(doc! { "_id": 1 });
         Ok(found.await?.is_some())
     }

@@ -202,6 +202,23 @@ impl Messages {
         revision.map(Some).ok_or(StoreError::Malformed("messages", "room"))
     }
 
+    /// Whether the primary has a message just so, or does not have it (`None`). After a failover,
+    /// a new primary does not know for a moment that a majority has the newest changes, so
+    /// [`revision`](Self::revision) can be behind.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn is_newest(
+        &self,
+        id: MessageId,
+        revision: Option<&Revision>,
+    ) -> Result<bool, StoreError> {
+        match revision {
+            Some(revision) => self.any(revision.guard()?).await,
+            None => Ok(!self.any(doc! { "_id": id.0 }).await?),
+        }
+    }
+
     /// Replaces a message, confirmed by a majority of the replica set. Returns false if it has
     /// changed since it was read: then nothing is written.
     ///

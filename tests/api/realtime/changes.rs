@@ -6,6 +6,7 @@ use bson::oid::ObjectId;
 use bson::{Document, doc};
 use futures::future::join_all;
 use mongodb::Collection;
+use mongodb::options::WriteConcern;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
@@ -433,6 +434,50 @@ async fn what_no_majority_has_is_not_acknowledged_to_a_retry_either() {
     let history = ada.history(&room).await;
     let contents: Vec<_> = history.iter().map(|message| message["content"].clone()).collect();
     assert_eq!(contents, ["1", "new"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_majority_has_yet_is_neither_unknown_nor_in_conflict() {
+    let _alone = alone().await;
+    let mongo = ReplicaSet::start_patient(3).await;
+    let uri = mongo.uri("unconfirmed");
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let old = ada.send(&room, "0").await;
+    let messages = messages(&uri).await;
+    let by_id = doc! { "_id": id_of(&old) };
+    let mut document = messages.find_one(by_id.clone()).await.unwrap().unwrap();
+    let primary = mongo.primary().await;
+    let others: Vec<_> = (0..3).filter(|node| *node != primary).collect();
+    others.iter().for_each(|node| mongo.pause(*node));
+
+    // As after a failover: the new primary has everything that was acknowledged, and does not know
+    // yet that a majority has it.
+    let alone = WriteConcern::nodes(1);
+    document.extend(doc! { "content": "1", "__v": 1 });
+    let replaced = messages.replace_one(by_id, document.clone()).write_concern(alone.clone());
+    assert_eq!(replaced.await.unwrap().modified_count, 1);
+    let new = ObjectId::new();
+    document.insert("_id", new);
+    messages.insert_one(document).write_concern(alone).await.unwrap();
+    let new = json!({ "_id": new.to_hex() });
+    let changes = [
+        (Method::PATCH, &old, Some(json!({ "content": "2", "__v": 1 }))),
+        (Method::PATCH, &new, Some(json!({ "content": "2" }))),
+        (Method::DELETE, &new, None),
+    ];
+    let ask = async |(method, message, body): &(Method, &Value, Option<Value>)| {
+        ada.change(method.clone(), message, body.as_ref()).await.0.as_u16()
+    };
+    assert_eq!(join_all(changes.iter().map(ask)).await, [503; 3]);
+    others.iter().for_each(|node| mongo.resume(*node));
+    for change in &changes {
+        eventually("there is a majority again", async || ask(change).await == 200).await;
+    }
+    let unknown = json!({ "_id": ObjectId::new().to_hex() });
+    assert_eq!(ada.delete(&unknown).await.0, 404);
     server.stop().await;
 }
 
