@@ -1,6 +1,7 @@
 //! The handlers, with the names they had in Express: parse, ask a model, answer.
 
 pub mod auth;
+pub mod client;
 pub mod demo;
 pub mod docs;
 pub mod health;

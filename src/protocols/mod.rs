@@ -3,6 +3,7 @@
 //!
 //! `socket_io` runs over `engine_io`, which runs over HTTP and `websocket`.
 
+pub mod asset;
 pub mod cors;
 pub mod engine_io;
 pub mod headers;

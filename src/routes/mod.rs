@@ -17,7 +17,9 @@ use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 
 use crate::config::ErrorMode;
-use crate::controllers::{auth, demo, docs, health, messages, metrics, presence, rooms, users};
+use crate::controllers::{
+    auth, client, demo, docs, health, messages, metrics, presence, rooms, users,
+};
 use crate::error::ApiError;
 use crate::middleware::auth::require_auth;
 use crate::middleware::deadline::deadline;
@@ -81,6 +83,8 @@ table! {
     Open Precise health::healthz;
     Open Precise health::readyz;
     Open Precise metrics::metrics;
+    Open Precise client::client_module;
+    Open Precise client::client_types;
     Open Precise demo::demo;
     Open Precise docs::openapi;
     Open Precise docs::page;

@@ -1,8 +1,11 @@
 //! Real clients: every minor line of npm's socket.io-client that front ends use, on every
-//! transport, what wraps it (RxJS, vue-socket.io), and python-socketio.
+//! transport, what wraps it (RxJS, vue-socket.io), and python-socketio. And the client that the
+//! server itself has for front ends.
 //!
 //! The script of a client asserts; this file starts and restarts the server. A script writes
 //! `restart` to its output when it wants the server to be another process, and reads the answer.
+
+mod module;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -31,8 +34,14 @@ const VERSIONS: [(&str, &str); 6] = [
 const WRAPPERS: [(&str, &str); 3] =
     [("rxjs", "7.8.2"), ("vue", "2.7.16"), ("vue-socket.io", "3.0.10")];
 
-/// What drives the browser.
-const PUPPETEER: &str = "24.10.0";
+/// What the scripts use beside clients: it drives the browser, looks for obstacles to assistive
+/// technology, checks types, and is the WebSocket of Node 20.
+const TOOLS: [(&str, &str); 4] = [
+    ("puppeteer-core", "24.10.0"),
+    ("axe-core", "4.10.3"),
+    ("typescript", "5.9.2"),
+    ("ws", "8.18.3"),
+];
 
 /// How long a client may take for everything.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -180,11 +189,12 @@ async fn installed_node() -> &'static Path {
         npm.args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(folder);
         npm.args(VERSIONS.map(|(name, version)| format!("{name}@npm:socket.io-client@{version}")));
         npm.args(WRAPPERS.map(|(name, version)| format!("{name}@{version}")));
-        npm.arg(format!("puppeteer-core@{PUPPETEER}"));
+        npm.args(TOOLS.map(|(name, version)| format!("{name}@{version}")));
         tools::succeed(npm, NODE, "npm installs the clients").await;
     };
-    let versions = VERSIONS.iter().chain(&WRAPPERS).map(|(_, version)| *version);
-    let name = format!("clients-{PUPPETEER}-{}", versions.collect::<Vec<_>>().join("-"));
+    let packages = VERSIONS.iter().chain(&WRAPPERS).chain(&TOOLS);
+    let versions = packages.map(|(_, version)| *version).collect::<Vec<_>>();
+    let name = format!("clients-{}", versions.join("-"));
     FOLDER.get_or_init(|| tools::installed(&name, install)).await
 }
 

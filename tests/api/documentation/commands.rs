@@ -159,9 +159,12 @@ const NOT_RUN: [(&str, &str, &str, &str); 7] = [
 ];
 
 /// Blocks outside of `docs/realtime.md` that a test runs.
-const RUN: [(&str, &str, &str); 6] = [
+const RUN: [(&str, &str, &str); 9] = [
     ("README.md", "On the command line", "sh"),
-    ("README.md", "In real time", "js"),
+    ("README.md", "A chat page in ten lines", "html"),
+    ("docs/client.md", "A front end in ten lines", "html"),
+    ("docs/client.md", "In Node, with a bundler, with types", "js"),
+    ("docs/client.md", "React", "js"),
     ("docs/migrating.md", "A rehearsal of the move and the way back", "sh"),
     ("docs/migrating.md", "Back to Node when bcrypt was forgotten", "nginx"),
     ("docs/migrating.md", "Back to Node when bcrypt was forgotten", "js"),

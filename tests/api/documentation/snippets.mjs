@@ -11,7 +11,7 @@ const { URL: server, TOKEN, USER_ID, ROOM } = process.env;
 const require = createRequire(path.join(packages, 'here.js'));
 
 // Every block of JavaScript, of frames too, by page and heading.
-const examples = ['README.md', 'docs/realtime.md', 'docs/migrating.md'].flatMap(page => {
+const examples = ['docs/client.md', 'docs/realtime.md', 'docs/migrating.md'].flatMap(page => {
   const found = [];
   let [heading, block, fence] = ['', null, ''];
   for (const line of fs.readFileSync(path.join(repository, page), 'utf8').split('\n')) {
@@ -40,9 +40,12 @@ function code(page, heading, language = 'js') {
 const folder = fs.mkdtempSync(path.join(packages, 'run-'));
 let modules = 0;
 async function run(text, ...names) {
+  return import(pathToFileURL(write(`${text}\nexport { ${names.join(', ')} };\n`)));
+}
+function write(text) {
   const file = path.join(folder, `${modules += 1}.mjs`);
-  fs.writeFileSync(file, `${text}\nexport { ${names.join(', ')} };\n`);
-  return import(pathToFileURL(file));
+  fs.writeFileSync(file, text);
+  return file;
 }
 
 const realtime = (heading, language) => code('docs/realtime.md', heading, language);
@@ -423,22 +426,42 @@ async function webSocket() {
   given.end();
 }
 
-async function readme() {
-  const room = globalThis.room = await newRoom();
-  globalThis.token = TOKEN;
+// The client of this server, in Node and in React.
+async function client() {
+  const module = JSON.stringify(pathToFileURL(path.join(repository, 'src/client/chat.js')));
+  const id = globalThis.id = await newRoom();
   const said = [];
   const { log } = console;
   console.log = text => said.push(text);
-  await run(code('README.md', 'In real time').replace('ws://localhost:5000', server.replace('http', 'ws')));
-  await until('open', () => opened.readyState === Native.OPEN);
-  // Its join is before this in the order of the server only if it is there already.
-  await until('joined', async () => { await say(room, 'live'); await sleep(50); return said.length > 0; });
-  const before = said.length;
-  await cut(() => say(room, 'missed'));
-  await until('recovered', () => said.includes('missed'));
+  const text = code('docs/client.md', 'In Node, with a bundler, with types').replace("'realtime-chat-client'", module);
+  const { chat, room } = await run(text, 'chat', 'room');
+  await until('shown', () => said.includes('hello'));
   console.log = log;
-  assert.equal(said.filter(text => text === 'missed').length, 1);
-  assert.equal(said.length, before + 1);
+  room.close();
+
+  const { useMessages } = await import(pathToFileURL(write(code('docs/client.md', 'React'))));
+  const { createElement, StrictMode } = require('react');
+  const { act, create } = require('react-test-renderer');
+  globalThis.IS_REACT_ACT_ENVIRONMENT = true;
+  let shown;
+  const Room = ({ id }) => {
+    shown = useMessages(chat, id).map(({ content }) => content).join();
+    return null;
+  };
+  const element = id => createElement(StrictMode, null, createElement(Room, { id }));
+  const shows = expected => until(`${expected}, not ${shown}`, async () => { await act(() => sleep(50)); return shown === expected; });
+  let tree;
+  await act(async () => { tree = create(element(id)); });
+  await shows('hello');
+  await say(id, 'live');
+  await shows('hello,live');
+  const other = await newRoom();
+  await say(other, 'of another room');
+  await act(async () => tree.update(element(other)));
+  await shows('of another room');
+  await act(async () => tree.unmount());
+  assert.equal(chat.room(other).isOpen, false);
+  chat.disconnect();
 }
 
 // The frames of the page, with the ids of here.
@@ -582,7 +605,7 @@ async function argon2() {
   }
 }
 
-const scenarios = { renewing, socketIo, privateRooms, signals, historyInPages, webSocket, frames, readme, react, angular, vue, olderClient, argon2 };
+const scenarios = { renewing, socketIo, privateRooms, signals, historyInPages, webSocket, frames, client, react, angular, vue, olderClient, argon2 };
 try {
   for (const [name, scenario] of Object.entries(scenarios)) {
     console.error(name);

@@ -13,7 +13,7 @@ use crate::clients::{NODE, PYTHON, converse, installed_python};
 use crate::helpers::tools;
 
 /// What the examples import: name, and what npm installs for it.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("socket.io-client", "4.8.1"),
     ("older-client", "npm:socket.io-client@3.1.3"),
     ("react", "19.1.1"),
@@ -22,6 +22,7 @@ const PACKAGES: [(&str, &str); 8] = [
     ("vue", "3.5.22"),
     ("argon2", "0.44.0"),
     ("bcryptjs", "2.4.3"),
+    ("ws", "8.18.3"),
 ];
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,519 @@
+// The client that the server has for front ends, in Node: node chat.mjs MODULE FOLDER-WITH-PACKAGES SCENARIOS
+import assert from 'node:assert/strict';
+import path from 'node:path';
+import readline from 'node:readline';
+import { createRequire } from 'node:module';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { pathToFileURL } from 'node:url';
+
+const [module, packages, ...wanted] = process.argv.slice(2);
+const { URL: url, TOKEN: token, USER_ID: ada, ROOM: lounge } = process.env;
+const { Chat, ChatError } = await import(pathToFileURL(module));
+const { WebSocket } = createRequire(path.join(packages, 'here.js'))('ws');
+const answers = readline.createInterface({ input: process.stdin });
+
+async function until(what, holds) {
+  for (const end = Date.now() + 30_000; ; await sleep(20)) {
+    if (await holds()) return;
+    assert.ok(Date.now() < end, `not in time: ${typeof what === 'function' ? what() : what}`);
+  }
+}
+
+// What a browser keeps for all tabs of a page.
+class Storage {
+  items = new Map();
+  get length() { return this.items.size; }
+  key(index) { return [...this.items.keys()][index] ?? null; }
+  getItem(key) { return this.items.get(key) ?? null; }
+  setItem(key, value) { this.items.set(key, value); }
+  removeItem(key) { this.items.delete(key); }
+}
+
+// A network that a test can cut, and whose frames it can change or swallow.
+function network() {
+  const net = { isUp: true, sockets: new Set(), sent: frame => frame, received: frame => frame };
+  net.Socket = class extends WebSocket {
+    constructor(address) {
+      super(net.isUp ? address : 'ws://127.0.0.1:1/');
+      net.sockets.add(this);
+      super.on('close', () => net.sockets.delete(this));
+    }
+    send(text) {
+      const frame = net.sent(JSON.parse(text));
+      if (frame) super.send(JSON.stringify(frame));
+    }
+    set onmessage(listener) {
+      super.onmessage = listener && (({ data }) => {
+        const frame = net.received(JSON.parse(data));
+        if (frame) listener({ data: JSON.stringify(frame) });
+      });
+    }
+  };
+  net.cut = () => { net.isUp = false; for (const socket of net.sockets) socket.terminate(); };
+  net.mend = () => { net.isUp = true; };
+  return net;
+}
+
+let users = 0;
+const errors = [];
+async function someone(storage = new Storage()) {
+  const net = network();
+  const chat = new Chat({ url, WebSocket: net.Socket, storage });
+  const states = [];
+  chat.on('state', ({ state }) => { if (states.at(-1) !== state) states.push(state); });
+  chat.on('error', error => errors.push(error));
+  const name = `user ${users += 1}`;
+  const user = await chat.register(name, 'correct horse');
+  assert.equal(user.username, name);
+  await until('live', () => chat.state.state === 'live');
+  return { chat, net, name, states, storage, id: user._id };
+}
+
+const post = async (route, body, method = 'POST') => {
+  const headers = { 'Content-Type': 'application/json', Authorization: `Bearer ${token}` };
+  const answer = await fetch(`${url}/api/chat/${route}`, { method, headers, body: body && JSON.stringify(body) });
+  assert.ok(answer.ok, `${route}: ${answer.status}`);
+  return answer.json();
+};
+let rooms = 0;
+const newRoom = async () => (await post('room', { name: `chat room ${rooms += 1}` })).room._id;
+const say = async (room, content) => (await post('message', { room, sender: ada, content })).message;
+const sayAll = async (room, contents) => {
+  const said = [];
+  for (const content of contents) said.push(await say(room, content));
+  return said;
+};
+const numbers = (count, text) => Array.from({ length: count }, (_, index) => `${text} ${index}`);
+const stored = async room => (await (await fetch(`${url}/api/chat/messages/${room}`, {
+  headers: { Authorization: `Bearer ${token}` },
+})).json()).map(({ content }) => content);
+const contents = room => room.messages.map(({ content }) => content);
+const shows = (room, ...expected) => until(() => `${expected}, not ${contents(room)}`,
+  () => contents(room).join() === expected.join());
+const away = async ({ chat, net }, meanwhile) => {
+  net.cut();
+  await until('offline', () => chat.state.state === 'offline');
+  await meanwhile();
+  net.mend();
+  chat.connect();
+  await until('back', () => !['offline', 'connecting'].includes(chat.state.state));
+};
+const rejects = (promise, code) => assert.rejects(promise, error => error instanceof ChatError && error.code === code);
+
+async function account() {
+  const { chat, name } = await someone();
+  const stranger = new Chat({ url, WebSocket, storage: new Storage() });
+  await rejects(stranger.login(name, 'wrong'), 'invalid_credentials');
+  await rejects(stranger.login('nobody at all', 'wrong'), 'invalid_credentials');
+  await rejects(stranger.register(name, 'another'), 'username_taken');
+  assert.equal(stranger.user, null);
+  assert.equal(stranger.resume(), null);
+  await rejects(stranger.rooms(), 'logged_out');
+  await stranger.login(name, 'correct horse');
+  await until('live', () => stranger.state.state === 'live');
+
+  await rejects(chat.changePassword('wrong', 'battery staple'), 'invalid_credentials');
+  await chat.changePassword('correct horse', 'battery staple');
+  // The new token takes the place of the old one, and the other login has ended.
+  await until('refused', () => stranger.state.state === 'refused');
+  assert.equal(stranger.user, null);
+  await until('live', () => chat.state.state === 'live');
+  assert.ok((await chat.rooms()).length > 0);
+  await chat.logout();
+  assert.deepEqual(chat.state, { state: 'refused', code: 'logged_out', message: 'Logged out' });
+  assert.equal(chat.resume(), null);
+}
+
+async function history() {
+  const { chat } = await someone();
+  const id = await newRoom();
+  const said = numbers(130, 'message');
+  await sayAll(id, said);
+  const room = chat.room(id);
+  const shown = [];
+  await room.open(messages => shown.push(messages.map(({ content }) => content)));
+  assert.deepEqual(shown[0], said.slice(80), 'history first, the newest page of it');
+  assert.equal(room.hasOlder, true);
+  const [first] = room.messages;
+  assert.deepEqual([first.mine, first.state, first.sender], [false, 'stored', { _id: ada, username: 'ada' }]);
+  await say(id, 'live');
+  await shows(room, ...said.slice(80), 'live');
+  assert.deepEqual(room.messages.at(-1).sender, { _id: ada, username: 'ada' });
+  assert.equal(await room.older(), true);
+  await shows(room, ...said.slice(30), 'live');
+  assert.equal(await room.older(), false);
+  await shows(room, ...said, 'live');
+  assert.equal(await room.older(), false);
+  room.close();
+  assert.deepEqual(room.messages, []);
+  await say(id, 'while it was closed');
+  await room.open(undefined, { limit: 2 });
+  await shows(room, 'live', 'while it was closed');
+  await rejects(chat.room('0123456789abcdef01234567').open(), 'room_not_found');
+  chat.disconnect();
+}
+
+async function changes() {
+  const { chat, id: user } = await someone();
+  const other = await someone();
+  const id = await newRoom();
+  const [room, same] = [chat.room(id), other.chat.room(id)];
+  await Promise.all([room.open(), same.open(undefined, { deleted: true })]);
+  const message = await room.send('hello');
+  await room.send('to delete');
+  await shows(same, 'hello', 'to delete');
+  assert.deepEqual(same.messages[0].sender, chat.user, 'a name that was asked for');
+  const [shown, gone] = room.messages;
+  assert.equal(shown.mine, true);
+  assert.notEqual(shown.key, shown._id, 'the key of a pending message stays');
+  const edited = await room.edit(shown, 'hello, all');
+  assert.equal(edited.__v, 1);
+  await rejects(room.edit(shown, 'of an older version'), 'edit_conflict');
+  await rejects(same.edit(same.messages[0], 'of another'), 'not_the_sender');
+  await shows(same, 'hello, all', 'to delete');
+  await room.delete(gone);
+  await shows(room, 'hello, all');
+  // Where what is left of it is asked for, it is shown without its text.
+  await shows(same, 'hello, all', '');
+  assert.ok(same.messages[1].deletedAt);
+  assert.equal(message.sender, user);
+  for (const each of [chat, other.chat]) each.disconnect();
+}
+
+async function recovery() {
+  const one = await someone();
+  const id = await newRoom();
+  const room = one.chat.room(id);
+  const outcomes = [];
+  room.on('recovered', outcome => outcomes.push(outcome));
+  await room.open();
+  const [toEdit, toDelete] = await sayAll(id, ['to edit', 'to delete']);
+  await shows(room, 'to edit', 'to delete');
+  await away(one, async () => {
+    room.send('mine, one');
+    room.send('mine, two');
+    await until('pending', () => room.messages.filter(({ state }) => state === 'pending').length === 2);
+    assert.equal(one.chat.waiting, 2);
+    assert.ok(one.chat.state.retryAt > 0);
+    await post(`message/${toEdit._id}`, { content: 'edited' }, 'PATCH');
+    await post(`message/${toDelete._id}`, undefined, 'DELETE');
+    await sayAll(id, ['missed, one', 'missed, two']);
+  });
+  await shows(room, 'edited', 'missed, one', 'missed, two', 'mine, one', 'mine, two');
+  assert.deepEqual(outcomes, [{ state: 'recovered', missed: 2, gap: false }]);
+  assert.equal(one.chat.state.state, 'recovered');
+  assert.equal(one.chat.state.missed, 2);
+  assert.equal(one.chat.waiting, 0);
+  assert.deepEqual(one.states, ['connecting', 'live', 'offline', 'connecting', 'recovered'].filter(state => one.states.includes(state)));
+  assert.deepEqual(await stored(id), contents(room));
+  one.chat.disconnect();
+}
+
+// Answers that are lost, and an echo that comes before its answer.
+async function nothingIsDoubled() {
+  const one = await someone();
+  const id = await newRoom();
+  const room = one.chat.room(id);
+  const seen = [];
+  await room.open(messages => seen.push(messages.filter(({ content }) => content === 'once').length));
+  let swallowed = 0;
+  one.net.received = frame => {
+    if (!frame.data?.message || swallowed === 2) return frame;
+    swallowed += 1;
+    setTimeout(() => one.net.sockets.forEach(socket => socket.terminate()), 100);
+    return null;
+  };
+  const message = await room.send('once');
+  assert.equal(swallowed, 2);
+  assert.equal(message.content, 'once');
+  await shows(room, 'once');
+  assert.deepEqual(await stored(id), ['once']);
+  assert.ok(seen.every(count => count <= 1), `${seen}`);
+  // The same text a second time is another message.
+  await room.send('once');
+  await shows(room, 'once', 'once');
+  assert.equal(room.messages.filter(({ state }) => state === 'stored').length, 2);
+  one.chat.disconnect();
+}
+
+async function reload() {
+  const one = await someone();
+  const id = await newRoom();
+  const room = one.chat.room(id);
+  await room.open();
+  one.net.cut();
+  await until('offline', () => one.chat.state.state === 'offline');
+  for (const text of ['first', 'second', 'third']) room.send(text);
+  await until('shown', () => contents(room).length === 3);
+  // The page is gone. Two others of the same user begin with what it has left, at the same time.
+  one.chat.disconnect();
+  const tabs = [0, 1].map(() => new Chat({ url, WebSocket, storage: one.storage }));
+  for (const tab of tabs) assert.deepEqual(tab.resume(), one.chat.user);
+  const reopened = tabs.map(tab => tab.room(id));
+  await Promise.all(reopened.map(room => room.open()));
+  for (const room of reopened) {
+    await shows(room, 'first', 'second', 'third');
+    await until('stored', () => room.messages.every(({ state }) => state === 'stored'));
+  }
+  assert.deepEqual(await stored(id), ['first', 'second', 'third']);
+  await until('nothing is left', () => [...one.storage.items.keys()].every(key => !key.includes('outbox')));
+  for (const tab of tabs) tab.disconnect();
+}
+
+async function refusedMessages() {
+  const one = await someone();
+  const owner = await someone();
+  const { _id: id } = await owner.chat.createRoom('cellar', { private: true, members: [one.id] });
+  const room = one.chat.room(id);
+  const failed = [];
+  room.on('failed', message => failed.push(message));
+  const removed = new Promise(done => room.on('removed', done));
+  await room.open();
+  const long = 'x'.repeat(110_000);
+  await rejects(room.send(long), 'body_too_large');
+  await until('failed', () => room.messages.at(-1)?.state === 'failed');
+  assert.equal(room.messages.at(-1).error.code, 'body_too_large');
+  assert.equal(failed.length, 1);
+  room.retry(room.messages.at(-1));
+  await until('failed again', () => failed.length === 2);
+  room.discard(room.messages.at(-1));
+  await shows(room);
+  // A message whose first attempt was a day ago may be forgotten by the server.
+  const key = `chat ${url}/ outbox ${one.id} aaaa`;
+  one.chat.disconnect();
+  const old = { clientId: 'aaaa', user: one.id, room: id, content: 'of yesterday', at: 1, tried: Date.now() - 25 * 3600_000 };
+  one.storage.setItem(key, JSON.stringify(old));
+  one.storage.setItem(`${key}b`, 'not what this module has written');
+  const next = new Chat({ url, WebSocket, storage: one.storage });
+  next.resume();
+  const again = next.room(id);
+  await again.open();
+  await until('not sent by itself', () => again.messages.at(-1)?.state === 'failed');
+  assert.equal(again.messages.at(-1).error.code, 'expired');
+  again.retry(again.messages.at(-1));
+  await until('sent', () => again.messages.at(-1)?.state === 'stored');
+  next.disconnect();
+  one.chat.connect();
+  await until('live', () => one.chat.state.state !== 'connecting' && one.chat.state.state !== 'offline');
+  await owner.chat.room(id).remove(one.id);
+  assert.equal((await removed).code, 'room_not_found');
+  assert.equal(room.isOpen, false);
+  owner.chat.disconnect();
+  one.chat.disconnect();
+}
+
+// More was missed than is kept: the history is read until it meets what is shown.
+async function resync() {
+  const one = await someone();
+  const id = await newRoom();
+  const room = one.chat.room(id);
+  const outcomes = [];
+  room.on('resynced', outcome => outcomes.push(outcome));
+  const before = await sayAll(id, ['kept', 'to edit', 'to delete']);
+  await room.open();
+  one.net.sent = frame => (frame.event === 'joinRoom' && frame.data.since
+    ? { ...frame, data: { ...frame.data, since: '1.1' } } : frame);
+  const missed = numbers(230, 'missed');
+  await away(one, async () => {
+    await post(`message/${before[1]._id}`, { content: 'edited' }, 'PATCH');
+    await post(`message/${before[2]._id}`, undefined, 'DELETE');
+    await sayAll(id, missed);
+  });
+  await shows(room, 'kept', 'edited', ...missed);
+  assert.equal(one.chat.state.state, 'resynced');
+  assert.deepEqual(outcomes, [{ state: 'resynced', missed: 230, gap: false }]);
+  await say(id, 'live');
+  await shows(room, 'kept', 'edited', ...missed, 'live');
+
+  // Without positions, as on a standalone MongoDB, the history is read again, too.
+  const last = numbers(120, 'last');
+  one.net.sent = frame => (frame.event === 'joinRoom' ? { ...frame, data: { room: id } } : frame);
+  one.net.received = frame => JSON.parse(JSON.stringify(frame, (name, value) => (name === 'position' ? null : value)));
+  room.close();
+  await room.open();
+  assert.equal(room.position, undefined);
+  const shown = contents(room);
+  await away(one, () => sayAll(id, last));
+  await until('read again', () => contents(room).slice(-170).join() === [...shown, ...last].join());
+  one.chat.disconnect();
+}
+
+// Too much to read at once is a gap that can be opened.
+async function gap() {
+  const one = await someone();
+  const id = await newRoom();
+  const room = one.chat.room(id);
+  const before = await sayAll(id, ['before', 'to edit']);
+  await room.open();
+  one.net.sent = frame => (frame.event === 'joinRoom' && frame.data.since
+    ? { ...frame, data: { ...frame.data, since: '1.1' } } : frame);
+  const missed = numbers(1150, 'missed');
+  await away(one, async () => {
+    await post(`message/${before[1]._id}`, { content: 'edited' }, 'PATCH');
+    await sayAll(id, missed);
+  });
+  await shows(room, 'before', 'edited', ...missed.slice(150));
+  const marked = () => room.messages.filter(({ gapBefore }) => gapBefore).map(({ content }) => content);
+  assert.deepEqual(marked(), ['missed 150']);
+  assert.equal(one.chat.state.gap, true);
+  await room.fill(room.messages.find(({ gapBefore }) => gapBefore));
+  await shows(room, 'before', 'edited', ...missed.slice(50));
+  assert.deepEqual(marked(), ['missed 50']);
+  await room.fill(room.messages.find(({ gapBefore }) => gapBefore));
+  await shows(room, 'before', 'edited', ...missed);
+  assert.deepEqual(marked(), []);
+  one.chat.disconnect();
+}
+
+async function signals() {
+  const [one, two] = [await someone(), await someone()];
+  const id = await newRoom();
+  const seen = [];
+  const stop = one.chat.watchUsers([two.id], (user, online) => seen.push(online));
+  await until('online', () => seen.at(-1) === true);
+  const [room, same] = [one.chat.room(id), two.chat.room(id)];
+  await Promise.all([room.open(), same.open()]);
+  const typists = [];
+  room.on('typing', users => typists.push(users.map(({ username }) => username).join()));
+  for (let count = 0; count < 5; count += 1) same.typing();
+  await until('typing', () => typists.at(-1) === two.name);
+  same.stopTyping();
+  await until('stopped', () => typists.at(-1) === '');
+  // Without an end, which can get lost.
+  one.net.received = frame => (frame.event === 'stopTyping' ? null : frame);
+  await sleep(100);
+  same.typing();
+  await until('typing again', () => typists.at(-1) === two.name);
+  const since = Date.now();
+  await until('expired', () => typists.at(-1) === '');
+  assert.ok(Date.now() - since < 8000);
+  assert.deepEqual(await room.online().then(users => users.sort()), [one.id, two.id].sort());
+
+  // Unread messages of a room that is not open, and read marks.
+  const message = await room.send('read me');
+  await shows(same, 'read me');
+  same.markRead();
+  await until('read', () => room.readers(message).includes(two.id));
+  same.close();
+  let list = [];
+  const end = two.chat.watchRooms(rooms => { list = rooms; });
+  const unread = () => list.find(({ _id }) => _id === id)?.unread;
+  await until('listed', () => unread() === 0);
+  await room.send('unread, one');
+  await room.send('unread, two');
+  await until('counted', () => unread() === 2);
+  assert.equal(list.find(({ _id }) => _id === id).lastMessage.content, 'unread, two');
+  await away(two, () => room.send('unread, three'));
+  await until('counted', () => unread() === 3);
+  await same.open();
+  same.markRead();
+  await until('read', () => unread() === 0);
+  // What another user makes.
+  const conversation = await one.chat.direct(two.id);
+  await until('listed', () => list.some(({ _id }) => _id === conversation._id));
+  assert.equal((await two.chat.direct(one.id))._id, conversation._id);
+  assert.deepEqual((await two.chat.findUsers(one.name)).map(({ _id }) => _id), [one.id]);
+  await one.chat.room(conversation._id).send('hello, you');
+  await until('counted', () => list.find(({ _id }) => _id === conversation._id)?.unread === 1);
+  const added = await one.chat.createRoom('a public room of one');
+  await rejects(one.chat.createRoom('a public room of one'), 'room_exists');
+  assert.ok((await two.chat.rooms()).some(({ _id }) => _id === added._id));
+  end();
+  stop();
+  for (const { chat } of [one, two]) chat.disconnect();
+}
+
+// The token of all tabs is renewed once, before it ends, and after.
+async function renewal() {
+  const { fetch } = globalThis;
+  let exchanges = 0;
+  globalThis.fetch = (address, ...all) => {
+    if (address.endsWith('refresh-token')) exchanges += 1;
+    return fetch(address, ...all);
+  };
+  const one = await someone();
+  const id = await newRoom();
+  const key = `chat ${url}/ login`;
+  const saved = () => JSON.parse(one.storage.getItem(key));
+  const first = saved();
+  assert.ok(first.renewAt > Date.now() + 40 * 60_000 && first.renewAt < Date.now() + 55 * 60_000);
+  // After an hour: what is kept is not valid any more.
+  one.chat.disconnect();
+  one.storage.setItem(key, JSON.stringify({ ...first, token: 'expired' }));
+  const tab = new Chat({ url, WebSocket, storage: one.storage });
+  tab.resume();
+  const room = tab.room(id);
+  await room.open();
+  assert.equal(exchanges, 1);
+  assert.notEqual(saved().refreshToken, first.refreshToken);
+  // In time: the connection goes on.
+  const frames = [];
+  tab.on('frame', ({ sent }) => frames.push(sent));
+  one.storage.setItem(key, JSON.stringify({ ...saved(), renewAt: 0 }));
+  const soon = new Chat({ url, WebSocket, storage: one.storage });
+  soon.resume();
+  const before = saved().token;
+  await until('renewed', () => saved().token !== before);
+  await soon.rooms();
+  assert.equal(exchanges, 2);
+  // The first tab takes the token of the other one where it is kept.
+  const other = saved().token;
+  await tab.rooms();
+  globalThis.fetch = (address, request, ...all) => fetch(address, {
+    ...request,
+    headers: request.headers.Authorization?.includes(other) ? request.headers : { ...request.headers, Authorization: 'Bearer old' },
+  }, ...all);
+  await tab.rooms();
+  globalThis.fetch = fetch;
+  await until('authenticated', () => frames.includes('authenticate'));
+  assert.ok(!frames.includes('joinRoom'), 'the same connection');
+  await soon.logout();
+  await until('all tabs', () => tab.state.state === 'refused');
+  assert.match(tab.state.code, /^(logged_out|refresh_invalid)$/);
+  assert.equal(saved(), null);
+}
+
+async function restart() {
+  const one = await someone();
+  const room = one.chat.room(lounge);
+  await room.open();
+  const before = contents(room);
+  console.log('restart');
+  await new Promise(done => answers.once('line', done));
+  await until('recovered', () => one.chat.state.state === 'recovered');
+  await room.send('after the restart');
+  await shows(room, ...before, 'after the restart');
+  one.chat.disconnect();
+}
+
+// A connection that is dead without a word, as after a sleep.
+async function deadConnection() {
+  const one = await someone();
+  const id = await newRoom();
+  const room = one.chat.room(id);
+  await room.open();
+  one.net.sent = () => null;
+  one.net.received = () => null;
+  const message = room.send('after the sleep');
+  await sleep(100);
+  [one.net.sent, one.net.received] = [frame => frame, frame => frame];
+  const [socket] = one.net.sockets;
+  socket.pause();
+  // As the events of a browser do.
+  one.chat.connect();
+  assert.equal((await message).content, 'after the sleep');
+  assert.deepEqual(await stored(id), ['after the sleep']);
+  one.chat.disconnect();
+}
+
+const scenarios = {
+  account, history, changes, recovery, nothingIsDoubled, reload, refusedMessages, resync, gap, signals,
+  renewal, deadConnection, restart,
+};
+for (const name of wanted) {
+  console.error(name);
+  await scenarios[name]();
+  assert.deepEqual(errors, []);
+}
+console.log('done');
+process.exit();
