@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::contender::Contender;
 use crate::fanout::{Outcome, Pace, Plan, Subscribers, Via};
 use crate::http::{Answer, Connection, request};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::report::Curve;
 use crate::rest::Load;
 use crate::rows::Group;
 use crate::seed::{Bulk, Seed};
-use crate::servers::{Contender, Server};
+use crate::servers::Server;
 use crate::wire::Wire;
 use crate::{Bench, Result};
 
@@ -23,10 +24,8 @@ const DELIVERIES: f64 = 20_000.0;
 const MESSAGES: f64 = 200.0;
 /// The length of the longest history.
 const MAX_HISTORY: usize = 1_000_000;
-/// The longest history for Node, which builds a whole history in memory several times.
-const NODE_MAX_HISTORY: usize = 100_000;
-/// The timeout of one curve of one contender.
-const CURVE_TIMEOUT: Duration = Duration::from_secs(300);
+/// The longest history for the others, which build a whole history in memory several times.
+const OTHERS_MAX_HISTORY: usize = 100_000;
 /// The number of messages of a page.
 const PAGE: usize = 50;
 
@@ -34,36 +33,33 @@ const PAGE: usize = 50;
 struct Running<'a> {
     bench: &'a mut Bench,
     contender: Contender,
+    group: Group,
     server: Server,
     seed: Seed,
 }
 
-/// Measures every curve of a contender.
+/// Measures the curves of a contender, each with a new process.
 pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
-    if !bench.options.wants(Group::Curves) {
-        return Ok(());
-    }
-    for curve in 0..5 {
-        let server = bench.start(contender, None).await?;
-        let seed = bench.seed(contender, server.addr).await?;
-        let mut at = Running { bench, contender, server, seed };
+    for group in Group::ALL {
+        if !group.is_curve() || !group.concerns(contender) || !bench.options.wants(group) {
+            continue;
+        }
+        let Some((server, seed)) = bench.begin(contender, group).await else { continue };
+        let mut at = Running { bench, contender, group, server, seed };
         let measuring = async {
-            match (curve, contender) {
-                (0, _) => at.subscribers().await,
-                (_, Contender::Floor) => Ok(()),
-                (1, _) => at.rooms().await,
-                // Last, because a starting server reads the events of the last two minutes.
-                (4, _) => at.histories().await,
-                (_, Contender::Node) => Ok(()),
-                (2, _) => at.feed().await,
-                (_, _) => at.instances().await,
+            match group {
+                Group::CurveSubscribers => at.subscribers().await,
+                Group::CurveRooms => at.rooms().await,
+                Group::CurveFeed => at.feed().await,
+                Group::CurveInstances => at.instances().await,
+                _ => at.histories().await,
             }
         };
-        let measured = timeout(CURVE_TIMEOUT, measuring).await;
+        let measured = timeout(group.timeout(), measuring).await;
         let measured = measured.unwrap_or_else(|_| Err("it took too long".into()));
         at.server.stop().await?;
         if let Err(error) = measured {
-            bench.fail(contender, Group::Curves, &error.to_string());
+            bench.fail(contender, group, &error.to_string());
         }
     }
     Ok(())
@@ -111,10 +107,13 @@ impl Running<'_> {
         let curve = Curve::new("More subscribers", "subscribers", "µs of CPU per delivery");
         let user = self.seed.user()?.clone();
         let room = self.seed.rooms.get(2).ok_or("no rooms")?.clone();
-        let numbers = [100, 500, 2_000, 6_000, 18_000];
+        // Each socket is an open file of both processes, which have some more.
+        let files = process::raise_file_limit()? as usize;
+        let numbers = [100, 500, 2_000, 6_000, 18_000, 50_000];
+        let numbers = numbers.into_iter().filter(|number| number + 500 < files);
         for &wire in self.contender.wires() {
             let line = if self.contender.wires().len() > 1 { wire.name() } else { "" };
-            for &number in numbers.iter().take(self.bench.options.pick(5, 3)) {
+            for number in numbers.clone().take(self.bench.options.pick(6, 3)) {
                 self.restart().await?;
                 let rooms = std::slice::from_ref(&room);
                 let subscribers =
@@ -154,7 +153,7 @@ impl Running<'_> {
         let bulk = Bulk::connect(&self.bench.uri(self.contender)?).await?;
         let user = self.seed.user()?.clone();
         let longest =
-            if self.contender == Contender::Node { NODE_MAX_HISTORY } else { MAX_HISTORY };
+            if self.contender == Contender::Ours { MAX_HISTORY } else { OTHERS_MAX_HISTORY };
         let longest = self.bench.options.pick(longest, 10_000);
         let lengths = [1_000, 10_000, 100_000, 1_000_000];
         for length in lengths.into_iter().filter(|length| *length <= longest) {
@@ -284,10 +283,10 @@ impl Running<'_> {
         Ok(Process(mongod.pid()))
     }
 
-    /// Wrong deliveries are a failure here. For Node they are a row of the table.
+    /// Wrong deliveries are a failure here. For the others they are a row of the table.
     fn check_faults(&mut self, outcome: &Outcome) {
         if self.contender == Contender::Ours && outcome.faults() > 0 {
-            self.bench.fail(self.contender, Group::Curves, &outcome.faults_in_words());
+            self.bench.fail(self.contender, self.group, &outcome.faults_in_words());
         }
     }
 }

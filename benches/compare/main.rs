@@ -1,24 +1,28 @@
-//! Compares this server with a Node server of the usual packages and with a lower bound ("floor"),
-//! in one run with one MongoDB.
+//! Compares this server with a Node server of the usual packages, with three peers that somebody who
+//! wants speed might write today, and with a lower bound ("floor"), in one run with one MongoDB.
 //!
 //! ```sh
-//! cargo bench --bench compare                          # everything, a quarter of an hour
-//! cargo bench --bench compare -- --quick               # every row, about two minutes
+//! cargo bench --bench compare                          # without the peers
+//! cargo bench --bench compare -- --peers               # everything, more than an hour
+//! cargo bench --bench compare -- --quick               # short measurements, without curves
 //! cargo bench --bench compare -- --only rooms,fanout   # some rows
-//! cargo bench --bench compare -- --servers ours,floor  # some servers
+//! cargo bench --bench compare -- --servers ours,axum   # some servers
 //! cargo bench --bench compare -- --attach 4242:5000    # a server that runs already: pid and port
 //! ```
 //!
 //! The most important figure is the CPU time of the server process for each answer or delivery:
 //! other load on the machine changes it little, but changes every rate and latency a lot. The
-//! results are written to `benches/RESULTS.md` and `benches/results.svg`, unless rows or servers
-//! were left out.
+//! results are written to `benches/RESULTS.md` and `benches/results.svg`, and the README's table is
+//! drawn from them, unless rows or servers were left out. So a run without `--peers` only prints its
+//! table: figures of different runs are never mixed.
 
+mod contender;
 mod curves;
 mod fanout;
 mod floor;
 mod histogram;
 mod http;
+mod install;
 mod options;
 mod output;
 mod plot;
@@ -28,6 +32,7 @@ mod rest;
 mod rows;
 mod seed;
 mod servers;
+mod summary;
 mod websocket;
 mod wire;
 
@@ -38,11 +43,12 @@ use std::time::Instant;
 
 use realtime_chat_backend::mongod::{Installer, Mongod};
 
+use contender::Contender;
 use options::Options;
 use report::Results;
 use rows::Group;
 use seed::Seed;
-use servers::{Contender, Launcher, Server};
+use servers::{Launcher, Server};
 
 /// The text of an error is for a person.
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
@@ -78,6 +84,9 @@ fn main() -> ExitCode {
 
 fn compare(arguments: &[String]) -> Result<()> {
     let Some(options) = Options::parse(arguments)? else { return Ok(()) };
+    if options.redraw {
+        return output::draw_readme();
+    }
     process::raise_file_limit()?;
     // The load shares the processors with the servers, and sometimes needs more than one of them.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -88,9 +97,11 @@ impl Bench {
     async fn run(options: Options) -> Result<()> {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compare");
         std::fs::create_dir_all(&folder)?;
+        let ours = env!("CARGO_BIN_EXE_realtime-chat-backend");
+        let ours = options.binary.clone().unwrap_or_else(|| ours.into());
         let mut bench = Self {
             options,
-            launcher: Launcher { folder },
+            launcher: Launcher { folder, ours },
             mongod: None,
             results: Results::default(),
             seeds: BTreeMap::new(),
@@ -103,13 +114,19 @@ impl Bench {
         }
         bench.results.others = process::others();
         bench.start_mongod().await?;
-        if bench.options.servers.contains(&Contender::Node) {
-            bench.say("installing the Node server's packages");
-            bench.launcher.install_node().await?;
+        // Node first, because some rows depend on its maximum. The others in no special order.
+        let order = [Contender::Node, Contender::Floor];
+        let order = order.into_iter().chain(Contender::PEERS).chain([Contender::Ours]);
+        let contenders: Vec<Contender> =
+            order.filter(|contender| bench.options.servers.contains(contender)).collect();
+        for &contender in &contenders {
+            bench.say(&format!("preparing {}", contender.name()));
+            let note = install::prepare(&bench.launcher.folder, contender).await?;
+            bench.results.notes.extend(note);
+            if let Some(packages) = contender.packages()? {
+                bench.results.packages.push(format!("{}: {packages}", contender.name()));
+            }
         }
-        // Node first: some rows depend on its maximum.
-        let mut contenders = vec![Contender::Node, Contender::Floor, Contender::Ours];
-        contenders.retain(|contender| bench.options.servers.contains(contender));
         // Measure all starts first, because MongoDB is still busy for a while after a load.
         for &contender in &contenders {
             rows::measure(&mut bench, contender, |group| group == Group::Start).await?;
@@ -120,9 +137,8 @@ impl Bench {
         }
         println!("{}", bench.results.table());
         if bench.options.is_complete() {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
-            output::write(&bench.results, &folder, &bench.options).await?;
-            bench.say("written: benches/RESULTS.md and benches/results.svg");
+            output::write(&bench.results, &bench.options).await?;
+            bench.say("written: benches/RESULTS.md, benches/results.svg, the table of README.md");
         }
         if let Some(mongod) = bench.mongod {
             mongod.stop().await;

@@ -1,8 +1,9 @@
-//! The results as an SVG: bars with the ratio to Node, and a panel for each curve.
+//! The results as an SVG: bars with the ratios to Node and to the best peer, and a panel for each
+//! curve.
 
 use std::fmt::Write;
 
-use crate::report::{Curve, Results, grouped, short};
+use crate::report::{Advantage, Curve, Results, grouped, short};
 
 const WIDTH: f64 = 960.0;
 const MARGIN: f64 = 24.0;
@@ -12,6 +13,7 @@ const PANEL: (f64, f64) = (WIDTH / 2.0, 260.0);
 /// The label of a logarithmic axis.
 const LOGARITHMIC: &str = "logarithmic scale";
 const GOOD: &str = "#15803d";
+const PEER: &str = "#1d4ed8";
 const BAD: &str = "#c2410c";
 
 /// The SVG.
@@ -24,14 +26,13 @@ pub fn svg(results: &Results, subtitle: &str) -> String {
          font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
          <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
     );
-    text(
-        &mut out,
-        MARGIN,
-        30.0,
-        "font-size=\"18\" font-weight=\"600\"",
-        "Cost: how many times less than Node (logarithmic scale)",
-    );
-    text(&mut out, MARGIN, 50.0, "fill=\"#6b7280\"", subtitle);
+    let title = match bars.iter().any(|bar| bar.peer.is_some()) {
+        true => "Cost: how many times less than Node (green) and than the best peer (blue)",
+        false => "Cost: how many times less than Node",
+    };
+    let subtitle = format!("{subtitle}; {LOGARITHMIC}");
+    text(&mut out, MARGIN, 30.0, "font-size=\"18\" font-weight=\"600\"", title);
+    text(&mut out, MARGIN, 50.0, "fill=\"#6b7280\"", &subtitle);
     push_bars(&mut out, &bars);
     for (index, curve) in results.curves.iter().enumerate() {
         let x = (index % 2) as f64 * PANEL.0;
@@ -42,10 +43,10 @@ pub fn svg(results: &Results, subtitle: &str) -> String {
     out
 }
 
-fn push_bars(out: &mut String, bars: &[(String, f64)]) {
-    const LEFT: f64 = 430.0;
-    let scale = Scale::new(bars.iter().map(|(_, times)| *times).chain([1.0, 10.0]), true)
-        .onto(LEFT, WIDTH - 80.0);
+fn push_bars(out: &mut String, bars: &[Advantage]) {
+    const LEFT: f64 = 480.0;
+    let all = bars.iter().flat_map(|bar| [Some(bar.node), bar.peer]).flatten();
+    let scale = Scale::new(all.chain([1.0, 10.0]), true).onto(LEFT, WIDTH - 80.0);
     let end = 66.0 + bars.len() as f64 * BAR;
     for tick in scale.ticks() {
         let x = scale.at(tick);
@@ -61,19 +62,28 @@ fn push_bars(out: &mut String, bars: &[(String, f64)]) {
             &format!("{} ×", grouped(tick, 0)),
         );
     }
-    for (index, (title, times)) in bars.iter().enumerate() {
+    for (index, bar) in bars.iter().enumerate() {
         let y = 66.0 + index as f64 * BAR;
-        text(out, LEFT - 8.0, y + 14.0, "text-anchor=\"end\"", title);
-        let (from, to) = (scale.at(1.0), scale.at(*times));
-        let colour = if *times >= 1.0 { GOOD } else { BAD };
-        let _ = writeln!(
-            out,
-            "<rect x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"/>",
-            from.min(to),
-            (to - from).abs().max(1.0),
-            BAR - 5.0
-        );
-        text(out, from.max(to) + 6.0, y + 14.0, "", &format!("{} ×", short(*times)));
+        text(out, LEFT - 8.0, y + 14.0, "text-anchor=\"end\"", &bar.title);
+        let (height, small) = match bar.peer {
+            Some(_) => ((BAR - 4.0) / 2.0, "font-size=\"10\""),
+            None => (BAR - 5.0, ""),
+        };
+        let both = [Some((bar.node, GOOD)), bar.peer.map(|peer| (peer, PEER))];
+        for (nth, (times, good)) in both.into_iter().flatten().enumerate() {
+            let y = y + nth as f64 * height;
+            let (from, to) = (scale.at(1.0), scale.at(times));
+            let colour = if times >= 1.0 { good } else { BAD };
+            let _ = writeln!(
+                out,
+                "<rect x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"/>",
+                from.min(to),
+                (to - from).abs().max(1.0),
+                height - 0.5
+            );
+            let times = format!("{} ×", short(times));
+            text(out, from.max(to) + 6.0, y + height / 2.0 + 4.0, small, &times);
+        }
     }
 }
 
@@ -137,6 +147,9 @@ fn colour(line: &str) -> &'static str {
     match line {
         "Node" => BAD,
         "floor" => "#6b7280",
+        "Bun" => "#7c3aed",
+        "uWS" => "#0e7490",
+        "axum" => "#be185d",
         "ours, Socket.IO" | "ours, p99" => "#1d4ed8",
         "ours, MongoDB" => "#a16207",
         _ => GOOD,

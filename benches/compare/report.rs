@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::servers::Contender;
+use crate::contender::Contender;
 use crate::wire::Wire;
 
 /// All results.
@@ -14,8 +14,22 @@ pub struct Results {
     pub curves: Vec<Curve>,
     /// A note about other load on the machine, as the end of a sentence.
     pub others: Option<String>,
+    /// What a reader has to know about single contenders.
+    pub notes: Vec<String>,
+    /// The packages that contenders are made of.
+    pub packages: Vec<String>,
     /// The measurements that failed.
     pub failures: Vec<String>,
+}
+
+/// How many times less ours costs than others in a row.
+pub struct Advantage {
+    /// The title of the row.
+    pub title: String,
+    /// Than Node.
+    pub node: f64,
+    /// Than the best peer.
+    pub peer: Option<f64>,
 }
 
 /// A curve.
@@ -42,6 +56,8 @@ pub struct Row {
     unit: &'static str,
     /// Digits after the decimal point.
     digits: usize,
+    /// Whether a higher figure is better.
+    is_higher_better: bool,
     goals: &'static [Goal],
 }
 
@@ -57,9 +73,21 @@ enum Goal {
     TimesNode(f64),
     /// At most this many times the floor.
     TimesFloor(f64),
+    /// At most this many times the best peer's figure.
+    OfPeer(f64),
+    /// At least the best peer's figure.
+    AtLeastPeer,
 }
 
-use Goal::{AtLeast, AtMost, NodeBy, TimesFloor, TimesNode};
+use Goal::{AtLeast, AtLeastPeer, AtMost, NodeBy, OfPeer, TimesFloor, TimesNode};
+
+/// The figures of a row that goals refer to.
+struct Figures {
+    ours: Option<f64>,
+    node: Option<f64>,
+    peer: Option<f64>,
+    floor: Option<f64>,
+}
 
 const fn row(
     key: &'static str,
@@ -68,12 +96,16 @@ const fn row(
     digits: usize,
     goals: &'static [Goal],
 ) -> Row {
-    Row { key, wire: None, title, unit, digits, goals }
+    Row { key, wire: None, title, unit, digits, is_higher_better: false, goals }
 }
 
 impl Row {
     const fn on(self, wire: Wire) -> Self {
         Self { wire: Some(wire), ..self }
+    }
+
+    const fn more(self) -> Self {
+        Self { is_higher_better: true, ..self }
     }
 }
 
@@ -83,42 +115,42 @@ const SOCKET_IO: Wire = Wire::SocketIo;
 /// The rows of the table, in their order.
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    row("rooms cpu", "`GET /rooms`, 5 rooms: CPU per answer", "µs", 0, &[NodeBy(12.0)]),
-    row("rooms rate", "– answers a second", "", 0, &[]),
-    row("messages cpu", "`GET /messages/:room`, 50 messages: CPU per answer", "µs", 0, &[NodeBy(20.0)]),
-    row("messages rate", "– answers a second", "", 0, &[TimesNode(8.0)]),
-    row("message cpu", "`POST /message`: CPU per answer", "µs", 0, &[NodeBy(8.0)]),
-    row("message rate", "– answers a second", "", 0, &[TimesNode(3.0)]),
-    row("unauthorized cpu", "a 401: CPU per answer", "µs", 0, &[NodeBy(8.0)]),
-    row("unauthorized rate", "– answers a second", "", 0, &[]),
+    row("rooms cpu", "`GET /rooms`, 5 rooms: CPU per answer", "µs", 0, &[NodeBy(12.0), OfPeer(0.5)]),
+    row("rooms rate", "– answers a second", "", 0, &[]).more(),
+    row("messages cpu", "`GET /messages/:room`, 50 messages: CPU per answer", "µs", 0, &[NodeBy(20.0), OfPeer(0.5)]),
+    row("messages rate", "– answers a second", "", 0, &[TimesNode(8.0)]).more(),
+    row("message cpu", "`POST /message`: CPU per answer", "µs", 0, &[NodeBy(8.0), OfPeer(0.6)]),
+    row("message rate", "– answers a second", "", 0, &[TimesNode(3.0), AtLeastPeer]).more(),
+    row("unauthorized cpu", "a 401: CPU per answer", "µs", 1, &[NodeBy(8.0), OfPeer(1.0)]),
+    row("unauthorized rate", "– answers a second", "", 0, &[]).more(),
     row("logins before", "`GET /rooms` 200 times a second: p99", "ms", 1, &[]),
     row("logins during", "– while 20 logins run at once: p99", "ms", 1, &[AtMost(50.0)]),
-    row("logins rate", "– answered as many as before", "%", 0, &[AtLeast(99.0)]),
-    row("logins a second", "– logins a second", "", 0, &[]),
+    row("logins rate", "– answered as many as before", "%", 0, &[AtLeast(99.0)]).more(),
+    row("logins a second", "– logins a second", "", 0, &[]).more(),
     row("fanout cpu", "50 messages a second to 500 sockets, `/ws`: CPU per delivery", "µs", 1, &[NodeBy(2.0), TimesFloor(1.5)]).on(PLAIN),
     row("fanout p50", "– message to subscriber, p50", "ms", 1, &[AtMost(5.0)]).on(PLAIN),
     row("fanout p99", "– message to subscriber, p99", "ms", 1, &[AtMost(12.0)]).on(PLAIN),
-    row("fanout cpu", "50 messages a second to 500 sockets, Socket.IO: CPU per delivery", "µs", 1, &[NodeBy(2.0), TimesFloor(1.5)]).on(SOCKET_IO),
-    row("fanout p50", "– message to subscriber, p50", "ms", 1, &[AtMost(5.0)]).on(SOCKET_IO),
+    row("fanout cpu", "50 messages a second to 500 sockets, Socket.IO: CPU per delivery", "µs", 1, &[NodeBy(2.0), TimesFloor(1.5), OfPeer(0.85)]).on(SOCKET_IO),
+    row("fanout p50", "– message to subscriber, p50", "ms", 1, &[AtMost(5.0), OfPeer(1.0)]).on(SOCKET_IO),
     row("fanout p99", "– message to subscriber, p99", "ms", 1, &[AtMost(12.0)]).on(SOCKET_IO),
     row("posted p50", "50 messages a second by `POST /message` to 500 sockets, `/ws`: p50", "ms", 1, &[AtMost(5.0)]).on(PLAIN),
     row("posted p99", "– p99", "ms", 1, &[AtMost(12.0)]).on(PLAIN),
-    row("flat deliveries", "flat out to 500 sockets, `/ws`: deliveries a second", "", 0, &[TimesNode(6.0)]).on(PLAIN),
+    row("flat deliveries", "flat out to 500 sockets, `/ws`: deliveries a second", "", 0, &[TimesNode(6.0)]).on(PLAIN).more(),
     row("flat cpu", "– CPU per delivery", "µs", 2, &[]).on(PLAIN),
-    row("flat deliveries", "flat out to 500 sockets, Socket.IO: deliveries a second", "", 0, &[TimesNode(6.0)]).on(SOCKET_IO),
-    row("flat cpu", "– CPU per delivery", "µs", 2, &[]).on(SOCKET_IO),
+    row("flat deliveries", "flat out to 500 sockets, Socket.IO: deliveries a second", "", 0, &[TimesNode(6.0), AtLeastPeer]).on(SOCKET_IO).more(),
+    row("flat cpu", "– CPU per delivery", "µs", 2, &[OfPeer(1.0)]).on(SOCKET_IO),
     row("overload p99", "four times Node's maximum, `/ws`: p99", "ms", 1, &[AtMost(100.0)]).on(PLAIN),
-    row("overload reached", "– of that rate reached", "%", 0, &[AtLeast(99.0)]).on(PLAIN),
+    row("overload reached", "– of that rate reached", "%", 0, &[AtLeast(99.0)]).on(PLAIN).more(),
     row("overload p99", "four times Node's maximum, Socket.IO: p99", "ms", 1, &[AtMost(100.0)]).on(SOCKET_IO),
-    row("overload reached", "– of that rate reached", "%", 0, &[AtLeast(99.0)]).on(SOCKET_IO),
-    row("fanout faults", "lost, doubled or misordered at a rate, or closed", "", 0, &[AtMost(0.0)]),
+    row("overload reached", "– of that rate reached", "%", 0, &[AtLeast(99.0)]).on(SOCKET_IO).more(),
+    row("fanout faults", "lost, doubled or misordered at 50 messages a second, or closed", "", 0, &[AtMost(0.0)]),
     row("posted faults", "– by `POST /message`", "", 0, &[AtMost(0.0)]),
     row("flat faults", "– flat out", "", 0, &[AtMost(0.0)]),
     row("overload faults", "– at four times Node's maximum", "", 0, &[AtMost(0.0)]),
-    row("sockets kib", "an idle socket among 10,000, `/ws`", "KiB", 1, &[AtMost(8.0)]).on(PLAIN),
-    row("sockets kib", "an idle socket among 10,000, Socket.IO", "KiB", 1, &[AtMost(8.0)]).on(SOCKET_IO),
-    row("start memory", "idle process", "MB", 1, &[AtMost(20.0)]),
-    row("start seconds", "start to first answer from the database", "s", 3, &[AtMost(0.1)]),
+    row("sockets kib", "an idle socket among 10,000, `/ws`", "KiB", 1, &[AtMost(3.0)]).on(PLAIN),
+    row("sockets kib", "an idle socket among 10,000, Socket.IO", "KiB", 1, &[AtMost(4.5), OfPeer(1.0)]).on(SOCKET_IO),
+    row("start memory", "idle process", "MB", 1, &[AtMost(20.0), OfPeer(1.0)]),
+    row("start seconds", "start to first answer from the database", "s", 3, &[AtMost(0.05), OfPeer(1.0)]),
 ];
 
 impl Results {
@@ -153,8 +185,18 @@ impl Results {
         }
     }
 
-    /// The ratio of Node's cost to ours for each row, for the plot.
-    pub fn advantages(&self) -> Vec<(String, f64)> {
+    /// The best peer in a row, and its figure.
+    fn best_peer(&self, row: &Row) -> Option<(Contender, f64)> {
+        let figures = Contender::PEERS.map(|peer| Some((peer, self.of(row, peer)?)));
+        let figures = figures.into_iter().flatten();
+        match row.is_higher_better {
+            true => figures.max_by(|(_, a), (_, b)| a.total_cmp(b)),
+            false => figures.min_by(|(_, a), (_, b)| a.total_cmp(b)),
+        }
+    }
+
+    /// The ratios of Node's cost and of the best peer's to ours for each row, for the plot.
+    pub fn advantages(&self) -> Vec<Advantage> {
         let mut subject = "";
         let mut advantages = Vec::new();
         for row in ROWS {
@@ -170,45 +212,62 @@ impl Results {
             if let (Some(ours @ 1e-9..), Some(node), "µs" | "KiB" | "MB" | "s") =
                 (ours, node, row.unit)
             {
-                advantages.push((title.replace('`', ""), node / ours));
+                let peer = self.best_peer(row).map(|(_, peer)| peer / ours);
+                let title = title.replace('`', "");
+                advantages.push(Advantage { title, node: node / ours, peer });
             }
         }
         advantages
     }
 
-    /// The table in Markdown.
+    /// The table in Markdown. The best peer's figure is bold.
     pub fn table(&self) -> String {
-        let mut out = String::from(
-            "| | ours | Node | floor | ours to Node | goal | |\n|---|--:|--:|--:|--:|---|---|\n",
-        );
+        let is_measured = |contender: &Contender| self.values.keys().any(|(_, c)| c == contender);
+        let columns: Vec<Contender> = Contender::ALL
+            .into_iter()
+            .filter(|contender| !contender.is_peer() || is_measured(contender))
+            .collect();
+        let has_peers = columns.iter().any(|contender| contender.is_peer());
+        let mut heads: Vec<&str> = columns.iter().map(|contender| contender.name()).collect();
+        heads.extend(has_peers.then_some("ours to the best peer"));
+        heads.push("ours to Node");
+        let mut out = format!("| | {} | goal | |\n|---|", heads.join(" | "));
+        out.push_str(&"--:|".repeat(heads.len()));
+        out.push_str("---|---|\n");
         for row in ROWS {
-            let figures = Contender::ALL.map(|contender| self.of(row, contender));
-            let [ours, node, floor] = figures;
-            if figures.iter().all(Option::is_none) {
+            let ours = self.of(row, Contender::Ours);
+            let node = self.of(row, Contender::Node);
+            let floor = self.of(row, Contender::Floor);
+            let peer = self.best_peer(row);
+            if columns.iter().all(|contender| self.of(row, *contender).is_none()) {
                 continue;
             }
-            let show =
-                |value: Option<f64>| value.map_or_else(String::new, |value| with_unit(value, row));
-            let ratio = match (ours, node) {
-                (Some(ours), Some(node)) if ours > 0.0 && node > 0.0 => ratio(ours / node),
+            let show = |contender: &Contender| {
+                let shown = self.of(row, *contender).map(|value| with_unit(value, row));
+                let is_best = peer.is_some_and(|(best, _)| best == *contender);
+                match (shown, is_best) {
+                    (Some(shown), true) => format!("**{shown}**"),
+                    (shown, _) => shown.unwrap_or_default(),
+                }
+            };
+            let to = |other: Option<f64>| match (ours, other) {
+                (Some(ours), Some(other)) if ours > 0.0 && other > 0.0 => ratio(ours / other),
                 _ => String::new(),
             };
+            let peer = peer.map(|(_, figure)| figure);
+            let mut cells: Vec<String> = columns.iter().map(show).collect();
+            cells.extend(has_peers.then(|| to(peer)));
+            cells.push(to(node));
             let goals: Vec<_> = row.goals.iter().map(|goal| goal.text(row)).collect();
-            let verdicts = row.goals.iter().map(|goal| goal.verdict(ours, node, floor));
+            let figures = Figures { ours, node, peer, floor };
+            let verdicts = row.goals.iter().map(|goal| goal.verdict(&figures));
             let verdict = match verdicts.reduce(|all, one| Some(all? && one?)) {
                 Some(Some(true)) => "reached",
                 Some(Some(false)) => "**not reached**",
                 Some(None) | None => "",
             };
-            let _ = writeln!(
-                out,
-                "| {} | {} | {} | {} | {ratio} | {} | {verdict} |",
-                row.title,
-                show(ours),
-                show(node),
-                show(floor),
-                goals.join(", "),
-            );
+            let (cells, goals) = (cells.join(" | "), goals.join(", "));
+            let _ = writeln!(out, "| {} | {cells} | {goals} | {verdict} |", row.title);
         }
         for failure in &self.failures {
             let _ = writeln!(out, "\nNot measured: {failure}");
@@ -251,16 +310,22 @@ impl Goal {
             NodeBy(factor) => format!("≤ 1/{factor} of Node"),
             TimesNode(factor) => format!("≥ {factor} × Node"),
             TimesFloor(factor) => format!("≤ {factor} × floor"),
+            OfPeer(1.0) => "≤ best peer".to_owned(),
+            OfPeer(factor) => format!("≤ {factor} × best peer"),
+            AtLeastPeer => "≥ best peer".to_owned(),
         }
     }
 
-    fn verdict(&self, ours: Option<f64>, node: Option<f64>, floor: Option<f64>) -> Option<bool> {
+    fn verdict(&self, figures: &Figures) -> Option<bool> {
+        let &Figures { ours, node, peer, floor } = figures;
         Some(match self {
             AtMost(limit) => ours? <= *limit,
             AtLeast(limit) => ours? >= *limit,
             NodeBy(factor) => ours? <= node? / factor,
             TimesNode(factor) => ours? >= node? * factor,
             TimesFloor(factor) => ours? <= floor? * factor,
+            OfPeer(factor) => ours? <= peer? * factor,
+            AtLeastPeer => ours? >= peer?,
         })
     }
 }

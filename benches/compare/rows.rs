@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::contender::Contender;
 use crate::fanout::{Outcome, Pace, Plan, Subscribers, Via};
 use crate::http::request;
 use crate::report::Results;
 use crate::rest::{self, Load};
 use crate::seed::Seed;
-use crate::servers::{Contender, Server};
+use crate::servers::Server;
 use crate::wire::Wire;
 use crate::{Bench, Result};
 
@@ -26,12 +27,10 @@ const WINDOW: u64 = 64;
 const PACE: (f64, usize) = (200.0, 8);
 /// Concurrent logins.
 const LOGINS: usize = 20;
-/// The timeout of a group of rows.
-const GROUP_TIMEOUT: Duration = Duration::from_secs(180);
 /// Node's deliveries a second in an earlier run, for runs without Node.
 const NODE_FLAT_OUT: f64 = 65_000.0;
 
-/// A group of rows that are measured together.
+/// A group of rows that are measured together, or a curve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
     /// From the start to the first answer, and the memory of an idle process.
@@ -48,7 +47,7 @@ pub enum Group {
     Logins,
     /// 50 messages a second to 500 sockets.
     Fanout,
-    /// The same, sent by `POST /message`, which Node does not deliver.
+    /// 50 messages a second, sent by `POST /message`, which Node does not deliver.
     Posted,
     /// As many messages as possible.
     Flat,
@@ -56,13 +55,22 @@ pub enum Group {
     Overload,
     /// The memory of idle sockets.
     Sockets,
-    /// The curves.
-    Curves,
+    /// A curve: more subscribers.
+    CurveSubscribers,
+    /// A curve: more rooms.
+    CurveRooms,
+    /// A curve: the rate of the feed.
+    CurveFeed,
+    /// A curve: more instances.
+    CurveInstances,
+    /// Curves: longer histories, and pages deep in them. Last, because a starting server reads the
+    /// events of the last two minutes.
+    CurveHistories,
 }
 
 impl Group {
     /// All groups, in the order of measurement.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Start,
         Self::Rooms,
         Self::Messages,
@@ -74,7 +82,11 @@ impl Group {
         Self::Flat,
         Self::Overload,
         Self::Sockets,
-        Self::Curves,
+        Self::CurveSubscribers,
+        Self::CurveRooms,
+        Self::CurveFeed,
+        Self::CurveInstances,
+        Self::CurveHistories,
     ];
 
     /// Its name on the command line.
@@ -91,17 +103,44 @@ impl Group {
             Self::Flat => "flat",
             Self::Overload => "overload",
             Self::Sockets => "sockets",
-            Self::Curves => "curves",
+            Self::CurveSubscribers => "curve-subscribers",
+            Self::CurveRooms => "curve-rooms",
+            Self::CurveFeed => "curve-feed",
+            Self::CurveInstances => "curve-instances",
+            Self::CurveHistories => "curve-histories",
         }
     }
 
+    /// The groups that a name of the command line means: one, or all curves.
+    pub fn named(name: &str) -> Option<Vec<Self>> {
+        let is_meant = |group: &Self| match name {
+            "curves" => group.is_curve(),
+            name => group.name() == name,
+        };
+        let meant: Vec<Self> = Self::ALL.into_iter().filter(is_meant).collect();
+        (!meant.is_empty()).then_some(meant)
+    }
+
+    /// Whether it is a curve.
+    pub fn is_curve(self) -> bool {
+        self.name().starts_with("curve-")
+    }
+
     /// Whether a contender supports what this group measures.
-    fn concerns(self, contender: Contender) -> bool {
+    pub fn concerns(self, contender: Contender) -> bool {
         match self {
-            Self::Curves => false,
-            Self::Posted => contender == Contender::Ours,
-            Self::Fanout | Self::Flat => true,
+            Self::CurveFeed | Self::CurveInstances => contender == Contender::Ours,
+            Self::Posted => !matches!(contender, Contender::Node | Contender::Floor),
+            Self::Fanout | Self::Flat | Self::CurveSubscribers => true,
             _ => contender != Contender::Floor,
+        }
+    }
+
+    /// How long it may take.
+    pub fn timeout(self) -> Duration {
+        match self {
+            group if group.is_curve() => Duration::from_secs(300),
+            _ => Duration::from_secs(180),
         }
     }
 }
@@ -113,14 +152,13 @@ pub async fn measure(
     is_chosen: impl Fn(Group) -> bool,
 ) -> Result<()> {
     for group in Group::ALL.into_iter().filter(|group| is_chosen(*group)) {
-        if !group.concerns(contender) || !bench.options.wants(group) {
+        if group.is_curve() || !group.concerns(contender) || !bench.options.wants(group) {
             continue;
         }
-        let server = bench.start(contender, None).await?;
-        let seed = bench.seed(contender, server.addr).await?;
+        let Some((server, seed)) = bench.begin(contender, group).await else { continue };
         server.process.settle().await?;
         let mut at = Running { bench, contender, server, seed };
-        let measured = timeout(GROUP_TIMEOUT, at.measure(group)).await;
+        let measured = timeout(group.timeout(), at.measure(group)).await;
         let measured = measured.unwrap_or_else(|_| Err("it took too long".into()));
         at.server.stop().await?;
         if let Err(error) = measured {
@@ -136,8 +174,8 @@ pub async fn attached(bench: &mut Bench, server: Server) -> Result<()> {
     let seed = Seed::create(server.addr).await?;
     let mut at = Running { bench, contender: Contender::Ours, server, seed };
     for group in Group::ALL {
-        let needs_a_start = matches!(group, Group::Start | Group::Sockets | Group::Curves);
-        if needs_a_start || !at.bench.options.wants(group) {
+        let needs_more = matches!(group, Group::Start | Group::Sockets);
+        if needs_more || group.is_curve() || !at.bench.options.wants(group) {
             continue;
         }
         if let Err(error) = at.measure(group).await {
@@ -151,6 +189,22 @@ impl Bench {
     /// Starts a contender with its own database.
     pub async fn start(&self, contender: Contender, token: Option<&str>) -> Result<Server> {
         self.launcher.start(contender, &self.uri(contender)?, token).await
+    }
+
+    /// Starts a contender for a group, with its data. Records a failure, and the others go on.
+    pub async fn begin(&mut self, contender: Contender, group: Group) -> Option<(Server, Seed)> {
+        let begun = async {
+            let server = self.start(contender, None).await?;
+            let seed = self.seed(contender, server.addr).await?;
+            Result::<_>::Ok((server, seed))
+        };
+        match begun.await {
+            Ok(begun) => Some(begun),
+            Err(error) => {
+                self.fail(contender, group, &error.to_string());
+                None
+            }
+        }
     }
 
     /// The data of a contender, created at the first call. The floor has no database and accepts
@@ -213,7 +267,7 @@ impl Running<'_> {
                 self.deliveries("overload", pace, 4, deliveries).await
             }
             Group::Sockets => self.sockets().await,
-            Group::Curves => Ok(()),
+            curve => Err(format!("{} is a curve", curve.name()).into()),
         }
     }
 
@@ -289,11 +343,11 @@ impl Running<'_> {
     async fn posted(&mut self) -> Result<()> {
         let (addr, user) = (self.server.addr, self.seed.user()?.clone());
         let rooms = self.seed.rooms.get(2..3).ok_or("no rooms")?;
-        let subscribers =
-            Subscribers::connect(addr, Wire::Plain, &user, rooms, SUBSCRIBERS).await?;
+        let wire = self.contender.wires().first().copied().ok_or("no wires")?;
+        let subscribers = Subscribers::connect(addr, wire, &user, rooms, SUBSCRIBERS).await?;
         let plan = Plan { via: Via::Rest, ..self.plan(Pace::Rate(RATE), 2) };
         let outcome = subscribers.measure(&plan, &user, self.server.process).await?;
-        self.note("posted", Wire::Plain, &outcome);
+        self.note("posted", wire, &outcome);
         Ok(())
     }
 

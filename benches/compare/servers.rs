@@ -1,8 +1,8 @@
 //! The contenders, and their start and stop.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,10 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use crate::Result;
+use crate::contender::Contender;
 use crate::http::{Connection, request};
+use crate::install;
 use crate::process::{Process, free_port};
-use crate::wire::Wire;
 
 /// The secret of all servers, so that a token is valid for all of them.
 const SECRET: &str = "0f4c1a77c2b9a5d1e6830b52d94e7f1a6c35d8be20497fa1";
@@ -23,44 +24,12 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The timeout of a stop, after which the server is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A contender.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Contender {
-    /// This repository's server.
-    Ours,
-    /// The Node server of `benches/node`.
-    Node,
-    /// The lower bound: one write for each subscriber and nothing else.
-    Floor,
-}
-
-impl Contender {
-    /// All contenders, in the order of the columns.
-    pub const ALL: [Self; 3] = [Self::Ours, Self::Node, Self::Floor];
-
-    /// Its name in tables and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ours => "ours",
-            Self::Node => "Node",
-            Self::Floor => "floor",
-        }
-    }
-
-    /// Its wires.
-    pub fn wires(self) -> &'static [Wire] {
-        match self {
-            Self::Ours => &[Wire::Plain, Wire::SocketIo],
-            Self::Node => &[Wire::SocketIo],
-            Self::Floor => &[Wire::Plain],
-        }
-    }
-}
-
 /// Starts contenders.
 pub struct Launcher {
-    /// The folder for logs and for the Node server's packages.
+    /// The folder for logs, and for the contenders that are installed or built.
     pub folder: PathBuf,
+    /// The binary of this repository's server.
+    pub ours: PathBuf,
 }
 
 /// A running server.
@@ -76,29 +45,6 @@ pub struct Server {
 }
 
 impl Launcher {
-    /// Installs the Node server and its packages into the folder, unless they are there.
-    pub async fn install_node(&self) -> Result<()> {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/node");
-        let target = self.folder.join("node");
-        fs::create_dir_all(&target)?;
-        fs::copy(source.join("server.js"), target.join("server.js"))?;
-        let wanted = fs::read(source.join("package-lock.json"))?;
-        let installed = target.join("node_modules/.installed");
-        if fs::read(&installed).is_ok_and(|installed| installed == wanted) {
-            return Ok(());
-        }
-        for file in ["package.json", "package-lock.json"] {
-            fs::copy(source.join(file), target.join(file))?;
-        }
-        let mut npm = Command::new("npm");
-        npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(&target);
-        if !npm.status().await.map_err(|error| format!("npm: {error}"))?.success() {
-            return Err("npm ci failed".into());
-        }
-        fs::write(installed, wanted)?;
-        Ok(())
-    }
-
     /// Starts a contender with this database and waits for its first answer to `GET /rooms`. With a
     /// token, this answer needs the database.
     pub async fn start(
@@ -110,17 +56,13 @@ impl Launcher {
         let port = free_port()?;
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut command = match contender {
-            Contender::Ours => Command::new(env!("CARGO_BIN_EXE_realtime-chat-backend")),
-            Contender::Node => {
-                let mut command = Command::new("node");
-                command.arg(self.folder.join("node/server.js")).env("NODE_ENV", "production");
-                command
-            }
+            Contender::Ours => Command::new(&self.ours),
             Contender::Floor => {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.args(["--serve-floor", &port.to_string()]);
                 command
             }
+            other => install::command(&self.folder, other)?,
         };
         let log = File::create(self.folder.join(format!("{}.log", contender.name())))?;
         command
@@ -130,7 +72,7 @@ impl Launcher {
             .env("JWT_SECRET", SECRET)
             // No rate limits: the load comes from one address and one user.
             .envs(
-                ["LOGIN", "LOGIN_NAME", "SEND", "CONNECT", "EVENTS"]
+                ["LOGIN", "LOGIN_NAME", "SEND", "ROOM", "CONNECT", "EVENTS"]
                     .map(|what| (format!("RATE_LIMIT_{what}"), "0")),
             )
             // This folder has no .env file.

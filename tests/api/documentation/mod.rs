@@ -5,6 +5,7 @@ mod links;
 mod markdown;
 mod migrating;
 mod names;
+mod results;
 mod shown;
 mod snippets;
 
