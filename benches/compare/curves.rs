@@ -1,8 +1,8 @@
-//! Curves of the cost: by the number of subscribers, rooms and instances, the length of a history,
-//! the depth of a page in it, and the rate of the feed.
+//! Curves of the cost: by the number of subscribers, rooms and instances, the rooms of a socket, the
+//! length of a list of rooms and of a history, the depth of a page in it, and the rate of the feed.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
@@ -15,6 +15,7 @@ use crate::rest::Load;
 use crate::rows::Group;
 use crate::seed::{Bulk, Seed};
 use crate::servers::Server;
+use crate::websocket::Source;
 use crate::wire::Wire;
 use crate::{Bench, Result};
 
@@ -26,6 +27,8 @@ const MESSAGES: f64 = 200.0;
 const MAX_HISTORY: usize = 1_000_000;
 /// The longest history for the others, which build a whole history in memory several times.
 const OTHERS_MAX_HISTORY: usize = 100_000;
+/// The sockets of the curve with more rooms for each of them.
+const JOINED: usize = 200;
 /// The number of messages of a page.
 const PAGE: usize = 50;
 
@@ -52,6 +55,8 @@ pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
                 Group::CurveRooms => at.rooms().await,
                 Group::CurveFeed => at.feed().await,
                 Group::CurveInstances => at.instances().await,
+                Group::CurveList => at.list().await,
+                Group::CurveJoined => at.joined().await,
                 _ => at.histories().await,
             }
         };
@@ -143,6 +148,74 @@ impl Running<'_> {
             bulk.remove_rooms(&rooms).await?;
             self.check_faults(&outcome);
             self.point(&curve, "", number, outcome.cpu_per_message);
+        }
+        Ok(())
+    }
+
+    /// The CPU time of `GET /rooms` for longer lists, one request after the other.
+    async fn list(&mut self) -> Result<()> {
+        let curve = Curve::new("A longer list of rooms", "rooms", "µs of CPU per `GET /rooms`");
+        let token = self.seed.user()?.token.clone();
+        let request = request("GET", "/api/chat/rooms", Some(&token), None);
+        let bulk = Bulk::connect(&self.bench.uri(self.contender)?).await?;
+        for number in [10, 1_000, 100_000].into_iter().take(self.bench.options.pick(3, 2)) {
+            // Those of the seed are in the list, too.
+            let rooms = bulk.add_rooms(number - self.seed.rooms.len()).await?;
+            self.restart().await?;
+            let process = self.server.process;
+            let mut connection = Connection::open(self.server.addr).await?;
+            let begin = Instant::now();
+            while begin.elapsed() < self.bench.options.warm_up() / 2 {
+                connection.exchange(&request).await?;
+            }
+            let (begin, cpu, mut answers) = (Instant::now(), process.cpu()?, 0);
+            while answers < 2 || begin.elapsed() < self.bench.options.measure() * 2 / 3 {
+                let answer = connection.exchange(&request).await?;
+                if answer.status != 200 || answer.length < number * 100 {
+                    let Answer { status, length, .. } = answer;
+                    return Err(format!("a list was answered {status} with {length} bytes").into());
+                }
+                answers += 1;
+            }
+            let cpu = (process.cpu()? - cpu) * 1e6 / f64::from(answers);
+            bulk.remove_rooms(&rooms).await?;
+            self.point(&curve, "", number, cpu);
+        }
+        Ok(())
+    }
+
+    /// The memory of a socket in more rooms.
+    async fn joined(&mut self) -> Result<()> {
+        let curve =
+            Curve::new("More rooms for each socket", "rooms that a socket has joined", "KiB each");
+        let user = self.seed.user()?.clone();
+        let bulk = Bulk::connect(&self.bench.uri(self.contender)?).await?;
+        for &wire in self.contender.wires() {
+            let line = if self.contender.wires().len() > 1 { wire.name() } else { "" };
+            for number in [1, 10, 100, 1_000].into_iter().take(self.bench.options.pick(4, 3)) {
+                self.restart().await?;
+                let (addr, process) = (self.server.addr, self.server.process);
+                let rooms = bulk.add_rooms(number).await?;
+                let connect = async |sockets: std::ops::Range<usize>| {
+                    let mut connected = Vec::new();
+                    for nth in sockets {
+                        let source = Source::of(nth);
+                        let (mut socket, _) = wire.connect(addr, source, &user.token).await?;
+                        wire.join(&mut socket, &rooms).await?;
+                        connected.push(socket);
+                    }
+                    Result::<_>::Ok(connected)
+                };
+                // The first socket makes the rooms.
+                let first = connect(0..1).await?;
+                let before = process.settled_memory().await?;
+                let others = connect(1..JOINED + 1).await?;
+                let after = process.settled_memory().await?;
+                drop((first, others));
+                bulk.remove_rooms(&rooms).await?;
+                let kib = (after - before).max(0.0) / 1024.0 / JOINED as f64;
+                self.point(&curve, line, number, kib);
+            }
         }
         Ok(())
     }

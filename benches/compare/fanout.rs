@@ -17,15 +17,15 @@ use crate::histogram::Histogram;
 use crate::http::{self, Connection};
 use crate::process::Process;
 use crate::seed::{Bulk, User};
-use crate::websocket::{Socket, push_text};
+use crate::websocket::{Socket, Source, push_text};
 use crate::wire::{Event, PONG, Wire, number};
 
 /// The length of a message in characters, which makes a frame of about 270 bytes.
 const CONTENT: usize = 60;
 /// How many sockets connect at the same time.
 const CONNECTING: usize = 64;
-/// How many loopback addresses they come from.
-const SOURCES: usize = 8;
+/// The receive buffer of a socket that does not read, in bytes.
+const SLOW_BUFFER: u32 = 4096;
 /// How long after the last delivery the missing ones count as lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -45,6 +45,9 @@ pub enum Via {
     Socket,
     /// By `POST /api/chat/message`.
     Rest,
+    /// As edits of these messages, on the socket of each publisher. With a multiple of the number of
+    /// publishers, no two of them edit the same message.
+    Edits(Arc<[String]>),
     /// Directly into the database, in batches.
     Bulk(Arc<Bulk>),
 }
@@ -79,6 +82,8 @@ pub struct Outcome {
     pub p50: f64,
     /// Its 99th percentile.
     pub p99: f64,
+    /// Its 99.9th percentile.
+    pub p999: f64,
     /// Deliveries that did not come.
     pub lost: u64,
     /// Deliveries that came more than once.
@@ -162,11 +167,10 @@ impl Subscribers {
         let counters = Arc::new(Counters::default());
         let reading = futures::stream::iter(0..subscribers)
             .map(async |number| {
-                let [a, b] = ((2 + number % SOURCES) as u16).to_be_bytes();
-                let source = Ipv4Addr::new(127, 0, a, b);
-                let mut socket = wire.connect(addr, source, &user.token).await?;
-                let room = rooms.get(number % rooms.len().max(1)).ok_or("no rooms")?;
-                wire.join(&mut socket, room).await?;
+                let source = Source::of(number);
+                let (mut socket, _) = wire.connect(addr, source, &user.token).await?;
+                let nth = number % rooms.len().max(1);
+                wire.join(&mut socket, rooms.get(nth..=nth).ok_or("no rooms")?).await?;
                 Result::<_>::Ok(socket)
             })
             .buffer_unordered(CONNECTING)
@@ -228,6 +232,7 @@ impl Subscribers {
             cpu_per_message: cpu / sent.max(1.0),
             p50: counters.latency.quantile(0.5),
             p99: counters.latency.quantile(0.99),
+            p999: counters.latency.quantile(0.999),
             lost,
             doubled: take(&counters.doubled),
             misordered: take(&counters.misordered),
@@ -256,6 +261,24 @@ impl Subscribers {
             sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// Connects sockets that join a room and never read, with little room for what waits for them.
+pub async fn connect_slow(
+    addr: SocketAddr,
+    wire: Wire,
+    user: &User,
+    rooms: &[String],
+    number: usize,
+) -> Result<Vec<Socket>> {
+    let mut sockets = Vec::new();
+    for number in 0..number {
+        let source = Source { buffer: Some(SLOW_BUFFER), ..Source::of(number) };
+        let (mut socket, _) = wire.connect(addr, source, &user.token).await?;
+        wire.join(&mut socket, rooms).await?;
+        sockets.push(socket);
+    }
+    Ok(sockets)
 }
 
 async fn subscriber(mut socket: Socket, wire: Wire, counters: Arc<Counters>) {
@@ -375,15 +398,15 @@ struct Publisher {
 impl Publisher {
     async fn run(self) -> Result<()> {
         match &self.plan.via {
-            Via::Socket => self.run_on_socket().await,
+            Via::Socket | Via::Edits(_) => self.run_on_socket().await,
             Via::Rest => self.run_by_rest().await,
             Via::Bulk(bulk) => self.run_in_bulk(bulk).await,
         }
     }
 
     async fn run_on_socket(&self) -> Result<()> {
-        let mut socket =
-            self.wire.connect(self.addr, Ipv4Addr::LOCALHOST, &self.user.token).await?;
+        let source = Source { address: Ipv4Addr::LOCALHOST, buffer: None };
+        let (mut socket, _) = self.wire.connect(self.addr, source, &self.user.token).await?;
         let mut turns = interval(Duration::from_millis(1));
         turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let (start, mut sent, mut answered) = (Instant::now(), 0_u64, 0_u64);
@@ -391,13 +414,13 @@ impl Publisher {
         while !self.stop.load(Ordering::Relaxed) {
             frames.clear();
             for _ in 0..self.due(start, sent) {
-                let text = self.wire.message(
-                    // The join has number 1.
-                    sent + 2,
-                    self.room(sent),
-                    &self.user.id,
-                    &self.content(sent),
-                );
+                let content = self.content(sent);
+                let text = match &self.plan.via {
+                    Via::Edits(messages) => {
+                        self.wire.edit(sent, self.turn(messages, sent), &content)
+                    }
+                    _ => self.wire.message(sent, self.room(sent), &self.user.id, &content),
+                };
                 push_text(&mut frames, text.as_bytes(), true);
                 self.expect();
                 sent += 1;
@@ -492,8 +515,12 @@ impl Publisher {
     }
 
     fn room(&self, sent: u64) -> &str {
+        self.turn(&self.rooms, sent)
+    }
+
+    fn turn<'a>(&self, ids: &'a [String], sent: u64) -> &'a str {
         let turn = sent as usize * self.plan.publishers + self.nth;
-        self.rooms.get(turn % self.rooms.len().max(1)).map_or("", String::as_str)
+        ids.get(turn % ids.len().max(1)).map_or("", String::as_str)
     }
 
     fn content(&self, sent: u64) -> String {

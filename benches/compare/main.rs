@@ -27,6 +27,7 @@ mod options;
 mod output;
 mod plot;
 mod process;
+mod reconnect;
 mod report;
 mod rest;
 mod rows;
@@ -164,8 +165,14 @@ impl Bench {
 
     /// The connection string of a contender's database.
     fn uri(&self, contender: Contender) -> Result<String> {
+        self.uri_of(contender, "")
+    }
+
+    /// The connection string of another database of a contender, for data that would change other
+    /// rows.
+    fn uri_of(&self, contender: Contender, suffix: &str) -> Result<String> {
         let mongod = self.mongod.as_ref().ok_or("there is no MongoDB of this run")?;
-        Ok(mongod.uri(&format!("compare_{}", contender.name())))
+        Ok(mongod.uri(&format!("compare_{}{suffix}", contender.name())))
     }
 
     /// Prints a line of progress.

@@ -121,6 +121,8 @@ const ROWS: &[Row] = &[
     row("messages rate", "– answers a second", "", 0, &[TimesNode(8.0)]).more(),
     row("message cpu", "`POST /message`: CPU per answer", "µs", 0, &[NodeBy(8.0), OfPeer(0.6)]),
     row("message rate", "– answers a second", "", 0, &[TimesNode(3.0), AtLeastPeer]).more(),
+    row("private cpu", "`POST /message` to a private room: CPU per answer", "µs", 0, &[]),
+    row("private share", "– of the same to a public room", "%", 0, &[AtMost(125.0)]),
     row("unauthorized cpu", "a 401: CPU per answer", "µs", 1, &[NodeBy(8.0), OfPeer(1.0)]),
     row("unauthorized rate", "– answers a second", "", 0, &[]).more(),
     row("logins before", "`GET /rooms` 200 times a second: p99", "ms", 1, &[]),
@@ -133,8 +135,34 @@ const ROWS: &[Row] = &[
     row("fanout cpu", "50 messages a second to 500 sockets, Socket.IO: CPU per delivery", "µs", 1, &[NodeBy(2.0), TimesFloor(1.5), OfPeer(0.85)]).on(SOCKET_IO),
     row("fanout p50", "– message to subscriber, p50", "ms", 1, &[AtMost(5.0), OfPeer(1.0)]).on(SOCKET_IO),
     row("fanout p99", "– message to subscriber, p99", "ms", 1, &[AtMost(12.0)]).on(SOCKET_IO),
+    row("fast cpu", "400 messages a second to 500 sockets, `/ws`: CPU per delivery", "µs", 2, &[]).on(PLAIN),
+    row("fast p50", "– message to subscriber, p50", "ms", 1, &[]).on(PLAIN),
+    row("fast p99", "– message to subscriber, p99", "ms", 1, &[]).on(PLAIN),
+    row("fast cpu", "400 messages a second to 500 sockets, Socket.IO: CPU per delivery", "µs", 2, &[OfPeer(0.5)]).on(SOCKET_IO),
+    row("fast p50", "– message to subscriber, p50", "ms", 1, &[OfPeer(1.0)]).on(SOCKET_IO),
+    row("fast p99", "– message to subscriber, p99", "ms", 1, &[]).on(SOCKET_IO),
+    row("few cpu", "400 messages a second to 50 sockets, `/ws`: CPU per delivery", "µs", 1, &[]).on(PLAIN),
+    row("few p50", "– message to subscriber, p50", "ms", 1, &[]).on(PLAIN),
+    row("few p99", "– message to subscriber, p99", "ms", 1, &[]).on(PLAIN),
+    row("few cpu", "400 messages a second to 50 sockets, Socket.IO: CPU per delivery", "µs", 1, &[OfPeer(1.0)]).on(SOCKET_IO),
+    row("few p50", "– message to subscriber, p50", "ms", 1, &[OfPeer(1.0)]).on(SOCKET_IO),
+    row("few p99", "– message to subscriber, p99", "ms", 1, &[]).on(SOCKET_IO),
     row("posted p50", "50 messages a second by `POST /message` to 500 sockets, `/ws`: p50", "ms", 1, &[AtMost(5.0)]).on(PLAIN),
     row("posted p99", "– p99", "ms", 1, &[AtMost(12.0)]).on(PLAIN),
+    row("edits message cpu", "1,000 edits a second to 10 sockets, `/ws`: CPU per edit", "µs", 0, &[]).on(PLAIN),
+    row("edits p50", "– edit to subscriber, p50", "ms", 1, &[]).on(PLAIN),
+    row("edits p99", "– edit to subscriber, p99", "ms", 1, &[AtMost(50.0)]).on(PLAIN),
+    row("edits reached", "– of that rate reached", "%", 0, &[AtLeast(99.0)]).on(PLAIN).more(),
+    row("edits message cpu", "1,000 edits a second to 10 sockets, Socket.IO: CPU per edit", "µs", 0, &[]).on(SOCKET_IO),
+    row("edits p50", "– edit to subscriber, p50", "ms", 1, &[]).on(SOCKET_IO),
+    row("edits p99", "– edit to subscriber, p99", "ms", 1, &[AtMost(50.0)]).on(SOCKET_IO),
+    row("edits reached", "– of that rate reached", "%", 0, &[AtLeast(99.0)]).on(SOCKET_IO).more(),
+    row("mix p50", "a mix ¹, `/ws`: message to subscriber, p50", "ms", 1, &[]).on(PLAIN),
+    row("mix p99", "– p99", "ms", 1, &[]).on(PLAIN),
+    row("mix p999", "– p99.9", "ms", 1, &[]).on(PLAIN),
+    row("mix p50", "a mix ¹, Socket.IO: message to subscriber, p50", "ms", 1, &[OfPeer(1.0)]).on(SOCKET_IO),
+    row("mix p99", "– p99", "ms", 1, &[OfPeer(1.0)]).on(SOCKET_IO),
+    row("mix p999", "– p99.9", "ms", 1, &[OfPeer(1.0)]).on(SOCKET_IO),
     row("flat deliveries", "flat out to 500 sockets, `/ws`: deliveries a second", "", 0, &[TimesNode(6.0)]).on(PLAIN).more(),
     row("flat cpu", "– CPU per delivery", "µs", 2, &[]).on(PLAIN),
     row("flat deliveries", "flat out to 500 sockets, Socket.IO: deliveries a second", "", 0, &[TimesNode(6.0), AtLeastPeer]).on(SOCKET_IO).more(),
@@ -144,12 +172,27 @@ const ROWS: &[Row] = &[
     row("overload p99", "four times Node's maximum, Socket.IO: p99", "ms", 1, &[AtMost(100.0)]).on(SOCKET_IO),
     row("overload reached", "– of that rate reached", "%", 0, &[AtLeast(99.0)]).on(SOCKET_IO).more(),
     row("fanout faults", "lost, doubled or misordered at 50 messages a second, or closed", "", 0, &[AtMost(0.0)]),
+    row("fast faults", "– at 400 messages a second", "", 0, &[AtMost(0.0)]),
+    row("few faults", "– to 50 sockets", "", 0, &[AtMost(0.0)]),
     row("posted faults", "– by `POST /message`", "", 0, &[AtMost(0.0)]),
+    row("edits faults", "– of edits", "", 0, &[AtMost(0.0)]),
+    row("mix faults", "– in the mix", "", 0, &[AtMost(0.0)]),
     row("flat faults", "– flat out", "", 0, &[AtMost(0.0)]),
     row("overload faults", "– at four times Node's maximum", "", 0, &[AtMost(0.0)]),
     row("sockets kib", "an idle socket among 10,000, `/ws`", "KiB", 1, &[AtMost(3.0)]).on(PLAIN),
     row("sockets kib", "an idle socket among 10,000, Socket.IO", "KiB", 1, &[AtMost(4.5), OfPeer(1.0)]).on(SOCKET_IO),
     row("start memory", "idle process", "MB", 1, &[AtMost(20.0), OfPeer(1.0)]),
+    row("memory with", "6,000 Socket.IO sockets come and go six times: process with them", "MB", 1, &[]),
+    row("memory first", "– a minute after the first time", "MB", 1, &[]),
+    row("memory last", "– a minute after the sixth time", "MB", 1, &[OfPeer(1.0)]),
+    row("memory ratio", "– that in fresh processes", "×", 1, &[AtMost(2.0)]),
+    row("memory growth", "– growth between the two", "MB", 1, &[AtMost(1.0)]),
+    row("reconnect seconds", "10,000 sockets come back at once, `/ws`: until the last is there ²", "s", 2, &[]).on(PLAIN),
+    row("reconnect cpu", "– CPU for each socket", "µs", 0, &[]).on(PLAIN),
+    row("reconnect seconds", "10,000 sockets come back at once, Socket.IO: until the last is there ²", "s", 2, &[OfPeer(1.0)]).on(SOCKET_IO),
+    row("reconnect cpu", "– CPU for each socket", "µs", 0, &[OfPeer(1.0)]).on(SOCKET_IO),
+    row("private-rooms ms", "a socket with 1,000 private rooms comes back: time on `/ws`", "ms", 0, &[]).on(PLAIN),
+    row("private-rooms ms", "– on Socket.IO", "ms", 0, &[]).on(SOCKET_IO),
     row("start seconds", "start to first answer from the database", "s", 3, &[AtMost(0.05), OfPeer(1.0)]),
 ];
 
@@ -211,9 +254,10 @@ impl Results {
             let (ours, node) = (self.of(row, Contender::Ours), self.of(row, Contender::Node));
             if let (Some(ours @ 1e-9..), Some(node), "µs" | "KiB" | "MB" | "s") =
                 (ours, node, row.unit)
+                && row.key != "memory growth"
             {
                 let peer = self.best_peer(row).map(|(_, peer)| peer / ours);
-                let title = title.replace('`', "");
+                let title = title.replace(['`', '²'], "").trim_end().to_owned();
                 advantages.push(Advantage { title, node: node / ours, peer });
             }
         }

@@ -6,11 +6,12 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::contender::Contender;
-use crate::fanout::{Outcome, Pace, Plan, Subscribers, Via};
+use crate::fanout::{Outcome, Pace, Plan, Subscribers, Via, connect_slow};
 use crate::http::request;
+use crate::reconnect;
 use crate::report::Results;
 use crate::rest::{self, Load};
-use crate::seed::Seed;
+use crate::seed::{self, Bulk, Seed};
 use crate::servers::Server;
 use crate::wire::Wire;
 use crate::{Bench, Result};
@@ -21,6 +22,22 @@ const CONNECTIONS: usize = 32;
 const SUBSCRIBERS: usize = 500;
 /// Messages a second of the rows with a fixed rate.
 const RATE: f64 = 50.0;
+/// Messages a second of the rows with a higher rate, and the smaller number of subscribers.
+const FAST: f64 = 400.0;
+const FEW: usize = 50;
+/// Edits a second, who sends them, the number of messages that are edited, and who follows them.
+const EDITS: f64 = 1_000.0;
+const EDITORS: usize = 10;
+const EDITED: usize = 200;
+const READERS: usize = 10;
+/// Messages a second of the mix, and the length of the histories that are read beside them.
+const MIX: f64 = 200.0;
+const MIX_HISTORY: usize = 10_000;
+/// How many such histories are read a second, over how many connections. Not as many as possible,
+/// so that every server has the same to do.
+const MIX_PACE: (f64, usize) = (4.0, 4);
+/// One in a hundred does not read.
+const SLOW: usize = SUBSCRIBERS / 100;
 /// Messages in flight of the flat-out rows.
 const WINDOW: u64 = 64;
 /// `GET /rooms` a second during the logins, and the number of connections for it.
@@ -41,20 +58,34 @@ pub enum Group {
     Messages,
     /// `POST /message`.
     Message,
+    /// `POST /message` to a private room, beside a public one.
+    Private,
     /// A 401.
     Unauthorized,
     /// `GET /rooms` during logins.
     Logins,
     /// 50 messages a second to 500 sockets.
     Fanout,
+    /// 400 messages a second to 500 sockets, and to 50.
+    Fast,
     /// 50 messages a second, sent by `POST /message`, which Node does not deliver.
     Posted,
+    /// 1,000 edits a second.
+    Edits,
+    /// Deliveries beside logins, long histories and sockets that do not read.
+    Mix,
     /// As many messages as possible.
     Flat,
     /// Four times Node's maximum.
     Overload,
     /// The memory of idle sockets.
     Sockets,
+    /// The memory after many sockets have left, several times.
+    Memory,
+    /// Many sockets that come back at the same time.
+    Reconnect,
+    /// A socket with many private rooms that comes back.
+    PrivateRooms,
     /// A curve: more subscribers.
     CurveSubscribers,
     /// A curve: more rooms.
@@ -63,6 +94,10 @@ pub enum Group {
     CurveFeed,
     /// A curve: more instances.
     CurveInstances,
+    /// A curve: longer lists of rooms.
+    CurveList,
+    /// A curve: more rooms for each socket.
+    CurveJoined,
     /// Curves: longer histories, and pages deep in them. Last, because a starting server reads the
     /// events of the last two minutes.
     CurveHistories,
@@ -70,22 +105,31 @@ pub enum Group {
 
 impl Group {
     /// All groups, in the order of measurement.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 25] = [
         Self::Start,
         Self::Rooms,
         Self::Messages,
         Self::Message,
+        Self::Private,
         Self::Unauthorized,
         Self::Logins,
         Self::Fanout,
+        Self::Fast,
         Self::Posted,
+        Self::Edits,
+        Self::Mix,
         Self::Flat,
         Self::Overload,
         Self::Sockets,
+        Self::Memory,
+        Self::Reconnect,
+        Self::PrivateRooms,
         Self::CurveSubscribers,
         Self::CurveRooms,
         Self::CurveFeed,
         Self::CurveInstances,
+        Self::CurveList,
+        Self::CurveJoined,
         Self::CurveHistories,
     ];
 
@@ -96,17 +140,26 @@ impl Group {
             Self::Rooms => "rooms",
             Self::Messages => "messages",
             Self::Message => "message",
+            Self::Private => "private",
             Self::Unauthorized => "unauthorized",
             Self::Logins => "logins",
             Self::Fanout => "fanout",
+            Self::Fast => "fast",
             Self::Posted => "posted",
+            Self::Edits => "edits",
+            Self::Mix => "mix",
             Self::Flat => "flat",
             Self::Overload => "overload",
             Self::Sockets => "sockets",
+            Self::Memory => "memory",
+            Self::Reconnect => "reconnect",
+            Self::PrivateRooms => "private-rooms",
             Self::CurveSubscribers => "curve-subscribers",
             Self::CurveRooms => "curve-rooms",
             Self::CurveFeed => "curve-feed",
             Self::CurveInstances => "curve-instances",
+            Self::CurveList => "curve-list",
+            Self::CurveJoined => "curve-joined",
             Self::CurveHistories => "curve-histories",
         }
     }
@@ -129,9 +182,10 @@ impl Group {
     /// Whether a contender supports what this group measures.
     pub fn concerns(self, contender: Contender) -> bool {
         match self {
+            Self::Private | Self::Edits | Self::PrivateRooms => contender == Contender::Ours,
             Self::CurveFeed | Self::CurveInstances => contender == Contender::Ours,
             Self::Posted => !matches!(contender, Contender::Node | Contender::Floor),
-            Self::Fanout | Self::Flat | Self::CurveSubscribers => true,
+            Self::Fanout | Self::Fast | Self::Flat | Self::CurveSubscribers => true,
             _ => contender != Contender::Floor,
         }
     }
@@ -139,6 +193,8 @@ impl Group {
     /// How long it may take.
     pub fn timeout(self) -> Duration {
         match self {
+            Self::Memory => Duration::from_secs(900),
+            Self::Reconnect | Self::Mix => Duration::from_secs(300),
             group if group.is_curve() => Duration::from_secs(300),
             _ => Duration::from_secs(180),
         }
@@ -174,7 +230,11 @@ pub async fn attached(bench: &mut Bench, server: Server) -> Result<()> {
     let seed = Seed::create(server.addr).await?;
     let mut at = Running { bench, contender: Contender::Ours, server, seed };
     for group in Group::ALL {
-        let needs_more = matches!(group, Group::Start | Group::Sockets);
+        // What needs processes or a database of its own.
+        let needs_more = matches!(
+            group,
+            Group::Start | Group::Sockets | Group::Memory | Group::Mix | Group::PrivateRooms
+        );
         if needs_more || group.is_curve() || !at.bench.options.wants(group) {
             continue;
         }
@@ -252,21 +312,33 @@ impl Running<'_> {
                     self.seed.send(1, 0, "a message of an ordinary length, as people write")?;
                 self.rest("message", send, 201).await
             }
+            Group::Private => self.private().await,
             Group::Unauthorized => {
                 self.rest("unauthorized", get("/api/chat/rooms", None), 401).await
             }
             Group::Logins => self.logins().await,
-            Group::Fanout => self.deliveries("fanout", Pace::Rate(RATE), 2, 0.0).await,
+            Group::Fanout => self.deliveries("fanout", SUBSCRIBERS, Pace::Rate(RATE), 2, 0.0).await,
+            Group::Fast => {
+                self.deliveries("fast", SUBSCRIBERS, Pace::Rate(FAST), 4, 0.0).await?;
+                self.deliveries("few", FEW, Pace::Rate(FAST), 4, 0.0).await
+            }
             Group::Posted => self.posted().await,
-            Group::Flat => self.deliveries("flat", Pace::FlatOut(WINDOW), 4, 0.0).await,
+            Group::Edits => self.edits().await,
+            Group::Mix => self.mix().await,
+            Group::Flat => {
+                self.deliveries("flat", SUBSCRIBERS, Pace::FlatOut(WINDOW), 4, 0.0).await
+            }
             Group::Overload => {
                 let node =
                     self.bench.results.get("flat deliveries", Wire::SocketIo, Contender::Node);
                 let deliveries = 4.0 * node.unwrap_or(NODE_FLAT_OUT);
                 let pace = Pace::Rate(deliveries / SUBSCRIBERS as f64);
-                self.deliveries("overload", pace, 4, deliveries).await
+                self.deliveries("overload", SUBSCRIBERS, pace, 4, deliveries).await
             }
             Group::Sockets => self.sockets().await,
+            Group::Memory => self.memory().await,
+            Group::Reconnect => self.reconnect().await,
+            Group::PrivateRooms => self.private_rooms().await,
             curve => Err(format!("{} is a curve", curve.name()).into()),
         }
     }
@@ -351,6 +423,78 @@ impl Running<'_> {
         Ok(())
     }
 
+    async fn private(&mut self) -> Result<()> {
+        let user = self.seed.user()?.clone();
+        let private = seed::private_rooms(self.server.addr, &user, 1).await?.concat();
+        let public = self.seed.rooms.get(1).ok_or("no rooms")?;
+        let content = "a message of an ordinary length, as people write";
+        let [public, private] =
+            [public, &private].map(|room| self.load(seed::message(room, &user, content), 201));
+        // The public room before and after, so that a change of the machine is in both figures.
+        let before = public.run().await?.cpu;
+        let rest::Outcome { cpu, rate, .. } = private.run().await?;
+        let public = (before + public.run().await?.cpu) / 2.0;
+        let text = format!("{cpu:.0} µs, {rate:.0}/s; to a public room {public:.0} µs");
+        self.record("private cpu", cpu, &text);
+        self.bench.results.set("private share", self.contender, cpu / public * 100.0);
+        Ok(())
+    }
+
+    async fn edits(&mut self) -> Result<()> {
+        let (addr, user) = (self.server.addr, self.seed.user()?.clone());
+        let rooms = self.seed.rooms.get(2..3).ok_or("no rooms")?.to_vec();
+        let messages = seed::messages(addr, &user, &rooms.concat(), EDITED).await?;
+        for &wire in self.contender.wires() {
+            let subscribers = Subscribers::connect(addr, wire, &user, &rooms, READERS).await?;
+            let via = Via::Edits(messages.as_slice().into());
+            let plan = Plan { via, ..self.plan(Pace::Rate(EDITS), EDITORS) };
+            let outcome = subscribers.measure(&plan, &user, self.server.process).await?;
+            self.note("edits", wire, &outcome);
+            let (cpu, reached) = (outcome.cpu_per_message, outcome.messages / EDITS * 100.0);
+            self.bench.results.set_on("edits", "message cpu", wire, self.contender, cpu);
+            self.bench.results.set_on("edits", "reached", wire, self.contender, reached);
+        }
+        Ok(())
+    }
+
+    async fn mix(&mut self) -> Result<()> {
+        let (addr, user) = (self.server.addr, self.seed.user()?.clone());
+        let rooms = self.seed.rooms.get(2..3).ok_or("no rooms")?.to_vec();
+        let bulk = Bulk::connect(&self.bench.uri(self.contender)?).await?;
+        let long = bulk.add_rooms(1).await?;
+        let content = |number| format!("message {number} of a long history");
+        bulk.add_messages(&long.concat(), &user.id, MIX_HISTORY, content).await?;
+        self.server.process.settle().await?;
+        let path = format!("/api/chat/messages/{}", long.concat());
+        let histories = self.load(request("GET", &path, Some(&user.token), None), 200);
+        let (pace, connections) = MIX_PACE;
+        let histories = Load { connections, pace: Some(pace), ..histories };
+        let logins = self.load(Seed::login(addr).await?, 200);
+        let logins = Load { connections: LOGINS, ..logins };
+        for &wire in self.contender.wires() {
+            let subscribers = Subscribers::connect(addr, wire, &user, &rooms, SUBSCRIBERS).await?;
+            let slow = connect_slow(addr, wire, &user, &rooms, SLOW).await?;
+            let plan = self.plan(Pace::Rate(MIX), 4);
+            let (outcome, histories, logins) = tokio::try_join!(
+                subscribers.measure(&plan, &user, self.server.process),
+                histories.run(),
+                logins.run()
+            )?;
+            drop(slow);
+            self.note("mix", wire, &outcome);
+            let text = format!(
+                "{:<9} p99.9 {:.1} ms; beside {:.1} histories and {:.0} logins a second",
+                wire.name(),
+                outcome.p999,
+                histories.rate,
+                logins.rate
+            );
+            self.bench.say(&format!("{:<6}{:<32}{text}", self.contender.name(), ""));
+            self.bench.results.set_on("mix", "p999", wire, self.contender, outcome.p999);
+        }
+        bulk.remove_rooms(&long).await
+    }
+
     fn plan(&self, pace: Pace, publishers: usize) -> Plan {
         Plan {
             publishers,
@@ -366,6 +510,7 @@ impl Running<'_> {
     async fn deliveries(
         &mut self,
         name: &str,
+        subscribers: usize,
         pace: Pace,
         publishers: usize,
         wanted: f64,
@@ -374,7 +519,7 @@ impl Running<'_> {
         let rooms = self.seed.rooms.get(2..3).ok_or("no rooms")?.to_vec();
         for &wire in self.contender.wires() {
             let addr = self.server.addr;
-            let subscribers = Subscribers::connect(addr, wire, &user, &rooms, SUBSCRIBERS).await?;
+            let subscribers = Subscribers::connect(addr, wire, &user, &rooms, subscribers).await?;
             let plan = self.plan(pace, publishers);
             let outcome = subscribers.measure(&plan, &user, self.server.process).await?;
             self.note(name, wire, &outcome);
@@ -430,5 +575,92 @@ impl Running<'_> {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         Ok(())
+    }
+
+    async fn memory(&mut self) -> Result<()> {
+        let user = self.seed.user()?.clone();
+        let options = &self.bench.options;
+        let (sockets, rounds) = (options.pick(6_000, 1_000), options.pick(6, 2));
+        let wait = Duration::from_secs(options.pick(60, 10));
+        let server = self.bench.start(self.contender, Some(&user.token)).await?;
+        let process = server.process;
+        let fresh = process.settled_memory().await? / 1e6;
+        let (mut with, mut first, mut last) = (0.0_f64, 0.0, 0.0);
+        for round in 1..=rounds {
+            let rooms = &self.seed.rooms;
+            let connected =
+                Subscribers::connect(server.addr, Wire::SocketIo, &user, rooms, sockets).await?;
+            with = with.max(process.settled_memory().await? / 1e6);
+            drop(connected);
+            let is_between = round > 1 && round < rounds;
+            tokio::time::sleep(if is_between { wait / 12 } else { wait }).await;
+            last = process.memory()? / 1e6;
+            if round == 1 {
+                first = last;
+            }
+            let text = format!("{fresh:.1} MB fresh, {with:.1} with {sockets}, {last:.1} after");
+            self.bench.say(&format!("{:<6}memory, round {round}: {text}", self.contender.name()));
+        }
+        server.stop().await?;
+        let (ratio, growth) = (last / fresh, (last - first).max(0.0));
+        let figures = [("fresh", fresh), ("with", with), ("first", first), ("last", last)];
+        for (what, value) in figures.into_iter().chain([("ratio", ratio), ("growth", growth)]) {
+            self.bench.results.set(&format!("memory {what}"), self.contender, value);
+        }
+        Ok(())
+    }
+
+    async fn reconnect(&mut self) -> Result<()> {
+        let user = self.seed.user()?.clone();
+        let rooms = self.seed.rooms.get(2..3).ok_or("no rooms")?.to_vec();
+        let sockets = self.bench.options.pick(10_000, 1_000);
+        for &wire in self.contender.wires() {
+            let plan = reconnect::Plan {
+                addr: self.server.addr,
+                process: self.server.process,
+                wire,
+                user: &user,
+                rooms: &rooms,
+                sockets,
+                is_recovered: self.contender == Contender::Ours,
+            };
+            let reconnect::Outcome { seconds, cpu } = plan.measure().await?;
+            let text = format!("{:<9} {seconds:.2} s, {cpu:.0} µs for each socket", wire.name());
+            self.bench.say(&format!("{:<6}{:<32}{text}", self.contender.name(), "reconnect"));
+            for (what, value) in [("seconds", seconds), ("cpu", cpu)] {
+                self.bench.results.set_on("reconnect", what, wire, self.contender, value);
+            }
+        }
+        Ok(())
+    }
+
+    /// In a database of its own, since so many rooms would change other rows.
+    async fn private_rooms(&mut self) -> Result<()> {
+        let uri = self.bench.uri_of(self.contender, "_private")?;
+        let server = self.bench.launcher.start(self.contender, &uri, None).await?;
+        let user = Seed::create(server.addr).await?.user()?.clone();
+        let number = self.bench.options.pick(1_000, 100);
+        let rooms = seed::private_rooms(server.addr, &user, number).await?;
+        for &wire in self.contender.wires() {
+            let plan = reconnect::Plan {
+                addr: server.addr,
+                process: server.process,
+                wire,
+                user: &user,
+                rooms: &rooms,
+                sockets: 1,
+                is_recovered: true,
+            };
+            let mut seconds = Vec::new();
+            for _ in 0..self.bench.options.pick(9, 3) {
+                seconds.push(plan.measure().await?.seconds);
+            }
+            seconds.sort_by(f64::total_cmp);
+            let median = seconds.get(seconds.len() / 2).copied().unwrap_or_default();
+            let text = format!("{:<9} {:.1} ms", wire.name(), median * 1e3);
+            self.bench.say(&format!("{:<6}{:<32}{text}", self.contender.name(), "private-rooms"));
+            self.bench.results.set_on("private-rooms", "ms", wire, self.contender, median * 1e3);
+        }
+        server.stop().await
     }
 }

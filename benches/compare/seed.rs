@@ -108,9 +108,7 @@ impl Seed {
     pub fn send(&self, room: usize, user: usize, content: &str) -> Result<Vec<u8>> {
         let room = self.rooms.get(room % ROOMS).ok_or("no rooms")?;
         let user = self.users.get(user % USERS).ok_or("no users")?;
-        let sender = &user.id;
-        let body = format!(r#"{{"room":"{room}","sender":"{sender}","content":"{content}"}}"#);
-        Ok(request("POST", "/api/chat/message", Some(&user.token), Some(&body)))
+        Ok(message(room, user, content))
     }
 
     /// Registers a user and returns the request of its login.
@@ -120,6 +118,41 @@ impl Seed {
         server.json(&credentials("/api/auth/register", &name), 201).await?;
         Ok(credentials("/api/auth/login", &name))
     }
+}
+
+/// The request that sends a message.
+pub fn message(room: &str, user: &User, content: &str) -> Vec<u8> {
+    let sender = &user.id;
+    let body = format!(r#"{{"room":"{room}","sender":"{sender}","content":"{content}"}}"#);
+    request("POST", "/api/chat/message", Some(&user.token), Some(&body))
+}
+
+/// Creates private rooms, of which the user is the only member. Returns their ids.
+pub async fn private_rooms(addr: SocketAddr, user: &User, number: usize) -> Result<Vec<String>> {
+    let mut server = Connection::open(addr).await?;
+    let mut rooms = Vec::new();
+    for number in 0..number {
+        let body = format!(r#"{{"name":"private room {number}","private":true}}"#);
+        let create = request("POST", "/api/chat/room", Some(&user.token), Some(&body));
+        rooms.push(text(server.json(&create, 201).await?.pointer("/room/_id"))?);
+    }
+    Ok(rooms)
+}
+
+/// Sends messages to a room. Returns their ids.
+pub async fn messages(
+    addr: SocketAddr,
+    user: &User,
+    room: &str,
+    number: usize,
+) -> Result<Vec<String>> {
+    let mut server = Connection::open(addr).await?;
+    let mut ids = Vec::new();
+    for number in 0..number {
+        let send = message(room, user, &format!("message {number} of many to change"));
+        ids.push(text(server.json(&send, 201).await?.pointer("/message/_id"))?);
+    }
+    Ok(ids)
 }
 
 fn username(number: usize, mark: &str) -> String {

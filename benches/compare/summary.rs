@@ -28,9 +28,19 @@ const ROWS: &[(&str, &str, &str)] = &[
         "50 messages a second to 500 sockets: CPU per delivery",
     ),
     (
+        "400 messages a second to 500 sockets, Socket.IO: CPU per delivery",
+        "",
+        "400 messages a second to 500 sockets: CPU per delivery",
+    ),
+    (
         "flat out to 500 sockets, Socket.IO: deliveries a second",
         "",
         "as many messages as possible to 500 sockets: deliveries a second",
+    ),
+    (
+        "a mix ¹, Socket.IO: message to subscriber, p50",
+        "– p99",
+        "a delivery beside logins, long histories and slow sockets: p99",
     ),
     (
         "`GET /rooms` 200 times a second: p99",
@@ -38,6 +48,11 @@ const ROWS: &[(&str, &str, &str)] = &[
         "`GET /rooms` while 20 users log in at once: p99",
     ),
     ("an idle socket among 10,000, Socket.IO", "", "an idle socket among 10,000"),
+    (
+        "6,000 Socket.IO sockets come and go six times: process with them",
+        "– a minute after the sixth time",
+        "a process that 6,000 sockets have left",
+    ),
     ("idle process", "", "an idle process"),
     ("start to first answer from the database", "", "start to first answer"),
 ];

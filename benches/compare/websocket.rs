@@ -20,6 +20,9 @@ use crate::Result;
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
+/// How many loopback addresses sockets come from.
+const SOURCES: usize = 8;
+
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 256 * 1024]);
 }
@@ -79,6 +82,23 @@ fn push_frame(out: &mut Vec<u8>, first: u8, payload: &[u8], from_client: bool) {
     out.extend_from_slice(payload);
 }
 
+/// Where a socket connects from.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    /// A loopback address. Each of these addresses has its own ports.
+    pub address: Ipv4Addr,
+    /// The size of the receive buffer in bytes, if it is not that of the system.
+    pub buffer: Option<u32>,
+}
+
+impl Source {
+    /// The source of the socket with this number: they take turns with some addresses.
+    pub fn of(number: usize) -> Self {
+        let [a, b] = ((2 + number % SOURCES) as u16).to_be_bytes();
+        Self { address: Ipv4Addr::new(127, 0, a, b), buffer: None }
+    }
+}
+
 /// An open WebSocket.
 pub struct Socket {
     stream: TcpStream,
@@ -87,10 +107,13 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Connects from a loopback address. Each of these addresses has its own ports.
-    pub async fn connect(addr: SocketAddr, source: Ipv4Addr, path: &str) -> Result<Self> {
+    /// Connects from a loopback address, which has its own ports.
+    pub async fn connect(addr: SocketAddr, source: Source, path: &str) -> Result<Self> {
         let socket = TcpSocket::new_v4()?;
-        socket.bind(SocketAddr::new(IpAddr::V4(source), 0))?;
+        if let Some(buffer) = source.buffer {
+            socket.set_recv_buffer_size(buffer)?;
+        }
+        socket.bind(SocketAddr::new(IpAddr::V4(source.address), 0))?;
         let mut stream = socket.connect(addr).await?;
         stream.set_nodelay(true)?;
         let request = format!(
@@ -117,6 +140,15 @@ impl Socket {
         let mut frame = Vec::with_capacity(text.len() + 8);
         push_text(&mut frame, text.as_bytes(), true);
         self.send(&frame).await
+    }
+
+    /// Sends text frames in one piece.
+    pub async fn send_texts(&mut self, texts: &[String]) -> Result<()> {
+        let mut frames = Vec::new();
+        for text in texts {
+            push_text(&mut frames, text.as_bytes(), true);
+        }
+        self.send(&frames).await
     }
 
     /// Waits for bytes, calls `on_text` for every complete text, and answers pings. Cancel-safe.

@@ -1,9 +1,9 @@
 //! The two wires, as far as a load needs them.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use crate::Result;
-use crate::websocket::Socket;
+use crate::websocket::{Socket, Source};
 
 /// A wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum Wire {
 /// A text of the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A message of a room.
+    /// A message of a room, new or edited.
     Message,
     /// The answer to the request with this number.
     Ack(u64),
@@ -31,6 +31,8 @@ pub enum Event {
 
 /// The answer to [`Event::Ping`].
 pub const PONG: &str = "3";
+/// How many joins are sent together.
+const JOINS: usize = 100;
 
 impl Wire {
     /// Its name in a table.
@@ -41,44 +43,82 @@ impl Wire {
         }
     }
 
-    /// Connects with a token.
-    pub async fn connect(self, addr: SocketAddr, source: Ipv4Addr, token: &str) -> Result<Socket> {
+    /// Opens a connection. On Socket.IO it is not admitted yet.
+    pub async fn open(self, addr: SocketAddr, source: Source, token: &str) -> Result<Socket> {
         match self {
             Self::Plain => Socket::connect(addr, source, &format!("/ws?token={token}")).await,
             Self::SocketIo => {
                 let path = "/socket.io/?EIO=4&transport=websocket";
                 let mut socket = Socket::connect(addr, source, path).await?;
                 socket.wait_for(|text| text.starts_with(b"0{").then_some(())).await?;
-                socket.send_text(&format!("40{{\"token\":\"{token}\"}}")).await?;
-                let refusal = |text: &[u8]| match text {
-                    [b'4', b'0', ..] => Some(None),
-                    [b'4', b'4', ..] => Some(Some(String::from_utf8_lossy(text).into_owned())),
-                    _ => None,
-                };
-                match socket.wait_for(refusal).await? {
-                    Some(refusal) => Err(refusal.into()),
-                    None => Ok(socket),
-                }
+                Ok(socket)
             }
         }
     }
 
-    /// Joins a room and waits for the answer.
-    pub async fn join(self, socket: &mut Socket, room: &str) -> Result<()> {
-        let request = match self {
-            Self::Plain => format!(r#"{{"event":"joinRoom","data":"{room}","id":1}}"#),
-            Self::SocketIo => format!(r#"421["joinRoom","{room}"]"#),
-        };
-        socket.send_text(&request).await?;
-        let answer = |text: &[u8]| match self.read(text) {
-            Event::Ack(_) => Some(None),
-            Event::Refusal(_) => Some(Some(String::from_utf8_lossy(text).into_owned())),
+    /// Connects with a token. Returns also what the server said to it on Socket.IO.
+    pub async fn connect(
+        self,
+        addr: SocketAddr,
+        source: Source,
+        token: &str,
+    ) -> Result<(Socket, String)> {
+        let mut socket = self.open(addr, source, token).await?;
+        if self == Self::Plain {
+            return Ok((socket, String::new()));
+        }
+        socket.send_text(&format!("40{{\"token\":\"{token}\"}}")).await?;
+        let answer = |text: &[u8]| match text {
+            [b'4', b'0' | b'4', ..] => Some(String::from_utf8_lossy(text).into_owned()),
             _ => None,
         };
-        match socket.wait_for(answer).await? {
-            Some(refusal) => Err(refusal.into()),
-            None => Ok(()),
+        let answer = socket.wait_for(answer).await?;
+        if answer.starts_with("44") { Err(answer.into()) } else { Ok((socket, answer)) }
+    }
+
+    /// Joins rooms and waits for the answers.
+    pub async fn join(self, socket: &mut Socket, rooms: &[String]) -> Result<()> {
+        for rooms in rooms.chunks(JOINS) {
+            let requests: Vec<String> = rooms
+                .iter()
+                .enumerate()
+                .map(|(id, room)| match self {
+                    Self::Plain => format!(r#"{{"event":"joinRoom","data":"{room}","id":{id}}}"#),
+                    Self::SocketIo => format!(r#"42{id}["joinRoom","{room}"]"#),
+                })
+                .collect();
+            socket.send_texts(&requests).await?;
+            let (mut answers, mut refusal) = (0, None);
+            while answers < rooms.len() {
+                let read = socket.read(|text| match self.read(text) {
+                    Event::Ack(_) => answers += 1,
+                    Event::Refusal(_) => {
+                        answers += 1;
+                        refusal = Some(String::from_utf8_lossy(text).into_owned());
+                    }
+                    Event::Message | Event::Ping | Event::Other => {}
+                });
+                read.await?;
+            }
+            if let Some(refusal) = refusal {
+                return Err(refusal.into());
+            }
         }
+        Ok(())
+    }
+
+    /// The position that a client keeps of a text of the server: the one of an event, or what ends
+    /// an event as its last argument.
+    pub fn position(self, text: &[u8]) -> Option<&str> {
+        let text = std::str::from_utf8(text).ok()?;
+        let position = match self {
+            Self::Plain => text.strip_suffix("\"}")?.rsplit_once("\"position\":\"")?.1,
+            Self::SocketIo if text.starts_with("42") => {
+                text.strip_suffix("\"]")?.rsplit_once(",\"")?.1
+            }
+            Self::SocketIo => return None,
+        };
+        (!position.contains('"')).then_some(position)
     }
 
     /// The text that sends a message.
@@ -90,17 +130,28 @@ impl Wire {
         }
     }
 
-    /// Reads a text of the server by its first bytes. Both servers write keys in the expected
+    /// The text that edits a message.
+    pub fn edit(self, id: u64, message: &str, content: &str) -> String {
+        let data = format!(r#"{{"message":"{message}","content":"{content}"}}"#);
+        match self {
+            Self::Plain => format!(r#"{{"event":"editMessage","data":{data},"id":{id}}}"#),
+            Self::SocketIo => format!(r#"42{id}["editMessage",{data}]"#),
+        }
+    }
+
+    /// Reads a text of the server by its first bytes. All servers write keys in the expected
     /// order.
     pub fn read(self, text: &[u8]) -> Event {
         let ack = match self {
-            Self::Plain if text.starts_with(br#"{"event":"receiveMessage""#) => {
-                return Event::Message;
-            }
-            Self::Plain => text.strip_prefix(br#"{"ack":"#),
-            Self::SocketIo if text.starts_with(br#"42["receiveMessage""#) => return Event::Message,
+            Self::Plain => match text.strip_prefix(br#"{"event":""#) {
+                Some(event) if is_message(event) => return Event::Message,
+                _ => text.strip_prefix(br#"{"ack":"#),
+            },
             Self::SocketIo if text == b"2" => return Event::Ping,
-            Self::SocketIo => text.strip_prefix(b"43"),
+            Self::SocketIo => match text.strip_prefix(br#"42[""#) {
+                Some(event) if is_message(event) => return Event::Message,
+                _ => text.strip_prefix(b"43"),
+            },
         };
         let Some(answer) = ack else { return Event::Other };
         let id = number(answer);
@@ -111,6 +162,10 @@ impl Wire {
             false => Event::Ack(id),
         }
     }
+}
+
+fn is_message(event: &[u8]) -> bool {
+    event.starts_with(b"receiveMessage\"") || event.starts_with(b"messageEdited\"")
 }
 
 /// The decimal number at the beginning of these bytes.
