@@ -55,6 +55,7 @@ pub async fn measure(bench: &mut Bench, contender: Contender) -> Result<()> {
                 Group::CurveRooms => at.rooms().await,
                 Group::CurveFeed => at.feed().await,
                 Group::CurveInstances => at.instances().await,
+                Group::CurveAcross => at.across().await,
                 Group::CurveList => at.list().await,
                 Group::CurveJoined => at.joined().await,
                 _ => at.histories().await,
@@ -101,6 +102,7 @@ impl Running<'_> {
         Plan {
             publishers: 1,
             via: Via::Socket,
+            to: None,
             pace: Pace::Rate(rate),
             // Shorter, because there are many points.
             warm_up: self.bench.options.warm_up() / 2,
@@ -346,6 +348,44 @@ impl Running<'_> {
             self.point(&curve, "", number, outcome.cpu_per_message);
         }
         for server in others {
+            server.stop().await?;
+        }
+        Ok(())
+    }
+
+    /// Messages that are sent to one instance, for subscribers of another one.
+    async fn across(&mut self) -> Result<()> {
+        let cost = Curve::new(
+            "What messages between instances cost MongoDB",
+            "instances",
+            "µs of MongoDB's CPU per message, at 200 a second",
+        );
+        let latency = Curve::new(
+            "From an instance to the subscribers of another one",
+            "instances",
+            "ms from message to subscriber, p99",
+        );
+        let (user, uri) = (self.seed.user()?.clone(), self.bench.uri(self.contender)?);
+        let room = self.seed.rooms.get(4).ok_or("no rooms")?.clone();
+        let wire = self.contender.wires().last().copied().ok_or("no wires")?;
+        let mongod = self.mongod()?;
+        let mut instances = Vec::new();
+        for number in [2, 4, 8] {
+            while instances.len() < number {
+                let launcher = &self.bench.launcher;
+                instances.push(launcher.start_instance(self.contender, &uri).await?);
+            }
+            let [first, .., last] = instances.as_slice() else { return Err("no instances".into()) };
+            last.process.settle().await?;
+            let rooms = std::slice::from_ref(&room);
+            let subscribers = Subscribers::connect(last.addr, wire, &user, rooms, 10).await?;
+            let plan = Plan { to: Some(first.addr), ..self.plan(MESSAGES) };
+            let outcome = subscribers.measure(&plan, &user, mongod).await?;
+            self.check_faults(&outcome);
+            self.point(&cost, "", number, outcome.cpu_per_message);
+            self.point(&latency, "", number, outcome.p99);
+        }
+        for server in instances {
             server.stop().await?;
         }
         Ok(())

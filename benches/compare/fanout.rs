@@ -59,6 +59,8 @@ pub struct Plan {
     pub publishers: usize,
     /// How they send the messages.
     pub via: Via,
+    /// The instance that they send to, if it is not that of the subscribers.
+    pub to: Option<SocketAddr>,
     /// How fast they send.
     pub pace: Pace,
     /// The duration before the measurement.
@@ -196,7 +198,7 @@ impl Subscribers {
             let publisher = Publisher {
                 number: first + nth,
                 nth,
-                addr: self.addr,
+                addr: plan.to.unwrap_or(self.addr),
                 wire: self.wire,
                 rooms: Arc::clone(&self.rooms),
                 members: self.members,

@@ -17,7 +17,7 @@ const HOW_TO_READ: &str = "\
 (`node/server.js`), Bun and uWS have one thread for JavaScript, as `node server.js` starts it.
 - **Peers.** Bun, uWS and axum are small servers with the same routes, events and documents (`peers`), written as somebody \
 would who wants speed. In each row, the best of them is bold. None of them has a change stream, an order of messages, \
-recovery, a second instance, rate limits, `ETag`, idempotency keys or metrics: what these cost is in this server's figures only.
+recovery, rate limits, `ETag`, idempotency keys or metrics: what these cost is in this server's figures only.
 - **Passwords.** The Node server uses bcryptjs, an implementation in JavaScript with a cost of 10, in that one thread. \
 This server and the peers hash with argon2id (19 MiB, two passes), in threads of their own.
 - **The floor** makes one write for each delivery and does nothing else. At a high rate this server delivers more than \
@@ -28,6 +28,7 @@ Node's maximum. They show what happens then, not an everyday load.
 and five more sockets that do not read.
 - **² Coming back:** this server sends what was missed, which is in its figures. On the others each socket only joins its \
 room again. 400 connections are made at a time, since a longer queue of a listener would lose some.
+- **Between instances**, Bun and uWS use the adapter of Socket.IO over MongoDB.
 ";
 
 /// Writes `RESULTS.md`, `results.svg`, and the table of the README.

@@ -94,6 +94,8 @@ pub enum Group {
     CurveFeed,
     /// A curve: more instances.
     CurveInstances,
+    /// Curves: more instances, which deliver what was sent to another one.
+    CurveAcross,
     /// A curve: longer lists of rooms.
     CurveList,
     /// A curve: more rooms for each socket.
@@ -105,7 +107,7 @@ pub enum Group {
 
 impl Group {
     /// All groups, in the order of measurement.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Start,
         Self::Rooms,
         Self::Messages,
@@ -128,6 +130,7 @@ impl Group {
         Self::CurveRooms,
         Self::CurveFeed,
         Self::CurveInstances,
+        Self::CurveAcross,
         Self::CurveList,
         Self::CurveJoined,
         Self::CurveHistories,
@@ -158,6 +161,7 @@ impl Group {
             Self::CurveRooms => "curve-rooms",
             Self::CurveFeed => "curve-feed",
             Self::CurveInstances => "curve-instances",
+            Self::CurveAcross => "curve-across",
             Self::CurveList => "curve-list",
             Self::CurveJoined => "curve-joined",
             Self::CurveHistories => "curve-histories",
@@ -184,6 +188,10 @@ impl Group {
         match self {
             Self::Private | Self::Edits | Self::PrivateRooms => contender == Contender::Ours,
             Self::CurveFeed | Self::CurveInstances => contender == Contender::Ours,
+            // The one with axum would be written around its adapter, also for a single process.
+            Self::CurveAcross => {
+                matches!(contender, Contender::Ours | Contender::Bun | Contender::Uws)
+            }
             Self::Posted => !matches!(contender, Contender::Node | Contender::Floor),
             Self::Fanout | Self::Fast | Self::Flat | Self::CurveSubscribers => true,
             _ => contender != Contender::Floor,
@@ -499,6 +507,7 @@ impl Running<'_> {
         Plan {
             publishers,
             via: Via::Socket,
+            to: None,
             pace,
             warm_up: self.bench.options.warm_up(),
             measure: self.bench.options.measure(),

@@ -53,6 +53,21 @@ impl Launcher {
         uri: &str,
         token: Option<&str>,
     ) -> Result<Server> {
+        self.start_with(contender, uri, token, &[]).await
+    }
+
+    /// Starts one of several instances, which peers have to be told.
+    pub async fn start_instance(&self, contender: Contender, uri: &str) -> Result<Server> {
+        self.start_with(contender, uri, None, &[("INSTANCES", "1")]).await
+    }
+
+    async fn start_with(
+        &self,
+        contender: Contender,
+        uri: &str,
+        token: Option<&str>,
+        variables: &[(&str, &str)],
+    ) -> Result<Server> {
         let port = free_port()?;
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut command = match contender {
@@ -70,6 +85,7 @@ impl Launcher {
             .env("HOST", "127.0.0.1")
             .env("MONGO_URI", uri)
             .env("JWT_SECRET", SECRET)
+            .envs(variables.iter().copied())
             // No rate limits: the load comes from one address and one user.
             .envs(
                 ["LOGIN", "LOGIN_NAME", "SEND", "ROOM", "CONNECT", "EVENTS"]
