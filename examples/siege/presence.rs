@@ -56,7 +56,8 @@ async fn typing(target: &Target, servers: &[Arc<Server>; 2], time: Duration, che
     }
     let connecting = (0..TYPISTS).map(async |number| {
         // Neighbours in a room are on different instances and wires.
-        let kind = if number / ROOMS / 2 % 2 == 0 { Kind::Plain } else { Kind::SocketIo };
+        let kind =
+            if (number / ROOMS / 2).is_multiple_of(2) { Kind::Plain } else { Kind::SocketIo };
         let server = &servers[number / ROOMS % 2];
         join(number, kind, server, &rooms[number % ROOMS]).await
     });
