@@ -39,11 +39,15 @@ async fn admit(
     };
     let user = shared.tokens.check(&token).map_err(|Refusal(_, text)| text)?;
     socket.extensions.insert(UserOf(user));
+    // Not when it is connected: it may send at once, and what nothing listens to is dropped.
+    listen(&socket);
     Ok(())
 }
 
+async fn connected() {}
+
 // An answer fails only if the socket has gone.
-async fn connected(socket: SocketRef) {
+fn listen(socket: &SocketRef) {
     socket.on("joinRoom", async |socket: SocketRef, Data(room): Data<String>, ack: AckSender| {
         socket.join(room.clone());
         let _ = ack.send(&InRoom { room });
