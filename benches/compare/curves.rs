@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::contender::Contender;
@@ -28,7 +29,7 @@ const MAX_HISTORY: usize = 1_000_000;
 /// The longest history for the others, which build a whole history in memory several times.
 const OTHERS_MAX_HISTORY: usize = 100_000;
 /// The sockets of the curve with more rooms for each of them.
-const JOINED: usize = 200;
+const JOINED: usize = 500;
 /// The number of messages of a page.
 const PAGE: usize = 50;
 
@@ -199,12 +200,12 @@ impl Running<'_> {
                 let (addr, process) = (self.server.addr, self.server.process);
                 let rooms = bulk.add_rooms(number).await?;
                 let connect = async |sockets: std::ops::Range<usize>| {
-                    let mut connected = Vec::new();
+                    let mut connected = JoinSet::new();
                     for nth in sockets {
                         let source = Source::of(nth);
                         let (mut socket, _) = wire.connect(addr, source, &user.token).await?;
                         wire.join(&mut socket, &rooms).await?;
-                        connected.push(socket);
+                        connected.spawn(wire.keep(socket));
                     }
                     Result::<_>::Ok(connected)
                 };

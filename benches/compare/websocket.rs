@@ -191,20 +191,6 @@ impl Socket {
         end.map_or(Ok(()), |reason| Err(reason.into()))
     }
 
-    /// Reads until `wanted` returns a value for a text.
-    pub async fn wait_for<T>(&mut self, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> Result<T> {
-        let mut found = None;
-        while found.is_none() {
-            self.read(|text| {
-                if found.is_none() {
-                    found = wanted(text);
-                }
-            })
-            .await?;
-        }
-        found.ok_or_else(|| "nothing came".into())
-    }
-
     /// Reads the answer to the upgrade. Later bytes are kept for [`Self::read`].
     async fn read_head(&mut self) -> Result<String> {
         use tokio::io::AsyncReadExt;

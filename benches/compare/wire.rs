@@ -50,7 +50,7 @@ impl Wire {
             Self::SocketIo => {
                 let path = "/socket.io/?EIO=4&transport=websocket";
                 let mut socket = Socket::connect(addr, source, path).await?;
-                socket.wait_for(|text| text.starts_with(b"0{").then_some(())).await?;
+                self.wait_for(&mut socket, |text| text.starts_with(b"0{").then_some(())).await?;
                 Ok(socket)
             }
         }
@@ -72,7 +72,7 @@ impl Wire {
             [b'4', b'0' | b'4', ..] => Some(String::from_utf8_lossy(text).into_owned()),
             _ => None,
         };
-        let answer = socket.wait_for(answer).await?;
+        let answer = self.wait_for(&mut socket, answer).await?;
         if answer.starts_with("44") { Err(answer.into()) } else { Ok((socket, answer)) }
     }
 
@@ -89,22 +89,53 @@ impl Wire {
                 .collect();
             socket.send_texts(&requests).await?;
             let (mut answers, mut refusal) = (0, None);
-            while answers < rooms.len() {
-                let read = socket.read(|text| match self.read(text) {
+            self.wait_for(socket, |text| {
+                match self.read(text) {
                     Event::Ack(_) => answers += 1,
                     Event::Refusal(_) => {
                         answers += 1;
                         refusal = Some(String::from_utf8_lossy(text).into_owned());
                     }
                     Event::Message | Event::Ping | Event::Other => {}
-                });
-                read.await?;
-            }
+                }
+                (answers == rooms.len()).then_some(())
+            })
+            .await?;
             if let Some(refusal) = refusal {
                 return Err(refusal.into());
             }
         }
         Ok(())
+    }
+
+    /// Reads until `wanted` returns a value for a text. Answers pings, which can come at any time:
+    /// socketioxide sends the first one at once.
+    async fn wait_for<T>(
+        self,
+        socket: &mut Socket,
+        mut wanted: impl FnMut(&[u8]) -> Option<T>,
+    ) -> Result<T> {
+        let mut found = None;
+        while found.is_none() {
+            let mut ping = false;
+            let read = socket.read(|text| {
+                ping |= self.read(text) == Event::Ping;
+                if found.is_none() {
+                    found = wanted(text);
+                }
+            });
+            read.await?;
+            if ping {
+                socket.send_text(PONG).await?;
+            }
+        }
+        found.ok_or_else(|| "nothing came".into())
+    }
+
+    /// Reads what comes to a socket and answers its pings, until it is closed.
+    pub async fn keep(self, mut socket: Socket) {
+        // Nothing is wanted, so this ends with an error.
+        let _ = self.wait_for(&mut socket, |_| None::<()>).await;
     }
 
     /// The position that a client keeps of a text of the server: the one of an event, or what ends
