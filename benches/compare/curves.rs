@@ -357,9 +357,9 @@ impl Running<'_> {
     /// Messages that are sent to one instance, for subscribers of another one.
     async fn across(&mut self) -> Result<()> {
         let cost = Curve::new(
-            "What messages between instances cost MongoDB",
+            "Messages between instances, 200 a second",
             "instances",
-            "µs of MongoDB's CPU per message, at 200 a second",
+            "µs of MongoDB's CPU per message",
         );
         let latency = Curve::new(
             "From an instance to the subscribers of another one",

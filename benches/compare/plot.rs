@@ -27,7 +27,7 @@ pub fn svg(results: &Results, subtitle: &str) -> String {
          <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
     );
     let title = match bars.iter().any(|bar| bar.peer.is_some()) {
-        true => "Cost: how many times less than Node (green) and than the best peer (blue)",
+        true => "Cost: how many times less than Node (green), than the best peer (blue); red: more",
         false => "Cost: how many times less than Node",
     };
     let subtitle = format!("{subtitle}; {LOGARITHMIC}");
@@ -59,7 +59,7 @@ fn push_bars(out: &mut String, bars: &[Advantage]) {
             x,
             end + 12.0,
             "text-anchor=\"middle\" fill=\"#6b7280\"",
-            &format!("{} ×", grouped(tick, 0)),
+            &format!("{} ×", if tick < 1.0 { short(tick) } else { grouped(tick, 0) }),
         );
     }
     for (index, bar) in bars.iter().enumerate() {
