@@ -148,7 +148,8 @@ impl Instance {
                 // Chaos comes from one address, and much of it.
                 (format!("RATE_LIMIT_{limit}"), "0")
             }))
-            .env("MONGO_URI", &self.uri)
+            // Hashing anew at a login would take long in a debug build.
+            .envs([("MONGO_URI", &*self.uri), ("PASSWORD_HASH", "bcrypt")])
             .envs(self.memory.map(|memory| ("RECOVERY_BYTES", memory)))
             .current_dir(folder)
             .stderr(Stdio::piped())

@@ -7,14 +7,16 @@
 //! Clients send, edit and delete messages by their sockets and by REST. They repeat a request with
 //! the same idempotency key until it is answered, and go on after their last position or offset on
 //! any instance. Some rooms are private: their owner adds and removes members all the time, some
-//! members leave by themselves, and everybody tries to join and to send in any case. Meanwhile
+//! members leave by themselves, and everybody tries to join and to send in any case. Some users are
+//! logged out on all devices now and then, and log in again when their socket is refused. Meanwhile
 //! nodes and instances are killed, paused and restarted, and the network between them stalls and is
 //! cut, in an order that the seed decides.
 //!
 //! At the end the transcript of each client is compared with the change stream and the collection.
 //! The program exits with 1 if anything acknowledged was lost, doubled or delivered out of order,
 //! if the text of a deleted message came after its deletion, if a client ends with another text
-//! than the collection, or if anybody saw a change of a private room without being a member.
+//! than the collection, if anybody saw a change of a private room without being a member, or if a
+//! socket got anything behind the revocation of its token.
 //!
 //! `RUST_LOG=chaos=debug` logs the connections, joins and removals of each client.
 //!
@@ -28,6 +30,7 @@
     reason = "a failure of this program itself may panic"
 )]
 
+mod account;
 mod client;
 mod cluster;
 mod faults;
@@ -51,19 +54,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use bson::oid::ObjectId;
-use bson::{DateTime, Document, doc};
+use bson::doc;
 use futures::future::join_all;
 use mongodb::Client as Mongo;
-use realtime_chat_backend::auth::Tokens;
 use serde_json::{Value, json};
 use tokio::sync::{Barrier, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use account::Account;
 use client::{Client, END, Phase, World};
-use cluster::{DATABASE, Instances, SECRET};
+use cluster::{DATABASE, Instances};
 use faults::Story;
-use moderator::{Account, Moderator};
+use moderator::Moderator;
 use random::Random;
 use replica_set::ReplicaSet;
 use stored::Stored;
@@ -84,6 +86,8 @@ Usage: chaos [--seconds N] [--seed N] [--clients N] [--private-rooms N] [--serve
 
 /// The number of public rooms. Each client is in two of them.
 const ROOMS: usize = 3;
+/// One in so many clients logs its user out on all devices now and then.
+const LOGGED_OUT: usize = 3;
 /// How long recovery may take after the last fault.
 const CALM: Duration = Duration::from_secs(90);
 /// The timeout of a REST request.
@@ -120,11 +124,11 @@ async fn run(options: &Options) -> ExitCode {
     let addresses = instances.addresses();
     // A connection for each request: an open one may lead to a process that was killed.
     let http = reqwest::Client::builder().timeout(REST).pool_max_idle_per_host(0).build().unwrap();
-    let accounts = make_accounts(&database, *clients + 1).await;
+    let accounts = Account::make(&database, *clients + 1).await;
     let (speaker, users) = accounts.split_first().unwrap();
     let answer = database.run_command(doc! { "ping": 1 }).await.unwrap();
     let begun = answer.get_timestamp("operationTime").unwrap();
-    let public = make_rooms(addresses[0], &speaker.1).await;
+    let public = make_rooms(addresses[0], &speaker.token()).await;
     let mut moderator = Moderator {
         owner: speaker.clone(),
         users: users.to_vec(),
@@ -159,7 +163,15 @@ async fn run(options: &Options) -> ExitCode {
             let name = format!("client {number}");
             let rooms = [0, 1].map(|next| public[(number + next) % ROOMS].clone());
             let account = users[number].clone();
-            let client = Client::new(kind, name, account, &rooms, &moderator.rooms, random.part());
+            let client = Client::new(
+                kind,
+                name,
+                account,
+                &rooms,
+                &moderator.rooms,
+                number % LOGGED_OUT == 0,
+                random.part(),
+            );
             tokio::spawn(client.run(Arc::clone(&world)))
         })
         .collect();
@@ -202,26 +214,6 @@ async fn run(options: &Options) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Stores users who never log in, and issues a token for each.
-async fn make_accounts(database: &mongodb::Database, count: usize) -> Vec<Account> {
-    let tokens = Tokens::new(&SECRET.into());
-    let ids: Vec<_> = (0..count).map(|_| ObjectId::new()).collect();
-    let now = DateTime::now();
-    let users = ids.iter().enumerate().map(|(number, id)| {
-        doc! {
-            "_id": id, "username": format!("user {number}"), "password": "none",
-            "createdAt": now, "updatedAt": now, "__v": 0,
-        }
-    });
-    database.collection::<Document>("users").insert_many(users).await.unwrap();
-    let account = |id: ObjectId| {
-        let id = id.to_hex();
-        let token = tokens.issue(id.parse().unwrap());
-        (id, token)
-    };
-    ids.into_iter().map(account).collect()
-}
-
 async fn make_rooms(addr: SocketAddr, token: &str) -> Vec<String> {
     let mut rooms = Vec::new();
     for number in 0..ROOMS {
@@ -233,12 +225,13 @@ async fn make_rooms(addr: SocketAddr, token: &str) -> Vec<String> {
 }
 
 /// Sends the last message to all rooms, again and again: a client may have to join anew.
-async fn say_the_end(instances: &[SocketAddr], (user, token): &Account, rooms: &[String]) {
+async fn say_the_end(instances: &[SocketAddr], speaker: &Account, rooms: &[String]) {
+    let (user, token) = (&speaker.user, speaker.token());
     loop {
         for room in rooms {
             let body = json!({ "room": room, "sender": user, "content": END });
             for &addr in instances {
-                if post(addr, "/api/chat/message", token, &body).await.is_some() {
+                if post(addr, "/api/chat/message", &token, &body).await.is_some() {
                     break;
                 }
             }

@@ -12,15 +12,13 @@ use mongodb::options::ReadConcern;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use crate::account::Account;
 use crate::random::Random;
 use crate::stored::MEMBERS;
 
 /// How long an earlier change may still take effect after its request has ended without an answer.
 /// The server gives up after 5 s, and MongoDB may have the write by then.
 const SETTLE: Duration = Duration::from_secs(8);
-
-/// A user and a token of this user.
-pub type Account = (String, String);
 
 /// The owner of the private rooms.
 pub struct Moderator {
@@ -40,12 +38,12 @@ impl Moderator {
     /// Makes the private rooms. Each user is a member of about half of them.
     pub async fn make_rooms(&mut self, count: usize) {
         for number in 0..count {
-            let users: Vec<_> = self.users.iter().map(|(user, _)| user.clone()).collect();
+            let users: Vec<_> = self.users.iter().map(|account| account.user.clone()).collect();
             let users: Vec<_> = users.into_iter().filter(|_| self.random.once_in(2)).collect();
             let name = format!("private {number}");
             let body = json!({ "name": name, "private": true, "members": users });
             let url = format!("http://{}/api/chat/room", self.instances[0]);
-            let request = self.http.post(url).bearer_auth(&self.owner.1).json(&body);
+            let request = self.http.post(url).bearer_auth(self.owner.token()).json(&body);
             let answer: Value = request.send().await.unwrap().json().await.unwrap();
             let room = answer["room"]["_id"].as_str().expect("a room is made").to_owned();
             self.members.extend(users.into_iter().map(|user| (room.clone(), user)));
@@ -96,7 +94,7 @@ impl Moderator {
             let of = |field| id.get_object_id(field).unwrap().to_hex();
             stored.insert((of("room"), of("user")));
         }
-        let users: HashSet<_> = self.users.iter().map(|(user, _)| user).collect();
+        let users: HashSet<_> = self.users.iter().map(|account| &account.user).collect();
         stored.retain(|(_, user)| users.contains(user));
         Arc::new(stored)
     }
@@ -104,16 +102,16 @@ impl Moderator {
     /// Adds the user, or removes the user who is a member.
     async fn change(&mut self, room: String, user: Account, until: Instant) {
         self.changes += 1;
-        let (id, own_token) = user;
+        let id = user.user.clone();
         let key = (room.clone(), id.clone());
         let is_member = self.members.contains(&key);
-        let leaves = self.random.once_in(3);
-        let owner = self.owner.1.clone();
+        let mut leaves = self.random.once_in(3);
+        let owner = self.owner.token();
         let path = format!("/api/chat/room/{room}/members");
         while Instant::now() < until {
             let addr = *self.random.of(&self.instances);
             let request = if is_member {
-                let token = if leaves { &own_token } else { &owner };
+                let token = if leaves { user.token() } else { owner.clone() };
                 let url = format!("http://{addr}{path}/{id}");
                 self.http.delete(url).bearer_auth(token)
             } else {
@@ -130,6 +128,8 @@ impl Moderator {
                 }
                 return;
             }
+            // The user was logged out, so the owner does it.
+            leaves &= status != Some(401);
             let pause = self.random.millis(50..300);
             sleep(pause).await;
         }

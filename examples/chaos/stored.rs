@@ -13,9 +13,10 @@ use tokio::time::timeout;
 use crate::transcript::Text;
 use crate::wire::{Change, Told};
 
-/// The collection of the members of private rooms, and that of these rooms.
+/// The collections of the members of private rooms, of these rooms, and of revoked tokens.
 pub const MEMBERS: &str = "realtime_chat_backend_members";
 const ROOMS: &str = "realtime_chat_backend_rooms";
+const REVOCATIONS: &str = "realtime_chat_backend_revocations";
 /// Only this program writes to this collection, when everything else is written.
 const MARK: &str = "chaos";
 
@@ -32,6 +33,8 @@ pub struct Stored {
     private: HashSet<String>,
     /// The changes of each member of a private room, by room and user.
     memberships: HashMap<(String, String), Vec<MemberChange>>,
+    /// When all tokens of a user were revoked that were issued before a second since 1970.
+    revocations: HashMap<String, Vec<(Position, u64)>>,
 }
 
 /// A change in the stream.
@@ -58,9 +61,11 @@ impl Stored {
             texts: read_texts(database).await,
             private: HashSet::new(),
             memberships: HashMap::new(),
+            revocations: HashMap::new(),
         };
         database.collection::<Document>(MARK).insert_one(doc! {}).await.unwrap();
-        let ours = doc! { "$match": { "ns.coll": { "$in": ["messages", MEMBERS, ROOMS, MARK] } } };
+        let ours = ["messages", MEMBERS, ROOMS, REVOCATIONS, MARK];
+        let ours = doc! { "$match": { "ns.coll": { "$in": ours.as_slice() } } };
         let stream = database.watch().pipeline([ours]).start_at_operation_time(since);
         let mut stream = stream.await.unwrap();
         let mut last = None;
@@ -71,6 +76,7 @@ impl Stored {
                 match collection.as_deref() {
                     Some(MARK) => return,
                     Some(MEMBERS) => stored.take_member(event, &mut last),
+                    Some(REVOCATIONS) => stored.take_revocation(event, &mut last),
                     Some(ROOMS) if event.operation_type != OperationType::Replace => {}
                     Some(ROOMS) => _ = next_position(&event, &mut last),
                     _ => stored.take_message(event, &mut last),
@@ -129,6 +135,30 @@ impl Stored {
         let changes = self.memberships.entry((room.clone(), user.clone())).or_default();
         changes.push(MemberChange { position, added });
         self.changes.push(Place { told: Told::of_member(change, room, user), position });
+    }
+
+    fn take_revocation(&mut self, event: ChangeStreamEvent<Document>, last: &mut Option<Position>) {
+        let id = event.document_key.as_ref().and_then(|key| key.get_document("_id").ok());
+        // The marker of the collection has another id.
+        let Some(id) = id else { return };
+        let user = hex(id, "user");
+        let position = next_position(&event, last);
+        let updated = event.update_description.map(|update| update.updated_fields);
+        let revocation = event.full_document.or(updated).expect("revocations are not removed");
+        let before = revocation.get_i64("before").unwrap() as u64;
+        self.revocations.entry(user).or_default().push((position, before));
+    }
+
+    /// How often all tokens of a user were revoked.
+    pub fn revocations(&self) -> usize {
+        self.revocations.values().map(Vec::len).sum()
+    }
+
+    /// Where a user's token was revoked that was issued in a second since 1970.
+    pub fn revoked(&self, user: &str, issued: u64) -> Option<Position> {
+        let revocations = self.revocations.get(user)?.iter();
+        let mut covering = revocations.filter(|(_, before)| issued < *before);
+        covering.next().map(|(position, _)| *position)
     }
 
     /// Whether only members may see this room.

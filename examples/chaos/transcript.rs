@@ -14,6 +14,8 @@ pub struct Transcript {
     pub name: String,
     /// The user of the client.
     pub user: String,
+    /// For each token that it had, the second since 1970 in which it was issued.
+    pub tokens: Vec<u64>,
     /// The events of each room.
     pub rooms: HashMap<String, Vec<Segment>>,
     /// The final text of each message of each room: from the events, and from the history where
@@ -62,6 +64,8 @@ pub struct Heard {
     pub told: Told,
     /// When, in milliseconds since 1970.
     pub at: u64,
+    /// The number of the connection's token.
+    pub token: usize,
 }
 
 /// The text of a message.

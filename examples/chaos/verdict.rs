@@ -37,6 +37,8 @@ pub struct Verdict {
     overtaken: usize,
     members_added: usize,
     members_removed: usize,
+    revocations: usize,
+    logins: usize,
     delivered: usize,
     lost: Vec<String>,
     doubled: Vec<String>,
@@ -45,6 +47,8 @@ pub struct Verdict {
     revived: Vec<String>,
     /// Changes of a private room that a user saw without being a member.
     leaked: Vec<String>,
+    /// Events that a socket got behind the revocation of its token.
+    unrevoked: Vec<String>,
     /// Messages whose final text a client has wrong.
     differing: Vec<String>,
     /// Other errors.
@@ -75,6 +79,7 @@ impl Verdict {
                     .is_none_or(|last| stored.is_member(room, &transcript.user, last.position));
                 verdict.judge_delivery(transcript, segments, order, is_member);
                 verdict.judge_visibility(transcript, segments, order, stored);
+                verdict.judge_revocations(transcript, segments, order, stored);
                 if is_member {
                     verdict.judge_texts(transcript, room, stored);
                 }
@@ -82,6 +87,7 @@ impl Verdict {
             verdict.judge_histories(transcript, stored);
             verdict.revived.extend(transcript.revived.iter().cloned());
             verdict.repeated += transcript.repeated;
+            verdict.logins += transcript.tokens.len() - 1;
             verdict.resyncs += transcript.resyncs;
             verdict.returns += transcript.returns;
             verdict.recoveries.extend(&transcript.recoveries);
@@ -93,6 +99,7 @@ impl Verdict {
             let since = acks().filter(|(begun, _)| *begun > died).map(|(_, acked)| *acked - died);
             verdict.writes_back.extend(since.min());
         }
+        verdict.revocations = stored.revocations();
         verdict.recoveries.sort();
         verdict.writes_back.sort();
         verdict
@@ -108,9 +115,10 @@ impl Verdict {
         self.problems().iter().all(|problems| problems.is_empty())
     }
 
-    fn problems(&self) -> [&Vec<String>; 7] {
-        let Self { lost, doubled, disordered, revived, leaked, differing, broken, .. } = self;
-        [lost, doubled, disordered, revived, leaked, differing, broken]
+    fn problems(&self) -> [&Vec<String>; 8] {
+        let Self { lost, doubled, disordered, revived, .. } = self;
+        let Self { leaked, unrevoked, differing, broken, .. } = self;
+        [lost, doubled, disordered, revived, leaked, unrevoked, differing, broken]
     }
 
     fn judge_storing(&mut self, transcripts: &[Transcript], stored: &Stored) {
@@ -300,6 +308,27 @@ impl Verdict {
         }
     }
 
+    /// Judges whether each event came before the token of its connection was revoked.
+    fn judge_revocations(
+        &mut self,
+        Transcript { name, user, tokens, .. }: &Transcript,
+        segments: &[Segment],
+        order: &[&Place],
+        stored: &Stored,
+    ) {
+        let ends: Vec<_> = tokens.iter().map(|&issued| stored.revoked(user, issued)).collect();
+        let places = Places::of(order);
+        for segment in segments {
+            let (heard_at, _) = places.of_segment(segment);
+            let known = segment.heard.iter().filter(|heard| places.has(&heard.told));
+            for (&at, heard) in heard_at.iter().zip(known) {
+                if ends[heard.token].is_some_and(|end| order[at].position > end) {
+                    self.unrevoked.push(describe(name, at, order[at]));
+                }
+            }
+        }
+    }
+
     /// Judges whether the user was a member of a private room whenever a history came.
     fn judge_histories(
         &mut self,
@@ -412,6 +441,8 @@ impl fmt::Display for Verdict {
             ("edits overtaken by later ones", self.overtaken),
             ("members added", self.members_added),
             ("members removed", self.members_removed),
+            ("revocations of all tokens", self.revocations),
+            ("logins after them", self.logins),
             ("delivered", self.delivered),
             ("lost", self.lost.len()),
             ("doubled", self.doubled.len()),
@@ -419,6 +450,7 @@ impl fmt::Display for Verdict {
             ("out of order", self.disordered.len()),
             ("texts after their deletion", self.revived.len()),
             ("seen by others than members", self.leaked.len()),
+            ("got behind a revocation", self.unrevoked.len()),
             ("texts that differ in the end", self.differing.len()),
             ("other problems", self.broken.len()),
             ("connections lost and recovered", self.recoveries.len()),

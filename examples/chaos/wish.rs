@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
+use crate::account::Account;
+
 /// A request that is repeated until it is answered.
 #[derive(Debug, Clone)]
 pub enum Wish {
@@ -53,27 +55,26 @@ impl Wish {
         }
     }
 
-    /// The REST request; `token` is a token of `user`.
+    /// The REST request of a user.
     pub fn request(
         &self,
         http: &reqwest::Client,
         addr: SocketAddr,
-        token: &str,
-        user: &str,
+        account: &Account,
     ) -> reqwest::RequestBuilder {
         let one = |message| format!("http://{addr}/api/chat/message/{message}");
         let request = match self {
             Self::Send { room, content } => http
                 .post(format!("http://{addr}/api/chat/message"))
                 .header("Idempotency-Key", content)
-                .json(&json!({ "room": room, "sender": user, "content": content })),
+                .json(&json!({ "room": room, "sender": account.user, "content": content })),
             Self::Edit { message, content, version } => http
                 .patch(one(message))
                 .header("Idempotency-Key", content)
                 .json(&json!({ "content": content, "__v": version })),
             Self::Delete { message } => http.delete(one(message)),
         };
-        request.bearer_auth(token)
+        request.bearer_auth(account.token())
     }
 
     /// Whether this message is the result of the wish.

@@ -2,8 +2,12 @@
 //! key until it is answered, reconnects to any instance and goes on after the last position or
 //! offset, and reads the history when events may have been missed.
 //!
-//! It also tries to join private rooms of which it is not a member, with its old position.
+//! Some log their user out on all devices now and then, as from another device: their socket goes
+//! on until the server ends it, and they log in again when it refuses the old token.
+//!
+//! A client also tries to join private rooms of which it is not a member, with its old position.
 
+mod logins;
 mod received;
 mod requests;
 
@@ -18,10 +22,12 @@ use tokio::sync::{Barrier, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::account::Account;
 use crate::random::Random;
 use crate::transcript::{Segment, Transcript};
 use crate::wire::{Change, Connection, Disconnected, Incoming, Kind, ResumeState};
 use crate::wish::Wish;
+use logins::Logins;
 
 /// The last message of each room.
 pub const END: &str = "the end";
@@ -68,8 +74,8 @@ pub type Process = (usize, usize);
 /// A client of either wire, in some of the rooms.
 pub struct Client {
     kind: Kind,
-    user: String,
-    token: String,
+    account: Account,
+    logins: Logins,
     rooms: Vec<Room>,
     random: Random,
     memory: ResumeState,
@@ -165,17 +171,21 @@ enum Call {
     Wish(usize),
     /// The history of the room with this index.
     History(usize),
+    /// The end of all tokens. It had so many tokens then.
+    LogOut(usize),
 }
 
 impl Client {
-    /// A client that has not connected yet. `token` is a token of `user`.
+    /// A client that has not connected yet. `logs_out`: now and then, it logs its user out on all
+    /// devices.
     pub fn new(
         kind: Kind,
         name: String,
-        (user, token): (String, String),
+        account: Account,
         public: &[String],
         private: &[String],
-        random: Random,
+        logs_out: bool,
+        mut random: Random,
     ) -> Self {
         let room = |id: &String, is_private| Room {
             id: id.clone(),
@@ -190,10 +200,11 @@ impl Client {
         };
         let public = public.iter().map(|id| room(id, false));
         let rooms = public.chain(private.iter().map(|id| room(id, true))).collect();
+        let (user, tokens) = (account.user.clone(), vec![account.issued()]);
         Self {
             kind,
-            user: user.clone(),
-            token,
+            account,
+            logins: Logins::new(logs_out, &mut random),
             rooms,
             random,
             memory: ResumeState::default(),
@@ -202,7 +213,7 @@ impl Client {
             wishes: 0,
             own: VecDeque::new(),
             calls: JoinSet::new(),
-            transcript: Transcript { name, user, ..Transcript::default() },
+            transcript: Transcript { name, user, tokens, ..Transcript::default() },
             uncovered: Vec::new(),
             forgotten: HashSet::new(),
             process: None,
@@ -218,28 +229,30 @@ impl Client {
             let number = self.random.below(world.instances.len());
             let (addr, generation) = (world.instances[number], &world.generations[number]);
             let (began, started) = (Instant::now(), generation.load(Ordering::SeqCst));
-            let opened = Connection::open(self.kind, addr, &self.token, self.memory.clone()).await;
+            let opened =
+                Connection::open(self.kind, addr, &self.account.token(), self.memory.clone()).await;
             // If the instance was started again meanwhile, it is unknown which process answered.
             let is_known = generation.load(Ordering::SeqCst) == started;
             self.process = is_known.then_some(((number, started), began));
-            match opened {
+            let why = match opened {
                 Ok(mut connection) => {
                     let lost = self.converse(&mut connection, &world).await;
                     self.memory = connection.memory;
                     if lost.is_err() {
                         self.forget_what_is_uncovered();
                     }
-                    if let Err(Disconnected(why)) = lost {
-                        log::debug!("{} lost its connection: {why}", self.transcript.name);
-                        self.away.get_or_insert_with(Instant::now);
-                    }
+                    let Err(Disconnected(why)) = lost else { continue };
+                    log::debug!("{} lost its connection: {why}", self.transcript.name);
+                    why
                 }
                 Err(Disconnected(why)) => {
                     log::debug!("{} could not connect: {why}", self.transcript.name);
-                    self.away.get_or_insert_with(Instant::now);
                     sleep(self.random.millis(50..400)).await;
+                    why
                 }
-            }
+            };
+            self.away.get_or_insert_with(Instant::now);
+            self.log_in_if_revoked(&why, &world).await;
         }
         if !self.is_done(&world) {
             let waiting = self.outbox.len();
@@ -254,6 +267,7 @@ impl Client {
     fn is_done(&self, world: &World) -> bool {
         *world.phase.borrow() != Phase::Talk
             && self.outbox.is_empty()
+            && !self.logins.is_logged_out
             && self.rooms.iter().all(|room| room.is_done(self.is_final_member(room, world)))
     }
 
@@ -261,7 +275,7 @@ impl Client {
     fn is_final_member(&self, room: &Room, world: &World) -> bool {
         match &*world.phase.borrow() {
             Phase::Finish(members) if room.is_private => {
-                members.contains(&(room.id.clone(), self.user.clone()))
+                members.contains(&(room.id.clone(), self.account.user.clone()))
             }
             _ => true,
         }
@@ -330,6 +344,7 @@ impl Client {
                         self.ask_for_what_is_due(server, world).await?;
                     }
                     self.read_what_is_stale(world);
+                    self.log_out_when_due(world);
                     self.note_content(world);
                     if self.is_done(world) {
                         return Ok(());

@@ -36,10 +36,10 @@ impl Client {
             let problem = format!("an event before the ack of the join: {told:?}");
             self.transcript.broken.push(problem);
         }
-        if !told.change.is_of_message() && told.id == self.user {
+        if !told.change.is_of_message() && told.id == self.account.user {
             log::debug!("{}: {told:?} at {position:?}", self.transcript.name);
         }
-        if told.change == Change::MemberRemoved && told.id == self.user {
+        if told.change == Change::MemberRemoved && told.id == self.account.user {
             known.leave(try_again);
         }
         if told.change.is_of_message() {
@@ -62,7 +62,8 @@ impl Client {
             segments.push(Segment::default());
         }
         let last = segments.len() - 1;
-        segments[last].heard.push(Heard { told, at: now() });
+        let token = self.transcript.tokens.len() - 1;
+        segments[last].heard.push(Heard { told, at: now(), token });
         match position {
             Some(position) => known.since = Some(position),
             None => self.uncovered.push(Uncovered { room, segment: last }),
@@ -160,7 +161,7 @@ impl Client {
                 (room.stale, room.heard) = (false, Some(HashSet::new()));
                 let addr = self.random.of(&world.instances);
                 let url = format!("http://{addr}/api/chat/messages/{}?deleted=true", room.id);
-                let request = world.http.get(url).bearer_auth(&self.token);
+                let request = world.http.get(url).bearer_auth(self.account.token());
                 self.calls.spawn(async move { (Call::History(index), ask(request).await) });
             }
         }

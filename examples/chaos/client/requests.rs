@@ -34,7 +34,7 @@ impl Client {
             }
             outgoing.asked = Some(if self.random.once_in(3) {
                 let addr = *self.random.of(&world.instances);
-                let request = outgoing.wish.request(&world.http, addr, &self.token, &self.user);
+                let request = outgoing.wish.request(&world.http, addr, &self.account);
                 let call = Call::Wish(outgoing.number);
                 self.calls.spawn(async move { (call, ask(request).await) });
                 Asked::Rest
@@ -86,6 +86,7 @@ impl Client {
                 let at = self.outbox.iter().position(|outgoing| outgoing.number == number);
                 self.answered(at.expect("one asks once"), &answer.unwrap_or_default());
             }
+            Call::LogOut(token) => self.logged_out(token, &answer.unwrap_or_default()),
             Call::History(index) => self.read(index, answer.as_ref().and_then(Value::as_array)),
         }
     }
