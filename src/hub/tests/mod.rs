@@ -530,6 +530,37 @@ fn an_event_for_the_user_does_not_cover_a_room_that_is_being_joined() {
 }
 
 #[test]
+fn a_room_that_only_the_record_has_is_named_by_offsets_until_it_is_taken_out() {
+    let hub = hub(10, usize::MAX);
+    let (room, left) = (RoomId::new(), RoomId::new());
+    let (mut member, client) = listen(&hub, room);
+    publish(&hub, room, 1);
+    let through = member.offset().unwrap().base;
+    member.note_leftover(left, through);
+    assert_eq!(member.leftover(), None, "there is no record");
+    member.remember(None, 0);
+    member.note_leftover(room, through);
+    assert_eq!(member.leftover(), None, "the member is in this room");
+    member.note_leftover(left, through);
+    assert_eq!((member.leftover(), drain(&mut member)), (Some(left), (0, true)));
+    publish(&hub, room, 1);
+    assert_eq!(drain(&mut member), (1, true));
+    let offset = member.offset().unwrap();
+    assert!(offset.of(left) == through && offset.of(room) > through, "{offset}");
+
+    member.forget_leftover(left);
+    assert_eq!(drain(&mut member), (0, true));
+    publish(&hub, room, 1);
+    assert_eq!(client.received.borrow().len(), 2, "with the frame that all members share again");
+    for _ in 0..100 {
+        member.note_leftover(RoomId::new(), through);
+    }
+    assert_eq!(member.ended(), None);
+    member.note_leftover(RoomId::new(), through);
+    assert_eq!(member.ended(), Some(Ended::TooSlow));
+}
+
+#[test]
 fn a_join_that_was_checked_before_a_removal_is_refused() {
     let hub = hub(10, usize::MAX);
     let room: RoomId = "6b0bd1279c726f6f6d000001".parse().unwrap();
