@@ -4,19 +4,22 @@
 //! cargo build --release && cargo run --release --example chaos -- --seconds 600 --seed 1
 //! ```
 //!
-//! Clients send, edit and delete messages by their sockets and by REST. They repeat a request with
-//! the same idempotency key until it is answered, and go on after their last position or offset on
-//! any instance. Some rooms are private: their owner adds and removes members all the time, some
+//! Clients send, edit, delete and mark messages by their sockets and by REST. They repeat a request
+//! with the same idempotency key until it is answered, and go on after their last position or offset
+//! on any instance. Some rooms are private: their owner adds and removes members all the time, some
 //! members leave by themselves, and everybody tries to join and to send in any case. Some users are
 //! logged out on all devices now and then, and log in again when their socket is refused. Meanwhile
 //! nodes and instances are killed, paused and restarted, and the network between them stalls and is
 //! cut, in an order that the seed decides.
 //!
-//! At the end the transcript of each client is compared with the change stream and the collection.
-//! The program exits with 1 if anything acknowledged was lost, doubled or delivered out of order,
-//! if the text of a deleted message came after its deletion, if a client ends with another text
-//! than the collection, if anybody saw a change of a private room without being a member, or if a
-//! socket got anything behind the revocation of its token.
+//! At the end the transcript of each client is compared with the change stream and the collections.
+//! The program exits with 1 if
+//!
+//! - anything acknowledged was lost, doubled or delivered out of order,
+//! - the text of a deleted message came after its deletion,
+//! - a client ends with another text or mark than the collections, or a mark went back,
+//! - anybody saw a change of a private room without being a member,
+//! - a socket got anything behind the revocation of its token.
 //!
 //! `RUST_LOG=chaos=debug` logs the connections, joins and removals of each client.
 //!
@@ -90,6 +93,8 @@ const ROOMS: usize = 3;
 const LOGGED_OUT: usize = 3;
 /// How long recovery may take after the last fault.
 const CALM: Duration = Duration::from_secs(90);
+/// How long a mark may take to be stored after its answer.
+const MARKED: Duration = Duration::from_secs(3);
 /// The timeout of a REST request.
 const REST: Duration = Duration::from_secs(8);
 
@@ -201,6 +206,7 @@ async fn run(options: &Options) -> ExitCode {
     };
     let transcripts: Vec<_> = transcripts.into_iter().map(|joined| joined.unwrap()).collect();
 
+    sleep(MARKED).await;
     let stored = Stored::read(&database, begun).await;
     let mut verdict = Verdict::of(&transcripts, &stored, &story.primaries());
     verdict.complain(instances.complaints());

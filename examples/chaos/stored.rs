@@ -13,10 +13,12 @@ use tokio::time::timeout;
 use crate::transcript::Text;
 use crate::wire::{Change, Told};
 
-/// The collections of the members of private rooms, of these rooms, and of revoked tokens.
+/// The collections of the members of private rooms, of these rooms, of revoked tokens, and of read
+/// marks.
 pub const MEMBERS: &str = "realtime_chat_backend_members";
 const ROOMS: &str = "realtime_chat_backend_rooms";
 const REVOCATIONS: &str = "realtime_chat_backend_revocations";
+const MARKS: &str = "realtime_chat_backend_marks";
 /// Only this program writes to this collection, when everything else is written.
 const MARK: &str = "chaos";
 
@@ -35,6 +37,10 @@ pub struct Stored {
     memberships: HashMap<(String, String), Vec<MemberChange>>,
     /// When all tokens of a user were revoked that were issued before a second since 1970.
     revocations: HashMap<String, Vec<(Position, u64)>>,
+    /// The message up to which each user has read each room, by room and user.
+    marks: HashMap<(String, String), String>,
+    /// Marks that went back.
+    pub backward: Vec<String>,
 }
 
 /// A change in the stream.
@@ -62,9 +68,11 @@ impl Stored {
             private: HashSet::new(),
             memberships: HashMap::new(),
             revocations: HashMap::new(),
+            marks: HashMap::new(),
+            backward: Vec::new(),
         };
         database.collection::<Document>(MARK).insert_one(doc! {}).await.unwrap();
-        let ours = ["messages", MEMBERS, ROOMS, REVOCATIONS, MARK];
+        let ours = ["messages", MEMBERS, ROOMS, REVOCATIONS, MARKS, MARK];
         let ours = doc! { "$match": { "ns.coll": { "$in": ours.as_slice() } } };
         let stream = database.watch().pipeline([ours]).start_at_operation_time(since);
         let mut stream = stream.await.unwrap();
@@ -76,6 +84,7 @@ impl Stored {
                 match collection.as_deref() {
                     Some(MARK) => return,
                     Some(MEMBERS) => stored.take_member(event, &mut last),
+                    Some(MARKS) => stored.take_mark(event, &mut last),
                     Some(REVOCATIONS) => stored.take_revocation(event, &mut last),
                     Some(ROOMS) if event.operation_type != OperationType::Replace => {}
                     Some(ROOMS) => _ = next_position(&event, &mut last),
@@ -147,6 +156,32 @@ impl Stored {
         let revocation = event.full_document.or(updated).expect("revocations are not removed");
         let before = revocation.get_i64("before").unwrap() as u64;
         self.revocations.entry(user).or_default().push((position, before));
+    }
+
+    fn take_mark(&mut self, event: ChangeStreamEvent<Document>, last: &mut Option<Position>) {
+        let id = event.document_key.as_ref().and_then(|key| key.get_document("_id").ok());
+        // The marker of the collection has another id.
+        let Some(id) = id else { return };
+        let (room, user) = (hex(id, "room"), hex(id, "user"));
+        let position = next_position(&event, last);
+        // The event for the sessions of the user has the next one.
+        *last = Some(position.next_of_same_time());
+        let message =
+            hex(&event.full_document.expect("marks are inserted and replaced"), "message");
+        let told = Told::of_mark(room.clone(), &user, &message);
+        // The members are not told of a mark that is stored after its user was removed.
+        if self.is_member(&room, &user, position) {
+            self.changes.push(Place { told, position });
+        }
+        let before = self.marks.insert((room, user), message.clone());
+        if before.as_ref().is_some_and(|before| *before >= message) {
+            self.backward.push(format!("a mark went from {before:?} to {message} at {position}"));
+        }
+    }
+
+    /// The message up to which a user has read a room.
+    pub fn mark(&self, room: &str, user: &str) -> Option<&str> {
+        self.marks.get(&(room.to_owned(), user.to_owned())).map(String::as_str)
     }
 
     /// How often all tokens of a user were revoked.

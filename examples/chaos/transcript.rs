@@ -30,8 +30,12 @@ pub struct Transcript {
     pub changed: Vec<Told>,
     /// Refused edits and deletions: the message and the code.
     pub refused: Vec<(String, String)>,
-    /// How many messages were refused because the user was not a member of the room.
+    /// How many messages and marks were refused because the user was not a member of the room.
     pub refused_sends: usize,
+    /// The newest message up to which it has read each room, as far as that was acknowledged.
+    pub marks: HashMap<String, String>,
+    /// How many marks were acknowledged.
+    pub marked: usize,
     /// How many messages it sent.
     pub sent: usize,
     /// For each acknowledged message, when it was first sent and when it was acknowledged.

@@ -29,7 +29,7 @@ pub struct Verdict {
     /// Edits and deletions that were refused: the message was deleted or edited before, or its
     /// sender was removed from the room.
     refused: usize,
-    /// Messages to private rooms that were refused because their sender was not a member.
+    /// Messages and marks in private rooms that were refused because their user was not a member.
     refused_sends: usize,
     /// Messages that were stored after their sender was removed, and were refused then.
     taken_back: usize,
@@ -37,6 +37,7 @@ pub struct Verdict {
     overtaken: usize,
     members_added: usize,
     members_removed: usize,
+    marked: usize,
     revocations: usize,
     logins: usize,
     delivered: usize,
@@ -49,7 +50,7 @@ pub struct Verdict {
     leaked: Vec<String>,
     /// Events that a socket got behind the revocation of its token.
     unrevoked: Vec<String>,
-    /// Messages whose final text a client has wrong.
+    /// Messages whose final text a client has wrong, and marks that are not where they were set.
     differing: Vec<String>,
     /// Other errors.
     broken: Vec<String>,
@@ -85,6 +86,8 @@ impl Verdict {
                 }
             }
             verdict.judge_histories(transcript, stored);
+            verdict.judge_marks(transcript, stored);
+            verdict.marked += transcript.marked;
             verdict.revived.extend(transcript.revived.iter().cloned());
             verdict.repeated += transcript.repeated;
             verdict.logins += transcript.tokens.len() - 1;
@@ -99,6 +102,7 @@ impl Verdict {
             let since = acks().filter(|(begun, _)| *begun > died).map(|(_, acked)| *acked - died);
             verdict.writes_back.extend(since.min());
         }
+        verdict.broken.extend(stored.backward.iter().cloned());
         verdict.revocations = stored.revocations();
         verdict.recoveries.sort();
         verdict.writes_back.sort();
@@ -224,7 +228,7 @@ impl Verdict {
 
     fn judge_delivery(
         &mut self,
-        Transcript { name, .. }: &Transcript,
+        Transcript { name, user, .. }: &Transcript,
         segments: &[Segment],
         order: &[&Place],
         is_member: bool,
@@ -267,7 +271,12 @@ impl Verdict {
             let end = if reaches_end { newest.max(end) } else { newest };
             let (Some(first), Some(end)) = (first, end) else { continue };
             let may_be_missing = |at: usize| {
-                deletions.get(order[at].told.id.as_str()).is_some_and(|&deletion| at < deletion)
+                // Told by another event.
+                let is_own_mark = order[at].told.mark_of(user).is_some();
+                is_own_mark
+                    || deletions
+                        .get(order[at].told.id.as_str())
+                        .is_some_and(|&deletion| at < deletion)
             };
             let missing = (first..=end).filter(|&at| !heard.contains(&at) && !may_be_missing(at));
             let lost = self.lost.len();
@@ -347,6 +356,20 @@ impl Verdict {
         }
     }
 
+    /// Judges whether the marks of the user are where they were set last. A mark that was set a
+    /// second before an instance was killed may be lost, so all are set once more in the end.
+    fn judge_marks(&mut self, Transcript { name, user, marks, .. }: &Transcript, stored: &Stored) {
+        let Some(last) = stored.changes.last() else { return };
+        for (room, message) in marks {
+            let is_member = stored.is_member(room, user, last.position);
+            let mark = stored.mark(room, user);
+            if is_member && mark != Some(message) {
+                let problem = format!("{name}: the mark of {room} is {mark:?}, not {message}");
+                self.differing.push(problem);
+            }
+        }
+    }
+
     fn judge_texts(&mut self, transcript: &Transcript, room: &str, stored: &Stored) {
         let nothing = HashMap::new();
         let known = transcript.texts.get(room).unwrap_or(&nothing);
@@ -369,7 +392,7 @@ impl Verdict {
 
 /// Where the changes of a room are in its order.
 struct Places<'a> {
-    /// The changes of messages.
+    /// The changes of messages, and the marks.
     messages: HashMap<(Change, &'a str, i64), usize>,
     /// The changes of each member, in order.
     members: HashMap<(Change, &'a str), Vec<usize>>,
@@ -380,7 +403,7 @@ impl<'a> Places<'a> {
     fn of(order: &'a [&'a Place]) -> Self {
         let mut places = Self { messages: HashMap::new(), members: HashMap::new(), order };
         for (at, Place { told, .. }) in order.iter().enumerate() {
-            if told.change.is_of_message() {
+            if !told.change.is_of_member() {
                 places.messages.insert(told.key(), at);
             } else {
                 places.members.entry((told.change, told.id.as_str())).or_default().push(at);
@@ -436,11 +459,12 @@ impl fmt::Display for Verdict {
             ("edits", self.edits),
             ("deletions", self.deletions),
             ("edits and deletions refused", self.refused),
-            ("sends of others than members", self.refused_sends),
+            ("sends and marks of others", self.refused_sends),
             ("messages taken back", self.taken_back),
             ("edits overtaken by later ones", self.overtaken),
             ("members added", self.members_added),
             ("members removed", self.members_removed),
+            ("marks acked", self.marked),
             ("revocations of all tokens", self.revocations),
             ("logins after them", self.logins),
             ("delivered", self.delivered),
@@ -451,7 +475,7 @@ impl fmt::Display for Verdict {
             ("texts after their deletion", self.revived.len()),
             ("seen by others than members", self.leaked.len()),
             ("got behind a revocation", self.unrevoked.len()),
-            ("texts that differ in the end", self.differing.len()),
+            ("texts or marks differ in the end", self.differing.len()),
             ("other problems", self.broken.len()),
             ("connections lost and recovered", self.recoveries.len()),
             ("of these by Socket.IO's recovery", self.returns),

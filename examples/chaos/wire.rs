@@ -66,12 +66,12 @@ pub enum Incoming {
     Error(Value),
 }
 
-/// An event of a room: a change of a message or of a member.
+/// An event of a room: a change of a message or of a member, or a read mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
     pub change: Change,
     pub room: String,
-    /// The message, or the user who was added or removed.
+    /// The message, or the user who was added or removed; for a mark, the message and the user.
     pub id: String,
     /// The text of the message after the change; otherwise empty.
     pub content: String,
@@ -87,12 +87,18 @@ pub enum Change {
     Deleted,
     MemberAdded,
     MemberRemoved,
+    Read,
 }
 
 impl Change {
     /// Whether this is about a message.
     pub fn is_of_message(self) -> bool {
         matches!(self, Self::Sent | Self::Edited | Self::Deleted)
+    }
+
+    /// Whether a member was added or removed.
+    pub fn is_of_member(self) -> bool {
+        matches!(self, Self::MemberAdded | Self::MemberRemoved)
     }
 }
 
@@ -102,7 +108,19 @@ impl Told {
         Self { change, room, id: user, content: String::new(), version: 0 }
     }
 
-    /// Identifies a change of a message. A member can be added many times.
+    /// The event of a user who has read a room up to a message.
+    pub fn of_mark(room: String, user: &str, message: &str) -> Self {
+        let id = format!("{message} {user}");
+        Self { change: Change::Read, room, id, content: String::new(), version: 0 }
+    }
+
+    /// Whether this user has read, and up to which message.
+    pub fn mark_of(&self, user: &str) -> Option<&str> {
+        let (message, reader) = self.id.split_once(' ')?;
+        (self.change == Change::Read && reader == user).then_some(message)
+    }
+
+    /// Identifies a change of a message, and a mark. A member can be added many times.
     pub fn key(&self) -> (Change, &str, i64) {
         (self.change, &self.id, self.version)
     }
@@ -293,6 +311,10 @@ fn event(name: &str, data: &Value, position: Option<&str>) -> Option<Incoming> {
                 _ => (Change::MemberRemoved, text("user")?),
             };
             let told = Told::of_member(change, text("room")?, user);
+            Incoming::Event { told, position: position.map(str::to_owned) }
+        }
+        "messageRead" => {
+            let told = Told::of_mark(text("room")?, &text("user")?, &text("message")?);
             Incoming::Event { told, position: position.map(str::to_owned) }
         }
         "roomAdded" => Incoming::Membership { room: text("room")?, added: true },

@@ -25,12 +25,17 @@ pub enum Wish {
     Delete {
         message: String,
     },
+    /// A read mark.
+    Mark {
+        room: String,
+        message: String,
+    },
 }
 
 /// The answer to a wish.
 #[derive(Debug)]
 pub enum Answer {
-    /// Done; the message.
+    /// Done; the message, or the mark.
     Done(Value),
     /// Refused for good; the code says why.
     Never(String),
@@ -52,6 +57,9 @@ impl Wish {
                 }),
             ),
             Self::Delete { message } => ("deleteMessage", json!({ "message": message })),
+            Self::Mark { room, message } => {
+                ("markAsRead", json!({ "room": room, "message": message }))
+            }
         }
     }
 
@@ -73,11 +81,14 @@ impl Wish {
                 .header("Idempotency-Key", content)
                 .json(&json!({ "content": content, "__v": version })),
             Self::Delete { message } => http.delete(one(message)),
+            Self::Mark { room, message } => http
+                .post(format!("http://{addr}/api/chat/room/{room}/read"))
+                .json(&json!({ "message": message })),
         };
         request.bearer_auth(account.token())
     }
 
-    /// Whether this message is the result of the wish.
+    /// Whether this message or mark is the result of the wish.
     pub fn is_done_by(&self, message: &Value) -> bool {
         match self {
             Self::Send { content, room } => {
@@ -89,6 +100,9 @@ impl Wish {
             Self::Delete { message: id } => {
                 message["_id"] == **id && message["deletedAt"].is_string()
             }
+            Self::Mark { room, message: id } => {
+                message["room"] == **room && message["message"] == **id
+            }
         }
     }
 }
@@ -98,6 +112,9 @@ impl Answer {
     pub fn read(data: &Value) -> Self {
         if data["message"].is_object() {
             return Self::Done(data["message"].clone());
+        }
+        if data["message"].is_string() && data["room"].is_string() {
+            return Self::Done(data.clone());
         }
         if data["error"] == "Room not found" {
             // Without a code, as the original answers.

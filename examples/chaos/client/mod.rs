@@ -37,6 +37,8 @@ pub const END: &str = "the end";
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How many wishes may be unanswered.
 const IN_FLIGHT: usize = 6;
+/// How many of the last messages of a room a client may mark as read.
+const RECENT: usize = 10;
 /// How many of its own messages a client may edit or delete: the newest.
 const OWN: usize = 20;
 /// The interval at which a client checks what to do next.
@@ -98,6 +100,10 @@ pub struct Client {
     away: Option<Instant>,
     first: bool,
     is_content: bool,
+    /// It has marked its rooms for the last time.
+    has_marked: bool,
+    /// The last mark of its user in each room that came on this connection.
+    own_marks: HashMap<String, String>,
 }
 
 struct Room {
@@ -115,6 +121,9 @@ struct Room {
     ended: bool,
     /// Events may have been missed, and the history was not read since.
     stale: bool,
+    /// The last messages that were heard of, the newest last, and the one with the highest id.
+    recent: VecDeque<String>,
+    newest: Option<String>,
     /// While the history is read: the messages of which an event came since the request.
     heard: Option<HashSet<String>>,
 }
@@ -196,6 +205,8 @@ impl Client {
             was_left: false,
             ended: false,
             stale: false,
+            recent: VecDeque::new(),
+            newest: None,
             heard: None,
         };
         let public = public.iter().map(|id| room(id, false));
@@ -220,6 +231,8 @@ impl Client {
             away: None,
             first: true,
             is_content: false,
+            has_marked: false,
+            own_marks: HashMap::new(),
         }
     }
 
@@ -267,6 +280,7 @@ impl Client {
     fn is_done(&self, world: &World) -> bool {
         *world.phase.borrow() != Phase::Talk
             && self.outbox.is_empty()
+            && self.has_marked
             && !self.logins.is_logged_out
             && self.rooms.iter().all(|room| room.is_done(self.is_final_member(room, world)))
     }
@@ -294,6 +308,7 @@ impl Client {
             self.process.map(|(process, _)| process),
             server.memory.offset,
         );
+        self.own_marks.clear();
         let mut joins = HashMap::new();
         for outgoing in &mut self.outbox {
             outgoing.asked = outgoing.asked.filter(|asked| matches!(asked, Asked::Rest));
@@ -461,7 +476,7 @@ impl Client {
     /// Counts this client when all its wishes are answered.
     fn note_content(&mut self, world: &World) {
         let is_over = *world.phase.borrow() != Phase::Talk;
-        if !self.is_content && is_over && self.outbox.is_empty() {
+        if !self.is_content && is_over && self.has_marked && self.outbox.is_empty() {
             self.is_content = true;
             world.content.fetch_add(1, Ordering::SeqCst);
         }

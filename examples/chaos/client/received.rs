@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Call, Client, END, Uncovered, World, ask};
+use super::{Call, Client, END, RECENT, Uncovered, World, ask};
 use crate::transcript::{Heard, Segment, Text};
 use crate::wire::{Change, Kind, Told};
 
@@ -26,6 +26,9 @@ impl Client {
             self.transcript.broken.push(problem);
         }
         self.look_for_deleted_text(&told, world);
+        if let Some(message) = told.mark_of(&self.account.user) {
+            return self.heard_own_mark(&told.room, message);
+        }
         let try_again = Instant::now() + self.random.millis(0..1_500);
         let Some(known) = self.rooms.iter_mut().find(|known| known.id == told.room) else {
             return self.transcript.broken.push(format!("an event of a strange room: {told:?}"));
@@ -44,6 +47,11 @@ impl Client {
         }
         if told.change.is_of_message() {
             known.ended |= told.content == END;
+            if told.change == Change::Sent {
+                known.recent.push_back(told.id.clone());
+                known.recent.drain(..known.recent.len().saturating_sub(RECENT));
+                known.newest = known.newest.take().max(Some(told.id.clone()));
+            }
             if let Some(heard) = &mut known.heard {
                 heard.insert(told.id.clone());
             }
@@ -67,6 +75,15 @@ impl Client {
         match position {
             Some(position) => known.since = Some(position),
             None => self.uncovered.push(Uncovered { room, segment: last }),
+        }
+    }
+
+    /// The user has read a room, perhaps on another device. Every session is told, joined or not.
+    fn heard_own_mark(&mut self, room: &str, message: &str) {
+        let before = self.own_marks.insert(room.to_owned(), message.to_owned());
+        if before.as_deref() >= Some(message) {
+            let problem = format!("told of a mark at {message} after one at {before:?}");
+            self.transcript.broken.push(problem);
         }
     }
 

@@ -18,15 +18,17 @@ impl Client {
         let talks = *world.phase.borrow() == Phase::Talk;
         if talks && now >= self.next_wish && self.outbox.len() < IN_FLIGHT {
             self.next_wish = now + self.random.millis(60..240);
-            self.wishes += 1;
-            let (number, wish) = (self.wishes, self.wish());
-            self.outbox.push_back(Outgoing {
-                number,
-                wish,
-                begun: now,
-                asked: None,
-                not_before: now,
-            });
+            let wish = self.wish();
+            self.want(wish);
+        }
+        if !talks && !self.has_marked {
+            self.has_marked = true;
+            let is_in = |room: &&super::Room| self.is_final_member(room, world);
+            let mark = |room: &super::Room| {
+                Some(Wish::Mark { room: room.id.clone(), message: room.newest.clone()? })
+            };
+            let marks: Vec<_> = self.rooms.iter().filter(is_in).filter_map(mark).collect();
+            marks.into_iter().for_each(|mark| self.want(mark));
         }
         for outgoing in &mut self.outbox {
             if outgoing.asked.is_some() || now < outgoing.not_before {
@@ -46,10 +48,25 @@ impl Client {
         Ok(())
     }
 
-    /// The next wish. It also sends to private rooms of which it is not a member.
+    fn want(&mut self, wish: Wish) {
+        self.wishes += 1;
+        let (number, now) = (self.wishes, Instant::now());
+        let (asked, not_before) = (None, now);
+        self.outbox.push_back(Outgoing { number, wish, begun: now, asked, not_before });
+    }
+
+    /// The next wish. It also sends to private rooms of which it is not a member, and marks
+    /// messages that it has read before later ones.
     fn wish(&mut self) -> Wish {
-        let (name, number) = (self.transcript.name.clone(), self.wishes);
-        let roll = self.random.below(20);
+        let (name, number) = (self.transcript.name.clone(), self.wishes + 1);
+        let roll = self.random.below(24);
+        if roll >= 20 {
+            let room = &self.rooms[self.random.below(self.rooms.len())];
+            if !room.recent.is_empty() {
+                let message = room.recent[self.random.below(room.recent.len())].clone();
+                return Wish::Mark { room: room.id.clone(), message };
+            }
+        }
         if roll < 10 || self.own.is_empty() {
             self.transcript.sent += 1;
             let room = self.random.below(self.rooms.len());
@@ -112,6 +129,14 @@ impl Client {
             Wish::Edit { message, .. } | Wish::Delete { message } => {
                 self.transcript.refused.push((message, code));
             }
+            Wish::Mark { room, message } => {
+                let is_private = |known: &super::Room| known.id == room && known.is_private;
+                if code == "room_not_found" && self.rooms.iter().any(is_private) {
+                    self.transcript.refused_sends += 1;
+                } else {
+                    self.transcript.broken.push(format!("a mark at {message} was refused: {code}"));
+                }
+            }
             Wish::Send { room, content } => {
                 let is_private = |known: &super::Room| known.id == room && known.is_private;
                 if code == "room_not_found" && self.rooms.iter().any(is_private) {
@@ -147,6 +172,11 @@ impl Client {
                 self.own.retain(|own| own.id != id);
                 let (change, content) = (Change::Deleted, String::new());
                 self.transcript.changed.push(Told { change, room, id, content, version: 0 });
+            }
+            Wish::Mark { room, message } => {
+                self.transcript.marked += 1;
+                let newest = self.transcript.marks.entry(room).or_default();
+                *newest = std::mem::take(newest).max(message);
             }
         }
     }
