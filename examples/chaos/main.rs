@@ -19,7 +19,8 @@
 //! - the text of a deleted message came after its deletion,
 //! - a client ends with another text or mark than the collections, or a mark went back,
 //! - anybody saw a change of a private room without being a member,
-//! - a socket got anything behind the revocation of its token.
+//! - a socket got anything behind the revocation of its token,
+//! - the instances say in the end that somebody is online who is not, or the other way round.
 //!
 //! `RUST_LOG=chaos=debug` logs the connections, joins and removals of each client.
 //!
@@ -38,6 +39,7 @@ mod client;
 mod cluster;
 mod faults;
 mod moderator;
+mod presence;
 mod proxy;
 #[path = "../../tests/api/helpers/random.rs"]
 mod random;
@@ -206,9 +208,11 @@ async fn run(options: &Options) -> ExitCode {
     };
     let transcripts: Vec<_> = transcripts.into_iter().map(|joined| joined.unwrap()).collect();
 
+    let wrong = presence::judge(&addresses, users, speaker).await;
     sleep(MARKED).await;
     let stored = Stored::read(&database, begun).await;
     let mut verdict = Verdict::of(&transcripts, &stored, &story.primaries());
+    verdict.complain(wrong);
     verdict.complain(instances.complaints());
     verdict.complain((0..bad_ends).map(|_| "an instance did not stop in time".to_owned()));
     println!("\n{verdict}");

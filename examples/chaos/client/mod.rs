@@ -342,7 +342,10 @@ impl Client {
                     Incoming::Offset(offset) => self.cover(&offset),
                     Incoming::Resync { room, position } => self.resync(&room, position),
                     Incoming::Membership { room, added } => self.told_of_membership(&room, added),
-                    Incoming::Signal { .. } => {}
+                    Incoming::Signal { event, data } => {
+                        let problem = format!("{event} {data}, and nobody types or is watched");
+                        self.transcript.broken.push(problem);
+                    }
                     Incoming::Error(error) => {
                         self.transcript.broken.push(format!("an error without a request: {error}"));
                     }
