@@ -3,9 +3,10 @@
 /** Messages of a page; pages that are read at once. */
 const PAGE = 100;
 const MOST_PAGES = 10;
-/** Messages of a room; what waits; rooms whose `unread` is live. */
+/** Messages of a room; what waits; bytes of a request; rooms whose `unread` is live. */
 const MOST_KEPT = 5000;
 const MOST_WAITING = 1000;
+const MOST_BYTES = 120_000;
 const MOST_FOLLOWED = 100;
 /** The server knows a `clientId` for a day. */
 const REPEATABLE = 23 * 3600_000;
@@ -34,7 +35,6 @@ function call(listener, value) {
   try {
     listener(value);
   } catch (error) {
-    // A mistake of the page must not stop the client.
     (globalThis.reportError ?? console.error)(error);
   }
 }
@@ -98,7 +98,7 @@ class Account {
     } catch (error) {
       // The Node server says no more when a name is taken.
       const isTaken = error.message === 'Server error' && username && password;
-      throw isTaken ? new ChatError('username_taken', 'Username is taken', 409) : error;
+      throw isTaken ? new ChatError('username_taken', 'Username is taken') : error;
     }
   }
 
@@ -167,7 +167,7 @@ class Account {
     return this.renewing ??= this.renewAlone(used).finally(() => { this.renewing = undefined; });
   }
 
-  /** One tab for all: the others find the next token where it is kept. */
+  /** One tab for all. */
   async renewAlone(used) {
     await this.changing?.catch(nothing);
     let entered = false;
@@ -183,9 +183,9 @@ class Account {
     }
   }
 
-  async exchange(used) {
+  async exchange(used, isLast) {
     let login = this.isUnsaved ? this.current : this.read('login');
-    // Another user may have logged in where this one was kept.
+    // Of another user, who has logged in meanwhile.
     if (login && login.userId !== this.current?.userId) login = this.current;
     if (!login) return this.end('logged_out', 'Logged out in another tab');
     if (login.token !== used) return this.take(login);
@@ -193,8 +193,11 @@ class Account {
     try {
       this.keep(await this.request('POST', 'auth/refresh-token', { refreshToken }), username);
     } catch (error) {
-      if (error.status === 401) this.end(error.code, error.message, refreshToken);
-      throw error;
+      if (error.status !== 401) throw error;
+      if (isLast) return this.end(error.code, error.message, refreshToken);
+      // Another tab may just be setting a new password.
+      await sleep(1000);
+      return this.exchange(used, true);
     }
   }
 
@@ -211,7 +214,6 @@ class Account {
     this.isUnsaved = !this.write('login', login);
     this.take(login);
     this.listen();
-    // For copies of this tab.
     if (before) this.channel?.postMessage({ before, login });
   }
 
@@ -233,8 +235,7 @@ class Account {
   /** A login that another tab has renewed or replaced stays. */
   end(code, message, refreshToken) {
     const saved = this.read('login');
-    const isSame = saved?.userId === this.current?.userId && (!refreshToken || saved?.refreshToken === refreshToken);
-    if (isSame) this.write('login');
+    if (saved?.userId === this.current?.userId && (refreshToken ?? saved?.refreshToken) === saved?.refreshToken) this.write('login');
     this.current = null;
     this.channel?.close();
     this.channel = undefined;
@@ -337,7 +338,6 @@ class Wire {
     this.ask('authenticate', { token }).catch(nothing);
   }
 
-  /** Does not wait for the end of the connection, which can take minutes. */
   drop() {
     const socket = this.socket;
     this.socket = undefined;
@@ -398,6 +398,7 @@ class Wire {
     return new Promise((done, failed) => {
       if (!this.live) return failed(new ChatError('unavailable', 'There is no connection'));
       if (this.requests.size >= MOST_WAITING) return failed(tooMany());
+      if (new Blob([JSON.stringify(data)]).size > MOST_BYTES) return failed(new ChatError('body_too_large', 'It is too long'));
       this.put(event, data, answer => { taken(answer); done(answer); }, failed);
     });
   }
@@ -413,11 +414,9 @@ class Wire {
 
   beat() {
     const now = Date.now();
-    // The machine has slept.
     const late = now - this.ticked > 15_000;
     this.ticked = now;
     if (late && !this.live) this.wake();
-    // The pings of the server are invisible to a page.
     if (this.live && (late || now - this.heard > 25_000)) this.sendProbe();
     this.tell.beat(now);
   }
@@ -454,7 +453,6 @@ export class Room extends Emitter {
   #syncAgain = false;
   #expectsResync = false;
   #returning;
-  /** Reads that run, and changes of unknown messages meanwhile. */
   #reads = 0;
   #early = new Map();
   #clock = 0;
@@ -504,6 +502,7 @@ export class Room extends Emitter {
     for (const all of [this.#records, this.#read, this.#typists, this.#early]) all.clear();
     this.#gaps = [];
     this.#list = this.#notice = this.#syncing = undefined;
+    this.#mark = this.#marked = '';
     this.#leave();
   }
 
@@ -530,7 +529,8 @@ export class Room extends Emitter {
     stored.catch(nothing);
     if (!this.#me) settle.failed(loggedOut());
     else if (this.#parts.outbox.size >= MOST_WAITING) settle.failed(tooMany());
-    else this.#enqueue({ content: `${content}`, at: Date.now() }, settle);
+    // Each time is another one, for the order after a reload.
+    else this.#enqueue({ content: `${content}`, at: Date.now() + this.#parts.outbox.size / 1000 }, settle);
     return stored;
   }
 
@@ -732,8 +732,12 @@ export class Room extends Emitter {
       await sleep(250);
     }
     this.#returning = undefined;
-    this.emit('recovered', returning);
-    return returning;
+    return this.#tell(returning);
+  }
+
+  #tell(outcome) {
+    this.emit(outcome.state, outcome);
+    return outcome;
   }
 
   #removed(error) {
@@ -755,7 +759,6 @@ export class Room extends Emitter {
       this.#expectsResync = false;
     }
     if (!this.#isOpen) return;
-    this.#clock += 1;
     if (event === 'receiveMessage') {
       const { _id, sender } = data;
       if (this.#returning && sender !== this.#me && !this.#records.has(_id)) this.#returning.missed += 1;
@@ -806,8 +809,9 @@ export class Room extends Emitter {
 
   #take(message, key) {
     if (!this.#isOpen) return;
+    this.#clock += 1;
     this.#apply(message, Infinity, key);
-    if (this.#reads) this.#remember(message);
+    this.#remember(message);
     if (this.#records.size > MOST_KEPT) this.#dropBelow(this.#sorted()[MOST_KEPT / 10].rank);
     this.#changed();
   }
@@ -818,11 +822,11 @@ export class Room extends Emitter {
     if (entry) entry.echo = { ...entry.echo, ...change };
     const known = this.#records.get(change._id);
     if (known) this.#take({ ...known.item, ...change });
-    else if (this.#reads) this.#remember(change);
+    else this.#remember(change);
   }
 
   #remember(message) {
-    if (!this.#early.get(message._id)?.deletedAt) this.#early.set(message._id, message);
+    if (this.#reads && !this.#early.get(message._id)?.deletedAt) this.#early.set(message._id, message);
     if (this.#early.size <= MOST_KEPT) return;
     this.#early.clear();
     this.#syncAgain = true;
@@ -904,9 +908,7 @@ export class Room extends Emitter {
     }
     const missed = this.#sorted().filter(({ item, rank: at }) =>
       at > newest && !known.has(item._id) && !item.mine && !item.deletedAt).length;
-    const outcome = { state: 'resynced', missed, gap: this.#gaps.length > 0 };
-    this.emit('resynced', outcome);
-    return outcome;
+    return this.#tell({ state: 'resynced', missed, gap: this.#gaps.length > 0 });
   }
 
   /** Reads all that is shown again, since it can have been edited and deleted. */
@@ -957,7 +959,6 @@ export class Room extends Emitter {
   #merge(page, low, high, began) {
     const ids = new Set(page.map(({ _id }) => _id));
     for (const [id, { rank: at, at: told }] of this.#records) {
-      // Removed by another program.
       if (at >= low && at < high && told <= began && !ids.has(id)) this.#records.delete(id);
     }
     for (const message of page) {
@@ -1060,13 +1061,15 @@ export class Chat extends Emitter {
   #begin() {
     const { _id } = this.user;
     this.#wire.close(new ChatError('logged_out', 'Another login'));
-    if (this.#user !== _id) {
-      for (const { room } of this.#rooms.values()) room.close();
-      this.#rooms.clear();
+    if (this.#user && this.#user !== _id) {
+      for (const { room, handle } of this.#rooms.values()) {
+        room.close();
+        handle.list(false);
+      }
       this.#inner.outbox.clear();
       this.#list = undefined;
-      this.#user = _id;
     }
+    this.#user = _id;
     this.#names.set(_id, this.user);
     this.#restore();
     this.#wire.open();
@@ -1215,7 +1218,7 @@ export class Chat extends Emitter {
       const followed = this.#list.filter(({ unread }) => unread !== undefined)
         .slice(0, MOST_FOLLOWED).map(({ _id }) => _id);
       for (const id of followed) this.room(id);
-      for (const [id, { handle }] of this.#rooms) handle.list(followed.includes(id));
+      for (const [id, { handle }] of this.#rooms) handle.list(this.#watchers > 0 && followed.includes(id));
       this.emit('rooms', this.#list);
     } catch (error) {
       if (!AGAIN.has(error.code) && this.user) this.emit('error', error);
@@ -1244,7 +1247,6 @@ export class Chat extends Emitter {
 
   #count(message) {
     this.#change(message.room, ({ lastMessage, unread }) => {
-      // It may be counted already.
       if (unread === undefined || rank(lastMessage?._id ?? '') >= rank(message._id)) return {};
       return { lastMessage: message, unread: message.sender === this.#user ? 0 : Math.min(unread + 1, 100) };
     });

@@ -44,7 +44,7 @@ const TOOLS: [(&str, &str); 4] = [
 ];
 
 /// How long a client may take for everything.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn socket_io_client_3_1() {
@@ -139,7 +139,11 @@ fn script(name: &str) -> PathBuf {
 
 /// Runs a client against a server with a user and a room, and restarts that when it asks for it.
 pub async fn converse(mut client: Command, need: &str, vars: &[(&str, &str)]) {
-    let uri = mongod::fresh_database().await;
+    let given = vars.iter().find(|(name, _)| *name == "MONGO_URI");
+    let uri = match given {
+        Some((_, uri)) => (*uri).to_owned(),
+        None => mongod::fresh_database().await,
+    };
     let mut server = TestServer::start_with(&[vars, &[("MONGO_URI", uri.as_str())]].concat()).await;
     let port = server.addr.port().to_string();
     let ada = server.register("ada").await;

@@ -10,8 +10,8 @@ use reqwest::StatusCode;
 use reqwest::header::HeaderMap;
 use tokio::process::Command;
 
-use super::{NODE, chromium, converse, installed_node, script};
-use crate::helpers::{TestServer, client, tools};
+use super::{NODE, chromium, converse, installed_node, node, script};
+use crate::helpers::{TestServer, client, mongod, tools};
 
 /// What a front end loads for it.
 const MAX_COMPRESSED: usize = 12 * 1024;
@@ -21,16 +21,27 @@ fn folder() -> PathBuf {
 }
 
 async fn run_in_node(scenarios: &[&str]) {
+    run_in_node_with(scenarios, &[]).await;
+}
+
+async fn run_in_node_with(scenarios: &[&str], vars: &[(&str, &str)]) {
     let mut node = Command::new("node");
     node.arg(script("chat.mjs")).arg(folder().join("chat.js")).arg(installed_node().await);
     node.args(scenarios);
-    converse(node, NODE, &[]).await;
+    converse(node, NODE, vars).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_sent_with_the_module_is_stored_and_shown_once() {
-    let scenarios =
-        ["history", "changes", "recovery", "nothingIsDoubled", "reload", "refusedMessages"];
+    let scenarios = [
+        "history",
+        "whileReading",
+        "changes",
+        "recovery",
+        "nothingIsDoubled",
+        "reload",
+        "refusedMessages",
+    ];
     run_in_node(&scenarios).await;
 }
 
@@ -40,15 +51,20 @@ async fn the_module_reads_the_history_until_it_is_whole_or_shows_a_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_positions_the_module_misses_nothing_either() {
+    let mongod = mongod::standalone().await;
+    run_in_node_with(&["standalone"], &[("MONGO_URI", &mongod.uri("chat"))]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_module_keeps_the_login_and_comes_back() {
-    run_in_node(&["account", "renewal", "signals", "deadConnection", "restart"]).await;
+    run_in_node(&["account", "otherUsers", "renewal", "signals", "deadConnection", "restart"])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_chat_pages_of_the_documentation_work_as_they_stand_there() {
-    let mut node = Command::new("node");
-    node.arg(script("front_end.js")).arg(env!("CARGO_MANIFEST_DIR"));
-    node.env("NODE_PATH", installed_node().await.join("node_modules"));
+    let mut node = node("front_end.js", &[env!("CARGO_MANIFEST_DIR")]).await;
     node.env("CHROMIUM", chromium());
     converse(node, NODE, &[]).await;
 }
