@@ -7,11 +7,11 @@ use crate::config::Config;
 use crate::error::ApiError;
 use crate::openapi::docs as api;
 
-/// One file, without any other: what it loads and sends is this server's.
+/// One file, which loads `/chat.js` and nothing else: what it loads and sends is this server's.
 const PAGE: &str = include_str!("../demo/index.html");
 
-/// Nothing but this page's own script, styles and connections.
-const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+/// Nothing but this server's scripts, styles and connections.
+const POLICY: &str = "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'unsafe-inline'; \
                       img-src data:; connect-src 'self' ws: wss:; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
 

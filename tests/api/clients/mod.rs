@@ -85,12 +85,17 @@ async fn socket_io_client_2_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_with_two_tabs() {
+    let mut node = node("browser.js", &[]).await;
+    node.env("CHROMIUM", chromium());
+    converse(node, NODE, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_is_a_chat_as_people_expect_one() {
     let screenshots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("screenshots");
     std::fs::create_dir_all(&screenshots).unwrap();
-    let mut node = Command::new("node");
-    node.arg(script("browser.js")).arg(screenshots);
-    node.env("NODE_PATH", installed_node().await.join("node_modules"));
-    node.env("CHROMIUM", chromium());
+    let mut node = node("demo.js", &[]).await;
+    node.arg(screenshots).env("CHROMIUM", chromium());
     converse(node, NODE, &[]).await;
 }
 
