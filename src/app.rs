@@ -567,7 +567,10 @@ fn log_address(addr: SocketAddr) {
 fn log_pages(addr: SocketAddr, demo: bool) {
     let here = reachable(addr);
     let demo = if demo { format!("try it on http://{here}/demo, ") } else { String::new() };
-    log::info!("To begin with: {demo}read about its API on http://{here}/docs");
+    log::info!(
+        "To begin with: {demo}read about its API on http://{here}/docs, import http://{here}/chat.js \
+         into a front end"
+    );
 }
 
 /// An address for a URL: `localhost` instead of the unspecified address.

@@ -137,6 +137,7 @@ fn greeting(url: &str, demo: bool, embedded: Option<&Path>) -> String {
         text += &format!("  {bold}Try it     {reset}  {url}/demo\n");
     }
     text += &format!("  {bold}API        {reset}  {url}/docs\n");
+    text += &format!("  {bold}Client     {reset}  {url}/chat.js\n");
     if let Some(data) = embedded {
         text += &format!("  {bold}Data       {reset}  {} (an embedded MongoDB)\n", data.display());
     }
