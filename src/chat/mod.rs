@@ -13,8 +13,8 @@ use std::sync::Arc;
 use actix_web::web::Data;
 
 use crate::error::ApiError;
-use crate::feed::Feed;
 use crate::feed::position::{Position, time};
+use crate::feed::{Feed, Phase};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::models::{RoomId, Store, UserId};
@@ -52,6 +52,26 @@ impl Chat {
             _ => false,
         };
         self.check_exists(room, is_member).await
+    }
+
+    /// Like [`check_visible`](Self::check_visible), for a message that is about to be stored: it
+    /// costs no query that the user was a member a second ago, unless a removal was heard since. The
+    /// feed refuses the message if it is stored behind a removal that was not heard yet.
+    ///
+    /// # Errors
+    /// Those of [`check_visible`](Self::check_visible).
+    async fn check_sendable(&self, room: RoomId, user: Option<UserId>) -> Result<(), ApiError> {
+        match user {
+            Some(user)
+                if self.has_members(room)
+                    && self.feed.phase() != Phase::Local
+                    && !self.feed.was_removed(room, user)
+                    && self.store.members_rooms.was_member(room, user).await? =>
+            {
+                Ok(())
+            }
+            _ => self.check_visible(room, user).await,
+        }
     }
 
     /// Like [`check_visible`](Self::check_visible), for a user who is about to get events: the

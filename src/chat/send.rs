@@ -255,7 +255,7 @@ impl Chat {
             value => vec![required_id("room", value)?],
         };
         if let &[room] = wanted.as_slice() {
-            self.check_visible(room, user).await?;
+            self.check_sendable(room, user).await?;
         } else if wanted.is_empty() || !self.store.rooms.any_exists(&wanted).await? {
             return Err(ApiError::RoomNotFound);
         }

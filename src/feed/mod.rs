@@ -42,7 +42,7 @@ use tokio::{
     time::{error::Elapsed, sleep, timeout},
 };
 
-use crate::models::{Clock, MessageId, PresenceRow, Revocations, Store};
+use crate::models::{Clock, MessageId, PresenceRow, Revocations, RoomId, Store, UserId};
 
 use backfill::Backfill;
 use end::STALL_TIMEOUT;
@@ -333,6 +333,11 @@ impl Feed {
         let mut phases = self.phase.subscribe();
         // The sender lives in `self`, so this ends only when the phase is reached.
         let _ = phases.wait_for(|phase| is_wanted(*phase)).await;
+    }
+
+    /// Whether the stream has brought that a user was removed from a room, and not added since.
+    pub fn was_removed(&self, room: RoomId, user: UserId) -> bool {
+        self.removals().has(room, user)
     }
 
     fn removals(&self) -> MutexGuard<'_, Removals> {

@@ -30,6 +30,9 @@ const MAX_REMOVALS: usize = 100_000;
 /// The maximum number of refused messages that are remembered.
 const MAX_REFUSED: usize = 10_000;
 
+/// From this many waiting requests on, those that have ended are removed.
+const MIN_SWEEP: usize = 64;
+
 /// How far before the start of a stream removals are read: longer than a request takes that was
 /// checked before a removal, also when its connection has ended.
 const BEFORE_START: Duration = Duration::from_secs(30);
@@ -56,8 +59,15 @@ pub struct RefusedMessage {
 #[derive(Debug, Default)]
 pub(super) struct Verdicts {
     /// Requests that wait for their message.
-    waiting: Mutex<HashMap<MessageKey, oneshot::Sender<bool>>>,
+    waiting: Mutex<Waiting>,
     refused: Mutex<Refused>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    requests: HashMap<MessageKey, oneshot::Sender<bool>>,
+    /// With so many, those whose request has ended are removed.
+    sweep_at: usize,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +95,11 @@ impl Removals {
         true
     }
 
+    /// Whether a user was removed from a room, and not added since.
+    pub fn has(&self, room: RoomId, user: UserId) -> bool {
+        self.removed.contains_key(&(room, user))
+    }
+
     fn insert(&mut self, position: Position, member: (RoomId, UserId)) {
         self.removed.insert(member, position);
         self.order.push_back((position, member));
@@ -105,8 +120,12 @@ impl Verdicts {
     pub fn wait_for(&self, message: MessageKey) -> oneshot::Receiver<bool> {
         let (verdict, told) = oneshot::channel();
         let mut waiting = lock(&self.waiting);
-        waiting.retain(|_, verdict| !verdict.is_closed());
-        waiting.insert(message, verdict);
+        let Waiting { requests, sweep_at } = &mut *waiting;
+        if requests.len() >= *sweep_at {
+            requests.retain(|_, verdict| !verdict.is_closed());
+            *sweep_at = 2 * requests.len() + MIN_SWEEP;
+        }
+        requests.insert(message, verdict);
         told
     }
 
@@ -123,7 +142,8 @@ impl Verdicts {
         } else {
             self.remember(RefusedMessage { message, room: event.room(), sender });
         }
-        if is_live && let Some(verdict) = lock(&self.waiting).remove(&MessageKey::Id(*id)) {
+        if is_live && let Some(verdict) = lock(&self.waiting).requests.remove(&MessageKey::Id(*id))
+        {
             // The request may have timed out.
             let _ = verdict.send(is_delivered);
         }

@@ -9,9 +9,11 @@
 //! process ([`RoomId::may_have_members`]). So nothing has to be looked up for a public room.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, RawDocument, Timestamp, doc};
+use moka::sync::Cache;
 use mongodb::error::{Error, ErrorKind};
 use mongodb::options::ReadConcern;
 use sha2::{Digest, Sha256};
@@ -79,6 +81,21 @@ pub struct Membership {
 pub struct MembersRooms {
     pub(super) rooms: Own<Document>,
     pub(super) members: Own<Document>,
+    pub(super) recent: RecentMembers,
+}
+
+/// How long a member who was found counts as one for [`MembersRooms::was_member`].
+const CACHE_AGE: Duration = Duration::from_secs(1);
+/// How many members are cached.
+const CACHE_SIZE: u64 = 10_000;
+
+/// Users who were members of rooms a moment ago, shared by all workers: most messages are of few
+/// senders.
+pub type RecentMembers = Cache<(RoomId, UserId), ()>;
+
+/// An empty cache of members, bounded in number and age.
+pub(super) fn recent() -> RecentMembers {
+    Cache::builder().max_capacity(CACHE_SIZE).time_to_live(CACHE_AGE).build()
 }
 
 impl UserId {
@@ -318,6 +335,22 @@ impl MembersRooms {
         let members = self.members.get().await?;
         let found = members.find_one(doc! { "_id": member_id(room, user) });
         Ok(found.projection(doc! { "_id": 1 }).await?.is_some())
+    }
+
+    /// Like [`is_member`](Self::is_member), but a user who was a member a second ago can still count
+    /// as one. Only for messages, which the feed refuses behind the removal of their sender.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn was_member(&self, room: RoomId, user: UserId) -> Result<bool, StoreError> {
+        if self.recent.contains_key(&(room, user)) {
+            return Ok(true);
+        }
+        let is_member = self.is_member(room, user).await?;
+        if is_member {
+            self.recent.insert((room, user), ());
+        }
+        Ok(is_member)
     }
 
     /// The rooms of these that a user is a member of, in a state that includes everything up to the

@@ -106,12 +106,13 @@ id!(
 #[error("not an id of 24 hexadecimal digits")]
 pub struct NotAnId;
 
-/// What all workers share: cached names of users, cached rooms, the indexes that keep names unique,
+/// What all workers share: cached names of users, cached rooms and members, the indexes that keep names unique,
 /// and which own collections can be used.
 #[derive(Clone)]
 pub struct Shared {
     names: user::Names,
     rooms: room::Seen,
+    recent_members: members::RecentMembers,
     username_index: UniqueIndex,
     room_name_index: UniqueIndex,
     turns: revision::MessageLocks,
@@ -133,6 +134,7 @@ impl Default for Shared {
         Self {
             names: user::names(),
             rooms: room::seen(),
+            recent_members: members::recent(),
             username_index: UniqueIndex::new(&indexes::USERNAME),
             room_name_index: UniqueIndex::new(&indexes::ROOM_NAME),
             turns: revision::MessageLocks::default(),
@@ -203,6 +205,7 @@ impl Store {
             members_rooms: MembersRooms {
                 rooms: Own::new(&database, &shared.members_rooms),
                 members: Own::new(&database, &shared.members),
+                recent: shared.recent_members.clone(),
             },
             families: Families { families: Own::new(&database, &shared.families) },
             revocations: Revocations { revocations: Own::new(&database, &shared.revocations) },

@@ -184,6 +184,29 @@ async fn what_is_sent_while_a_member_is_removed_is_delivered_before_or_refused()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_just_sent_a_message_sends_none_after_the_removal() {
+    let uri = fresh_database().await;
+    let [one, other] = TestServer::instances(&uri).await;
+    let (ada, bob) = (one.register("ada").await, other.register("bob").await);
+    let id = id_of(&ada.private_room("cellar", &[&bob]).await);
+    let mut expected = Vec::new();
+    for n in 0..10 {
+        let sent = format!("{n}");
+        // The instance has just read that he is a member, and may not have heard of the removal.
+        assert_eq!(bob.say(&id, &sent).await.0, 201);
+        expected.push(sent);
+        assert_eq!(ada.remove(&id, &bob).await.0, 200);
+        for _ in 0..3 {
+            assert_eq!(bob.say(&id, "too late").await.0, 400);
+        }
+        assert_eq!(ada.add(&id, &bob).await.0, 200);
+    }
+    let history = ada.history(&id).await;
+    let contents: Vec<_> = history.iter().map(|message| message["content"].clone()).collect();
+    assert_eq!(contents, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn on_a_standalone_members_are_told_within_the_process() {
     let mongod = standalone().await;
     let server = TestServer::start_with(&[("MONGO_URI", &mongod.uri("chat"))]).await;
