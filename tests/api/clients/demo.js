@@ -1,4 +1,4 @@
-// The page to try the server on, in a real browser: node demo.js FOLDER-FOR-SCREENSHOTS
+// The page to try the server on, in a real browser: node demo.js FOLDER-FOR-SCREENSHOTS [without-presence]
 'use strict';
 const assert = require('node:assert/strict');
 const fs = require('node:fs');
@@ -7,7 +7,7 @@ const puppeteer = require('puppeteer-core');
 
 const { URL: url, TOKEN: token, USER_ID: ada, CHROMIUM: executablePath } = process.env;
 const axe = fs.readFileSync(require.resolve('axe-core/axe.min.js'), 'utf8');
-const [folder] = process.argv.slice(2);
+const [folder, mode] = process.argv.slice(2);
 
 // A tab in the background draws nothing, so the time and not the frames must say when to look.
 const until = (tab, holds, ...values) => tab.waitForFunction(holds, { polling: 50 }, ...values);
@@ -97,6 +97,11 @@ async function enter(browser, name) {
 async function main() {
   const browser = await puppeteer.launch({ executablePath, headless: true, args: ['--no-sandbox', '--disable-gpu'] });
   try {
+    if (mode === 'without-presence') {
+      await withoutPresence(browser);
+      console.log('done');
+      return;
+    }
     const first = await browser.newPage();
     await first.goto(`${url}/demo`);
     await look(first, 'login');
@@ -115,6 +120,22 @@ async function main() {
     await browser.close();
   }
   console.log('done');
+}
+
+// A server with PRESENCE=false refuses to say who is there. That is no problem of the user.
+async function withoutPresence(browser) {
+  const [one, two] = [await enter(browser, 'first tab'), await enter(browser, 'second tab')];
+  await two.type('#person', 'first tab');
+  await two.keyboard.press('Enter');
+  await has(two, '#chat-title', 'first tab');
+  await say(two, 'only for you');
+  await choose(one, 'second tab');
+  await shows(one, 'only for you');
+  for (const tab of [one, two]) {
+    await until(tab, () => document.querySelector('#log').textContent.includes('watchUsers'));
+    await new Promise(done => setTimeout(done, 500));
+    assert.equal(await text(tab, '#problem'), '');
+  }
 }
 
 // A room shows where it was not made, and who adds it a second time is in it.

@@ -99,6 +99,13 @@ async fn the_demo_is_a_chat_as_people_expect_one() {
     converse(node, NODE, &[]).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_is_one_also_without_presence() {
+    let mut node = node("demo.js", &["", "without-presence"]).await;
+    node.env("CHROMIUM", chromium());
+    converse(node, NODE, &[("PRESENCE", "false")]).await;
+}
+
 /// The browser of the system.
 fn chromium() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
