@@ -72,7 +72,8 @@ impl Guard {
         let is_revoked = match self.revoked.judge(token) {
             Judgement::Valid => false,
             Judgement::Revoked => true,
-            Judgement::Unknown => self.ask(token).await?,
+            // Boxed, so that the futures of all connections have no room for this rare step.
+            Judgement::Unknown => Box::pin(self.ask(token)).await?,
         };
         if is_revoked { Err(ApiError::TokenRevoked) } else { Ok(()) }
     }
