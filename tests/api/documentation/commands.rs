@@ -4,17 +4,19 @@ use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use futures::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use tokio::process::Command;
+use tokio::time::sleep;
 
 use super::markdown::{self, Block};
 use super::{page, root};
 use crate::helpers::socket::Socket;
-use crate::helpers::{SECRET, TestServer, client, labelled, mongod, tools};
+use crate::helpers::{SECRET, TestServer, client, eventually, labelled, mongod, tools};
 
 const NGINX: &str = "nginx: apt-get install nginx-light";
 
@@ -114,6 +116,15 @@ async fn three_instances_behind_nginx_are_one_chat() {
     };
     let created = post("/chat/room", json!({ "name": "general" })).await;
     let room = created["room"]["_id"].as_str().unwrap();
+    // An instance that did not listen yet when nginx tried it is tried again after `fail_timeout`.
+    for instance in &addrs[..3] {
+        let ready = async || {
+            let asked = client().get(format!("http://{instance}/readyz")).send().await;
+            asked.is_ok_and(|answer| answer.status().is_success())
+        };
+        eventually("every instance is ready", ready).await;
+    }
+    sleep(Duration::from_secs(3)).await;
     let mut sockets = join_all((0..6).map(|_| Socket::connect_at(proxy, token))).await;
     for socket in &mut sockets {
         socket.join(room).await;
