@@ -36,6 +36,7 @@ pub const SECRET: &str = "golden-secret";
 /// Dropping it stops it without waiting. [`TestServer::stop`] stops it like SIGTERM.
 pub struct TestServer {
     pub addr: SocketAddr,
+    uri: String,
     signal: Option<oneshot::Sender<()>>,
     serving: JoinHandle<()>,
 }
@@ -62,7 +63,19 @@ impl TestServer {
             };
             application.run_until(stopped).await.expect("the server stops cleanly");
         });
-        Self { addr, signal: Some(signal), serving }
+        running().push((uri.clone(), addr));
+        Self { addr, uri, signal: Some(signal), serving }
+    }
+
+    /// Connects a user to each running instance that was started with the same URI.
+    pub async fn connect_to_all(&self, token: &str) -> Vec<socket::Socket> {
+        let mut instances = running().clone();
+        instances.retain(|(uri, _)| *uri == self.uri);
+        let mut sockets = Vec::with_capacity(instances.len());
+        for (_, addr) in instances {
+            sockets.push(socket::Socket::connect_at(addr, token).await);
+        }
+        sockets
     }
 
     /// Starts `N` instances on one database.
@@ -150,6 +163,18 @@ impl TestServer {
             token: answer["token"].as_str().unwrap().to_owned(),
         }
     }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        running().retain(|(_, addr)| *addr != self.addr);
+    }
+}
+
+/// The URI and the address of each running server of this process.
+fn running() -> std::sync::MutexGuard<'static, Vec<(String, SocketAddr)>> {
+    static RUNNING: std::sync::Mutex<Vec<(String, SocketAddr)>> = std::sync::Mutex::new(Vec::new());
+    RUNNING.lock().unwrap()
 }
 
 impl From<&TestServer> for SocketAddr {
@@ -262,7 +287,7 @@ pub fn client() -> reqwest::Client {
 
 /// A logged-in user of one server.
 pub struct User<'a> {
-    server: &'a TestServer,
+    pub server: &'a TestServer,
     pub id: String,
     pub token: String,
 }
