@@ -190,6 +190,8 @@ class Account {
     if (!login) return this.end('logged_out', 'Logged out in another tab');
     if (login.token !== used) return this.take(login);
     const { refreshToken, username } = login;
+    // An older server has none.
+    if (!refreshToken) return this.end('token_invalid', 'The login has ended');
     try {
       this.keep(await this.request('POST', 'auth/refresh-token', { refreshToken }), username);
     } catch (error) {

@@ -42,6 +42,8 @@ function network() {
       const frame = net.sent(JSON.parse(text));
       if (frame) super.send(JSON.stringify(frame));
     }
+    // A frame that the server did not send.
+    inject(frame) { super.onmessage({ data: JSON.stringify(frame) }); }
     set onmessage(listener) {
       super.onmessage = listener && (({ data }) => {
         const frame = net.received(JSON.parse(data));
@@ -589,7 +591,70 @@ async function deadConnection() {
   one.chat.disconnect();
 }
 
+// A server of the next version, with more events and more fields.
+async function newer() {
+  const { chat, net } = await someone();
+  const more = value => (value?.constructor === Object ? { ...value, future: [1] } : value);
+  net.received = frame => more({ ...frame, data: more(frame.data) });
+  const id = await newRoom();
+  const room = chat.room(id);
+  await room.open();
+  for (const socket of net.sockets) {
+    socket.inject({ event: 'reactionAdded', data: { room: id, message: 'x' }, position: room.position });
+    socket.inject({ event: 'statusChanged', data: 'away' });
+    socket.inject({ event: 'maintenance' });
+  }
+  await room.send('one');
+  await say(id, 'two');
+  await shows(room, 'one', 'two');
+  await away({ chat, net }, () => say(id, 'three'));
+  await shows(room, 'one', 'two', 'three');
+  assert.equal(chat.state.state, 'recovered');
+  chat.disconnect();
+}
+
+// A server of the version before: it knows messages, and neither refresh tokens nor what else came
+// later.
+async function older() {
+  const { fetch } = globalThis;
+  globalThis.fetch = async (address, ...all) => {
+    const answer = await fetch(address, ...all);
+    if (!address.endsWith('auth/login')) return answer;
+    const { refreshToken, ...login } = await answer.json();
+    assert.ok(refreshToken);
+    return Response.json(login, answer);
+  };
+  const { chat, net, storage } = await someone();
+  net.sent = frame => {
+    if (['authenticate', 'joinRoom', 'leaveRoom', 'sendMessage'].includes(frame.event)) return frame;
+    const data = { error: 'Unknown event', code: 'unknown_event' };
+    for (const socket of net.sockets) queueMicrotask(() => socket.inject({ ack: frame.id, data }));
+    return null;
+  };
+  const id = await newRoom();
+  const room = chat.room(id);
+  await room.open();
+  const message = await room.send('one');
+  const stop = chat.watchUsers([ada], () => {});
+  room.typing();
+  room.markRead();
+  await rejects(room.edit(message, 'other'), 'unknown_event');
+  await rejects(room.delete(message), 'unknown_event');
+  await away({ chat, net }, () => say(id, 'two'));
+  await shows(room, 'one', 'two');
+  stop();
+  // At the end of the token, the user logs in again.
+  const { token } = JSON.parse(storage.getItem(`chat ${url}/ login`));
+  const ended = await fetch(`${url}/api/auth/logout-all`, { method: 'POST', headers: { Authorization: `Bearer ${token}` } });
+  assert.ok(ended.ok);
+  await until('refused', () => chat.state.state === 'refused');
+  assert.equal(chat.user, null);
+  globalThis.fetch = fetch;
+  assert.deepEqual([...new Set(errors.splice(0).map(({ code }) => code))], ['unknown_event']);
+}
+
 const scenarios = {
+  newer, older,
   account, otherUsers, history, whileReading, changes, recovery, nothingIsDoubled, reload, refusedMessages, resync, standalone, gap, signals,
   renewal, deadConnection, restart,
 };

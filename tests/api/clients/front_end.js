@@ -60,7 +60,8 @@ async function pages(browser) {
   for (const tab of [readme, guide]) await shows(tab, 'ada: before', 'README.md 1: hello');
 
   // Written while there is no server.
-  const pending = until(guide, () => document.body.textContent.includes('offline, sent (pending)'));
+  // Looked at with each change: the server may still be there for a moment.
+  const pending = guide.waitForFunction(() => document.body.textContent.includes('offline, sent (pending)'), { polling: 'mutation' });
   const back = restart();
   await new Promise(done => setTimeout(done, 150));
   await write(guide, 'offline, sent');

@@ -63,6 +63,11 @@ async fn the_module_keeps_the_login_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_module_gets_on_with_an_older_and_a_newer_server() {
+    run_in_node(&["newer", "older"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_chat_pages_of_the_documentation_work_as_they_stand_there() {
     let mut node = node("front_end.js", &[env!("CARGO_MANIFEST_DIR")]).await;
     node.env("CHROMIUM", chromium());
