@@ -48,6 +48,11 @@ impl Account {
         ids.into_iter().enumerate().map(account).collect()
     }
 
+    /// Name and password.
+    pub fn credentials(&self) -> (&str, &'static str) {
+        (&self.name, PASSWORD)
+    }
+
     /// The token of the last login.
     pub fn token(&self) -> String {
         self.token.lock().unwrap().clone()

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::Instances;
@@ -20,6 +21,7 @@ pub struct Story {
     begun: Mutex<Option<Instant>>,
     primaries: Mutex<Vec<Instant>>,
     count: Mutex<usize>,
+    kills: watch::Sender<usize>,
 }
 
 impl Story {
@@ -36,6 +38,11 @@ impl Story {
     /// How many faults there were.
     pub fn count(&self) -> usize {
         *self.count.lock().unwrap()
+    }
+
+    /// How many instances were killed, as it changes.
+    pub fn kills(&self) -> watch::Receiver<usize> {
+        self.kills.subscribe()
     }
 
     fn tell(&self, what: &str) {
@@ -138,10 +145,13 @@ pub async fn break_instances(
     ];
 
     let mut bad_ends = 0;
+    // The first one is always a kill, so that a short run has one, too.
+    let mut next = Some(Kill);
     sleep(random.millis(1_000..3_000)).await;
     while Instant::now() < end {
         let number = random.below(instances.count());
-        let fault = *random.of(&ALL);
+        let any = *random.of(&ALL);
+        let fault = next.take().unwrap_or(any);
         let down = random.millis(500..12_000);
         let seconds = down.as_secs_f64();
         let instance = instances.get_mut(number);
@@ -149,6 +159,7 @@ pub async fn break_instances(
             Kill => {
                 story.tell(&format!("kill instance {number} for {seconds:.1} s"));
                 instance.kill();
+                story.kills.send_modify(|kills| *kills += 1);
                 sleep(down).await;
                 instance.run().await;
             }

@@ -20,7 +20,9 @@
 //! - a client ends with another text or mark than the collections, or a mark went back,
 //! - anybody saw a change of a private room without being a member,
 //! - a socket got anything behind the revocation of its token,
-//! - the instances say in the end that somebody is online who is not, or the other way round.
+//! - a front end that is written with `/chat.js` shows anything else than the collection,
+//! - the instances say after a kill of one of them, or in the end, that somebody is online who is
+//!   not, or the other way round.
 //!
 //! `RUST_LOG=chaos=debug` logs the connections, joins and removals of each client.
 //!
@@ -35,6 +37,7 @@
 )]
 
 mod account;
+mod app;
 mod client;
 mod cluster;
 mod faults;
@@ -67,6 +70,7 @@ use tokio::sync::{Barrier, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use account::Account;
+use app::App;
 use client::{Client, END, Phase, World};
 use cluster::{DATABASE, Instances};
 use faults::Story;
@@ -86,6 +90,8 @@ Usage: chaos [--seconds N] [--seed N] [--clients N] [--private-rooms N] [--serve
                  `recovery: true` (default 16)
   --private-rooms N
                  rooms whose members are added and removed all the time (default 2)
+  --apps N       front ends that are written with /chat.js and run in Node.js 20 or later
+                 (default 3: one for each instance)
   --server PATH  the server (default: the one built beside this program)
 ";
 
@@ -93,6 +99,8 @@ Usage: chaos [--seconds N] [--seed N] [--clients N] [--private-rooms N] [--serve
 const ROOMS: usize = 3;
 /// One in so many clients logs its user out on all devices now and then.
 const LOGGED_OUT: usize = 3;
+/// How many users only come and go, to be seen or not.
+const SEEN: usize = 8;
 /// How long recovery may take after the last fault.
 const CALM: Duration = Duration::from_secs(90);
 /// How long a mark may take to be stored after its answer.
@@ -105,6 +113,7 @@ struct Options {
     seed: u64,
     clients: usize,
     private_rooms: usize,
+    apps: usize,
     server: PathBuf,
 }
 
@@ -121,7 +130,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(options: &Options) -> ExitCode {
-    let Options { seconds, seed, clients, private_rooms, server } = options;
+    let Options { seconds, seed, clients, private_rooms, apps, server } = options;
     println!("chaos for {seconds} s with --seed {seed}, {clients} clients, {}", server.display());
     let mut random = Random::new(*seed);
     let mongo = ReplicaSet::start_patient(3).await;
@@ -131,8 +140,10 @@ async fn run(options: &Options) -> ExitCode {
     let addresses = instances.addresses();
     // A connection for each request: an open one may lead to a process that was killed.
     let http = reqwest::Client::builder().timeout(REST).pool_max_idle_per_host(0).build().unwrap();
-    let accounts = Account::make(&database, *clients + 1).await;
-    let (speaker, users) = accounts.split_first().unwrap();
+    let accounts = Account::make(&database, 1 + clients + SEEN + apps).await;
+    let (speaker, others) = accounts.split_first().unwrap();
+    let (users, others) = others.split_at(*clients);
+    let (seen, of_apps) = others.split_at(SEEN);
     let answer = database.run_command(doc! { "ping": 1 }).await.unwrap();
     let begun = answer.get_timestamp("operationTime").unwrap();
     let public = make_rooms(addresses[0], &speaker.token()).await;
@@ -183,16 +194,25 @@ async fn run(options: &Options) -> ExitCode {
         })
         .collect();
     world.joined.wait().await;
+    let addresses_in_turn = addresses.iter().cycle();
+    let apps = addresses_in_turn.zip(of_apps);
+    let mut apps: Vec<_> = apps.map(|(&addr, user)| App::start(addr, user, &public)).collect();
 
     let story = Story::begin();
     let end = Instant::now() + Duration::from_secs(*seconds);
     let (of_nodes, of_instances) = (random.part(), random.part());
     let nodes = faults::break_nodes(mongo, of_nodes, Arc::clone(&story), end);
     let others = faults::break_instances(instances, of_instances, Arc::clone(&story), end);
-    let (mongo, (instances, bad_ends), ()) =
-        tokio::join!(nodes, others, moderator.change_until(end));
-    println!("{} faults, {} changes of members", story.count(), moderator.changes);
+    let presence = presence::follow_kills(&addresses, seen, speaker, story.kills(), end);
+    let (mongo, (instances, bad_ends), (), (checks, mut wrong)) =
+        tokio::join!(nodes, others, moderator.change_until(end), presence);
+    println!(
+        "{} faults, {} changes of members, who is online checked after {checks} kills",
+        story.count(),
+        moderator.changes,
+    );
     let members = moderator.settle(&database, world.until).await;
+    let finished = join_all(apps.iter_mut().map(|app| app.finish(world.until))).await;
     phase.send_replace(Phase::Finish(members));
     // Those who were removed must not get it.
     let rooms: Vec<_> = moderator.rooms.iter().chain(&public).cloned().collect();
@@ -208,11 +228,16 @@ async fn run(options: &Options) -> ExitCode {
     };
     let transcripts: Vec<_> = transcripts.into_iter().map(|joined| joined.unwrap()).collect();
 
-    let wrong = presence::judge(&addresses, users, speaker).await;
+    wrong.extend(presence::judge(&addresses, users, speaker).await);
     sleep(MARKED).await;
     let stored = Stored::read(&database, begun).await;
     let mut verdict = Verdict::of(&transcripts, &stored, &story.primaries());
     verdict.complain(wrong);
+    verdict.complain(finished.into_iter().flatten());
+    let shown = apps.into_iter().map(|app| app.judge(&stored, Instant::now() + CALM));
+    let (counts, wrong): (Vec<_>, Vec<_>) = join_all(shown).await.into_iter().unzip();
+    println!("messages that front ends with /chat.js show: {counts:?}");
+    verdict.complain(wrong.into_iter().flatten());
     verdict.complain(instances.complaints());
     verdict.complain((0..bad_ends).map(|_| "an instance did not stop in time".to_owned()));
     println!("\n{verdict}");
@@ -266,6 +291,7 @@ impl Options {
             seed: now % 1_000_000,
             clients: 16,
             private_rooms: 2,
+            apps: 3,
             server: server(),
         };
         while let Some(argument) = arguments.next() {
@@ -276,6 +302,7 @@ impl Options {
                 "--seed" => options.seed = number()?,
                 "--clients" => options.clients = number()? as usize,
                 "--private-rooms" => options.private_rooms = number()? as usize,
+                "--apps" => options.apps = number()? as usize,
                 "--server" => options.server = value.into(),
                 _ => return Err(format!("unknown option {argument:?}")),
             }

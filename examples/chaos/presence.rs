@@ -1,4 +1,5 @@
-//! Who is online, after all that: every instance must say it alike, and as it is.
+//! Who is online, after each kill of an instance and after all that: every instance must say it
+//! alike, and as it is.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
@@ -15,24 +16,66 @@ use crate::wire::{Connection, Disconnected, Incoming, Kind, ResumeState};
 /// How long it may take until all instances agree: a user is offline 15 s after the last session,
 /// and the users of an instance that was killed are offline within 40 s.
 const AGREED: Duration = Duration::from_secs(45);
+/// How long it may take while there are other faults: an instance that was cut off or stopped for
+/// 12 s right then is right again within 15 s.
+const AGREED_AMONG_FAULTS: Duration = Duration::from_secs(70);
 /// How long they must go on to agree.
 const AGREES: Duration = Duration::from_secs(3);
+
+/// Lets half of the users be connected. When an instance is killed, they leave and the others come,
+/// and all instances must agree on that, whatever else is broken meanwhile. Returns how often this
+/// was checked until `end`, and what was wrong.
+pub async fn follow_kills(
+    instances: &[SocketAddr],
+    users: &[Account],
+    watcher: &Account,
+    mut kills: tokio::sync::watch::Receiver<usize>,
+    end: Instant,
+) -> (usize, Vec<String>) {
+    let (mut checks, mut problems) = (0, Vec::new());
+    let half = |which: usize| users.iter().skip(which).step_by(2).cloned().collect::<Vec<_>>();
+    let mut connected = connect(instances, &half(0));
+    while timeout_at(end, kills.changed()).await.is_ok_and(|changed| changed.is_ok()) {
+        checks += 1;
+        let present = half(checks % 2);
+        // Assigned first, so that it is never nobody who is online.
+        connected = connect(instances, &present);
+        let until = Instant::now() + AGREED_AMONG_FAULTS;
+        let wrong = until_agreed(instances, users, watcher, &present, until).await;
+        problems.extend(wrong.into_iter().map(|wrong| format!("after a kill: {wrong}")));
+    }
+    drop(connected);
+    (checks, problems)
+}
 
 /// Connects every second user, and lets `watcher` watch all of them on each instance. Returns what
 /// is wrong.
 pub async fn judge(instances: &[SocketAddr], users: &[Account], watcher: &Account) -> Vec<String> {
     let present: Vec<_> = users.iter().step_by(2).cloned().collect();
-    let connected: Vec<_> = present
-        .iter()
-        .enumerate()
-        .map(|(number, account)| Present::connect(instances, number, account.clone()))
-        .collect();
-    let expected: BTreeSet<_> = present.iter().map(|account| account.user.clone()).collect();
+    let connected = connect(instances, &present);
     let until = Instant::now() + AGREED;
-    let watching = instances.iter().map(|&addr| watch(addr, users, watcher, &expected, until));
-    let problems = join_all(watching).await;
+    let problems = until_agreed(instances, users, watcher, &present, until).await;
     drop(connected);
-    problems.into_iter().flatten().collect()
+    problems
+}
+
+fn connect(instances: &[SocketAddr], users: &[Account]) -> Vec<Present> {
+    let users = users.iter().enumerate();
+    users.map(|(number, account)| Present::connect(instances, number, account.clone())).collect()
+}
+
+/// Waits until each instance says that those of the users are online who are `present`. Returns what
+/// is wrong at `until`.
+async fn until_agreed(
+    instances: &[SocketAddr],
+    users: &[Account],
+    watcher: &Account,
+    present: &[Account],
+    until: Instant,
+) -> Vec<String> {
+    let expected: BTreeSet<_> = present.iter().map(|account| account.user.clone()).collect();
+    let watching = instances.iter().map(|&addr| watch(addr, users, watcher, &expected, until));
+    join_all(watching).await.into_iter().flatten().collect()
 }
 
 /// A user who stays connected until this is dropped.
@@ -40,10 +83,11 @@ struct Present(AbortHandle);
 
 impl Present {
     fn connect(instances: &[SocketAddr], number: usize, account: Account) -> Self {
-        let addr = instances[number % instances.len()];
         let kind = [Kind::Plain, Kind::SocketIo][number / instances.len() % 2];
+        let instances = instances.to_vec();
         let staying = async move {
-            loop {
+            // Another one each time, since one may be down for longer than nobody is missed.
+            for &addr in instances.iter().cycle().skip(number) {
                 let opened =
                     Connection::open(kind, addr, &account.token(), ResumeState::default()).await;
                 if let Ok(mut connection) = opened {
