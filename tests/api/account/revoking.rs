@@ -241,6 +241,43 @@ async fn sockets_of_a_revoked_token_are_closed_and_hear_nothing_behind_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replay_ends_with_the_revocation() {
+    let uri = fresh_database().await;
+    let [one, other] = TestServer::instances(&uri).await;
+    let (ada, bob) = (one.register("ada").await, one.register("bob").await);
+    let room = ada.create_room("lounge").await;
+    let since = Socket::connect(&one, &bob.token).await.join(&room).await;
+    // More than the system buffers for a client that reads slowly.
+    let text = "x".repeat(50_000);
+    for _ in 0..200 {
+        assert_eq!(ada.say(&room, &text).await.0, 201);
+    }
+    let mut witness = Socket::connect(&other, &ada.token).await;
+    witness.recover(&room, &since).await;
+    for _ in 0..200 {
+        witness.heard().await;
+    }
+    let mut socket = Socket::connect_narrow(other.addr, &bob.token).await;
+    let ack = socket.join_since(&room, &since).await;
+    assert_eq!(ack["recovered"], true);
+    log_out(&one, &bob.token).await;
+    assert_eq!(ada.say(&room, "secret").await.0, 201);
+    assert_eq!(witness.heard().await.content, "secret");
+    let mut heard = 0;
+    let closed = loop {
+        match socket.next_or_closed().await {
+            Ok(frame) => {
+                assert_ne!(frame["data"]["content"], "secret");
+                heard += 1;
+            }
+            Err(closed) => break closed,
+        }
+    };
+    assert_eq!(closed, revoked());
+    assert!(heard < 200, "the replay was not under way");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_socket_io_client_is_closed_and_its_record_is_removed() {
     let uri = fresh_database().await;
     let [one, other] = TestServer::instances(&uri).await;

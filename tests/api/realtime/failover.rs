@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
+use super::typing::acquainted;
 use crate::helpers::mongod::ReplicaSet;
 use crate::helpers::socket::{END, Socket};
 use crate::helpers::{TestServer, alone, eventually};
@@ -138,4 +139,70 @@ async fn survives(mut mongo: ReplicaSet, strike: impl AsyncFnOnce(&mut ReplicaSe
     }
     drop(ada);
     join_all(servers.into_iter().map(TestServer::stop)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_types_and_who_is_there_is_told_again_after_a_kill() {
+    let mongo = ReplicaSet::start(3).await;
+    tells_again(mongo, async |mongo, primary| mongo.kill(primary).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_types_and_who_is_there_is_told_again_after_a_silence() {
+    let mongo = ReplicaSet::start(3).await;
+    tells_again(mongo, async |mongo, primary| mongo.pause(primary)).await;
+}
+
+async fn tells_again(mut mongo: ReplicaSet, strike: impl AsyncFnOnce(&mut ReplicaSet, usize)) {
+    let servers = TestServer::instances::<2>(&mongo.uri("signals")).await;
+    let [one, other] = &servers;
+    let (ada, bob) = (one.register("ada").await, one.register("bob").await);
+    let carol = one.register("carol").await;
+    let room = ada.create_room("lounge").await;
+    acquainted(&[one, other]).await;
+    let mut typist = Socket::connect(one, &ada.token).await;
+    typist.join(&room).await;
+    let mut far = Socket::connect(other, &bob.token).await;
+    far.join(&room).await;
+    eventually("the other instance knows who is there", async || {
+        let answer = far.ask("watchUsers", json!([ada.id, carol.id])).await;
+        answer["online"] == json!([ada.id])
+    })
+    .await;
+    while far.kept() > 0 {
+        far.next().await;
+    }
+
+    let primary = mongo.primary().await;
+    strike(&mut mongo, primary).await;
+    let typing = async {
+        loop {
+            // It is answered whether or not the others can be told.
+            typist.ask("typing", json!(room)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::select! {
+        () = typing => unreachable!("it never ends"),
+        () = told(&mut far, "typing", &ada.id) => {}
+    }
+    // Before this, nobody was said to be gone.
+    let socket = Socket::connect(one, &carol.token).await;
+    told(&mut far, "userOnline", &carol.id).await;
+    drop(socket);
+    told(&mut far, "userOffline", &carol.id).await;
+    drop((ada, bob, carol));
+    join_all(servers.into_iter().map(TestServer::stop)).await;
+}
+
+/// Waits for an event about a user. Until then, nothing but the end of typing may come.
+async fn told(socket: &mut Socket, event: &str, user: &str) {
+    loop {
+        let frame = socket.next().await;
+        let about = &frame["data"]["user"];
+        if frame["event"] == event && (about == user || about["_id"] == user) {
+            return;
+        }
+        assert!(frame["event"] == "stopTyping" || frame["event"] == "typing", "{frame}");
+    }
 }

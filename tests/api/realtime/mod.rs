@@ -8,7 +8,7 @@ mod feed;
 mod legacy;
 mod load;
 mod marks;
-mod members;
+pub mod members;
 mod order;
 mod presence;
 mod readiness;
