@@ -14,10 +14,21 @@ use crate::error::ApiError;
 use crate::openapi::{Document, docs as api, guide};
 
 /// The page; its scripts and styles are files of Swagger UI below `/docs/`.
-const PAGE: &str = include_str!("../openapi/page.html");
+const PAGE: &str = include_str!("../docs/operations.html");
 
 /// What the page may load: nothing that does not come from here.
-const POLICY: &str = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'";
+const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; \
+                      style-src 'self' 'unsafe-inline'";
+
+/// Name below `/docs/`, content type and content of the files that the pages load, beside those of
+/// Swagger UI.
+const FILES: [(&str, &str, &str); 5] = [
+    ("page.css", "text/css; charset=utf-8", include_str!("../docs/page.css")),
+    ("page.js", "text/javascript; charset=utf-8", include_str!("../docs/page.js")),
+    ("look.js", "text/javascript; charset=utf-8", include_str!("../docs/look.js")),
+    ("events.js", "text/javascript; charset=utf-8", include_str!("../docs/events.js")),
+    ("events.json", "application/json; charset=utf-8", include_str!("../docs/events.json")),
+];
 
 /// Answers with the OpenAPI document.
 #[utoipa::path(
@@ -59,8 +70,9 @@ const SHOWN: &str = "openapi.json";
     get,
     path = "/docs/{file}",
     tag = "Documentation",
-    description = "`realtime` and `conventions` are pages to read. The others are scripts, styles and \
-                   icons of `/docs`, and `openapi.json` with names in its examples that nobody has.",
+    description = "`realtime` and `conventions` are pages to read, `events` is one to try events on. \
+                   The others are scripts, styles and icons of `/docs`, and `openapi.json` with \
+                   names in its examples that nobody has.",
     params(("file" = String, Path, example = "swagger-ui.css")),
     responses((status = 200, description = "The file", content_type = "*/*"), api::FileRefusals),
 )]
@@ -78,6 +90,9 @@ pub async fn file(
     }
     if let Some(page) = guide::page(&name) {
         return Ok(html(page));
+    }
+    if let Some((_, content_type, text)) = FILES.iter().find(|(known, ..)| *known == *name) {
+        return Ok(HttpResponse::Ok().content_type(*content_type).body(*text));
     }
     let file = utoipa_swagger_ui::serve(&name, CONFIG.clone())
         .map_err(|error| ApiError::Internal(error.to_string()))?

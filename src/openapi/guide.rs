@@ -1,4 +1,5 @@
-//! What a reader needs besides the operations, as pages: Markdown in, HTML out.
+//! What a reader needs besides the operations, as pages: Markdown in, HTML out; and a page to try
+//! the events on.
 //!
 //! The texts are those of the repository, so that there is one of each. Their headings get the ids
 //! that GitHub gives them, and their tables names of columns in each cell, which a narrow screen
@@ -7,10 +8,10 @@
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd, html};
 
 /// Around a text; its scripts, styles and links are this server's.
-const FRAME: &str = include_str!("guide.html");
+const FRAME: &str = include_str!("../docs/frame.html");
 
 /// The conventions of all operations, which are also the description of the OpenAPI document.
-pub const CONVENTIONS: &str = include_str!("about.md");
+const CONVENTIONS: &str = include_str!("about.md");
 
 /// Name below `/docs/`, title and text of each page.
 const PAGES: [(&str, &str, &str); 2] = [
@@ -18,10 +19,23 @@ const PAGES: [(&str, &str, &str); 2] = [
     ("realtime", "Realtime", include_str!("../../docs/realtime.md")),
 ];
 
+/// An example of each event; `/docs/events.js` shows and sends them.
+const EVENTS: &str = include_str!("../docs/events.html");
+
 /// The page of this name, as HTML.
 pub fn page(name: &str) -> Option<String> {
+    if name == "events" {
+        return Some(framed("Events", EVENTS));
+    }
     let (_, title, text) = PAGES.iter().find(|(known, ..)| *known == name)?;
-    Some(FRAME.replace("{title}", title).replace("{content}", &render(text)))
+    let text = render(text);
+    // A description of an OpenAPI document begins without a title.
+    let heading = if text.starts_with("<h1") { String::new() } else { format!("<h1>{title}</h1>") };
+    Some(framed(title, &(heading + &text)))
+}
+
+fn framed(title: &str, content: &str) -> String {
+    FRAME.replace("{title}", title).replace("{content}", content)
 }
 
 fn render(markdown: &str) -> String {
@@ -103,7 +117,8 @@ mod tests {
 
     #[test]
     fn there_are_these_pages_and_no_others() {
-        for (name, title, _) in PAGES {
+        let prose = PAGES.map(|(name, title, _)| (name, title));
+        for (name, title) in prose.into_iter().chain([("events", "Events")]) {
             let page = page(name).unwrap();
             assert!(page.contains(&format!("<title>{title}</title>")), "{name}");
             assert!(!page.contains("{content}"), "{name}");

@@ -32,34 +32,36 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr, ResponseBuilder};
 
 /// What the page of the operations begins with, in place of `about.md`.
-const SHORT: &str = "Read also about [the events of Socket.IO and WebSocket](/docs/realtime) and \
-                     [the conventions of all operations](/docs/conventions).";
+pub const SHORT: &str = "Read also about [the events of Socket.IO and WebSocket](/docs/realtime), \
+                         [try them](/docs/events), and read [the conventions of all \
+                         operations](/docs/conventions).";
 
 /// The user and the room of the examples.
 const EXAMPLE_NAMES: [&str; 2] = ["ann", "general"];
 
 /// The document as JSON, made when it is first asked for.
-pub struct Document(LazyLock<Bytes>);
+pub struct Document {
+    whole: LazyLock<Bytes>,
+    shown: LazyLock<Bytes>,
+}
 
 impl Document {
-    /// What `make` makes.
-    pub const fn new(make: fn() -> Bytes) -> Self {
-        Self(LazyLock::new(make))
+    /// What these make: the whole document, and the one that the page shows.
+    pub const fn new(whole: fn() -> Bytes, shown: fn() -> Bytes) -> Self {
+        Self { whole: LazyLock::new(whole), shown: LazyLock::new(shown) }
     }
 
     /// The document. It does not change while the process runs.
     pub fn json(&self) -> Bytes {
-        self.0.clone()
+        self.whole.clone()
     }
 
-    /// The document as its page shows it: it begins with the operations, and its examples have
-    /// other names each time, so that they can be tried again and again.
+    /// The document as its page shows it. Its examples have other names each time, so that they can
+    /// be tried again and again.
     pub fn for_page(&self) -> Bytes {
         // Without randomness they are the names of a fresh database.
         let suffix = getrandom::u32().unwrap_or_default();
-        let as_json = |text: &str| serde_json::Value::from(text).to_string();
-        let mut text = String::from_utf8_lossy(&self.0).into_owned();
-        text = text.replace(&as_json(guide::CONVENTIONS), &as_json(SHORT));
+        let mut text = String::from_utf8_lossy(&self.shown).into_owned();
         for name in EXAMPLE_NAMES {
             text = text.replace(&format!("\"{name}\""), &format!("\"{name}-{suffix:08x}\""));
         }

@@ -1,25 +1,44 @@
 //! The OpenAPI document of all routes.
 
+use bytes::Bytes;
 use utoipa::openapi::OpenApi;
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::{Modify, OpenApi as _};
 
 use super::{Access, Row, TABLE};
 use crate::openapi::refusals::Refusals;
-use crate::openapi::{BearerToken, Document, EntityTags, HeadRoutes, operations};
+use crate::openapi::{BearerToken, Document, EntityTags, HeadRoutes, SHORT, operations};
 
-/// The document, from the code.
-pub(super) static DOCUMENT: Document = Document::new(|| {
+/// The document, from the code. The page shows it without HEAD, which would double its list, and
+/// begins with the operations, not with prose.
+pub(super) static DOCUMENT: Document = Document::new(
+    || {
+        let mut document = described();
+        HeadRoutes.modify(&mut document);
+        json(&document)
+    },
+    || {
+        let mut document = described();
+        document.info.description = Some(SHORT.to_owned());
+        json(&document)
+    },
+);
+
+fn described() -> OpenApi {
     let mut document = Frame::openapi();
     for row in TABLE {
         document.merge(row.described());
     }
-    let modifiers: [&dyn Modify; 4] = [&BearerToken, &Refusals, &EntityTags, &HeadRoutes];
+    let modifiers: [&dyn Modify; 3] = [&BearerToken, &Refusals, &EntityTags];
     for modifier in modifiers {
         modifier.modify(&mut document);
     }
+    document
+}
+
+fn json(document: &OpenApi) -> Bytes {
     document.to_json().expect("a document of texts and maps serialises").into()
-});
+}
 
 /// The document without its routes.
 #[derive(utoipa::OpenApi)]

@@ -106,6 +106,15 @@ async fn the_demo_is_one_also_without_presence() {
     converse(node, NODE, &[("PRESENCE", "false")]).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pages_of_documentation_can_be_read_and_tried() {
+    let screenshots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("screenshots");
+    std::fs::create_dir_all(&screenshots).unwrap();
+    let mut node = node("docs.js", &[]).await;
+    node.arg(screenshots).env("CHROMIUM", chromium());
+    converse(node, NODE, &[]).await;
+}
+
 /// The browser of the system.
 fn chromium() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
