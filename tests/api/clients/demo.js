@@ -1,12 +1,10 @@
 // The page to try the server on, in a real browser: node demo.js FOLDER-FOR-SCREENSHOTS [without-presence]
 'use strict';
 const assert = require('node:assert/strict');
-const fs = require('node:fs');
-const path = require('node:path');
 const puppeteer = require('puppeteer-core');
+const { look, looks } = require('./look.js');
 
 const { URL: url, TOKEN: token, USER_ID: ada, CHROMIUM: executablePath } = process.env;
-const axe = fs.readFileSync(require.resolve('axe-core/axe.min.js'), 'utf8');
 const [folder, mode] = process.argv.slice(2);
 
 // A tab in the background draws nothing, so the time and not the frames must say when to look.
@@ -104,7 +102,7 @@ async function main() {
     }
     const first = await browser.newPage();
     await first.goto(`${url}/demo`);
-    await look(first, 'login');
+    await lookAt(first, 'login');
     await first.close();
     const [one, two] = [await enter(browser, 'first tab'), await enter(browser, 'second tab')];
     await rooms(one, two);
@@ -113,7 +111,7 @@ async function main() {
     await resync(one, two);
     await reading(one, two);
     await people(one, two);
-    await looks(two);
+    await allLooks(two);
     for (const tab of [one, two]) assert.deepEqual(tab.errors, []);
     await account(browser);
   } finally {
@@ -339,34 +337,22 @@ async function people(one, two) {
   await choose(two, 'demo room');
 }
 
-// In light and dark, on a desk and on a phone: nothing for axe to find, nothing too wide.
-async function looks(tab) {
+async function allLooks(tab) {
   await tab.bringToFront();
-  for (const scheme of ['light', 'dark']) {
-    await tab.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
-    await tab.setViewport({ width: 1280, height: 800 });
-    await look(tab, `${scheme}-1280`);
-    await tab.setViewport({ width: 390, height: 844 });
-    await look(tab, `${scheme}-390`);
+  await looks(tab, async (name, width) => {
+    await lookAt(tab, name);
+    if (width > 390) return;
     await tab.click('#show-wire');
-    await look(tab, `${scheme}-390-connection`);
+    await lookAt(tab, `${name}-connection`);
     await tab.click('#show-wire');
     await tab.click('#back');
-    await look(tab, `${scheme}-390-rooms`);
+    await lookAt(tab, `${name}-rooms`);
     await choose(tab, 'demo room');
     await shows(tab, 'new below');
-  }
+  });
 }
 
-async function look(tab, name) {
-  await tab.screenshot({ path: path.join(folder, `demo-${name}.png`) });
-  const overflow = await tab.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-  assert.ok(overflow <= 0, `${name}: the page is ${overflow} pixels too wide`);
-  await tab.evaluate(axe);
-  const findings = await tab.evaluate(async () => (await window.axe.run()).violations
-    .map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).join('\n')}`));
-  assert.deepEqual(findings, [], name);
-}
+const lookAt = (tab, name) => look(tab, folder, `demo-${name}`);
 
 // A login stays over a reload and the end of its token, gets a new password, and ends on both tabs.
 async function account(browser) {

@@ -1,12 +1,10 @@
 // The pages of documentation that the server shows, in a real browser: node docs.js FOLDER-FOR-SCREENSHOTS
 'use strict';
 const assert = require('node:assert/strict');
-const fs = require('node:fs');
-const path = require('node:path');
 const puppeteer = require('puppeteer-core');
+const { look, looks } = require('./look.js');
 
 const { URL: url, CHROMIUM: executablePath } = process.env;
-const axe = fs.readFileSync(require.resolve('axe-core/axe.min.js'), 'utf8');
 const [folder] = process.argv.slice(2);
 
 const until = (tab, holds, ...values) => tab.waitForFunction(holds, { polling: 50 }, ...values);
@@ -21,27 +19,14 @@ async function open(browser, page) {
   return tab;
 }
 
-// In light and dark, on a desk and on a phone: nothing too wide, and in our own pages nothing for
-// axe to find. Swagger UI is not ours.
-async function looks(tab, name, isOwn) {
-  const grounds = {};
-  for (const scheme of ['light', 'dark']) {
-    await tab.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
-    for (const [width, height] of [[1280, 800], [390, 844]]) {
-      await tab.setViewport({ width, height });
-      const what = `${name}-${scheme}-${width}`;
-      await tab.screenshot({ path: path.join(folder, `docs-${what}.png`) });
-      const overflow = await tab.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-      assert.ok(overflow <= 0, `${what}: the page is ${overflow} pixels too wide`);
-      if (!isOwn) continue;
-      await tab.evaluate(axe);
-      const findings = await tab.evaluate(async () => (await window.axe.run()).violations
-        .map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).join('\n')}`));
-      assert.deepEqual(findings, [], what);
-    }
-    grounds[scheme] = await tab.evaluate(() => getComputedStyle(document.body).backgroundColor);
-  }
-  assert.notEqual(grounds.light, grounds.dark, name);
+// Swagger UI is not ours, so axe looks at our own pages only.
+async function allLooks(tab, name, finds = true) {
+  const grounds = new Set();
+  await looks(tab, async at => {
+    await look(tab, folder, `docs-${name}-${at}`, { finds });
+    grounds.add(await tab.evaluate(() => getComputedStyle(document.body).backgroundColor));
+  });
+  assert.equal(grounds.size, 2, `${name}: light and dark are ${[...grounds]}`);
   assert.deepEqual(tab.errors, [], name);
 }
 
@@ -50,12 +35,12 @@ async function operations(browser) {
   await tab.waitForSelector('.opblock');
   const methods = await tab.$$eval('.opblock-summary-method', all => all.map(({ textContent }) => textContent));
   assert.ok(methods.includes('GET') && methods.includes('POST') && !methods.includes('HEAD'), methods);
-  await looks(tab, 'operations', false);
+  await allLooks(tab, 'operations', false);
 }
 
 async function prose(browser) {
   for (const name of ['realtime', 'conventions']) {
-    await looks(await open(browser, `/docs/${name}`), name, true);
+    await allLooks(await open(browser, `/docs/${name}`), name);
   }
   const tab = await open(browser, '/docs/realtime');
   await browser.defaultBrowserContext().overridePermissions(url, ['clipboard-read', 'clipboard-write', 'clipboard-sanitized-write']);
@@ -110,7 +95,7 @@ async function events(browser) {
   const examples = await tab.$$eval('#sent-examples pre', all => all.map(({ textContent }) => JSON.parse(textContent).event));
   assert.deepEqual(examples, names.map(name => name.split(' ')[0]));
   assert.equal(await tab.$eval('#received-examples', ({ childElementCount }) => childElementCount), 16);
-  await looks(tab, 'events', true);
+  await allLooks(tab, 'events');
 }
 
 async function main() {
