@@ -314,6 +314,20 @@ impl User<'_> {
         answer["room"]["_id"].as_str().unwrap().to_owned()
     }
 
+    /// Sends a message, and waits until every instance has delivered it: a session that joins now
+    /// does not get it.
+    pub async fn deliver(&self, room: &str, content: &str) -> Value {
+        let mut sockets = self.server.connect_to_all(&self.token).await;
+        for socket in &mut sockets {
+            socket.join(room).await;
+        }
+        let sent = self.send(room, content).await;
+        for socket in &mut sockets {
+            while socket.heard().await.content != content {}
+        }
+        sent
+    }
+
     /// Sends a message by REST. Returns the message in the answer.
     pub async fn send(&self, room: &str, content: &str) -> Value {
         let body = json!({ "room": room, "sender": self.id, "content": content });
