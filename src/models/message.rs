@@ -9,6 +9,7 @@ use mongodb::raw_batch_cursor::RawBatchCursor;
 use mongodb::{Collection, Database};
 
 use super::batcher::Batcher;
+use super::bulk::{Replacement, read_all, replace_all};
 use super::failure::{DUPLICATE_KEY, Failure, RefusingIndex};
 use super::idempotency::{Action, Prepared};
 use super::ordinary::Fields;
@@ -140,6 +141,8 @@ pub struct Messages {
     pub(super) idempotency: Idempotency,
     pub(super) turns: MessageLocks,
     inserts: Batcher<RawDocumentBuf, Result<(), StoreError>>,
+    pub(super) replacements: Batcher<Replacement, Result<bool, StoreError>>,
+    pub(super) reads: Batcher<MessageId, Option<RawDocumentBuf>>,
 }
 
 /// A message that is stored by a majority of the replica set.
@@ -201,7 +204,11 @@ impl Messages {
         let collection: Collection<RawDocumentBuf> = database.collection("messages");
         let written = collection.clone();
         let inserts = Batcher::new(move |documents| insert_all(written.clone(), documents));
-        Self { database, collection, idempotency, turns, inserts }
+        let (on, changed) = (database.clone(), collection.clone());
+        let replacements = Batcher::new(move |all| replace_all(on.clone(), changed.clone(), all));
+        let read = collection.clone();
+        let reads = Batcher::new(move |ids| read_all(read.clone(), ids));
+        Self { database, collection, idempotency, turns, inserts, replacements, reads }
     }
 
     /// Stores a message, for REST and sockets alike.

@@ -4,6 +4,7 @@
 //! that a room's id cannot be passed as a user's.
 
 mod batcher;
+mod bulk;
 pub mod clock;
 pub mod failure;
 pub mod idempotency;

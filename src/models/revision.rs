@@ -11,9 +11,9 @@ use std::sync::Arc;
 use bson::raw::RawElement;
 use bson::spec::ElementType;
 use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
-use mongodb::options::ReadConcern;
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::bulk::Replacement;
 use super::message::integer;
 use super::{MessageId, Messages, RoomId, StoreError, UserId};
 use crate::mongoose::Hydrated;
@@ -195,9 +195,7 @@ impl Messages {
     /// [`StoreError::Malformed`] when the document cannot be replaced without a loss; or the
     /// database failed.
     pub async fn revision(&self, id: MessageId) -> Result<Option<Revision>, StoreError> {
-        let found = self.collection.find_one(doc! { "_id": id.0 });
-        let found = found.read_concern(ReadConcern::majority()).await?;
-        let Some(document) = found else { return Ok(None) };
+        let Some(document) = self.reads.call_one(id).await? else { return Ok(None) };
         let revision = Revision::of(&document);
         revision.map(Some).ok_or(StoreError::Malformed("messages", "room"))
     }
@@ -225,8 +223,10 @@ impl Messages {
     /// # Errors
     /// The database failed. Whether the message was replaced is unknown.
     pub async fn replace(&self, old: &Revision, new: &RawDocument) -> Result<bool, StoreError> {
-        let replaced = self.collection.replace_one(old.guard()?, new.to_owned()).await?;
-        Ok(replaced.matched_count > 0)
+        let id = old.document.get_object_id("_id");
+        let id = id.map_err(|_| StoreError::Malformed("messages", "_id"))?;
+        let replacement = Replacement { id, guard: old.guard()?, new: new.to_owned() };
+        self.replacements.call_one(replacement).await?
     }
 }
 
