@@ -96,7 +96,10 @@ impl Chat {
                     after = Some(since);
                 }
                 let rooms = &self.store.members_rooms;
+                // A majority may not have a removal yet whose room has gone on already, and an
+                // addition that only the primary has may be undone.
                 !rooms.which_of(&[room], user, time(after)).await?.is_empty()
+                    && rooms.is_member(room, user).await?
             }
             _ => false,
         };

@@ -1,6 +1,6 @@
 //! The rooms of a user, with what is new in them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bson::{DateTime, RawDocumentBuf};
 
@@ -72,9 +72,16 @@ impl Chat {
             ids.iter().copied().filter(|id| page.get(id).is_some_and(ListedRoom::has_members));
         let with_members: Vec<_> = with_members.collect();
         let after = time(self.feed.ring().tail().through);
-        let visible = self.store.members_rooms.which_of(&with_members, user, after).await?;
-        let page =
-            page.into_iter().filter(|(id, room)| !room.has_members() || visible.contains(id));
+        let rooms = &self.store.members_rooms;
+        let confirmed = rooms.which_of(&with_members, user, after).await?;
+        // A removal that a majority does not have yet counts, too.
+        let visible: HashSet<_> = match confirmed.is_empty() {
+            true => HashSet::new(),
+            false => rooms.rooms_of(user).await?.into_iter().map(|room| room.id).collect(),
+        };
+        let page = page.into_iter().filter(|(id, room)| {
+            !room.has_members() || (confirmed.contains(id) && visible.contains(id))
+        });
         let overview = |(id, room)| RoomOverview {
             room,
             last_message: last_messages.remove(&id),

@@ -61,6 +61,8 @@ async fn remove_refused(store: &Store, feed: &Feed) -> Result<(), StoreError> {
 }
 
 async fn purge(store: &Store, room: RoomId) -> Result<(), StoreError> {
+    // First, if the end was interrupted before: nothing may be sent to a room that is removed.
+    store.members_rooms.remove_members(room).await?;
     while store.messages.remove_some(room, AT_ONCE).await? {
         sleep(PAUSE).await;
     }

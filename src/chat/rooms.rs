@@ -14,7 +14,7 @@ use crate::error::ApiError;
 use crate::feed::event::Event;
 use crate::js::{Fields, Js};
 use crate::models::user::Username;
-use crate::models::{MembersRoom, Membership, RoomId, RoomKind, UserId};
+use crate::models::{Conversation, MembersRoom, Membership, RoomId, RoomKind, UserId};
 use crate::views;
 
 /// How many members a room can be made with.
@@ -90,11 +90,9 @@ impl Chat {
         self.limits.room.take(user)?;
         let other: UserId = required_id("user", other)?;
         let users = self.existing_users("user", vec![user, other]).await?;
-        let (room, is_new) = self.store.members_rooms.direct(&users).await?;
+        let Conversation { room, is_new, added } = self.store.members_rooms.direct(&users).await?;
         let room = self.with_members(room).await?;
-        if is_new {
-            self.announce(&room.members);
-        }
+        self.announce(room.members.iter().filter(|member| added.contains(&member.user)));
         Ok((room, is_new))
     }
 
@@ -130,13 +128,11 @@ impl Chat {
             return Err(ApiError::NotTheOwner);
         }
         let users = self.existing_users("user", vec![member]).await?;
-        let was_member = self.store.members_rooms.is_member(room.id, member).await?;
         self.store.members_rooms.add_all(room.id, &users).await?;
         let room = self.with_members(room).await?;
-        if !was_member {
-            let added = room.members.iter().find(|added| added.user == member);
-            self.announce(added);
-        }
+        // Also if the user is one already: the answer to the first request may have been lost before
+        // this.
+        self.announce(room.members.iter().find(|added| added.user == member));
         Ok(room)
     }
 
@@ -181,10 +177,32 @@ impl Chat {
                 }
                 _ => room,
             };
-            if rooms.remove(room.id, member).await? {
-                self.feed.publish_local(|| Event::member_removed(room.id, member, None));
+            let (id, chat) = (room.id, self.clone());
+            to_its_end(async move {
+                chat.store.members_rooms.remove(id, member).await?;
+                // Also if the user is none any more: the answer to the first request may have been
+                // lost before this.
+                chat.feed.publish_local(|| Event::member_removed(id, member, None));
+                Ok(())
+            })
+            .await?;
+            let room = self.with_members(room).await?;
+            if room.members.is_empty() {
+                self.end_empty(id).await?;
             }
-            return self.with_members(room).await;
+            return Ok(room);
+        }
+        Err(contended())
+    }
+
+    /// Ends a room whose last members have left at the same time.
+    async fn end_empty(&self, room: RoomId) -> Result<(), ApiError> {
+        let rooms = &self.store.members_rooms;
+        for _ in 0..ATTEMPTS {
+            let Some(room) = rooms.room(room).await? else { return Ok(()) };
+            if !rooms.members_of(room.id).await?.is_empty() || self.end_room(&room).await? {
+                return Ok(());
+            }
         }
         Err(contended())
     }
@@ -249,14 +267,18 @@ impl Chat {
 
     /// Ends a room; false when it has changed since it was read.
     async fn end_room(&self, room: &MembersRoom) -> Result<bool, ApiError> {
-        let rooms = &self.store.members_rooms;
-        let members = rooms.members_of(room.id).await?;
-        if !rooms.end(room).await? {
-            return Ok(false);
-        }
-        let removed = |member: Membership| Event::member_removed(room.id, member.user, None);
-        self.feed.publish_local(|| members.into_iter().flat_map(removed));
-        Ok(true)
+        let (room, chat) = (room.clone(), self.clone());
+        to_its_end(async move {
+            let rooms = &chat.store.members_rooms;
+            let members = rooms.members_of(room.id).await?;
+            if !rooms.end(&room).await? {
+                return Ok(false);
+            }
+            let removed = |member: Membership| Event::member_removed(room.id, member.user, None);
+            chat.feed.publish_local(|| members.into_iter().flat_map(removed));
+            Ok(true)
+        })
+        .await
     }
 
     /// Tells of new members, where no stream does.
@@ -339,6 +361,13 @@ impl RoomWithMembers {
     pub fn write(&self, out: &mut Vec<u8>) {
         views::room_with_members(out, &self.room, &self.members);
     }
+}
+
+/// Does something that must not stop half-way when its request ends early.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::spawn(work).await.map_err(|error| ApiError::Internal(error.to_string()))?
 }
 
 fn invalid(field: &'static str, problem: &'static str) -> ApiError {

@@ -110,7 +110,7 @@ impl Chat {
                 if stored.inserted {
                     self.confirm(&stored.message, verdict).await?;
                 } else {
-                    self.confirm_replayed(&stored.message).await?;
+                    self.confirm_replayed(&stored.message, user).await?;
                 }
                 stored
             }
@@ -142,9 +142,13 @@ impl Chat {
     }
 
     /// Refuses a message that an earlier request with the same idempotency key has stored, if its
-    /// sender was removed before.
-    async fn confirm_replayed(&self, message: &Message<'_>) -> Result<(), ApiError> {
-        if !message.room.may_have_members() || self.feed.phase() == Phase::Local {
+    /// sender was removed before, or is no member now: the answer says what became of the message.
+    async fn confirm_replayed(&self, message: &Message<'_>, user: UserId) -> Result<(), ApiError> {
+        if !message.room.may_have_members() {
+            return Ok(());
+        }
+        self.check_visible(message.room, Some(user)).await?;
+        if self.feed.phase() == Phase::Local {
             return Ok(());
         }
         if self.feed.was_refused(message.id) {

@@ -46,6 +46,8 @@ pub async fn online(
     limits.signals.take(user.0)?;
     chat.check_visible(room, Some(user.0)).await?;
     let mut users = Vec::from_iter(worker.exchange.joined(room).await);
+    // Removed meanwhile?
+    chat.check_readable(room, Some(user.0), None).await?;
     users.sort_unstable();
     let mut body = Vec::new();
     views::online(&mut body, &users);

@@ -325,7 +325,13 @@ impl HubState {
         let mut written = 0;
         subscriptions.get_mut().retain(|id, subscription| {
             if position.is_some() && position <= subscription.floor {
-                return true;
+                if !is_of(id, removed) {
+                    return true;
+                }
+                // It has joined with a position that this hub had not reached, so nobody knew of
+                // the removal. If its user was added again since, its client comes back.
+                subscription.inbox.end(Ended::TooSlow);
+                return false;
             }
             if is_of(id, passed_over) {
                 return true;

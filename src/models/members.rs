@@ -243,6 +243,17 @@ pub(super) fn in_room(room: RoomId) -> Document {
     } }
 }
 
+/// A conversation of two users, after a request for it.
+#[derive(Debug)]
+pub struct Conversation {
+    /// Its room.
+    pub room: MembersRoom,
+    /// Whether this request has made the room.
+    pub is_new: bool,
+    /// Who was no member before: both, or one who had left.
+    pub added: Vec<UserId>,
+}
+
 impl MembersRooms {
     /// Makes a private room, of which `owner` is a member, too.
     ///
@@ -272,15 +283,15 @@ impl MembersRooms {
         Err(StoreError::Duplicate)
     }
 
-    /// The conversation of two users, which both are members of afterwards; and whether it is new.
-    /// Two requests at the same time make one.
+    /// The conversation of two users, which both are members of afterwards. Two requests at the same
+    /// time make one.
     ///
     /// # Errors
     /// The database failed.
     pub async fn direct(
         &self,
         users: &HashMap<UserId, Option<String>>,
-    ) -> Result<(MembersRoom, bool), StoreError> {
+    ) -> Result<Conversation, StoreError> {
         let mut pair: Vec<UserId> = users.keys().copied().collect();
         pair.sort_unstable();
         let pair = match *pair.as_slice() {
@@ -308,8 +319,14 @@ impl MembersRooms {
                     None => continue,
                 }
             };
+            let before = match is_new {
+                true => Vec::new(),
+                false => self.members_of(room.id).await?,
+            };
             self.add_all(room.id, users).await?;
-            return Ok((room, is_new));
+            let was_member = |user: &UserId| before.iter().any(|member| member.user == *user);
+            let added = users.keys().copied().filter(|user| !was_member(user)).collect();
+            return Ok(Conversation { room, is_new, added });
         }
         Err(StoreError::Duplicate)
     }
@@ -534,8 +551,17 @@ impl MembersRooms {
         if !self.replace(room, &ended).await? {
             return Ok(false);
         }
-        self.members.get().await?.delete_many(in_room(room.id)).await?;
+        self.remove_members(room.id).await?;
         Ok(true)
+    }
+
+    /// Removes all members of a room that is being removed.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn remove_members(&self, room: RoomId) -> Result<(), StoreError> {
+        self.members.get().await?.delete_many(in_room(room)).await?;
+        Ok(())
     }
 
     /// A room that is being removed, if there is one.
@@ -553,7 +579,7 @@ impl MembersRooms {
     /// # Errors
     /// The database failed.
     pub async fn remove_ended(&self, room: RoomId) -> Result<(), StoreError> {
-        self.members.get().await?.delete_many(in_room(room)).await?;
+        self.remove_members(room).await?;
         let rooms = self.rooms.get().await?;
         rooms.delete_one(doc! { "_id": room.0, "ended": true }).await?;
         Ok(())

@@ -39,7 +39,7 @@ pub use failure::{Failure, RefusingIndex};
 pub use idempotency::{Idempotency, IdempotencyKey};
 pub use indexes::{UniqueIndex, Upkeep};
 pub use marks::{Mark, Marks};
-pub use members::{MembersRoom, MembersRooms, Membership, RoomKind};
+pub use members::{Conversation, MembersRoom, MembersRooms, Membership, RoomKind};
 pub use message::{Message, Messages};
 use own::Own;
 pub use presence::{Presence, PresenceRow};

@@ -18,4 +18,4 @@ mod restore;
 mod slow;
 mod standalone;
 mod transaction;
-mod typing;
+pub mod typing;

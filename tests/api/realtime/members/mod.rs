@@ -2,6 +2,7 @@
 
 mod collections;
 mod leaks;
+mod races;
 mod removal;
 mod rooms;
 
