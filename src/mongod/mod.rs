@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 pub use install::{InstallError, Installer};
 use supervisor::Supervisor;
 
+/// How long the mongod of a server that was killed may take to stop: its supervisor kills it after
+/// ten seconds.
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a start may take, from the process to a primary.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a clean stop may take before the process is killed.
@@ -164,6 +167,20 @@ impl Mongod {
         let folder = |source| MongodError::Folder { path: options.data_dir.clone(), source };
         fs::create_dir_all(options.data_dir.join("db")).map_err(folder)?;
         let lock = lock(&options.data_dir)?;
+        let patience = Instant::now() + LEFTOVER_TIMEOUT;
+        loop {
+            let lock = lock.try_clone().map_err(folder)?;
+            match Self::launch(&options, lock).await {
+                // No server uses the folder, so this mongod is one of a server that was killed. Its
+                // supervisor is stopping it.
+                Err(MongodError::Locked(_)) if Instant::now() < patience => sleep(POLL).await,
+                launched => return launched,
+            }
+        }
+    }
+
+    async fn launch(options: &Options, lock: File) -> Result<Self, MongodError> {
+        let folder = |source| MongodError::Folder { path: options.data_dir.clone(), source };
         let port = match options.port {
             0 => free_port().map_err(folder)?,
             port => port,
@@ -171,7 +188,7 @@ impl Mongod {
         let log = options.data_dir.join(LOG);
         // Otherwise mongod would keep the log of every start.
         let _ = fs::rename(&log, options.data_dir.join(OLD_LOG));
-        let command = command(&options, port, &log);
+        let command = command(options, port, &log);
         let removed = options.remove_data.then_some(options.data_dir.as_path());
         let supervisor = Supervisor::spawn(&command, removed).map_err(folder)?;
         let mut mongod = Self {
@@ -416,6 +433,12 @@ fn reason(data_dir: &Path, port: u16, log: PathBuf) -> MongodError {
         .find(|line| line.contains("\"s\":\"F\"") || line.contains("\"s\":\"E\""))
         .or(last.first())
         .map_or_else(|| "it logged nothing".to_owned(), |line| message(line));
+    // A stop takes many lines.
+    let asked = text.lines().rev().find(|line| line.contains("\"msg\":\"Received signal\""));
+    if let Some(line) = asked {
+        // What it has logged as an error before is not the reason.
+        return MongodError::Ended { cause: message(line), log };
+    }
     if says(&["No space left on device"]) || is_full(&data_dir.join(PROBE)) {
         MongodError::DiskFull(path)
     } else if says(&["Address already in use"]) {

@@ -122,6 +122,27 @@ async fn a_killed_server_takes_its_mongod_along_and_keeps_its_users() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_killed_can_be_started_again_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let ann = json!({ "username": "ann", "password": "secret" });
+    let server = start(folder.path());
+    assert_eq!(post(&server, "register", &ann).await, StatusCode::CREATED);
+    // The old mongod is still stopping.
+    server.kill();
+    let server = start(folder.path());
+    assert_eq!(post(&server, "login", &ann).await, StatusCode::OK);
+    let mongod = mongod_of(folder.path()).expect("mongod writes its pid");
+    kill(Pid::from_raw(mongod as i32), Signal::SIGTERM).unwrap();
+    eventually("it says why mongod has ended", async || {
+        let log = server.log();
+        let ended = log.iter().find(|line| line.contains("The embedded MongoDB has ended"));
+        ended.is_some_and(|line| line.contains("Received signal") && line.contains("15"))
+    })
+    .await;
+    assert_eq!(server.terminate().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mongod_that_ends_is_started_again_with_its_data() {
     let folder = tempfile::tempdir().unwrap();
     let ann = json!({ "username": "ann", "password": "secret" });
