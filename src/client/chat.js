@@ -530,7 +530,10 @@ export class Room extends Emitter {
     const stored = new Promise((done, failed) => { settle = { done, failed }; });
     stored.catch(nothing);
     if (!this.#me) settle.failed(loggedOut());
-    else if (this.#parts.outbox.size >= MOST_WAITING) settle.failed(tooMany());
+    else if (this.#parts.outbox.size >= MOST_WAITING) {
+      settle.failed(tooMany());
+      this.#parts.failed(tooMany());
+    }
     // Each time is another one, for the order after a reload.
     else this.#enqueue({ content: `${content}`, at: Date.now() + this.#parts.outbox.size / 1000 }, settle);
     return stored;

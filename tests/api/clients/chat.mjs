@@ -321,6 +321,25 @@ async function reload() {
   for (const tab of tabs) tab.disconnect();
 }
 
+// More than may wait is refused, and that is told.
+async function tooMany() {
+  const { chat, net } = await someone();
+  const id = await newRoom();
+  const room = chat.room(id);
+  await room.open();
+  net.cut();
+  await until('offline', () => chat.state.state === 'offline');
+  const sent = numbers(1000, 'waits').map(text => room.send(text));
+  await rejects(room.send('one more'), 'too_many_waiting');
+  assert.deepEqual(errors.splice(0).map(({ code }) => code), ['too_many_waiting']);
+  assert.equal(room.messages.length, 1000);
+  net.mend();
+  chat.connect();
+  await Promise.all(sent);
+  assert.deepEqual(await stored(id), numbers(1000, 'waits'));
+  chat.disconnect();
+}
+
 async function refusedMessages() {
   const one = await someone();
   const owner = await someone();
@@ -654,7 +673,7 @@ async function older() {
 }
 
 const scenarios = {
-  newer, older,
+  newer, older, tooMany,
   account, otherUsers, history, whileReading, changes, recovery, nothingIsDoubled, reload, refusedMessages, resync, standalone, gap, signals,
   renewal, deadConnection, restart,
 };

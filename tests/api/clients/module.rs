@@ -41,6 +41,7 @@ async fn what_is_sent_with_the_module_is_stored_and_shown_once() {
         "nothingIsDoubled",
         "reload",
         "refusedMessages",
+        "tooMany",
     ];
     run_in_node(&scenarios).await;
 }
