@@ -70,8 +70,8 @@ const SHOWN: &str = "openapi.json";
     get,
     path = "/docs/{file}",
     tag = "Documentation",
-    description = "`realtime` and `conventions` are pages to read, `events` is one to try events on. \
-                   The others are scripts, styles and icons of `/docs`, and `openapi.json` with \
+    description = "`realtime`, `client` and `conventions` are pages to read, `events` is one to try \
+                   events on. The others are scripts, styles and icons of `/docs`, and `openapi.json` with \
                    names in its examples that nobody has.",
     params(("file" = String, Path, example = "swagger-ui.css")),
     responses((status = 200, description = "The file", content_type = "*/*"), api::FileRefusals),

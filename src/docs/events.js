@@ -113,7 +113,7 @@ async function logIn() {
   const credentials = { username: at('username').value, password: at('password').value };
   delete known.token;
   const login = await request('POST', 'auth/login', credentials);
-  [known.token, known.user] = [login.token, login.userId];
+  [known.token, known.user, known.name] = [login.token, login.userId, credentials.username];
   // Without another user, who is online is shown of oneself.
   known.other ??= login.userId;
   await readRooms();
@@ -152,6 +152,8 @@ at('rooms').addEventListener('submit', doing(async () => {
 let socket;
 let lastId = 0;
 
+const connected = () => `Connected as ${known.name}`;
+
 function tell(text, isBad = false) {
   at('state').textContent = text;
   at('state').className = isBad ? 'bad' : '';
@@ -162,7 +164,7 @@ function connect() {
   const opened = new WebSocket(`${location.origin.replace(/^http/, 'ws')}/ws?token=${encodeURIComponent(known.token)}`);
   socket = opened;
   tell('Connecting');
-  opened.addEventListener('open', () => { tell('Connected'); changed(true); });
+  opened.addEventListener('open', () => { tell(connected()); changed(true); });
   opened.addEventListener('message', ({ data }) => { note(data, 'received'); learn(JSON.parse(data)); });
   opened.addEventListener('close', ({ code, reason }) => {
     if (socket !== opened) return;
@@ -200,8 +202,14 @@ function note(text, direction) {
 at('connection').addEventListener('click', () => socket?.readyState === WebSocket.OPEN ? socket.close() : connect());
 at('box').addEventListener('submit', doing(async () => {
   const { event } = examples.sent[at('event').value];
-  const frame = JSON.stringify({ event, data: JSON.parse(at('data').value), id: ++lastId });
+  let data;
+  try {
+    data = JSON.parse(at('data').value);
+  } catch (error) {
+    throw new Error(`The data is no JSON: ${error.message}`);
+  }
+  const frame = JSON.stringify({ event, data, id: ++lastId });
   socket.send(frame);
   note(frame, 'sent');
-  tell('Connected');
+  tell(connected());
 }));

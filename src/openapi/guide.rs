@@ -14,9 +14,10 @@ const FRAME: &str = include_str!("../docs/frame.html");
 const CONVENTIONS: &str = include_str!("about.md");
 
 /// Name below `/docs/`, title and text of each page.
-const PAGES: [(&str, &str, &str); 2] = [
+const PAGES: [(&str, &str, &str); 3] = [
     ("conventions", "Conventions", CONVENTIONS),
     ("realtime", "Realtime", include_str!("../../docs/realtime.md")),
+    ("client", "The client", include_str!("../../docs/client.md")),
 ];
 
 /// An example of each event; `/docs/events.js` shows and sends them.
@@ -35,7 +36,7 @@ pub fn page(name: &str) -> Option<String> {
 }
 
 fn framed(title: &str, content: &str) -> String {
-    FRAME.replace("{title}", title).replace("{content}", content)
+    FRAME.replace("%title%", title).replace("%content%", content)
 }
 
 fn render(markdown: &str) -> String {
@@ -72,12 +73,26 @@ fn render(markdown: &str) -> String {
                 Event::Html(format!("<td data-column=\"{}\">", escaped(name)).into())
             }
             Event::End(TagEnd::TableCell) if !in_head => Event::Html("</td>".into()),
+            Event::Start(Tag::Link { dest_url, .. }) => {
+                Event::Html(format!("<a href=\"{}\">", escaped(&served(dest_url))).into())
+            }
+            Event::End(TagEnd::Link) => Event::Html("</a>".into()),
             event => event.clone(),
         });
     }
     let mut out = String::new();
     html::push_html(&mut out, shown.into_iter());
     out
+}
+
+/// Where the server has what a page of the repository links to.
+fn served(link: &str) -> String {
+    let (page, anchor) = link.split_at(link.find('#').unwrap_or(link.len()));
+    match page.strip_suffix(".md") {
+        Some(name) => format!("/docs/{name}{anchor}"),
+        None if page == "../src/demo/index.html" => "/demo".to_owned(),
+        None => link.to_owned(),
+    }
 }
 
 /// The plain text up to an end.
@@ -113,6 +128,9 @@ mod tests {
         assert!(html.contains("<th>One \"1\"</th><th><code>Two</code></th>"), "{html}");
         let cells = "<td data-column=\"One &quot;1&quot;\">x</td><td data-column=\"Two\"><a href=\"#a\">y</a></td>";
         assert!(html.contains(cells), "{html}");
+        let links = render("[a](client.md) [b](realtime.md#c) [d](https://e)");
+        let expected = r#"<a href="/docs/client">a</a> <a href="/docs/realtime#c">b</a> <a href="https://e">d</a>"#;
+        assert!(links.contains(expected), "{links}");
     }
 
     #[test]
@@ -121,7 +139,7 @@ mod tests {
         for (name, title) in prose.into_iter().chain([("events", "Events")]) {
             let page = page(name).unwrap();
             assert!(page.contains(&format!("<title>{title}</title>")), "{name}");
-            assert!(!page.contains("{content}"), "{name}");
+            assert!(!page.contains("%content%"), "{name}");
         }
         assert_eq!(page("other"), None);
     }

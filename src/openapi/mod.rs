@@ -32,8 +32,10 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr, ResponseBuilder};
 
 /// What the page of the operations begins with, in place of `about.md`.
-pub const SHORT: &str = "Read also about [the events of Socket.IO and WebSocket](/docs/realtime), \
-                         [try them](/docs/events), and read [the conventions of all \
+pub const SHORT: &str = "To try an operation, execute `POST /api/auth/login` and paste the `token` \
+                         of its answer under *Authorize*. Other pages: [the events of Socket.IO \
+                         and WebSocket](/docs/realtime), [events to try](/docs/events), [the \
+                         client for front ends](/docs/client), [the conventions of all \
                          operations](/docs/conventions).";
 
 /// The user and the room of the examples.

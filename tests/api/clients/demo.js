@@ -103,6 +103,8 @@ async function main() {
     const first = await browser.newPage();
     await first.goto(`${url}/demo`);
     await lookAt(first, 'login');
+    const height = await first.$eval('#username', field => field.offsetHeight);
+    assert.ok(height < 60, `the field for the name is ${height} pixels high`);
     await first.close();
     const [one, two] = [await enter(browser, 'first tab'), await enter(browser, 'second tab')];
     await rooms(one, two);

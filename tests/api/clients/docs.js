@@ -39,7 +39,7 @@ async function operations(browser) {
 }
 
 async function prose(browser) {
-  for (const name of ['realtime', 'conventions']) {
+  for (const name of ['realtime', 'client', 'conventions']) {
     await allLooks(await open(browser, `/docs/${name}`), name);
   }
   const tab = await open(browser, '/docs/realtime');
@@ -59,7 +59,7 @@ async function events(browser) {
   await tab.click('#register');
   const frames = () => tab.$$eval('#frames li', all => all.map(({ title, lastChild }) => [title, JSON.parse(lastChild.textContent)]));
   const isState = text => until(tab, text => document.querySelector('#state').textContent === text, text);
-  await isState('Connected');
+  await isState('Connected as who tries');
   const lounge = await tab.$eval('#room', ({ value }) => value);
   await tab.click('#create');
   await until(tab, lounge => document.querySelector('#room').value !== lounge, lounge);
@@ -89,7 +89,7 @@ async function events(browser) {
   await tab.click('#connection');
   await until(tab, () => document.querySelector('#state').textContent.startsWith('Closed'));
   await tab.click('#connection');
-  await isState('Connected');
+  await isState('Connected as who tries');
 
   await tab.select('#protocol', 'ws');
   const examples = await tab.$$eval('#sent-examples pre', all => all.map(({ textContent }) => JSON.parse(textContent).event));

@@ -70,8 +70,13 @@ fn the_readme_leads_to_every_page_and_is_short() {
 }
 
 #[test]
-fn the_page_that_the_server_shows_leads_only_to_itself() {
-    for link in markdown::links(&page("docs/realtime.md")) {
-        assert!(link.starts_with('#') || link.starts_with("https://"), "{link}");
+fn the_pages_that_the_server_shows_lead_only_to_each_other() {
+    const SHOWN: [&str; 3] = ["client.md", "realtime.md", "../src/demo/index.html"];
+    for name in ["docs/realtime.md", "docs/client.md"] {
+        for link in markdown::links(&page(name)) {
+            let to = link.split('#').next().unwrap_or_default();
+            let is_here = to.is_empty() || SHOWN.contains(&to) || to.starts_with("https://");
+            assert!(is_here, "{name}: {link}");
+        }
     }
 }

@@ -141,6 +141,7 @@ async fn each_event_has_an_example_that_the_server_takes_or_sends() {
         }
     }
 
+    owner.ask("leaveRoom", json!(room)).await;
     owner.join_since(&room, "1.1").await;
     owner.send_text(r#"{"event":"joinRoom","data":"general"}"#).await;
     let path = format!("/api/chat/room/{room}");

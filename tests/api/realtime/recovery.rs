@@ -229,6 +229,33 @@ async fn a_position_that_is_none_of_ours_is_told_to_resync() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_second_join_is_answered_like_the_first_one() {
+    let server = TestServer::start().await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    let since = socket.join(&room).await;
+    ada.deliver(&room, "one").await;
+    assert_eq!(socket.heard().await.content, "one");
+    assert_eq!(socket.join_since(&room, &since).await["recovered"], false);
+    ada.deliver(&room, "two").await;
+    assert_eq!(socket.heard().await.content, "two");
+
+    // A request that is repeated for want of an answer.
+    let mut other = Socket::connect(&server, &ada.token).await;
+    for _ in 0..2 {
+        assert_eq!(other.join_since(&room, &since).await["recovered"], true);
+    }
+    assert_eq!(other.heard().await.content, "one");
+    assert_eq!(other.heard().await.content, "two");
+    // On the same connection, after leaving.
+    socket.ask("leaveRoom", json!(room)).await;
+    socket.recover(&room, &since).await;
+    assert_eq!(socket.heard().await.content, "one");
+    assert_eq!(socket.heard().await.content, "two");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_window_every_position_is_told_to_resync() {
     let uri = fresh_database().await;
     let vars = [("MONGO_URI", uri.as_str()), ("RECOVERY_WINDOW", "0")];
