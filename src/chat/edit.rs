@@ -213,6 +213,9 @@ impl Chat {
             match messages.revision(id).await? {
                 Some(stored) => break stored,
                 None if messages.is_newest(id, None).await? => {
+                    // So that the time of the answer does not tell a message of a room that this
+                    // user cannot see from no message.
+                    self.store.rooms.exists(RoomId(id.0)).await?;
                     return Err(ApiError::MessageNotFound);
                 }
                 None => sleep(UNCONFIRMED).await,

@@ -300,35 +300,57 @@ impl MembersRooms {
             _ => return Err(StoreError::Malformed(self.rooms.name(), "direct")),
         };
         let rooms = self.rooms.get().await?;
+        if let Some(room) = self.going_on(pair).await? {
+            return self.with_users(room, false, users).await;
+        }
         for attempt in 0..ATTEMPTS {
             let room = MembersRoom::new(RoomId::of_direct(pair, attempt), RoomKind::Direct(pair));
-            let is_new = match rooms.insert_one(room.to_document()).await {
-                Ok(_) => true,
+            match rooms.insert_one(room.to_document()).await {
+                Ok(_) => return self.with_users(room, true, users).await,
                 Err(error) => match StoreError::from(error).or_duplicate_id() {
-                    StoreError::Duplicate => false,
+                    StoreError::Duplicate => {}
                     error => return Err(error),
                 },
-            };
-            let room = if is_new {
-                room
-            } else {
-                match self.stored(room.id).await? {
-                    // That of other users whose hash begins alike, or one that is being removed.
-                    Some(found) if found.kind != room.kind || found.is_ended => continue,
-                    Some(found) => found,
-                    None => continue,
-                }
-            };
-            let before = match is_new {
-                true => Vec::new(),
-                false => self.members_of(room.id).await?,
-            };
-            self.add_all(room.id, users).await?;
-            let was_member = |user: &UserId| before.iter().any(|member| member.user == *user);
-            let added = users.keys().copied().filter(|user| !was_member(user)).collect();
-            return Ok(Conversation { room, is_new, added });
+            }
+            match self.stored(room.id).await? {
+                // That of other users whose hash begins alike, or one that is being removed.
+                Some(found) if found.kind != room.kind || found.is_ended => {}
+                Some(found) => return self.with_users(found, false, users).await,
+                None => {}
+            }
         }
         Err(StoreError::Duplicate)
+    }
+
+    /// The conversation of two users that goes on, if there is one. While an earlier one is being
+    /// removed, its id is taken, so it can have any of its ids.
+    async fn going_on(&self, pair: [UserId; 2]) -> Result<Option<MembersRoom>, StoreError> {
+        let ids = (0..ATTEMPTS).map(|attempt| RoomId::of_direct(pair, attempt).0);
+        let wanted = doc! { "_id": { "$in": ids.collect::<Vec<_>>() }, "ended": { "$ne": true } };
+        let mut found = self.rooms.get().await?.find(wanted).await?;
+        while found.advance().await? {
+            let room = MembersRoom::of(&found.deserialize_current()?);
+            if let Some(room) = room.filter(|room| room.kind == RoomKind::Direct(pair)) {
+                return Ok(Some(room));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn with_users(
+        &self,
+        room: MembersRoom,
+        is_new: bool,
+        users: &HashMap<UserId, Option<String>>,
+    ) -> Result<Conversation, StoreError> {
+        let before = match is_new {
+            true => Vec::new(),
+            false => self.members_of(room.id).await?,
+        };
+        self.add_all(room.id, users).await?;
+        let was_member = |user: &UserId| before.iter().any(|member| member.user == *user);
+        let added = users.keys().copied().filter(|user| !was_member(user)).collect();
+        Ok(Conversation { room, is_new, added })
     }
 
     /// A room, unless it is being removed.

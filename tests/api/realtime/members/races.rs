@@ -15,7 +15,7 @@ use super::id_of;
 use crate::helpers::mongod::{Neighbour, ReplicaSet, SLOW, connect, fresh_database, standalone};
 use crate::helpers::replica_set::options;
 use crate::helpers::socket::Socket;
-use crate::helpers::{TestServer, client};
+use crate::helpers::{TestServer, User, client, eventually};
 
 const TESTABLE: [&str; 2] = ["--setParameter", "enableTestCommands=1"];
 
@@ -213,4 +213,29 @@ async fn a_retry_behind_a_removal_says_nothing_of_what_happened_since() {
     };
     let (_, (status, again)) = tokio::join!(other, removing);
     assert_eq!(status, 400, "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_users_have_one_conversation_also_after_an_earlier_one_is_removed() {
+    let uri = fresh_database().await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let (ada, bob) = (server.register("ada").await, server.register("bob").await);
+    let open = async |user: &User<'_>, other: &User<'_>| {
+        let body = json!({ "user": other.id });
+        let (status, answer) = user.ask(Method::POST, "/api/chat/direct", body).await;
+        (status, id_of(&answer["room"]))
+    };
+    let (_, first) = open(&ada, &bob).await;
+    ada.say(&first, "old").await;
+    assert_eq!(ada.remove(&first, &ada).await.0, 200);
+    assert_eq!(bob.remove(&first, &bob).await.0, 200);
+    let (status, second) = open(&ada, &bob).await;
+    assert_eq!(status, 201);
+    let rooms = connect(&uri).await.collection::<Document>(own::ROOMS.collection);
+    eventually("the first one is removed", async || {
+        let first = doc! { "_id": ObjectId::parse_str(&first).unwrap(), "ended": true };
+        rooms.find_one(first).await.unwrap().is_none()
+    })
+    .await;
+    assert_eq!(open(&bob, &ada).await, (200, second));
 }
