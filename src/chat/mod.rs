@@ -88,22 +88,41 @@ impl Chat {
     ) -> Result<(), ApiError> {
         let is_member = match user {
             Some(user) if self.has_members(room) => {
-                let mut after = self.feed.ring().tail().through;
-                if let Some(since) = since
-                    && after < Some(since)
-                    && self.feed.cluster_reached(since).await
-                {
-                    after = Some(since);
-                }
-                let rooms = &self.store.members_rooms;
-                // A majority may not have a removal yet whose room has gone on already, and an
-                // addition that only the primary has may be undone.
-                !rooms.which_of(&[room], user, time(after)).await?.is_empty()
-                    && rooms.is_member(room, user).await?
+                self.is_confirmed_member(room, user, since).await?
             }
             _ => false,
         };
         self.check_exists(room, is_member).await
+    }
+
+    /// Like [`check_readable`](Self::check_readable), for a user who is about to get what was just
+    /// read. A majority may not have a removal yet although the room has gone on since, so the user
+    /// must be a member on the primary, too.
+    ///
+    /// # Errors
+    /// Those of [`check_visible`](Self::check_visible).
+    pub async fn check_still_readable(&self, room: RoomId, user: UserId) -> Result<(), ApiError> {
+        let is_member = self.has_members(room)
+            && self.is_confirmed_member(room, user, None).await?
+            && self.store.members_rooms.is_member(room, user).await?;
+        self.check_exists(room, is_member).await
+    }
+
+    async fn is_confirmed_member(
+        &self,
+        room: RoomId,
+        user: UserId,
+        since: Option<Position>,
+    ) -> Result<bool, ApiError> {
+        let mut after = self.feed.ring().tail().through;
+        if let Some(since) = since
+            && after < Some(since)
+            && self.feed.cluster_reached(since).await
+        {
+            after = Some(since);
+        }
+        let rooms = &self.store.members_rooms;
+        Ok(!rooms.which_of(&[room], user, time(after)).await?.is_empty())
     }
 
     fn has_members(&self, room: RoomId) -> bool {

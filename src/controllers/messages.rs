@@ -296,7 +296,7 @@ impl Reader {
         if !self.room.may_have_members() {
             return Ok(true);
         }
-        match self.chat.check_readable(self.room, Some(self.user), None).await {
+        match self.chat.check_still_readable(self.room, self.user).await {
             Ok(()) => Ok(true),
             Err(ApiError::RoomNotFound) => Ok(false),
             Err(error) => Err(error),

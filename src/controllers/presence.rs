@@ -47,7 +47,7 @@ pub async fn online(
     chat.check_visible(room, Some(user.0)).await?;
     let mut users = Vec::from_iter(worker.exchange.joined(room).await);
     // Removed meanwhile?
-    chat.check_readable(room, Some(user.0), None).await?;
+    chat.check_still_readable(room, user.0).await?;
     users.sort_unstable();
     let mut body = Vec::new();
     views::online(&mut body, &users);

@@ -17,17 +17,20 @@ use crate::helpers::replica_set::options;
 use crate::helpers::socket::Socket;
 use crate::helpers::{TestServer, User, client, eventually};
 
-const TESTABLE: [&str; 2] = ["--setParameter", "enableTestCommands=1"];
-
 fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
+/// A standalone MongoDB that has fail points.
+async fn testable_standalone() -> Mongod {
+    let arguments = ["--setParameter", "enableTestCommands=1"].map(str::to_owned).to_vec();
+    let options = Options { replica_set: None, arguments, ..options() };
+    Mongod::start(options).await.expect("a standalone starts")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_standalone_a_removal_whose_answer_is_lost_is_told_by_the_next_one() {
-    let arguments = TESTABLE.iter().map(|&text| text.to_owned()).collect();
-    let mongod = Mongod::start(Options { replica_set: None, arguments, ..options() });
-    let mongod = mongod.await.expect("a standalone starts");
+    let mongod = testable_standalone().await;
     let uri = mongod.uri("chat");
     let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
     let (ada, bob) = (server.register("ada").await, server.register("bob").await);
@@ -52,9 +55,7 @@ async fn on_a_standalone_a_removal_whose_answer_is_lost_is_told_by_the_next_one(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_standalone_a_removal_is_told_although_its_request_has_ended() {
-    let arguments = TESTABLE.iter().map(|&text| text.to_owned()).collect();
-    let mongod = Mongod::start(Options { replica_set: None, arguments, ..options() });
-    let mongod = mongod.await.expect("a standalone starts");
+    let mongod = testable_standalone().await;
     let uri = mongod.uri("chat");
     let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
     let (ada, bob) = (server.register("ada").await, server.register("bob").await);
