@@ -1,5 +1,6 @@
 //! Messages that are edited and deleted: who may, what everybody is told, and what is left.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bson::oid::ObjectId;
@@ -545,6 +546,79 @@ async fn a_thousand_edits_of_one_message_end_with_one_text_for_everybody() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn edits_that_are_stored_together_are_stored_although_another_program_writes_there_too() {
+    const MESSAGES: usize = 60;
+    let uri = fresh_database().await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut sent = Vec::new();
+    for number in 0..MESSAGES {
+        sent.push(ada.send(&room, &number.to_string()).await);
+    }
+    let mut witness = Socket::connect(&server, &ada.token).await;
+    witness.join(&room).await;
+    let messages = messages(&uri).await;
+    let (edited, deleted) = sent.split_at(MESSAGES - 10);
+    let ids: Vec<_> = edited.iter().map(id_of).collect();
+    let edited_ids: Vec<_> = ids.iter().copied().step_by(2).collect();
+    let disturbing = async {
+        for _ in 0..30 {
+            let some = doc! { "_id": { "$in": &edited_ids } };
+            messages.update_many(some, doc! { "$inc": { "__v": 1 } }).await.unwrap();
+        }
+        // Gone while others are changed.
+        let gone = doc! { "_id": { "$in": deleted.iter().map(id_of).collect::<Vec<_>>() } };
+        messages.delete_many(gone).await.unwrap();
+    };
+    let (ada, all) = (&ada, &sent);
+    let edits = async |round: usize| {
+        let edit = async |message: &Value| {
+            let content = format!("{round} {}", message["content"].as_str().unwrap());
+            let (status, _) = ada.edit(message, json!({ "content": content })).await;
+            (status, content)
+        };
+        join_all(all.iter().map(edit)).await
+    };
+    let editing = async {
+        let mut stored = Vec::new();
+        for round in 0..6 {
+            // Of those that are removed meanwhile the text is not told any more.
+            let answers = edits(round).await.into_iter().take(ids.len());
+            stored.extend(answers.filter(|(status, _)| *status == StatusCode::OK));
+        }
+        ada.send(&room, "the end").await;
+        stored
+    };
+    let hearing = async {
+        let mut told = HashSet::new();
+        loop {
+            let content = witness.next().await["data"]["content"].as_str().map(str::to_owned);
+            if content.as_deref() == Some("the end") {
+                return told;
+            }
+            told.extend(content);
+        }
+    };
+    let (stored, told, ()) = tokio::join!(editing, hearing, disturbing);
+    assert!(stored.len() > ids.len() * 4, "{}", stored.len());
+    for (_, content) in stored {
+        assert!(told.contains(&content), "{content} was acknowledged, not stored");
+    }
+    for ((status, content), id) in edits(6).await.into_iter().zip(&ids) {
+        assert_eq!(status, StatusCode::OK);
+        let stored = messages.find_one(doc! { "_id": id }).await.unwrap().unwrap();
+        assert_eq!(stored.get_str("content").unwrap(), content);
+    }
+    for (status, _) in edits(7).await.into_iter().skip(ids.len()) {
+        assert_eq!(status, StatusCode::NOT_FOUND);
+    }
+    // With the end: what another program has removed does not come back.
+    assert_eq!(messages.count_documents(doc! {}).await.unwrap(), ids.len() as u64 + 1);
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
