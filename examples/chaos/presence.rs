@@ -16,10 +16,9 @@ use crate::wire::{Connection, Disconnected, Incoming, Kind, ResumeState};
 /// How long it may take until all instances agree: a user is offline 15 s after the last session,
 /// and the users of an instance that was killed are offline within 40 s.
 const AGREED: Duration = Duration::from_secs(45);
-/// How long it may take while there are other faults: writes can be impossible for 26 s after a
-/// primary is gone, more than once, and an instance that was stopped or cut off for 12 s is right
-/// again within 15 s.
-const AGREED_AMONG_FAULTS: Duration = Duration::from_secs(120);
+/// How long it may take while there are other faults: an instance that was cut off or stopped for
+/// 12 s right then is right again within 15 s.
+const AGREED_AMONG_FAULTS: Duration = Duration::from_secs(70);
 /// How long they must go on to agree.
 const AGREES: Duration = Duration::from_secs(3);
 
