@@ -1,9 +1,10 @@
 //! Which instances live, as one of them sees it.
 //!
 //! Only the clock of the observer counts, not the times in the heartbeats: an instance is dead when
-//! its heartbeat stays the same. If the observer itself could not look for a while, because it was
-//! stopped or MongoDB was away, it begins to count anew. The others may have been in the same
-//! situation.
+//! its heartbeat stays the same. A time in which the observer itself could not look, because it was
+//! stopped or MongoDB was away, does not count: the others may have been in the same situation. It
+//! does not begin to count anew either, or an instance would not be dead as long as MongoDB fails
+//! now and then.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -12,10 +13,10 @@ use bson::DateTime;
 use bson::oid::ObjectId;
 use tokio::time::Instant;
 
-use super::{BEAT, DEAD_AFTER};
+use super::{BEAT, DEAD_AFTER, TIMEOUT};
 
-/// After a longer pause between two looks, the observer begins anew.
-const LONGEST_GAP: Duration = BEAT.saturating_mul(2);
+/// The longest time between two looks that counts: one look may fail.
+const LONGEST_GAP: Duration = BEAT.saturating_add(TIMEOUT).saturating_add(Duration::from_secs(2));
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -29,7 +30,8 @@ pub(super) struct Instances {
 struct Known {
     /// `None` for an instance that has rows and no heartbeat.
     beat: Option<DateTime>,
-    since: Instant,
+    /// How long it has been the same, as far as the observer could look.
+    unchanged: Duration,
 }
 
 impl Instances {
@@ -44,36 +46,37 @@ impl Instances {
         in_rows: HashSet<ObjectId>,
         now: Instant,
     ) {
-        let is_anew = self.looked.is_none_or(|looked| now > looked + LONGEST_GAP);
+        let gap =
+            self.looked.map_or(Duration::ZERO, |looked| now.saturating_duration_since(looked));
+        let passed = if gap <= LONGEST_GAP { gap.min(BEAT) } else { Duration::ZERO };
         self.looked = Some(now);
         let all: HashSet<_> = beats.keys().copied().chain(in_rows).collect();
         self.known.retain(|instance, _| all.contains(instance));
         for instance in all.into_iter().filter(|instance| *instance != self.observer) {
             let beat = beats.get(&instance).copied();
-            let known = self.known.entry(instance).or_insert(Known { beat, since: now });
-            if is_anew || known.beat != beat {
-                *known = Known { beat, since: now };
+            match self.known.get_mut(&instance) {
+                Some(known) if known.beat == beat => known.unchanged += passed,
+                _ => _ = self.known.insert(instance, Known { beat, unchanged: Duration::ZERO }),
             }
         }
     }
 
     /// How many other instances write heartbeats.
     pub fn living(&self) -> usize {
-        let now = self.looked.unwrap_or_else(Instant::now);
-        let lives = |known: &&Known| known.beat.is_some() && !known.is_dead(now);
+        let lives = |known: &&Known| known.beat.is_some() && !known.is_dead();
         self.known.values().filter(lives).count()
     }
 
     /// The instances that are dead, each with its last heartbeat.
-    pub fn dead(&self, now: Instant) -> Vec<(ObjectId, Option<DateTime>)> {
-        let dead = self.known.iter().filter(|(_, known)| known.is_dead(now));
+    pub fn dead(&self) -> Vec<(ObjectId, Option<DateTime>)> {
+        let dead = self.known.iter().filter(|(_, known)| known.is_dead());
         dead.map(|(instance, known)| (*instance, known.beat)).collect()
     }
 }
 
 impl Known {
-    fn is_dead(&self, now: Instant) -> bool {
-        now >= self.since + DEAD_AFTER
+    fn is_dead(&self) -> bool {
+        self.unchanged >= DEAD_AFTER
     }
 }
 
@@ -100,7 +103,7 @@ mod tests {
             let own = (self.instances.observer, DateTime::from_millis(second as i64));
             let beats = beats.into_iter().chain([own]).collect();
             self.instances.see(beats, HashSet::from([self.other]), now);
-            !self.instances.dead(now).is_empty()
+            !self.instances.dead().is_empty()
         }
     }
 
@@ -124,13 +127,41 @@ mod tests {
     }
 
     #[test]
-    fn who_could_not_look_begins_anew() {
+    fn a_time_without_a_look_does_not_count() {
         let mut scene = Scene::new();
         scene.see(0, Some(1));
-        assert!(!scene.see(60, Some(1)));
-        assert!(!scene.see(65, Some(1)));
-        assert!(!scene.see(70, Some(1)));
+        for second in [60, 65, 70] {
+            assert!(!scene.see(second, Some(1)));
+        }
         assert!(scene.see(75, Some(1)));
+    }
+
+    #[test]
+    fn an_instance_is_dead_although_mongodb_fails_again_and_again() {
+        let mut scene = Scene::new();
+        for second in [0, 5, 20, 25, 40] {
+            assert!(!scene.see(second, Some(1)));
+        }
+        assert!(scene.see(45, Some(1)));
+        let mut scene = Scene::new();
+        // Every second look fails.
+        for second in [0, 11, 22] {
+            assert!(!scene.see(second, Some(1)));
+        }
+        assert!(scene.see(33, Some(1)));
+    }
+
+    #[test]
+    fn who_beats_as_soon_as_mongodb_is_back_lives() {
+        let mut scene = Scene::new();
+        let mut beat = 1;
+        for outage in (0..600).step_by(30) {
+            assert!(!scene.see(outage, Some(beat)));
+            assert!(!scene.see(outage + 5, Some(beat)), "its last beat was just before the outage");
+            assert!(!scene.see(outage + 20, Some(beat)));
+            beat += 1;
+            assert!(!scene.see(outage + 25, Some(beat)), "{outage}");
+        }
     }
 
     #[test]

@@ -172,7 +172,7 @@ impl Presence {
         instances.see(beats, in_rows, Instant::now());
         let living = instances.living();
         self.others.send_if_modified(|others| std::mem::replace(others, living) != living);
-        for (instance, last_beat) in instances.dead(Instant::now()) {
+        for (instance, last_beat) in instances.dead() {
             log::info!("The instance {instance} is gone, its users are connected to it no more");
             if let Some(at) = last_beat {
                 let seen: Vec<_> =
