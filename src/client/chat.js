@@ -56,11 +56,11 @@ function newId() {
   return [...bytes].map(byte => byte.toString(16).padStart(2, '0')).join('');
 }
 
-/** Sorts as the server does: ids of other programs come first. */
+/** Sorts as the server does: ids of other kinds come first. */
 const rank = id => (/^[0-9a-f]{24}$/.test(id) ? '1' : '0') + id;
 
 function behind(id) {
-  if (!/^[0-9a-f]{24}$/.test(id)) return id;
+  if (rank(id)[0] === '0') return id;
   return (BigInt(`0x${id}`) + 1n).toString(16).padStart(24, '0').slice(-24);
 }
 
@@ -185,7 +185,7 @@ class Account {
 
   async exchange(used, isLast) {
     let login = this.isUnsaved ? this.current : this.read('login');
-    // Of another user, who has logged in meanwhile.
+    // Of another user, who logged in meanwhile.
     if (login && login.userId !== this.current?.userId) login = this.current;
     if (!login) return this.end('logged_out', 'Logged out in another tab');
     if (login.token !== used) return this.take(login);
@@ -523,7 +523,7 @@ export class Room extends Emitter {
     if (gap) await this.#readBefore(gap.before, PAGE);
   }
 
-  // ---- What the user does ----
+  // What the user does
 
   send(content) {
     let settle;
@@ -613,7 +613,7 @@ export class Room extends Emitter {
     return room ?? online;
   }
 
-  // ---- The outbox ----
+  // The outbox
 
   #waiting() { return [...this.#parts.outbox.values()].filter(({ room }) => room === this.id); }
 
@@ -692,7 +692,7 @@ export class Room extends Emitter {
       && (echo ? echo._id === _id : text === content && (!newest || rank(_id) > rank(newest))));
   }
 
-  // ---- The connection ----
+  // The connection
 
   #setListed(isListed) {
     if (this.#isListed === isListed) return;
@@ -796,7 +796,7 @@ export class Room extends Emitter {
     this.#changed();
   }
 
-  // ---- Messages ----
+  // Messages
 
   #sorted() {
     return [...this.#records.values()].sort((one, other) => (one.rank < other.rank ? -1 : 1));
@@ -815,7 +815,10 @@ export class Room extends Emitter {
   #take(message, key) {
     if (!this.#isOpen) return;
     this.#clock += 1;
-    this.#apply(message, Infinity, key);
+    // Below what is shown, it would hide a gap.
+    if (!this.hasOlder || [...this.#records.values()].some(known => known.rank <= rank(message._id))) {
+      this.#apply(message, Infinity, key);
+    }
     this.#remember(message);
     if (this.#records.size > MOST_KEPT) this.#dropBelow(this.#sorted()[MOST_KEPT / 10].rank);
     this.#changed();
@@ -877,7 +880,7 @@ export class Room extends Emitter {
     this.hasOlder = true;
   }
 
-  // ---- The history ----
+  // The history
 
   #sync() {
     this.#isStale = true;
@@ -916,7 +919,7 @@ export class Room extends Emitter {
     return this.#tell({ state: 'resynced', missed, gap: this.#gaps.length > 0 });
   }
 
-  /** Reads all that is shown again, since it can have been edited and deleted. */
+  /** Reads what is shown again, since it can have changed. */
   async #catchUp() {
     const sorted = this.#sorted();
     if (!this.#isShown || !sorted.length) {
@@ -1032,7 +1035,7 @@ export class Chat extends Emitter {
   get user() { return this.#account.user; }
   get waiting() { return [...this.#inner.outbox.values()].filter(({ error }) => !error).length; }
 
-  // ---- The login ----
+  // The login
 
   async register(username, password) {
     await this.#account.register(username, password);
@@ -1109,7 +1112,7 @@ export class Chat extends Emitter {
     this.#set({ state: 'refused', code, message });
   }
 
-  // ---- Rooms and users ----
+  // Rooms and users
 
   room(id) {
     if (!this.#rooms.has(id)) {
@@ -1211,7 +1214,7 @@ export class Chat extends Emitter {
     }
   }
 
-  // ---- The list of rooms ----
+  // The list of rooms
 
   async #refresh() {
     if (!this.#watchers || !this.user) return;
@@ -1257,7 +1260,7 @@ export class Chat extends Emitter {
     });
   }
 
-  // ---- The connection ----
+  // The connection
 
   #set(state) {
     this.#state = state;

@@ -213,6 +213,23 @@ async function whileReading() {
   one.chat.disconnect();
 }
 
+// A message that is not shown any more is not shown alone when it is edited or deleted.
+async function changedFromAfar() {
+  const one = await someone();
+  const id = await newRoom();
+  const room = one.chat.room(id);
+  await room.open();
+  const mine = [await room.send('to edit'), await room.send('to delete')];
+  await sayAll(id, numbers(60, 'later'));
+  await room.open(undefined, { limit: 5 });
+  await room.edit(mine[0], 'edited');
+  await room.delete(mine[1]);
+  assert.deepEqual(contents(room), numbers(60, 'later').slice(55));
+  while (await room.older()) /* Next page. */;
+  assert.deepEqual(contents(room), ['edited', ...numbers(60, 'later')]);
+  one.chat.disconnect();
+}
+
 async function changes() {
   const { chat, id: user } = await someone();
   const other = await someone();
@@ -674,7 +691,7 @@ async function older() {
 
 const scenarios = {
   newer, older, tooMany,
-  account, otherUsers, history, whileReading, changes, recovery, nothingIsDoubled, reload, refusedMessages, resync, standalone, gap, signals,
+  account, otherUsers, history, whileReading, changes, changedFromAfar, recovery, nothingIsDoubled, reload, refusedMessages, resync, standalone, gap, signals,
   renewal, deadConnection, restart,
 };
 for (const name of wanted) {
