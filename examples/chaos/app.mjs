@@ -35,9 +35,15 @@ input.on('line', () => { isFinishing = true; });
 const ended = new Promise(done => input.on('close', done));
 
 const chat = new Chat({ url, storage });
-chat.on('error', ({ code, message }) => console.error(code, message));
+chat.on('error', ({ code, message }) => console.error(name, code, message));
 await untilDone(() => chat.login(name, password));
 const rooms = ids.map(id => chat.room(id));
+for (const room of rooms) {
+  for (const event of ['recovered', 'resynced', 'removed']) {
+    room.on(event, outcome => console.error(name, room.id, event, outcome.code ?? outcome.missed,
+      `shows ${room.messages.length}${room.hasOlder ? ' and has older ones' : ''}`));
+  }
+}
 for (const room of rooms) await untilDone(() => room.open());
 
 let written = 0;

@@ -1,6 +1,6 @@
 //! Front ends that are written with the client of the server, `/chat.js`. Each is a process of Node.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::account::Account;
 use crate::stored::Stored;
+use crate::transcript::Text;
 
 /// A front end that is running.
 pub struct App {
@@ -86,7 +87,9 @@ impl App {
             count += shown.len();
             let nothing = HashMap::new();
             let texts = stored.texts.get(&room).unwrap_or(&nothing);
-            for (id, text) in texts {
+            let missing = missing(texts, &shown);
+            problems.extend(missing.map(|missing| format!("{name}, {room}: {missing}")));
+            for (id, text) in texts.iter().filter(|(id, _)| shown.contains_key(*id)) {
                 let wanted = text.content.as_ref().map(|content| (content, text.version));
                 let found = shown.get(id).map(|shown| (&shown.content, shown.version));
                 if wanted != found {
@@ -101,4 +104,18 @@ impl App {
         }
         (count, problems)
     }
+}
+
+/// Says which of the messages of a room are not shown, if there are any.
+fn missing(texts: &HashMap<String, Text>, shown: &HashMap<String, Shown>) -> Option<String> {
+    let shows = texts.iter().filter(|(_, text)| text.content.is_some());
+    let stored: BTreeSet<_> = shows.map(|(id, _)| id).collect();
+    let places = stored.iter().enumerate().filter(|(_, id)| !shown.contains_key(**id));
+    let places: Vec<_> = places.map(|(place, _)| place).collect();
+    let (first, last) = (places.first()?, places.last()?);
+    Some(format!(
+        "{} of {} messages are not shown, the first of them is number {first}, the last {last}",
+        places.len(),
+        stored.len(),
+    ))
 }

@@ -242,9 +242,9 @@ impl Verdict {
         let what = |at: usize| describe(name, at, order[at]);
         let places = Places::of(order);
         let last = segments.len().saturating_sub(1);
-        for (number, segment) in segments.iter().enumerate() {
+        let all_heard = places.of_segments(segments).into_iter();
+        for (number, (segment, (heard_at, strange))) in segments.iter().zip(all_heard).enumerate() {
             self.delivered += segment.heard.len();
-            let (heard_at, strange) = places.of_segment(segment);
             self.broken
                 .extend(strange.into_iter().map(|told| format!("{name}: {told:?} is not stored")));
             let mut heard = HashSet::new();
@@ -303,8 +303,7 @@ impl Verdict {
         stored: &Stored,
     ) {
         let places = Places::of(order);
-        for segment in segments {
-            let (heard_at, _) = places.of_segment(segment);
+        for (segment, (heard_at, _)) in segments.iter().zip(places.of_segments(segments)) {
             let known = segment.heard.iter().filter(|heard| places.has(&heard.told));
             for (&at, heard) in heard_at.iter().zip(known) {
                 let Place { told, position } = order[at];
@@ -327,8 +326,7 @@ impl Verdict {
     ) {
         let ends: Vec<_> = tokens.iter().map(|&issued| stored.revoked(user, issued)).collect();
         let places = Places::of(order);
-        for segment in segments {
-            let (heard_at, _) = places.of_segment(segment);
+        for (segment, (heard_at, _)) in segments.iter().zip(places.of_segments(segments)) {
             let known = segment.heard.iter().filter(|heard| places.has(&heard.told));
             for (&at, heard) in heard_at.iter().zip(known) {
                 if ends[heard.token].is_some_and(|end| order[at].position > end) {
@@ -419,28 +417,35 @@ impl<'a> Places<'a> {
         }
     }
 
-    /// The places of the events of a segment, and the events that have none. An event of a member
-    /// does not tell which of the changes of this member it is: it is the next one.
-    fn of_segment<'s>(&self, segment: &'s Segment) -> (Vec<usize>, Vec<&'s Told>) {
-        let (mut found, mut strange) = (Vec::with_capacity(segment.heard.len()), Vec::new());
-        let is_after = |at: usize| segment.from.is_none_or(|from| self.order[at].position > from);
-        for heard in &segment.heard {
-            let told = &heard.told;
-            if !self.has(told) {
-                strange.push(told);
-                continue;
+    /// For each segment the places of its events, and the events that have none. An event of a
+    /// member does not tell which of the changes of this member it is: it is the next one.
+    fn of_segments<'s>(&self, segments: &'s [Segment]) -> Vec<(Vec<usize>, Vec<&'s Told>)> {
+        let mut newest = None;
+        let mut all = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let (mut found, mut strange) = (Vec::with_capacity(segment.heard.len()), Vec::new());
+            let before = |from| self.order.partition_point(|place| place.position <= from);
+            let begin = segment.from.map(before).max(newest.map(|newest: usize| newest + 1));
+            for heard in &segment.heard {
+                let told = &heard.told;
+                if !self.has(told) {
+                    strange.push(told);
+                    continue;
+                }
+                let at = self.messages.get(&told.key()).copied().or_else(|| {
+                    let changes = self.members.get(&(told.change, told.id.as_str()))?;
+                    let next = |&&at: &&usize| match found.last() {
+                        Some(&last) => at > last,
+                        None => Some(at) >= begin,
+                    };
+                    changes.iter().find(next).or(changes.last()).copied()
+                });
+                found.extend(at);
             }
-            let at = self.messages.get(&told.key()).copied().or_else(|| {
-                let changes = self.members.get(&(told.change, told.id.as_str()))?;
-                let next = |&&at: &&usize| match found.last() {
-                    Some(&last) => at > last,
-                    None => is_after(at),
-                };
-                changes.iter().find(next).or(changes.last()).copied()
-            });
-            found.extend(at);
+            newest = newest.max(found.iter().copied().max());
+            all.push((found, strange));
         }
-        (found, strange)
+        all
     }
 }
 
