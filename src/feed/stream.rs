@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use bson::{Document, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, doc};
+use bson::{Bson, Document, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, doc};
 use futures::StreamExt;
 use mongodb::{
     Database,
@@ -211,6 +211,9 @@ impl ChangeStream {
     }
 }
 
+/// The fields of a message that an update changes and clients see.
+const IN_EVENT: [&str; 6] = ["content", "__v", "updatedAt", "editedAt", "deletedAt", "deletedBy"];
+
 /// The collection of the messages.
 const MESSAGES: &str = "messages";
 
@@ -278,6 +281,9 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
                 { "room": { "$cond": [room_is_id, "$fullDocument.room", null] } },
                 "$$REMOVE",
             ] },
+            "set": IN_EVENT.iter().map(|&field| {
+                (field.to_owned(), Bson::from(format!("$updateDescription.updatedFields.{field}")))
+            }).collect::<Document>(),
         } },
     ]
 }
@@ -435,9 +441,37 @@ fn read_change(
     };
     let event = match operation {
         "insert" => Event::inserted(document, Some(position))?,
+        "update" if is_of_members(document) => match as_updated(event, document)? {
+            Some(document) => Some(Event::changed(&document, Some(position))?),
+            None => None,
+        },
         _ => Some(Event::changed(document, Some(position))?),
     };
     Ok(event.map(Change::Event))
+}
+
+fn is_of_members(message: &RawDocument) -> bool {
+    message.get_object_id("room").is_ok_and(|room| RoomId(room).may_have_members())
+}
+
+/// The message as this update left it; `None` if its text has not changed. MongoDB looks the
+/// message up later, when it may have a text that was stored behind the removal of a member who is
+/// to get this change.
+fn as_updated(
+    event: &RawDocument,
+    found: &RawDocument,
+) -> Result<Option<RawDocumentBuf>, Malformed> {
+    let set = event.get_document("set").map_err(|_| Malformed("set"))?;
+    let has = |field| matches!(set.get(field), Ok(Some(_)));
+    if !has("content") {
+        return Ok(None);
+    }
+    let mut updated = RawDocumentBuf::new();
+    let kept = found.iter().flatten().filter(|(field, _)| !has(field.as_str()));
+    for (field, value) in kept.chain(set.iter().flatten()) {
+        updated.append(field, value);
+    }
+    Ok(Some(updated))
 }
 
 /// The position of a change at `time` that comes after one at `last`.
@@ -530,7 +564,7 @@ fn unreadable(cause: impl ToString) -> StreamError {
 
 #[cfg(test)]
 mod tests {
-    use bson::{oid::ObjectId, rawdoc};
+    use bson::{DateTime, oid::ObjectId, rawdoc};
 
     use super::*;
 
@@ -555,6 +589,30 @@ mod tests {
 
     fn texts(reply: &Reply) -> Vec<String> {
         reply.changes.iter().map(|change| change.position().unwrap().to_string()).collect()
+    }
+
+    #[test]
+    fn an_update_in_a_room_with_members_has_the_text_of_its_position() {
+        let id = ObjectId::new();
+        let private: ObjectId = "6b0bd1279c726f6f6d000001".parse().unwrap();
+        let update = |room: ObjectId, set: RawDocumentBuf| {
+            let found = rawdoc! { "_id": id, "room": room, "content": "later", "__v": 2 };
+            let event = rawdoc! {
+                "operationType": "update", "clusterTime": time(7, 1), "fullDocument": found,
+                "set": set,
+            };
+            let read = read_reply(&reply(vec![event], "8200"), time(7, 0), None, None).unwrap();
+            assert_eq!(read.newest, Some(Position::first_of(7, 1)), "it counts in any case");
+            let [Change::Event(event)] = &*read.changes else { return None };
+            Some(event.encode(crate::feed::event::Wire::Plain).to_string())
+        };
+        let changed = update(private, rawdoc! { "content": "now", "__v": 1 }).unwrap();
+        assert!(changed.contains(r#""content":"now""#) && changed.contains(r#""__v":1"#));
+        assert!(!changed.contains("later") && !changed.contains(r#""__v":2"#), "{changed}");
+        assert_eq!(update(private, rawdoc! { "__v": 1 }), None);
+        let deleted = rawdoc! { "content": "", "deletedAt": DateTime::now(), "deletedBy": id };
+        assert!(update(private, deleted).unwrap().contains("messageDeleted"));
+        assert!(update(id, rawdoc! { "content": "now" }).unwrap().contains("later"));
     }
 
     #[test]
