@@ -122,18 +122,25 @@ impl Chat {
         user: UserId,
     ) -> Result<RoomWithMembers, ApiError> {
         self.limits.room.take(user)?;
-        let room = self.members_room(room, user).await?;
-        let member: UserId = required_id("user", member)?;
-        if room.owner() != Some(user) {
-            return Err(ApiError::NotTheOwner);
+        let rooms = &self.store.members_rooms;
+        let _turn = rooms.turn(room).await;
+        for _ in 0..ATTEMPTS {
+            let room = self.members_room(room, user).await?;
+            let member: UserId = required_id("user", member)?;
+            if room.owner() != Some(user) {
+                return Err(ApiError::NotTheOwner);
+            }
+            let users = self.existing_users("user", vec![member]).await?;
+            if rooms.add(&room, &users).await?.is_none() {
+                continue;
+            }
+            let room = self.with_members(room).await?;
+            // Also if the user is one already: the answer to the first request may have been lost
+            // before this.
+            self.announce(room.members.iter().find(|added| added.user == member));
+            return Ok(room);
         }
-        let users = self.existing_users("user", vec![member]).await?;
-        self.store.members_rooms.add_all(room.id, &users).await?;
-        let room = self.with_members(room).await?;
-        // Also if the user is one already: the answer to the first request may have been lost before
-        // this.
-        self.announce(room.members.iter().find(|added| added.user == member));
-        Ok(room)
+        Err(contended())
     }
 
     /// Removes a member: the owner may remove everybody, everybody else only themselves. One who is
@@ -151,60 +158,53 @@ impl Chat {
         self.limits.room.take(user)?;
         let member: UserId = required_id("user", member)?;
         let rooms = &self.store.members_rooms;
+        let _turn = rooms.turn(room).await;
         for _ in 0..ATTEMPTS {
             let room = self.members_room(room, user).await?;
             if member != user && room.owner() != Some(user) {
                 return Err(ApiError::NotTheOwner);
             }
             let members = rooms.members_of(room.id).await?;
-            let next = members.iter().find(|next| next.user != member).map(|next| next.user);
-            let room = match (&room.kind, next) {
-                (_, None) => {
-                    if !self.end_room(&room).await? {
-                        continue;
-                    }
-                    return Ok(RoomWithMembers { room, members: Vec::new() });
+            let Some(next) = members.iter().find(|next| next.user != member) else {
+                if !self.end_room(&room).await? {
+                    continue;
                 }
-                (RoomKind::Private { name, owner }, Some(next)) if *owner == member => {
-                    let kind = RoomKind::Private { name: name.clone(), owner: next };
-                    match rooms.change(&room, kind).await? {
-                        Some(changed) => {
-                            self.announce_change(&changed);
-                            changed
-                        }
-                        None => continue,
-                    }
-                }
-                _ => room,
+                return Ok(RoomWithMembers { room, members: Vec::new() });
             };
-            let (id, chat) = (room.id, self.clone());
-            to_its_end(async move {
-                chat.store.members_rooms.remove(id, member).await?;
-                // Also if the user is none any more: the answer to the first request may have been
-                // lost before this.
-                chat.feed.publish_local(|| Event::member_removed(id, member, None));
-                Ok(())
-            })
-            .await?;
-            let room = self.with_members(room).await?;
-            if room.members.is_empty() {
-                self.end_empty(id).await?;
+            let next = (room.owner() == Some(member)).then_some(next.user);
+            let is_member = members.iter().any(|other| other.user == member);
+            if is_member || next.is_some() {
+                match self.remove_at_once(room, member, next).await? {
+                    Some(room) => return self.with_members(room).await,
+                    None => continue,
+                }
             }
-            return Ok(room);
+            // The answer to the first request may have been lost before this.
+            self.feed.publish_local(|| Event::member_removed(room.id, member, None));
+            return Ok(RoomWithMembers { room, members });
         }
         Err(contended())
     }
 
-    /// Ends a room whose last members have left at the same time.
-    async fn end_empty(&self, room: RoomId) -> Result<(), ApiError> {
-        let rooms = &self.store.members_rooms;
-        for _ in 0..ATTEMPTS {
-            let Some(room) = rooms.room(room).await? else { return Ok(()) };
-            if !rooms.members_of(room.id).await?.is_empty() || self.end_room(&room).await? {
-                return Ok(());
+    /// Removes a member and tells of it; `None` when the room has changed since it was read.
+    async fn remove_at_once(
+        &self,
+        room: MembersRoom,
+        member: UserId,
+        next: Option<UserId>,
+    ) -> Result<Option<MembersRoom>, ApiError> {
+        let chat = self.clone();
+        to_its_end(async move {
+            let removed = chat.store.members_rooms.remove(&room, member, next).await?;
+            if let Some(room) = &removed {
+                if next.is_some() {
+                    chat.announce_change(room);
+                }
+                chat.feed.publish_local(|| Event::member_removed(room.id, member, None));
             }
-        }
-        Err(contended())
+            Ok(removed)
+        })
+        .await
     }
 
     /// Changes the name or the owner of a private room, who must be a member.
@@ -219,6 +219,7 @@ impl Chat {
     ) -> Result<RoomWithMembers, ApiError> {
         self.limits.room.take(user)?;
         let rooms = &self.store.members_rooms;
+        let _turn = rooms.turn(room).await;
         for _ in 0..ATTEMPTS {
             let room = self.members_room(room, user).await?;
             let RoomKind::Private { name, owner } = &room.kind else {
@@ -253,6 +254,7 @@ impl Chat {
     /// The room is not there for this user, who must be its owner.
     pub async fn delete_room(&self, room: RoomId, user: UserId) -> Result<(), ApiError> {
         self.limits.room.take(user)?;
+        let _turn = self.store.members_rooms.turn(room).await;
         for _ in 0..ATTEMPTS {
             let room = self.members_room(room, user).await?;
             if room.owner() != Some(user) {

@@ -13,7 +13,8 @@ use super::bulk::{Replacement, read_all, replace_all};
 use super::failure::{DUPLICATE_KEY, Failure, RefusingIndex};
 use super::idempotency::{Action, Prepared};
 use super::ordinary::Fields;
-use super::revision::{MessageLocks, not_deleted};
+use super::revision::not_deleted;
+use super::turns::Turns;
 use super::{Idempotency, IdempotencyKey, MessageId, RoomId, StoreError, UserId};
 
 /// A message as the collection `messages` holds it.
@@ -139,7 +140,7 @@ pub struct Messages {
     pub(super) database: Database,
     pub(super) collection: Collection<RawDocumentBuf>,
     pub(super) idempotency: Idempotency,
-    pub(super) turns: MessageLocks,
+    pub(super) turns: Turns,
     inserts: Batcher<RawDocumentBuf, Result<(), StoreError>>,
     pub(super) replacements: Batcher<Replacement, Result<bool, StoreError>>,
     pub(super) reads: Batcher<MessageId, Option<RawDocumentBuf>>,
@@ -200,7 +201,7 @@ impl Deleted {
 }
 
 impl Messages {
-    pub(super) fn new(database: Database, idempotency: Idempotency, turns: MessageLocks) -> Self {
+    pub(super) fn new(database: Database, idempotency: Idempotency, turns: Turns) -> Self {
         let collection: Collection<RawDocumentBuf> = database.collection("messages");
         let written = collection.clone();
         let inserts = Batcher::new(move |documents| insert_all(written.clone(), documents));

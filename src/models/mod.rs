@@ -24,6 +24,7 @@ pub mod room;
 pub mod signals;
 pub mod socket;
 pub mod survey;
+mod turns;
 pub mod user;
 
 use std::sync::{Arc, Mutex};
@@ -116,7 +117,8 @@ pub struct Shared {
     recent_members: members::RecentMembers,
     username_index: UniqueIndex,
     room_name_index: UniqueIndex,
-    turns: revision::MessageLocks,
+    message_turns: turns::Turns,
+    room_turns: turns::Turns,
     keys: own::State,
     sockets: own::State,
     members_rooms: own::State,
@@ -138,7 +140,8 @@ impl Default for Shared {
             recent_members: members::recent(),
             username_index: UniqueIndex::new(&indexes::USERNAME),
             room_name_index: UniqueIndex::new(&indexes::ROOM_NAME),
-            turns: revision::MessageLocks::default(),
+            message_turns: turns::Turns::default(),
+            room_turns: turns::Turns::default(),
             keys: own::State::new(&own::KEYS),
             sockets: own::State::new(&own::SOCKETS),
             members_rooms: own::State::new(&own::ROOMS),
@@ -200,13 +203,14 @@ impl Store {
             messages: Messages::new(
                 database.clone(),
                 Idempotency { keys: Own::new(&database, &shared.keys) },
-                shared.turns.clone(),
+                shared.message_turns.clone(),
             ),
             sockets: Sockets { records: Own::new(&database, &shared.sockets) },
             members_rooms: MembersRooms {
                 rooms: Own::new(&database, &shared.members_rooms),
                 members: Own::new(&database, &shared.members),
                 recent: shared.recent_members.clone(),
+                turns: shared.room_turns.clone(),
             },
             families: Families { families: Own::new(&database, &shared.families) },
             revocations: Revocations { revocations: Own::new(&database, &shared.revocations) },

@@ -5,13 +5,10 @@
 //! ([`Messages::replace`]): if two requests change a message at the same time, one of them has to
 //! read it again.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
-
 use bson::raw::RawElement;
 use bson::spec::ElementType;
 use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::MutexGuard;
 
 use super::bulk::Replacement;
 use super::message::integer;
@@ -162,30 +159,10 @@ pub(super) fn not_deleted() -> Document {
     }] }
 }
 
-/// The number of locks, and so of messages that can be changed at the same time.
-const LOCKS: usize = 256;
-
-/// Locks that make changes of one message run one after another. Shared by all workers.
-///
-/// A message has one of a fixed number of locks, so no lock has to be removed. Different messages
-/// may have the same lock.
-#[derive(Clone)]
-pub(super) struct MessageLocks(Arc<[Mutex<()>]>);
-
-impl Default for MessageLocks {
-    fn default() -> Self {
-        Self((0..LOCKS).map(|_| Mutex::default()).collect())
-    }
-}
-
 impl Messages {
     /// Waits until no other change of this message is running in this process.
     pub async fn turn(&self, message: MessageId) -> MutexGuard<'_, ()> {
-        let mut hasher = DefaultHasher::new();
-        message.hash(&mut hasher);
-        let turns = &self.turns.0;
-        let number = hasher.finish() % turns.len() as u64;
-        turns.get(number as usize).expect("the remainder is below the number of locks").lock().await
+        self.turns.of(message.0).await
     }
 
     /// A message as a majority of the replica set has it, deleted or not: what it says may be

@@ -328,8 +328,9 @@ impl Worker {
         if self.hub.ring().recovers(user.own_room(), since) {
             return Ok(true);
         }
-        // The ring does not reach back so far. A user without such rooms was told nothing.
-        Ok(!was_removed && !self.store.members_rooms.has_rooms(user).await?)
+        // The ring does not reach back so far. Where nobody is a member of any room, nothing was
+        // told. A user who is a member of none now may have been removed from one since.
+        Ok(!was_removed && !self.store.members_rooms.any_member().await?)
     }
 
     /// Where a client begins in a room, if it has got everything up to `since`.

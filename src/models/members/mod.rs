@@ -8,27 +8,28 @@
 //! The id of such a room has a mark in the place where an `ObjectId` has the random number of its
 //! process ([`RoomId::may_have_members`]). So nothing has to be looked up for a public room.
 
+mod changes;
+
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, RawDocument, Timestamp, doc};
 use moka::sync::Cache;
-use mongodb::error::{Error, ErrorKind};
 use mongodb::options::ReadConcern;
 use sha2::{Digest, Sha256};
 
-use super::failure::DUPLICATE_KEY;
 use super::own::{FIELD, MARK, Own};
+use super::turns::Turns;
 use super::{RoomId, StoreError, UserId};
+
+pub use changes::Conversation;
+pub(super) use changes::only_duplicates;
 
 /// What stands in bytes 4 to 8 of the id of a room with members. A driver that makes ids for
 /// public rooms has a random number there: of 2^40 processes one has the same, and then its rooms
 /// cost a query more.
 const IN_ID: [u8; 5] = *b"\x9croom";
-
-/// How many ids are tried for one room.
-const ATTEMPTS: u8 = 16;
 
 /// A room that only its members know.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +44,8 @@ pub struct MembersRoom {
     pub updated_at: DateTime,
     /// `__v`: one more with each change of name or owner.
     pub version: i32,
+    /// `memberChanges`: one more with each change of its members.
+    pub member_changes: i64,
     /// Being removed: it exists for nobody any more.
     pub is_ended: bool,
 }
@@ -70,18 +73,22 @@ pub struct Membership {
     pub user: UserId,
     /// The user's name when the user was added; `None` if that is no text.
     pub username: Option<String>,
-    /// When the user was added, by the clock of the instance that did it.
+    /// When the user was added, by the clock of the instance that did it. Long ago, if another
+    /// program has added the user without saying it.
     pub joined_at: DateTime,
 }
 
+const LONG_AGO: DateTime = DateTime::from_millis(0);
+
 /// The [own](super::own) collections of rooms with members and of their members:
-/// `{_id, app, name, owner, direct, createdAt, updatedAt, __v, ended}` and
+/// `{_id, app, name, owner, direct, createdAt, updatedAt, __v, memberChanges, ended}` and
 /// `{_id: {room, user}, app, username, joinedAt}`.
 #[derive(Debug, Clone)]
 pub struct MembersRooms {
     pub(super) rooms: Own<Document>,
     pub(super) members: Own<Document>,
     pub(super) recent: RecentMembers,
+    pub(super) turns: Turns,
 }
 
 /// How long a member who was found counts as one for [`MembersRooms::was_member`].
@@ -160,13 +167,22 @@ impl MembersRoom {
             created_at: *document.get_datetime("createdAt").ok()?,
             updated_at: *document.get_datetime("updatedAt").ok()?,
             version: document.get_i32("__v").ok()?,
+            member_changes: document.get_i64("memberChanges").unwrap_or(0),
             is_ended: document.get_bool("ended").unwrap_or(false),
         })
     }
 
     fn new(id: RoomId, kind: RoomKind) -> Self {
         let now = DateTime::now();
-        Self { id, kind, created_at: now, updated_at: now, version: 0, is_ended: false }
+        Self {
+            id,
+            kind,
+            created_at: now,
+            updated_at: now,
+            version: 0,
+            member_changes: 0,
+            is_ended: false,
+        }
     }
 
     fn to_document(&self) -> Document {
@@ -183,6 +199,7 @@ impl MembersRoom {
         document.insert("createdAt", self.created_at);
         document.insert("updatedAt", self.updated_at);
         document.insert("__v", self.version);
+        document.insert("memberChanges", self.member_changes);
         if self.is_ended {
             document.insert("ended", true);
         }
@@ -216,7 +233,7 @@ impl Membership {
             room: RoomId(id.get_object_id("room").ok()?),
             user: UserId(id.get_object_id("user").ok()?),
             username: document.get_str("username").ok().map(str::to_owned),
-            joined_at: *document.get_datetime("joinedAt").ok()?,
+            joined_at: document.get_datetime("joinedAt").copied().unwrap_or(LONG_AGO),
         })
     }
 
@@ -243,116 +260,7 @@ pub(super) fn in_room(room: RoomId) -> Document {
     } }
 }
 
-/// A conversation of two users, after a request for it.
-#[derive(Debug)]
-pub struct Conversation {
-    /// Its room.
-    pub room: MembersRoom,
-    /// Whether this request has made the room.
-    pub is_new: bool,
-    /// Who was no member before: both, or one who had left.
-    pub added: Vec<UserId>,
-}
-
 impl MembersRooms {
-    /// Makes a private room, of which `owner` is a member, too.
-    ///
-    /// # Errors
-    /// The database failed. The room may be there then, without members: nobody ever sees it.
-    pub async fn create_private(
-        &self,
-        name: &str,
-        owner: UserId,
-        users: &HashMap<UserId, Option<String>>,
-    ) -> Result<MembersRoom, StoreError> {
-        let rooms = self.rooms.get().await?;
-        let kind = RoomKind::Private { name: name.to_owned(), owner };
-        for _ in 0..ATTEMPTS {
-            let room = MembersRoom::new(RoomId::of_private_room(), kind.clone());
-            match rooms.insert_one(room.to_document()).await {
-                Ok(_) => {
-                    self.add_all(room.id, users).await?;
-                    return Ok(room);
-                }
-                Err(error) => match StoreError::from(error).or_duplicate_id() {
-                    StoreError::Duplicate => {}
-                    error => return Err(error),
-                },
-            }
-        }
-        Err(StoreError::Duplicate)
-    }
-
-    /// The conversation of two users, which both are members of afterwards. Two requests at the same
-    /// time make one.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn direct(
-        &self,
-        users: &HashMap<UserId, Option<String>>,
-    ) -> Result<Conversation, StoreError> {
-        let mut pair: Vec<UserId> = users.keys().copied().collect();
-        pair.sort_unstable();
-        let pair = match *pair.as_slice() {
-            [one, other] => [one, other],
-            [one] => [one, one],
-            _ => return Err(StoreError::Malformed(self.rooms.name(), "direct")),
-        };
-        let rooms = self.rooms.get().await?;
-        if let Some(room) = self.going_on(pair).await? {
-            return self.with_users(room, false, users).await;
-        }
-        for attempt in 0..ATTEMPTS {
-            let room = MembersRoom::new(RoomId::of_direct(pair, attempt), RoomKind::Direct(pair));
-            match rooms.insert_one(room.to_document()).await {
-                Ok(_) => return self.with_users(room, true, users).await,
-                Err(error) => match StoreError::from(error).or_duplicate_id() {
-                    StoreError::Duplicate => {}
-                    error => return Err(error),
-                },
-            }
-            match self.stored(room.id).await? {
-                // That of other users whose hash begins alike, or one that is being removed.
-                Some(found) if found.kind != room.kind || found.is_ended => {}
-                Some(found) => return self.with_users(found, false, users).await,
-                None => {}
-            }
-        }
-        Err(StoreError::Duplicate)
-    }
-
-    /// The conversation of two users that goes on, if there is one. While an earlier one is being
-    /// removed, its id is taken, so it can have any of its ids.
-    async fn going_on(&self, pair: [UserId; 2]) -> Result<Option<MembersRoom>, StoreError> {
-        let ids = (0..ATTEMPTS).map(|attempt| RoomId::of_direct(pair, attempt).0);
-        let wanted = doc! { "_id": { "$in": ids.collect::<Vec<_>>() }, "ended": { "$ne": true } };
-        let mut found = self.rooms.get().await?.find(wanted).await?;
-        while found.advance().await? {
-            let room = MembersRoom::of(&found.deserialize_current()?);
-            if let Some(room) = room.filter(|room| room.kind == RoomKind::Direct(pair)) {
-                return Ok(Some(room));
-            }
-        }
-        Ok(None)
-    }
-
-    async fn with_users(
-        &self,
-        room: MembersRoom,
-        is_new: bool,
-        users: &HashMap<UserId, Option<String>>,
-    ) -> Result<Conversation, StoreError> {
-        let before = match is_new {
-            true => Vec::new(),
-            false => self.members_of(room.id).await?,
-        };
-        self.add_all(room.id, users).await?;
-        let was_member = |user: &UserId| before.iter().any(|member| member.user == *user);
-        let added = users.keys().copied().filter(|user| !was_member(user)).collect();
-        Ok(Conversation { room, is_new, added })
-    }
-
     /// A room, unless it is being removed.
     ///
     /// # Errors
@@ -428,16 +336,17 @@ impl MembersRooms {
         Ok(of)
     }
 
-    /// Whether a user is a member of any room.
+    /// Whether anybody is a member of any room.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn has_rooms(&self, user: UserId) -> Result<bool, StoreError> {
+    pub async fn any_member(&self) -> Result<bool, StoreError> {
         let members = match self.members.get().await {
             Err(StoreError::Off(_)) => return Ok(false),
             members => members?,
         };
-        let found = members.find_one(doc! { "_id.user": user.0 });
+        // Not the marker of the collection, whose `_id` is a text.
+        let found = members.find_one(doc! { "_id": { "$type": "object" } });
         Ok(found.projection(doc! { "_id": 1 }).await?.is_some())
     }
 
@@ -503,89 +412,6 @@ impl MembersRooms {
         Ok(all)
     }
 
-    /// Adds members; those who are there stay as they are.
-    ///
-    /// # Errors
-    /// The database failed. Some may have been added.
-    pub async fn add_all(
-        &self,
-        room: RoomId,
-        users: &HashMap<UserId, Option<String>>,
-    ) -> Result<(), StoreError> {
-        let members = self.members.get().await?;
-        let now = DateTime::now();
-        let documents: Vec<_> = users
-            .iter()
-            .map(|(&user, username)| {
-                let username = username.clone();
-                Membership { room, user, username, joined_at: now }.to_document()
-            })
-            .collect();
-        if documents.is_empty() {
-            return Ok(());
-        }
-        match members.insert_many(documents).ordered(false).await {
-            Ok(_) => Ok(()),
-            Err(error) => match only_duplicates(&error) {
-                true => Ok(()),
-                false => Err(error.into()),
-            },
-        }
-    }
-
-    /// Removes a member; false when the user was none.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn remove(&self, room: RoomId, user: UserId) -> Result<bool, StoreError> {
-        let members = self.members.get().await?;
-        let removed = members.delete_one(doc! { "_id": member_id(room, user) }).await?;
-        Ok(removed.deleted_count > 0)
-    }
-
-    /// Changes name or owner of a private room, unless it has changed since it was read. `None`
-    /// when it has.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn change(
-        &self,
-        room: &MembersRoom,
-        kind: RoomKind,
-    ) -> Result<Option<MembersRoom>, StoreError> {
-        let changed = MembersRoom {
-            kind,
-            updated_at: DateTime::now(),
-            version: room.version.saturating_add(1),
-            ..room.clone()
-        };
-        Ok(self.replace(room, &changed).await?.then_some(changed))
-    }
-
-    /// Begins to remove a room: from now on it exists for nobody, and nobody is a member. False
-    /// when it has changed since it was read.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn end(&self, room: &MembersRoom) -> Result<bool, StoreError> {
-        let version = room.version.saturating_add(1);
-        let ended = MembersRoom { version, is_ended: true, ..room.clone() };
-        if !self.replace(room, &ended).await? {
-            return Ok(false);
-        }
-        self.remove_members(room.id).await?;
-        Ok(true)
-    }
-
-    /// Removes all members of a room that is being removed.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn remove_members(&self, room: RoomId) -> Result<(), StoreError> {
-        self.members.get().await?.delete_many(in_room(room)).await?;
-        Ok(())
-    }
-
     /// A room that is being removed, if there is one.
     ///
     /// # Errors
@@ -595,31 +421,6 @@ impl MembersRooms {
         let found = rooms.find_one(doc! { "ended": true }).projection(doc! { "_id": 1 }).await?;
         Ok(found.and_then(|room| room.get_object_id("_id").ok()).map(RoomId))
     }
-
-    /// Removes what is left of a room whose messages are gone.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn remove_ended(&self, room: RoomId) -> Result<(), StoreError> {
-        self.remove_members(room).await?;
-        let rooms = self.rooms.get().await?;
-        rooms.delete_one(doc! { "_id": room.0, "ended": true }).await?;
-        Ok(())
-    }
-
-    async fn replace(&self, old: &MembersRoom, new: &MembersRoom) -> Result<bool, StoreError> {
-        let rooms = self.rooms.get().await?;
-        let guard = doc! { "_id": old.id.0, "__v": old.version, "ended": { "$exists": false } };
-        let replaced = rooms.replace_one(guard, new.to_document()).await?;
-        Ok(replaced.matched_count > 0)
-    }
-}
-
-/// Whether an error of an insert of many says only that some were there already.
-pub(super) fn only_duplicates(error: &Error) -> bool {
-    let ErrorKind::InsertMany(failed) = error.kind.as_ref() else { return false };
-    failed.write_concern_error.is_none()
-        && failed.write_errors.iter().flatten().all(|refused| refused.code == DUPLICATE_KEY)
 }
 
 #[cfg(test)]

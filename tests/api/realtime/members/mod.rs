@@ -5,6 +5,7 @@ mod leaks;
 mod races;
 mod removal;
 mod rooms;
+mod together;
 
 use reqwest::Method;
 use serde_json::{Value, json};
