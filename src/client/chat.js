@@ -13,7 +13,7 @@ const REPEATABLE = 23 * 3600_000;
 const TYPING = 6000;
 /** Refusals after which the same request can be made again. */
 const AGAIN = new Set(['unavailable', 'busy', 'rate_limited', 'idempotency_unavailable']);
-/** A room that nobody has, for requests that test the connection. */
+/** A room that nobody has, to test the connection. */
 const NOWHERE = '0'.repeat(24);
 
 export class ChatError extends Error {
@@ -50,7 +50,7 @@ async function repeat(work, holds = () => true) {
   }
 }
 
-/** Without https, browsers have no `randomUUID()`. */
+/** Without https there is no `randomUUID()`. */
 function newId() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return [...bytes].map(byte => byte.toString(16).padStart(2, '0')).join('');
@@ -178,7 +178,7 @@ class Account {
       return await locks.request(this.key, { signal: AbortSignal.timeout(10_000) }, exchange);
     } catch (error) {
       if (entered) throw error;
-      // Another tab hangs. The server allows a second use for 10 s.
+      // The server allows a second use for 10 s.
       return exchange();
     }
   }
@@ -210,7 +210,7 @@ class Account {
       const { iat, exp } = JSON.parse(atob(token.split('.')[1].replace(/-/g, '+').replace(/_/g, '/')));
       lifetime = exp - iat;
     } catch { /* It is renewed when it is refused. */ }
-    // Counted from now, since the clocks can differ.
+    // From now, since the clocks can differ.
     const renewAt = Date.now() + lifetime * 800;
     const login = { token, refreshToken: refreshToken ?? before, userId, username, renewAt };
     this.isUnsaved = !this.write('login', login);
@@ -449,7 +449,7 @@ export class Room extends Emitter {
   #options = {};
   #opened = {};
   #stop;
-  /** Whether the history must be read before what is shown is whole. */
+  /** Whether the history must be read again. */
   #isStale = true;
   #syncing;
   #syncAgain = false;
@@ -464,7 +464,8 @@ export class Room extends Emitter {
   #marked = '';
   #markTimer;
 
-  hasOlder = false;
+  /** All from here on is shown, but for gaps. */
+  #low = '2';
   position;
 
   constructor(parts, id, handle) {
@@ -480,6 +481,7 @@ export class Room extends Emitter {
   }
 
   get isOpen() { return this.#isOpen; }
+  get hasOlder() { return this.#isShown && this.#low > ''; }
   get typists() { return [...this.#typists.values()].map(({ user }) => user); }
   get #me() { return this.#parts.account.user?._id; }
 
@@ -496,7 +498,8 @@ export class Room extends Emitter {
 
   close() {
     if (!this.#isOpen) return;
-    this.#isOpen = this.#isShown = this.hasOlder = false;
+    this.#isOpen = this.#isShown = false;
+    this.#low = '2';
     this.#stop();
     this.#opened.failed(new ChatError('closed', 'The room was closed'));
     clearTimeout(this.#notice);
@@ -731,7 +734,7 @@ export class Room extends Emitter {
     }
     if (this.#isOpen && this.#isStale) return this.#sync();
     if (!this.#isOpen || !returning) return undefined;
-    // What was missed comes at once, but nothing says where it ends.
+    // It comes at once, but nothing says where it ends.
     for (let before = -1, times = 0; before !== returning.missed && times < 8; times += 1) {
       before = returning.missed;
       await sleep(250);
@@ -815,10 +818,7 @@ export class Room extends Emitter {
   #take(message, key) {
     if (!this.#isOpen) return;
     this.#clock += 1;
-    // Below what is shown, it would hide a gap.
-    if (!this.hasOlder || [...this.#records.values()].some(known => known.rank <= rank(message._id))) {
-      this.#apply(message, Infinity, key);
-    }
+    if (rank(message._id) >= this.#low) this.#apply(message, Infinity, key);
     this.#remember(message);
     if (this.#records.size > MOST_KEPT) this.#dropBelow(this.#sorted()[MOST_KEPT / 10].rank);
     this.#changed();
@@ -877,7 +877,7 @@ export class Room extends Emitter {
   #dropBelow(least) {
     for (const [id, { rank: at }] of this.#records) if (at < least) this.#records.delete(id);
     this.#gaps = this.#gaps.filter(({ before }) => rank(before) > least);
-    this.hasOlder = true;
+    this.#low = least;
   }
 
   // The history
@@ -923,6 +923,7 @@ export class Room extends Emitter {
   async #catchUp() {
     const sorted = this.#sorted();
     if (!this.#isShown || !sorted.length) {
+      this.#low = '2';
       await this.#readBefore(undefined, this.#options.limit);
       return;
     }
@@ -950,11 +951,12 @@ export class Room extends Emitter {
       const page = await this.#parts.account.rest('GET', `chat/messages/${this.id}?${query}`);
       if (opened !== this.#opened || !this.#isOpen) throw new ChatError('closed', 'The room was closed');
       const first = page.length < limit ? undefined : page[0]._id;
-      this.#merge(page, first ? rank(first) : '', before ? rank(before) : '2', began);
-      if (first && newest && !before && rank(first) > rank(newest)) {
+      const low = first ? rank(first) : '';
+      this.#merge(page, low, before ? rank(before) : '2', began);
+      if (low < this.#low) this.#low = low;
+      if (newest && !before && low > rank(newest)) {
         this.#gaps.push({ after: rank(newest), before: first });
       }
-      if (!first || this.#sorted()[0].item._id === first) this.hasOlder = Boolean(first);
       this.#changed();
       return first;
     } finally {
@@ -965,14 +967,14 @@ export class Room extends Emitter {
 
   /** A page has everything from `low` up to before `high`. */
   #merge(page, low, high, began) {
-    const ids = new Set(page.map(({ _id }) => _id));
+    const all = new Map(page.map(message => [message._id, message]));
     for (const [id, { rank: at, at: told }] of this.#records) {
-      if (at >= low && at < high && told <= began && !ids.has(id)) this.#records.delete(id);
+      if (at >= low && at < high && told <= began && !all.has(id)) this.#records.delete(id);
     }
-    for (const message of page) {
-      this.#apply(message, began);
-      const early = this.#early.get(message._id);
-      if (early) this.#apply({ ...message, ...early }, Infinity);
+    for (const message of page) this.#apply(message, began);
+    for (const [id, early] of this.#early) {
+      const at = rank(id), message = all.get(id);
+      if (message || (early.sender && at >= low && at < high)) this.#apply({ ...message, ...early }, Infinity);
     }
     this.#gaps = this.#gaps.flatMap(gap => {
       if (high < rank(gap.before) || low >= rank(gap.before)) return [gap];

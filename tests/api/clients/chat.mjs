@@ -213,6 +213,33 @@ async function whileReading() {
   one.chat.disconnect();
 }
 
+// An old message whose answer comes while the newest page is on its way is not shown alone.
+async function oldWhileReading() {
+  const one = await someone();
+  const id = await newRoom();
+  const room = one.chat.room(id);
+  // It is stored, and the answer is lost.
+  one.net.received = frame => (frame.ack !== undefined && frame.data.message ? null : frame);
+  room.send('old');
+  await until('stored', async () => (await stored(id)).length === 1);
+  one.chat.disconnect();
+  one.net.received = frame => frame;
+  await sayAll(id, numbers(60, 'later'));
+  const { fetch } = globalThis;
+  globalThis.fetch = async (address, ...all) => {
+    if (address.includes('deleted=true')) await until('answered', () => one.chat.waiting === 0);
+    return fetch(address, ...all);
+  };
+  const opened = room.open(undefined, { limit: 5 });
+  one.chat.connect();
+  await opened;
+  globalThis.fetch = fetch;
+  assert.deepEqual(contents(room), numbers(60, 'later').slice(55));
+  while (await room.older()) /* Next page. */;
+  assert.deepEqual(contents(room), ['old', ...numbers(60, 'later')]);
+  one.chat.disconnect();
+}
+
 // A message that is not shown any more is not shown alone when it is edited or deleted.
 async function changedFromAfar() {
   const one = await someone();
@@ -691,7 +718,7 @@ async function older() {
 
 const scenarios = {
   newer, older, tooMany,
-  account, otherUsers, history, whileReading, changes, changedFromAfar, recovery, nothingIsDoubled, reload, refusedMessages, resync, standalone, gap, signals,
+  account, otherUsers, history, whileReading, changes, oldWhileReading, changedFromAfar, recovery, nothingIsDoubled, reload, refusedMessages, resync, standalone, gap, signals,
   renewal, deadConnection, restart,
 };
 for (const name of wanted) {

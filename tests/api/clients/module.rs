@@ -37,6 +37,7 @@ async fn what_is_sent_with_the_module_is_stored_and_shown_once() {
         "history",
         "whileReading",
         "changes",
+        "oldWhileReading",
         "changedFromAfar",
         "recovery",
         "nothingIsDoubled",
