@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use bson::DateTime;
+use tokio::sync::MutexGuard;
 
 use super::Chat;
 use crate::casts::{required_id, required_text};
@@ -123,7 +124,7 @@ impl Chat {
     ) -> Result<RoomWithMembers, ApiError> {
         self.limits.room.take(user)?;
         let rooms = &self.store.members_rooms;
-        let _turn = rooms.turn(room).await;
+        let _turn = self.turn(room, user).await?;
         for _ in 0..ATTEMPTS {
             let room = self.members_room(room, user).await?;
             let member: UserId = required_id("user", member)?;
@@ -158,7 +159,7 @@ impl Chat {
         self.limits.room.take(user)?;
         let member: UserId = required_id("user", member)?;
         let rooms = &self.store.members_rooms;
-        let _turn = rooms.turn(room).await;
+        let _turn = self.turn(room, user).await?;
         for _ in 0..ATTEMPTS {
             let room = self.members_room(room, user).await?;
             if member != user && room.owner() != Some(user) {
@@ -219,7 +220,7 @@ impl Chat {
     ) -> Result<RoomWithMembers, ApiError> {
         self.limits.room.take(user)?;
         let rooms = &self.store.members_rooms;
-        let _turn = rooms.turn(room).await;
+        let _turn = self.turn(room, user).await?;
         for _ in 0..ATTEMPTS {
             let room = self.members_room(room, user).await?;
             let RoomKind::Private { name, owner } = &room.kind else {
@@ -254,7 +255,7 @@ impl Chat {
     /// The room is not there for this user, who must be its owner.
     pub async fn delete_room(&self, room: RoomId, user: UserId) -> Result<(), ApiError> {
         self.limits.room.take(user)?;
-        let _turn = self.store.members_rooms.turn(room).await;
+        let _turn = self.turn(room, user).await?;
         for _ in 0..ATTEMPTS {
             let room = self.members_room(room, user).await?;
             if room.owner() != Some(user) {
@@ -311,6 +312,13 @@ impl Chat {
             return Err(ApiError::RoomNotFound);
         }
         rooms.room(room).await?.ok_or(ApiError::RoomNotFound)
+    }
+
+    /// Waits for other changes of a room that this user is in. Nobody else waits, and can tell by
+    /// the time that there is a room.
+    async fn turn(&self, room: RoomId, user: UserId) -> Result<MutexGuard<'_, ()>, ApiError> {
+        self.members_room(room, user).await?;
+        Ok(self.store.members_rooms.turn(room).await)
     }
 
     async fn with_members(&self, room: MembersRoom) -> Result<RoomWithMembers, ApiError> {

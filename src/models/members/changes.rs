@@ -258,14 +258,13 @@ impl MembersRooms {
     async fn write(&self, room: RoomWrite, change: MembersWrite) -> Result<bool, StoreError> {
         let (rooms, members) = (self.rooms.get().await?, self.members.get().await?);
         let writes = Writes { rooms: rooms.clone(), room, members: members.clone(), change };
-        let mut session = rooms.client().start_session().await?;
-        let together = session
-            .start_transaction()
-            .and_run(&writes, |session, writes| writes.run(Some(session)).boxed());
-        let written = match timeout(TIMEOUT, together).await {
-            Ok(Err(error)) if has_no_transactions(&error) => writes.run(None).await,
-            Ok(written) => written,
-            Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+        // A transaction that is dropped while MongoDB works on it stays open there, so the request
+        // must not take it along when it ends early.
+        let written = tokio::spawn(async move { timeout(TIMEOUT, writes.run_together()).await });
+        let written = match written.await {
+            Ok(Ok(written)) => written,
+            Ok(Err(_)) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+            Err(failed) => Err(std::io::Error::other(failed).into()),
         };
         written.map_err(|error| match only_duplicates(&error) {
             true => StoreError::Duplicate,
@@ -283,6 +282,18 @@ impl MembersRoom {
 }
 
 impl Writes {
+    /// Writes in one transaction, if MongoDB has them.
+    async fn run_together(&self) -> Result<bool, Error> {
+        let mut session = self.rooms.client().start_session().await?;
+        let together = session
+            .start_transaction()
+            .and_run(self, |session, writes| writes.run(Some(session)).boxed());
+        match together.await {
+            Err(error) if has_no_transactions(&error) => self.run(None).await,
+            written => written,
+        }
+    }
+
     async fn run(&self, mut session: Option<&mut ClientSession>) -> Result<bool, Error> {
         /// The action, in the transaction if there is one.
         macro_rules! within {

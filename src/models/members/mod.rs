@@ -166,8 +166,8 @@ impl MembersRoom {
             kind,
             created_at: *document.get_datetime("createdAt").ok()?,
             updated_at: *document.get_datetime("updatedAt").ok()?,
-            version: document.get_i32("__v").ok()?,
-            member_changes: document.get_i64("memberChanges").unwrap_or(0),
+            version: i32::try_from(whole(document.get("__v"))?).ok()?,
+            member_changes: whole(document.get("memberChanges")).unwrap_or(0),
             is_ended: document.get_bool("ended").unwrap_or(false),
         })
     }
@@ -244,6 +244,16 @@ impl Membership {
         }
         document.insert("joinedAt", self.joined_at);
         document
+    }
+}
+
+/// A whole number of any type: a database that was restored may have another one.
+fn whole(value: Option<&Bson>) -> Option<i64> {
+    match *value? {
+        Bson::Int32(number) => Some(number.into()),
+        Bson::Int64(number) => Some(number),
+        Bson::Double(number) if number.fract() == 0.0 => Some(number as i64),
+        _ => None,
     }
 }
 
@@ -450,8 +460,11 @@ mod tests {
         ] {
             let room = MembersRoom::new(RoomId::of_private_room(), kind);
             assert_eq!(MembersRoom::of(&room.to_document()), Some(room.clone()));
-            let ended = MembersRoom { is_ended: true, ..room };
-            assert_eq!(MembersRoom::of(&ended.to_document()), Some(ended));
+            let changed = MembersRoom { version: 3, member_changes: 5, is_ended: true, ..room };
+            let mut document = changed.to_document();
+            assert_eq!(MembersRoom::of(&document), Some(changed.clone()));
+            document.extend(doc! { "__v": 3.0, "memberChanges": 5 });
+            assert_eq!(MembersRoom::of(&document), Some(changed));
         }
         for username in [Some("ada".to_owned()), None] {
             let joined_at = DateTime::from_millis(5);

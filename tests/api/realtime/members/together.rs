@@ -7,13 +7,13 @@ use futures::future::join_all;
 use realtime_chat_backend::models::own;
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::id_of;
 use crate::helpers::mongod::{Neighbour, SLOW, fresh_database, standalone};
 use crate::helpers::{TestServer, User};
 
-fn ms(millis: u64) -> Duration {
+const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
@@ -34,8 +34,11 @@ async fn next_of_slow(neighbour: &Neighbour, command: &str, collection: &str, wh
     neighbour.admin().run_command(fail).await.unwrap();
 }
 
+/// How long a command of the slow instance waits.
+const WAIT: Duration = ms(800);
+
 fn wait() -> Document {
-    doc! { "blockConnection": true, "blockTimeMS": 800 }
+    doc! { "blockConnection": true, "blockTimeMS": WAIT.as_millis() as i32 }
 }
 
 fn members(room: &Value) -> Vec<&str> {
@@ -51,6 +54,7 @@ async fn nobody_becomes_the_owner_of_a_room_that_he_has_just_left() {
     let path = format!("/api/chat/room/{room}");
     next_of_slow(&neighbour, "update", own::ROOMS.collection, wait()).await;
     let body = json!({ "owner": bob.id });
+    let began = Instant::now();
     let slow_ada = at(&slow, &ada);
     let handing_over = slow_ada.ask(Method::PATCH, &path, body);
     let leaving = async {
@@ -58,6 +62,7 @@ async fn nobody_becomes_the_owner_of_a_room_that_he_has_just_left() {
         bob.remove(&room, &bob).await
     };
     let ((status, answer), (left, _)) = tokio::join!(handing_over, leaving);
+    assert!(began.elapsed() >= WAIT, "it did not wait");
     assert_eq!((status, left), (400, 200), "{answer}");
     let room = ada.get(&path).await;
     assert_eq!(room["room"]["owner"], json!(ada.id), "{room}");
@@ -71,6 +76,7 @@ async fn an_owner_who_has_handed_over_adds_nobody_any_more() {
     let room = id_of(&ada.private_room("cellar", &[&bob]).await);
     let path = format!("/api/chat/room/{room}");
     next_of_slow(&neighbour, "insert", own::MEMBERS.collection, wait()).await;
+    let began = Instant::now();
     let slow_ada = at(&slow, &ada);
     let adding = slow_ada.add(&room, &carol);
     let handing_over = async {
@@ -81,6 +87,7 @@ async fn an_owner_who_has_handed_over_adds_nobody_any_more() {
         members(&room["room"]).contains(&carol.id.as_str())
     };
     let ((status, answer), was_in) = tokio::join!(adding, handing_over);
+    assert!(began.elapsed() >= WAIT, "it did not wait");
     assert_eq!(status == 200, was_in, "added after the other one was the owner: {answer}");
 }
 
