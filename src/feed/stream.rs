@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use bson::{Bson, Document, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, doc};
+use bson::{Document, RawBsonRef, RawDocument, RawDocumentBuf, Timestamp, doc};
 use futures::StreamExt;
 use mongodb::{
     Database,
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::models::{
     Failure, Mark, MembersRoom, Membership, PresenceRow, Revocation, RoomId, RoomKind,
-    failure::describe, message::Malformed, own,
+    failure::describe, message::Malformed, own, revision::is_tombstone,
 };
 
 /// A larger document is not delivered: it becomes a `resync` of its room. MongoDB sends only its
@@ -220,7 +220,12 @@ const MESSAGES: &str = "messages";
 /// The stages of the pipeline: changes of documents, and events that end the stream of a
 /// collection, each reduced to the fields that are read here.
 fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
-    let is_large = doc! { "$gt": [{ "$bsonSize": "$fullDocument" }, LARGEST_DOCUMENT] };
+    let is_larger = |document| doc! { "$gt": [{ "$bsonSize": document }, LARGEST_DOCUMENT] };
+    let updated = "$updateDescription.updatedFields";
+    let is_large = doc! { "$or": [is_larger("$fullDocument"), is_larger(updated)] };
+    let set =
+        IN_EVENT.iter().map(|field| ((*field).to_owned(), format!("{updated}.{field}").into()));
+    let set: Document = set.collect();
     let room_is_id = doc! { "$eq": [{ "$type": "$fullDocument.room" }, "objectId"] };
     let documents = doc! { "$in": ["insert", "update", "replace", "delete"] };
     let (rooms, members) = (own::ROOMS.collection, own::MEMBERS.collection);
@@ -281,9 +286,7 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
                 { "room": { "$cond": [room_is_id, "$fullDocument.room", null] } },
                 "$$REMOVE",
             ] },
-            "set": IN_EVENT.iter().map(|&field| {
-                (field.to_owned(), Bson::from(format!("$updateDescription.updatedFields.{field}")))
-            }).collect::<Document>(),
+            "set": { "$cond": [&is_large, "$$REMOVE", set] },
         } },
     ]
 }
@@ -454,9 +457,9 @@ fn is_of_members(message: &RawDocument) -> bool {
     message.get_object_id("room").is_ok_and(|room| RoomId(room).may_have_members())
 }
 
-/// The message as this update left it; `None` if its text has not changed. MongoDB looks the
-/// message up later, when it may have a text that was stored behind the removal of a member who is
-/// to get this change.
+/// The message as this update left it; `None` if neither its text nor its deletion is of this
+/// update. MongoDB looks the message up later, when it may have a text that was stored behind the
+/// removal of a member who is to get this change.
 fn as_updated(
     event: &RawDocument,
     found: &RawDocument,
@@ -464,10 +467,12 @@ fn as_updated(
     let set = event.get_document("set").map_err(|_| Malformed("set"))?;
     let has = |field| matches!(set.get(field), Ok(Some(_)));
     if !has("content") {
-        return Ok(None);
+        // A tombstone has no text.
+        return Ok((has("deletedAt") && is_tombstone(found)).then(|| found.to_owned()));
     }
+    let is_later = |field| ["editedAt", "deletedAt", "deletedBy"].contains(&field) || has(field);
     let mut updated = RawDocumentBuf::new();
-    let kept = found.iter().flatten().filter(|(field, _)| !has(field.as_str()));
+    let kept = found.iter().flatten().filter(|(field, _)| !is_later(field.as_str()));
     for (field, value) in kept.chain(set.iter().flatten()) {
         updated.append(field, value);
     }
@@ -564,7 +569,7 @@ fn unreadable(cause: impl ToString) -> StreamError {
 
 #[cfg(test)]
 mod tests {
-    use bson::{DateTime, oid::ObjectId, rawdoc};
+    use bson::{DateTime, cstr, oid::ObjectId, rawdoc};
 
     use super::*;
 
@@ -595,8 +600,16 @@ mod tests {
     fn an_update_in_a_room_with_members_has_the_text_of_its_position() {
         let id = ObjectId::new();
         let private: ObjectId = "6b0bd1279c726f6f6d000001".parse().unwrap();
-        let update = |room: ObjectId, set: RawDocumentBuf| {
-            let found = rawdoc! { "_id": id, "room": room, "content": "later", "__v": 2 };
+        let update = |room: ObjectId, set: RawDocumentBuf, later: Option<&str>| {
+            let mut found = rawdoc! { "_id": id, "room": room, "__v": 2 };
+            match later {
+                Some(text) => found.append(cstr!("content"), text),
+                None => {
+                    found.append(cstr!("content"), "");
+                    found.append(cstr!("deletedAt"), DateTime::now());
+                    found.append(cstr!("deletedBy"), id);
+                }
+            }
             let event = rawdoc! {
                 "operationType": "update", "clusterTime": time(7, 1), "fullDocument": found,
                 "set": set,
@@ -606,13 +619,21 @@ mod tests {
             let [Change::Event(event)] = &*read.changes else { return None };
             Some(event.encode(crate::feed::event::Wire::Plain).to_string())
         };
-        let changed = update(private, rawdoc! { "content": "now", "__v": 1 }).unwrap();
-        assert!(changed.contains(r#""content":"now""#) && changed.contains(r#""__v":1"#));
-        assert!(!changed.contains("later") && !changed.contains(r#""__v":2"#), "{changed}");
-        assert_eq!(update(private, rawdoc! { "__v": 1 }), None);
-        let deleted = rawdoc! { "content": "", "deletedAt": DateTime::now(), "deletedBy": id };
-        assert!(update(private, deleted).unwrap().contains("messageDeleted"));
-        assert!(update(id, rawdoc! { "content": "now" }).unwrap().contains("later"));
+        let now = || rawdoc! { "content": "now", "__v": 1 };
+        for later in [Some("later"), None] {
+            let changed = update(private, now(), later).unwrap();
+            assert!(changed.contains("messageEdited"), "{changed}");
+            assert!(changed.contains(r#""content":"now""#) && changed.contains(r#""__v":1"#));
+            assert!(!changed.contains("later") && !changed.contains("deletedAt"), "{changed}");
+        }
+        assert_eq!(update(private, rawdoc! { "__v": 1 }, Some("later")), None);
+        let deletion = || rawdoc! { "deletedAt": DateTime::now(), "deletedBy": id };
+        assert!(update(private, deletion(), None).unwrap().contains("messageDeleted"));
+        assert_eq!(update(private, deletion(), Some("later")), None);
+        let mut deleted = deletion();
+        deleted.append(cstr!("content"), "");
+        assert!(update(private, deleted, Some("later")).unwrap().contains("messageDeleted"));
+        assert!(update(id, now(), Some("later")).unwrap().contains("later"));
     }
 
     #[test]

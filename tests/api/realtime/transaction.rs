@@ -1,8 +1,12 @@
 //! Messages that share a cluster time, because one transaction stored them.
 
+use bson::doc;
+use bson::oid::ObjectId;
 use futures::future::join_all;
 use mongodb::ClientSession;
+use serde_json::json;
 
+use super::members::id_of;
 use crate::helpers::mongod::{Neighbour, fresh_database};
 use crate::helpers::socket::{Heard, Socket};
 use crate::helpers::{TestServer, User};
@@ -100,4 +104,31 @@ async fn a_connection_that_is_cut_within_a_transaction_goes_on_within_it() {
         assert_eq!(all, ["first", "second", "third", "live"], "cut after {cut}");
     }
     server.stop().await;
+}
+
+/// The server is told of both updates when the message is small again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_in_a_private_room_with_too_large_a_text_is_a_resync() {
+    let uri = fresh_database().await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let ada = server.register("ada").await;
+    let room = id_of(&ada.private_room("cellar", &[]).await);
+    let message = id_of(&ada.send(&room, "small").await);
+    let mut socket = Socket::connect(&server, &ada.token).await;
+    socket.join(&room).await;
+    let neighbour = Neighbour::connect(&uri).await;
+    let mut session = neighbour.messages.client().start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    for content in ["x".repeat(300 * 1024), "small again".to_owned()] {
+        let message = doc! { "_id": ObjectId::parse_str(&message).unwrap() };
+        let update = doc! { "$set": { "content": content } };
+        neighbour.messages.update_one(message, update).session(&mut session).await.unwrap();
+    }
+    session.commit_transaction().await.unwrap();
+    socket.resync(&room).await;
+    let edited = socket.next().await;
+    assert_eq!(
+        (&edited["event"], &edited["data"]["content"]),
+        (&json!("messageEdited"), &json!("small again"))
+    );
 }
