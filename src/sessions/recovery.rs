@@ -325,12 +325,16 @@ impl Worker {
         was_removed: bool,
     ) -> Result<bool, ApiError> {
         let Some(since) = since else { return Ok(!was_removed) };
-        if self.hub.ring().recovers(user.own_room(), since) {
+        let (ring, own) = (self.hub.ring(), user.own_room());
+        if ring.recovers(own, since) {
             return Ok(true);
         }
-        // The ring does not reach back so far. Where nobody is a member of any room, nothing was
-        // told. A user who is a member of none now may have been removed from one since.
-        Ok(!was_removed && !self.store.members_rooms.any_member().await?)
+        // If the ring has lost nothing that the user was told, it begins too late. What was told
+        // before is not known, unless nobody is a member of any room. A user who is a member of none
+        // now may have been removed from one.
+        Ok(!was_removed
+            && ring.beginning(own).is_some()
+            && !self.store.members_rooms.any_member().await?)
     }
 
     /// Where a client begins in a room, if it has got everything up to `since`.

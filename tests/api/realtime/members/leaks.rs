@@ -400,6 +400,36 @@ async fn a_session_that_cannot_be_told_of_its_removal_is_not_recovered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_may_have_been_removed_before_the_server_began_is_not_recovered() {
+    for has_members in [false, true] {
+        let uri = fresh_database().await;
+        let vars = [("MONGO_URI", uri.as_str()), ("RECOVERY_WINDOW", "1")];
+        let one = TestServer::start_with(&vars).await;
+        let (ada, bob) = (one.register("ada").await, one.register("bob").await);
+        let (lounge, noise) = (ada.create_room("lounge").await, ada.create_room("noise").await);
+        if has_members {
+            ada.private_room("cellar", &[]).await;
+        }
+        let mut caller = Caller::connect(one.addr, &bob.token).await;
+        caller.join(&lounge).await;
+        // An offset, and nothing in the room that was joined.
+        let message = id_of(&ada.send(&noise, "earlier").await);
+        let path = format!("/api/chat/room/{noise}/read");
+        assert_eq!(bob.ask(Method::POST, &path, json!({ "message": message })).await.0, 200);
+        assert_eq!(caller.event().await[0], "messageRead");
+        let memory = caller.cut();
+        // So that this is longer ago than what a new server reads, by MongoDB's clock.
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(1_000)).await;
+            ada.say(&noise, "later").await;
+        }
+        let other = TestServer::start_with(&vars).await;
+        let back = Caller::come_back(other.addr, &bob.token, memory).await;
+        assert_eq!(back.recovered, !has_members);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_of_another_user_opens_nothing() {
     let uri = fresh_database().await;
     let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
