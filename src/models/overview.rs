@@ -1,12 +1,12 @@
 //! What is new in many rooms: the last message of each, and how many a user has not read.
 //!
-//! A list can have a thousand rooms. So each question is asked for many rooms at once, in
-//! aggregations that read only the end of each room by its index.
+//! A list can have a thousand rooms. So each question is asked for many rooms at once, and reads
+//! only the end of each room by its index.
 
 use std::collections::HashMap;
 
 use bson::oid::ObjectId;
-use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
+use bson::{DateTime, Document, RawDocument, RawDocumentBuf, doc};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::revision::{is_tombstone, not_deleted};
@@ -20,6 +20,10 @@ const ROOMS_AT_ONCE: usize = 125;
 
 /// How many aggregations run at the same time.
 const AT_ONCE: usize = 4;
+
+/// How many messages of [`ROOMS_AT_ONCE`] rooms are read to count those that are unread. If there
+/// are more, the last ones of each room are looked up, which costs more for each room.
+const MAX_COUNTED: u32 = 5_000;
 
 /// From where on messages of a room are unread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,18 +44,33 @@ pub struct Unread {
 }
 
 impl Since {
-    /// The id and, if the id alone does not say it, the time behind which messages are unread.
-    fn bounds(self) -> (Bson, Bson) {
+    /// The id behind which messages are unread.
+    fn id(self) -> ObjectId {
         match self {
-            Self::Mark(message) => (message.0.into(), Bson::Null),
+            Self::Mark(message) => message.0,
             Self::Date(date) => {
                 // The last id of the second before.
                 let seconds = u32::try_from(date.timestamp_millis() / 1000).unwrap_or_default();
                 let [a, b, c, d] = seconds.saturating_sub(1).to_be_bytes();
                 let [e, f, g, h, i, j, k, l] = [0xFF; 8];
-                (ObjectId::from_bytes([a, b, c, d, e, f, g, h, i, j, k, l]).into(), date.into())
+                ObjectId::from_bytes([a, b, c, d, e, f, g, h, i, j, k, l])
             }
         }
+    }
+
+    /// The time behind which messages are unread, if the id alone does not say it.
+    fn time(self) -> Option<DateTime> {
+        match self {
+            Self::Mark(_) => None,
+            Self::Date(date) => Some(date),
+        }
+    }
+
+    /// Whether a message is unread.
+    fn is_before(self, id: ObjectId, message: &RawDocument) -> bool {
+        let is_later =
+            |time| message.get_datetime("createdAt").is_ok_and(|created_at| created_at > time);
+        id > self.id() && self.time().is_none_or(is_later)
     }
 }
 
@@ -108,9 +127,84 @@ impl Messages {
         user: UserId,
         rooms: &[(RoomId, Since)],
     ) -> Result<HashMap<RoomId, Unread>, StoreError> {
+        // Those that were read up to the same time together, since they are read from the oldest
+        // mark on.
+        let mut rooms = rooms.to_vec();
+        rooms.sort_by_key(|(_, since)| since.id());
+        let counting = stream::iter(rooms.chunks(ROOMS_AT_ONCE)).map(|rooms| async move {
+            Ok::<_, StoreError>((rooms, self.count_unread(user, rooms).await?))
+        });
+        let counted: Vec<_> = counting.buffer_unordered(AT_ONCE).try_collect::<Vec<_>>().await?;
+        let mut unread = HashMap::with_capacity(rooms.len());
+        let mut many = Vec::new();
+        for (rooms, counted) in counted {
+            match counted {
+                Some(counted) => unread.extend(counted),
+                None => many.extend_from_slice(rooms),
+            }
+        }
+        unread.extend(self.look_up_unread(user, &many).await?);
+        Ok(unread)
+    }
+
+    /// Reads everything in these rooms that is behind the oldest mark; `None` if it is too much.
+    async fn count_unread(
+        &self,
+        user: UserId,
+        rooms: &[(RoomId, Since)],
+    ) -> Result<Option<HashMap<RoomId, Unread>>, StoreError> {
+        let since: HashMap<_, _> = rooms.iter().copied().collect();
+        let none = Unread { count: 0, own: None };
+        let mut unread: HashMap<_, _> = since.keys().map(|&room| (room, none)).collect();
+        let Some(oldest) = since.values().map(|since| since.id()).min() else {
+            return Ok(Some(unread));
+        };
+        let ids: Vec<_> = since.keys().map(|room| room.0).collect();
+        let stages = [
+            doc! { "$match": { "room": { "$in": ids }, "_id": { "$gt": oldest } } },
+            doc! { "$sort": { "room": 1, "_id": 1 } },
+            doc! { "$limit": i64::from(MAX_COUNTED) + 1 },
+            doc! { "$project": {
+                "room": 1,
+                "createdAt": 1,
+                "own": { "$eq": ["$sender", user.0] },
+                // What a tombstone is known by.
+                "content": { "$cond": [{ "$eq": ["$content", ""] }, "", "$$REMOVE"] },
+                "deletedAt": 1,
+                "deletedBy": 1,
+            } },
+        ];
+        let found = self.collection.aggregate(stages).batch_size(MAX_COUNTED + 1);
+        let mut found = found.await?;
+        let mut left = MAX_COUNTED;
+        while found.advance().await? {
+            let Some(fewer) = left.checked_sub(1) else { return Ok(None) };
+            left = fewer;
+            let message = found.current();
+            let Ok(id) = message.get_object_id("_id") else { continue };
+            let Ok(room) = message.get_object_id("room").map(RoomId) else { continue };
+            let is_unread = since.get(&room).is_some_and(|since| since.is_before(id, message));
+            if is_unread
+                && !is_tombstone(message)
+                && let Some(unread) = unread.get_mut(&room)
+            {
+                match message.get_bool("own") {
+                    Ok(true) => *unread = Unread { count: 0, own: Some(MessageId(id)) },
+                    _ => unread.count = MAX_UNREAD.min(unread.count + 1),
+                }
+            }
+        }
+        Ok(Some(unread))
+    }
+
+    /// Looks up the last messages of each room.
+    async fn look_up_unread(
+        &self,
+        user: UserId,
+        rooms: &[(RoomId, Since)],
+    ) -> Result<HashMap<RoomId, Unread>, StoreError> {
         let asked = rooms.iter().map(|&(room, since)| {
-            let (id, time) = since.bounds();
-            doc! { "room": room.0, "id": id, "time": time }
+            doc! { "room": room.0, "id": since.id(), "time": since.time() }
         });
         // `$expr` compares ids of different types, too.
         let filter = doc! { "_id": { "$type": "objectId" } };

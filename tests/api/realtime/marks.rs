@@ -190,6 +190,45 @@ async fn a_public_room_is_in_the_list_once_it_is_marked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_room_with_very_much_that_is_unread_is_counted_to_a_hundred() {
+    let uri = fresh_database().await;
+    let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
+    let (ada, bob) = (server.register("ada").await, server.register("bob").await);
+    let (busy, quiet) = (ada.create_room("busy").await, ada.create_room("quiet").await);
+    for room in [&busy, &quiet] {
+        let first = id_of(&ada.send(room, "first").await);
+        assert_eq!(bob.mark(room, &first).await.0, 200);
+    }
+    let (room, sender) =
+        (ObjectId::parse_str(&busy).unwrap(), ObjectId::parse_str(&ada.id).unwrap());
+    let message = |n: u32| {
+        let (id, now) = (ObjectId::new(), DateTime::now());
+        doc! {
+            "_id": id, "room": room, "sender": sender, "content": n.to_string(),
+            "createdAt": now, "updatedAt": now, "__v": 0,
+        }
+    };
+    let messages: Vec<_> = (0..6_000).map(message).collect();
+    let last_read = messages[5_992].get_object_id("_id").unwrap().to_hex();
+    let collection = connect(&uri).await.collection::<Document>("messages");
+    collection.insert_many(&messages).await.unwrap();
+    ada.send(&quiet, "one").await;
+    let answer = id_of(&bob.send(&quiet, "two").await);
+    ada.send_all(&quiet, &["three", "four"]).await;
+    let unread = async || {
+        let mine = bob.mine().await;
+        let of = |id: &str| mine.iter().find(|room| room["_id"] == json!(id)).unwrap().clone();
+        let (busy, quiet) = (of(&busy), of(&quiet));
+        assert_eq!(quiet["lastRead"], json!(answer));
+        (busy["unread"].clone(), quiet["unread"].clone())
+    };
+    assert_eq!(unread().await, (json!(100), json!(2)));
+    assert_eq!(bob.mark(&busy, &last_read).await.0, 200);
+    // A mark is written up to a second later.
+    eventually("the mark counts", async || unread().await == (json!(7), json!(2))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_marks_are_few_writes_and_the_last_one_is_stored() {
     let uri = fresh_database().await;
     let [one, other] = TestServer::instances(&uri).await;
