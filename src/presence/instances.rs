@@ -4,7 +4,7 @@
 //! its heartbeat stays the same. A time in which the observer itself could not look, because it was
 //! stopped or MongoDB was away, does not count: the others may have been in the same situation. It
 //! does not begin to count anew either, or an instance would not be dead as long as MongoDB fails
-//! now and then.
+//! now and then. At least every second look must succeed for that.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
