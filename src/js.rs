@@ -160,7 +160,7 @@ impl Js {
 #[derive(Debug, Clone, Default)]
 pub struct Fields {
     values: Vec<(String, Js)>,
-    /// The output of [`stringify`] for strings with lone surrogates, which are rare.
+    /// The output of [`stringify()`] for strings with lone surrogates, which are rare.
     echoes: Vec<(String, String)>,
 }
 
