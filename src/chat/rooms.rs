@@ -314,8 +314,8 @@ impl Chat {
         rooms.room(room).await?.ok_or(ApiError::RoomNotFound)
     }
 
-    /// Waits for other changes of a room that this user is in. Nobody else waits, and can tell by
-    /// the time that there is a room.
+    /// Waits for other changes of a room that this user is in. Other users do not wait, or the time
+    /// of their answer would tell them that there is a room.
     async fn turn(&self, room: RoomId, user: UserId) -> Result<MutexGuard<'_, ()>, ApiError> {
         self.members_room(room, user).await?;
         Ok(self.store.members_rooms.turn(room).await)

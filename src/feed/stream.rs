@@ -226,6 +226,8 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
     let set =
         IN_EVENT.iter().map(|field| ((*field).to_owned(), format!("{updated}.{field}").into()));
     let set: Document = set.collect();
+    let is_update = doc! { "$eq": ["$operationType", "update"] };
+    let has_set = doc! { "$and": [is_update, { "$not": [&is_large] }] };
     let room_is_id = doc! { "$eq": [{ "$type": "$fullDocument.room" }, "objectId"] };
     let documents = doc! { "$in": ["insert", "update", "replace", "delete"] };
     let (rooms, members) = (own::ROOMS.collection, own::MEMBERS.collection);
@@ -286,7 +288,7 @@ fn pipeline(scope: Scope, from: Timestamp) -> Vec<Document> {
                 { "room": { "$cond": [room_is_id, "$fullDocument.room", null] } },
                 "$$REMOVE",
             ] },
-            "set": { "$cond": [&is_large, "$$REMOVE", set] },
+            "set": { "$cond": [has_set, set, "$$REMOVE"] },
         } },
     ]
 }

@@ -41,7 +41,6 @@ pub struct Conversation {
 }
 
 /// What is written to the document of a room.
-#[derive(Debug, Clone)]
 enum RoomWrite {
     /// It is new.
     Insert(Document),
@@ -52,13 +51,12 @@ enum RoomWrite {
 }
 
 /// What is written to the members of a room.
-#[derive(Debug, Clone)]
 enum MembersWrite {
     Insert(Vec<Document>),
     Delete(Document),
 }
 
-/// Both.
+/// What is written together, and where.
 struct Writes {
     rooms: Collection<Document>,
     room: RoomWrite,
