@@ -1,5 +1,6 @@
 //! The parts of a running server, and which of them have which.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use actix_web::web::{Data, ServiceConfig};
@@ -162,8 +163,8 @@ impl Parts {
         );
         let ring = Arc::clone(self.feed.ring());
         let hub = Hub::new(ring, revoked, Bounds::SESSION, parts.signals);
-        actix_web::rt::spawn(hub.clone().run());
-        actix_web::rt::spawn(hub.clone().run_signals());
+        actix_web::rt::spawn(Rc::clone(&hub).run());
+        actix_web::rt::spawn(Rc::clone(&hub).run_signals());
         let worker = Data::new(Worker {
             store: store.clone(),
             chat: chat.clone(),

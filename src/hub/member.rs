@@ -36,7 +36,7 @@ const MAX_LEFTOVERS: usize = 100;
 
 /// See the [module](self). Dropping it leaves all rooms.
 pub struct Member {
-    hub: Hub,
+    hub: Rc<Hub>,
     id: MemberId,
     inbox: Rc<Inbox>,
     // An `IndexMap` with one entry is searched without hashing.
@@ -125,10 +125,10 @@ pub struct Joined {
 
 impl Member {
     /// A new member, which is in no room yet.
-    pub fn new(hub: &Hub) -> Self {
+    pub fn new(hub: &Rc<Hub>) -> Self {
         let (id, inbox) = hub.register();
         Self {
-            hub: hub.clone(),
+            hub: Rc::clone(hub),
             id,
             inbox,
             memberships: IndexMap::new(),
@@ -169,7 +169,7 @@ impl Member {
                 checked: 0,
                 state,
             };
-            self.memberships.insert(room, membership);
+            self.enter(room, membership);
         }
     }
 
@@ -509,14 +509,22 @@ impl Member {
             |state| Membership { recovered, through, resync_due: false, checked: 0, state };
         if first < self.hub.cursor() {
             self.replays.insert((first, room));
-            self.memberships.insert(room, membership(State::Replayed(first)));
+            self.enter(room, membership(State::Replayed(first)));
         } else {
             // Nothing to replay. The floor is the client's position, which may be ahead of this
             // hub.
-            self.memberships.insert(room, membership(State::Live(0)));
+            self.enter(room, membership(State::Live(0)));
             self.go_live_from(room, through, through);
         }
         Joined { position: Some(since), recovered }
+    }
+
+    fn enter(&mut self, room: RoomId, membership: Membership) {
+        if self.memberships.is_empty() {
+            // Most sessions are in one room, and a map makes room for three at first.
+            self.memberships.reserve_exact(1);
+        }
+        self.memberships.insert(room, membership);
     }
 
     fn go_live(&mut self, room: RoomId) -> Joined {
@@ -528,7 +536,7 @@ impl Member {
             checked: 0,
             state: State::Live(0),
         };
-        self.memberships.insert(room, membership);
+        self.enter(room, membership);
         self.go_live_from(room, live, live);
         Joined { position: live, recovered: false }
     }

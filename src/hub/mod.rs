@@ -60,15 +60,14 @@ const EXPIRY_CHECK: Duration = Duration::from_millis(500);
 /// Beyond that, each mark would cost too much.
 const MAX_TOLD_OF_READING: usize = 100;
 
-/// See the [module](self). Clones are handles on the same hub.
-#[derive(Clone)]
+/// See the [module](self). Its members share it.
 pub struct Hub {
     ring: Arc<Ring>,
     revoked: Arc<Revoked>,
     bounds: Bounds,
     signals: Signals,
     // Borrowed for one operation at a time, never across an await.
-    state: Rc<RefCell<HubState>>,
+    state: RefCell<HubState>,
 }
 
 struct HubState {
@@ -109,7 +108,12 @@ impl Hub {
     /// A hub without members. It follows `ring` from its current end, while [`run`](Self::run)
     /// runs, and hears `signals` while [`run_signals`](Self::run_signals) runs. It ends the
     /// sessions whose tokens are revoked.
-    pub fn new(ring: Arc<Ring>, revoked: Arc<Revoked>, bounds: Bounds, signals: Signals) -> Self {
+    pub fn new(
+        ring: Arc<Ring>,
+        revoked: Arc<Revoked>,
+        bounds: Bounds,
+        signals: Signals,
+    ) -> Rc<Self> {
         let tail = ring.tail();
         let state = HubState {
             cursor: tail.seq,
@@ -121,11 +125,11 @@ impl Hub {
             signals: signals.clone(),
             next_member: 0,
         };
-        Self { ring, revoked, bounds, signals, state: Rc::new(RefCell::new(state)) }
+        Rc::new(Self { ring, revoked, bounds, signals, state: RefCell::new(state) })
     }
 
     /// Dispatches events until the ring is dropped. Spawn it once, on the thread of this hub.
-    pub async fn run(self) {
+    pub async fn run(self: Rc<Self>) {
         let mut ends = self.ring.ends();
         let mut pacer = Pacer::new(Instant::now());
         loop {
@@ -141,7 +145,7 @@ impl Hub {
     }
 
     /// Passes signals on until no more can come. Spawn it once, on the thread of this hub.
-    pub async fn run_signals(self) {
+    pub async fn run_signals(self: Rc<Self>) {
         let mut signals = self.signals.listen();
         loop {
             tokio::select! {

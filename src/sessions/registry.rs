@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -41,7 +42,7 @@ pub struct Worker {
     /// Stores messages.
     pub chat: Chat,
     /// The rooms of this worker and their members.
-    pub hub: Hub,
+    pub hub: Rc<Hub>,
     /// Who is online.
     pub presence: Arc<Presence>,
     /// Signals of and to other instances.

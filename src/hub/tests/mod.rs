@@ -20,7 +20,7 @@ use crate::{
     models::{Clock, Membership, Message, Revocation, Scope, UserId},
 };
 
-fn hub(events: usize, bytes: usize) -> Hub {
+fn hub(events: usize, bytes: usize) -> Rc<Hub> {
     let limits = Limits { window: Duration::from_secs(60), bytes: 1 << 20 };
     let ring = Arc::new(Ring::new(limits));
     ring.open(Position::ZERO);
@@ -37,7 +37,7 @@ fn token(user: UserId) -> TokenIdentity {
     TokenIdentity { user, issued: 100, family: None }
 }
 
-fn publish(hub: &Hub, room: RoomId, count: u32) {
+fn publish(hub: &Rc<Hub>, room: RoomId, count: u32) {
     let start = hub.ring.newest().map_or(0, |newest| newest.time().1);
     let position = |increment| Some(Position::first_of(1, increment));
     let events = (start + 1..=start + count).map(|n| Event::resync(room, position(n))).collect();
@@ -77,7 +77,7 @@ impl DirectWriter for Client {
 }
 
 /// A member of `room` with a client. It is idle.
-fn listen(hub: &Hub, room: RoomId) -> (Member, Client) {
+fn listen(hub: &Rc<Hub>, room: RoomId) -> (Member, Client) {
     let (mut member, client) = (Member::new(hub), Client::default());
     member.set_direct_writer(client.clone());
     member.join(room, Start::Live);
@@ -374,7 +374,7 @@ fn without_positions_events_are_delivered_and_nothing_is_recovered() {
 }
 
 /// Publishes these events at the next positions, and hands them out.
-fn publish_events(hub: &Hub, events: impl FnOnce(&mut dyn FnMut() -> Position) -> Vec<Event>) {
+fn publish_events(hub: &Rc<Hub>, events: impl FnOnce(&mut dyn FnMut() -> Position) -> Vec<Event>) {
     let mut last = hub.ring.newest().map_or(0, |newest| newest.time().1);
     let events = events(&mut || {
         last += 1;
@@ -400,7 +400,7 @@ fn told(member: &mut Member) -> Vec<&'static str> {
 }
 
 /// A message, the removal of `user`, and a message behind it.
-fn remove_between_messages(hub: &Hub, room: RoomId, user: UserId) {
+fn remove_between_messages(hub: &Rc<Hub>, room: RoomId, user: UserId) {
     publish_events(hub, |next| {
         let mut events = vec![message(room, next())];
         events.extend(Event::member_removed(room, user, Some([next(), next()])));
@@ -480,7 +480,7 @@ fn a_member_whose_hub_has_missed_events_has_to_ask_again() {
 }
 
 /// Publishes and dispatches the events of a member who was added to or removed from a room.
-fn change_member(hub: &Hub, room: RoomId, user: UserId, added: bool) {
+fn change_member(hub: &Rc<Hub>, room: RoomId, user: UserId, added: bool) {
     let first = hub.ring.newest().map_or(0, |newest| newest.time().1) + 1;
     let position = Position::first_of(1, first);
     let positions = Some([position, position.next_of_same_time()]);
@@ -498,7 +498,7 @@ fn change_member(hub: &Hub, room: RoomId, user: UserId, added: bool) {
 
 /// Publishes a revocation of all tokens of a user that were issued before a second, in front of
 /// `behind` events of a room.
-fn revoke(hub: &Hub, user: UserId, before: u64, room: RoomId, behind: u32) {
+fn revoke(hub: &Rc<Hub>, user: UserId, before: u64, room: RoomId, behind: u32) {
     let start = hub.ring.newest().map_or(0, |newest| newest.time().1);
     let position = |increment| Some(Position::first_of(1, increment));
     let revocation = Revocation { user, scope: Scope::All, before };

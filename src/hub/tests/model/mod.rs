@@ -217,7 +217,7 @@ struct Client {
 
 struct Model {
     ring: Arc<Ring>,
-    hub: Hub,
+    hub: Rc<Hub>,
     rooms: [RoomId; ROOMS],
     epoch: Epoch,
     /// How many events at the beginning of the stream are not yet filled in; `None` when no more of
@@ -676,7 +676,7 @@ impl Model {
 
 impl Client {
     /// Begins a connection.
-    fn connect(&mut self, hub: &Hub) {
+    fn connect(&mut self, hub: &Rc<Hub>) {
         self.member = Member::new(hub);
         self.member.set_token(super::token(self.user));
         if let Some(shortly) = &self.shortly {
