@@ -92,9 +92,10 @@ impl Application for ChatIo {
 
     fn connect(&self, request: ConnectRequest) -> impl Future<Output = ()> + 'static {
         let worker = self.worker.clone();
+        // Boxed like the last step, so that the future of the whole connection has no room for them.
+        let admitted = admit(worker.clone(), request).boxed_local();
         async move {
-            // Boxed, so that the future of the whole connection has no room for these two steps.
-            let Some(mut client) = admit(&worker, request).boxed_local().await else { return };
+            let Some(mut client) = admitted.await else { return };
             let end = client.run(&worker).await;
             client.finish(end).boxed_local().await;
         }
@@ -111,7 +112,8 @@ struct Client {
 }
 
 /// Admits a client, or rejects it.
-async fn admit(worker: &Data<Worker>, request: ConnectRequest) -> Option<Client> {
+async fn admit(worker: Data<Worker>, request: ConnectRequest) -> Option<Client> {
+    let worker = &worker;
     let auth = Auth::read(&request.auth);
     let claims = match claims(worker, &auth, &request.handshake) {
         Ok(claims) => Some(claims),

@@ -51,6 +51,9 @@ const EXPIRED_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// The close code for a missing, invalid, expired or revoked token.
 const TOKEN_REFUSED: CloseCode = CloseCode::Other(4401);
 
+/// A session whose requests carry the `id` for their answer.
+type PlainSession = Session<Option<Box<RawValue>>>;
+
 /// Serves one WebSocket.
 pub async fn connect(req: HttpRequest, payload: Payload, worker: Data<Worker>) -> HttpResponse {
     if let Some(origin) = cors::foreign(req.headers(), &worker.config.cors) {
@@ -91,12 +94,30 @@ fn token(worker: &Worker, headers: &HeaderMap, query: &str) -> Result<Claims, To
     Credentials { auth: None, authorization, query }.claims(&worker.tokens, Absence::OfPlain)
 }
 
-async fn serve(
+/// Serves an accepted socket until its end.
+fn serve(
+    worker: Data<Worker>,
+    permit: ConnectionPermit,
+    socket: Socket,
+    token: Result<Claims, TokenRefused>,
+) -> impl Future<Output = ()> + 'static {
+    // Boxed like the last step, so that the future of the whole connection has no room for them.
+    let admitted = Box::pin(admit(worker.clone(), permit, socket, token));
+    async move {
+        let Some((mut session, mut socket)) = admitted.await else { return };
+        let mut open = worker.metrics.open(WireName::Plain);
+        let closing = run(&worker, &mut session, &mut socket, &mut open).await;
+        Box::pin(finish(session, socket, open, closing)).await;
+    }
+}
+
+/// Begins the session of a client, or rejects the client and closes its socket.
+async fn admit(
     worker: Data<Worker>,
     permit: ConnectionPermit,
     mut socket: Socket,
     token: Result<Claims, TokenRefused>,
-) {
+) -> Option<(PlainSession, Socket)> {
     let claims = match token {
         Ok(claims) => Some(claims),
         Err(refused) if worker.config.legacy_trust => {
@@ -112,36 +133,37 @@ async fn serve(
                 Some(Ok(claims)) => Some(claims),
                 None => {
                     drop(permit);
-                    return socket.close(CloseCode::Away, &EndReason::Draining.to_string()).await;
+                    socket.close(CloseCode::Away, &EndReason::Draining.to_string()).await;
+                    return None;
                 }
-                Some(Err(refused)) => return reject(&worker, socket, &refused).await,
+                Some(Err(refused)) => {
+                    reject(&worker, socket, &refused).await;
+                    return None;
+                }
             }
         }
         // Browsers cannot see an HTTP status, so accept the upgrade and close the WebSocket.
-        Err(refused) => return reject(&worker, socket, &refused).await,
+        Err(refused) => {
+            reject(&worker, socket, &refused).await;
+            return None;
+        }
     };
-    let claims = match worker.unrevoked(claims).await {
-        Ok(claims) => claims,
+    match worker.unrevoked(claims).await {
+        Ok(claims) => Some((Session::new(worker, permit, claims), socket)),
         Err(ApiError::TokenRevoked) => {
-            return reject(&worker, socket, &TokenRefused::Revoked).await;
+            reject(&worker, socket, &TokenRefused::Revoked).await;
+            None
         }
         // The client comes back.
-        Err(_) => return socket.close(CloseCode::Again, "unavailable").await,
-    };
-    let mut session = Session::new(worker.clone(), permit, claims);
-    let mut open = worker.metrics.open(WireName::Plain);
-    let closing = run(&worker, &mut session, &mut socket, &mut open).await;
-    // Boxed, so that the future of the whole connection has no room for this step.
-    Box::pin(finish(session, socket, open, closing)).await;
+        Err(_) => {
+            socket.close(CloseCode::Again, "unavailable").await;
+            None
+        }
+    }
 }
 
 /// Closes the connection, and at the same time processes all requests that were read from it.
-async fn finish(
-    mut session: Session<Option<Box<RawValue>>>,
-    mut socket: Socket,
-    open: OpenSocket,
-    closing: Closing,
-) {
+async fn finish(mut session: PlainSession, mut socket: Socket, open: OpenSocket, closing: Closing) {
     drop(open);
     let is_protocol_error = matches!(
         closing,
@@ -237,7 +259,7 @@ impl From<Closed> for Closing {
 
 async fn run(
     worker: &Worker,
-    session: &mut Session<Option<Box<RawValue>>>,
+    session: &mut PlainSession,
     socket: &mut Socket,
     open: &mut OpenSocket,
 ) -> Closing {
@@ -249,7 +271,7 @@ async fn run(
 
 async fn try_run(
     worker: &Worker,
-    session: &mut Session<Option<Box<RawValue>>>,
+    session: &mut PlainSession,
     socket: &mut Socket,
     open: &mut OpenSocket,
 ) -> Result<std::convert::Infallible, Closing> {
@@ -286,7 +308,7 @@ async fn try_run(
                         }
                     };
                     if let Some(frame) = frame {
-                        socket.feed(Frame::Text(frame)).await?;
+                        socket.feed(Frame::Text(frame))?;
                     }
                     // Write other events that are there already together with it.
                     let more = socket.buffered() < WRITE_AT_ONCE;
@@ -304,7 +326,7 @@ async fn try_run(
                                 Some(id) => ack_frame(&id, &error.to_json(worker.config.errors, None)),
                                 None => error_frame(worker, &error, "null"),
                             };
-                            socket.feed(Frame::Text(frame)).await?;
+                            socket.feed(Frame::Text(frame))?;
                         }
                     }
                     Message::Alive => {}
@@ -322,7 +344,7 @@ async fn try_run(
                     return Err(Closing::With(CloseCode::Policy, reason));
                 }
                 if now >= ping_due {
-                    socket.feed(Frame::Ping).await?;
+                    socket.feed(Frame::Ping)?;
                     ping_due = now + PING_INTERVAL;
                 }
                 timer.as_mut().reset(ping_due.min(last_received + IDLE_TIMEOUT));
@@ -365,7 +387,7 @@ const MAX_ID: usize = 256;
 /// # Errors
 /// The frame is not a request. The error comes with the `id` for the answer, if there is one.
 fn request(
-    session: &mut Session<Option<Box<RawValue>>>,
+    session: &mut PlainSession,
     text: &ByteString,
 ) -> Result<(), (ApiError, Option<Box<RawValue>>)> {
     let frame: ClientFrame<'_> = serde_json::from_str(text)

@@ -119,8 +119,8 @@ pub struct Sender(Arc<Session>);
 impl Connection {
     /// The next message. `None` when the session has ended and all messages that were read before
     /// its end were returned. Cancel-safe.
-    pub async fn recv(&mut self) -> Option<Message> {
-        self.session.receive().await
+    pub fn recv(&mut self) -> impl Future<Output = Option<Message>> {
+        self.session.receive()
     }
 
     /// A handle for sending.
@@ -152,8 +152,8 @@ impl Sender {
     }
 
     /// Waits until the client has received most of what was sent before.
-    pub async fn ready(&self) {
-        self.0.ready().await;
+    pub fn ready(&self) -> impl Future<Output = ()> {
+        self.0.ready()
     }
 
     /// Ends the session by closing its transport: clients reconnect by themselves.
@@ -165,8 +165,8 @@ impl Sender {
     }
 
     /// Resolves when the session has ended. Messages that were read before may still be received.
-    pub async fn ended(&self) {
-        self.0.wait_for_end(Side::Application).await;
+    pub fn ended(&self) -> impl Future<Output = ()> {
+        self.0.wait_for_end(Side::Application)
     }
 
     /// Why the session ended; `None` before its end.
@@ -352,7 +352,8 @@ impl<A: Application> Server<A> {
                 registry.count_unread(left);
             }
             registry.mark_ended(&session);
-            registry.remove_ended(&session).await;
+            // Boxed, so that an open connection has no room for it.
+            Box::pin(registry.remove_ended(&session)).await;
         }
     }
 
@@ -417,10 +418,15 @@ impl<'a> Parameters<'a> {
 
 impl Handshake {
     fn of(req: &HttpRequest) -> Self {
+        // A clone would keep the buffer that the whole request was read into, for as long as the
+        // session lives.
+        let copy = |value: &HeaderValue| {
+            HeaderValue::from_bytes(value.as_bytes()).expect("it was a header value before")
+        };
         Self {
             query: req.query_string().into(),
-            authorization: req.headers().get(header::AUTHORIZATION).cloned(),
-            forwarded_for: req.headers().get_all("X-Forwarded-For").cloned().collect(),
+            authorization: req.headers().get(header::AUTHORIZATION).map(copy),
+            forwarded_for: req.headers().get_all("X-Forwarded-For").map(copy).collect(),
             peer: req.peer_addr(),
         }
     }
@@ -470,4 +476,26 @@ pub fn random_id() -> String {
     let mut random = [0; 15];
     getrandom::fill(&mut random).expect("the system provides random bytes");
     URL_SAFE_NO_PAD.encode(random)
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    #[test]
+    fn a_handshake_keeps_no_part_of_the_request() {
+        let value = HeaderValue::from_static("Bearer token");
+        let req = TestRequest::default()
+            .insert_header((header::AUTHORIZATION, value.clone()))
+            .insert_header(("X-Forwarded-For", value.clone()))
+            .to_http_request();
+        let handshake = Handshake::of(&req);
+        let kept: Vec<_> = handshake.authorization.iter().chain(&handshake.forwarded_for).collect();
+        assert_eq!(kept, [&value, &value]);
+        for kept in kept {
+            assert_ne!(kept.as_bytes().as_ptr(), value.as_bytes().as_ptr());
+        }
+    }
 }

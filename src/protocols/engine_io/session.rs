@@ -98,9 +98,6 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 struct Wakers(Vec<Waker>);
 
-/// An empty incoming queue with more capacity than this is freed: most sessions are idle.
-const MAX_IDLE_INCOMING: usize = 4;
-
 /// The session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the session has ended")]
@@ -181,16 +178,15 @@ impl Session {
     }
 
     /// Waits until little is queued, that is, until the client has received what was sent before.
-    pub(super) async fn ready(&self) {
+    pub(super) fn ready(&self) -> impl Future<Output = ()> {
         self.wait_for(Side::Application, |state| {
             (state.has_little_queued(&self.config) || state.end.is_some()).then_some(())
         })
-        .await;
     }
 
     /// The next message for the application. `None` when the session has ended and all messages
     /// that were read before were returned.
-    pub(super) async fn receive(&self) -> Option<Message> {
+    pub(super) fn receive(&self) -> impl Future<Output = Option<Message>> {
         self.wait_for(Side::Application, |state| {
             let Some(message) = state.incoming.pop_front() else {
                 return (state.end.is_some() && state.receivers == 0).then_some(None);
@@ -198,12 +194,12 @@ impl Session {
             if state.incoming.len() + 1 == self.config.incoming {
                 state.wake(Side::Transport);
             }
-            if state.incoming.is_empty() && state.incoming.capacity() > MAX_IDLE_INCOMING {
+            if state.incoming.is_empty() {
+                // Free the memory: most sessions are idle.
                 state.incoming = VecDeque::new();
             }
             Some(Some(message))
         })
-        .await
     }
 
     /// Queues a message, if there is one, for the application. The bound is only checked before the
@@ -224,12 +220,11 @@ impl Session {
     }
 
     /// Waits until a transport may read more, or the session has ended.
-    pub(super) async fn wait_for_room(&self) {
+    pub(super) fn wait_for_room(&self) -> impl Future<Output = ()> {
         self.wait_for(Side::Transport, |state| {
             let has_room = state.incoming.len() < self.config.incoming;
             (has_room || state.end.is_some()).then_some(())
         })
-        .await;
     }
 
     /// Registers a transport that may bring messages. Until the result is dropped, the application
@@ -253,17 +248,20 @@ impl Session {
     }
 
     /// Waits for the end of the session.
-    pub(super) async fn wait_for_end(&self, side: Side) {
-        self.wait_for(side, |state| state.end.is_some().then_some(())).await;
+    pub(super) fn wait_for_end(&self, side: Side) -> impl Future<Output = ()> {
+        self.wait_for(side, |state| state.end.is_some().then_some(()))
     }
 
     /// Waits until `look` returns a value. No change between the check and the wait is missed.
-    pub(super) async fn wait_for<T>(
+    ///
+    /// Not an `async fn`, and neither are those that only call it: each would keep its arguments
+    /// twice, in every connection.
+    pub(super) fn wait_for<T>(
         &self,
         side: Side,
         mut look: impl FnMut(&mut State) -> Option<T>,
-    ) -> T {
-        poll_fn(|context| {
+    ) -> impl Future<Output = T> {
+        poll_fn(move |context| {
             let mut state = self.state();
             match look(&mut state) {
                 Some(found) => Poll::Ready(found),
@@ -273,7 +271,6 @@ impl Session {
                 }
             }
         })
-        .await
     }
 
     /// Ends the session, unless it has ended before. `final_packet` is the response to the pending
@@ -417,6 +414,8 @@ impl State {
 impl Wakers {
     fn add(&mut self, waker: &Waker) {
         if !self.0.iter().any(|known| known.will_wake(waker)) {
+            // One or two tasks wait in an open connection.
+            self.0.reserve_exact(1);
             self.0.push(waker.clone());
         }
     }

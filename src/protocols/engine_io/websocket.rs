@@ -147,10 +147,10 @@ async fn run_transport(
     socket: &mut Socket,
     open: Option<Packet>,
 ) -> Result<Infallible, CloseReason> {
-    if let Some(open) = open {
-        socket.feed(open.into()).await.map_err(|closed| reason_of(&closed))?;
-    }
     let writer = socket.opened().await.map_err(|closed| reason_of(&closed))?;
+    if let Some(open) = open {
+        socket.feed(open.into()).map_err(|closed| reason_of(&closed))?;
+    }
     loop {
         let unwritten = socket.buffered();
         let has_room = unwritten < WRITE_AT_ONCE;
@@ -168,7 +168,7 @@ async fn run_transport(
                 // Write the other queued packets together with this one.
                 let mut next = Some(packet.ok_or(CloseReason::Server)?);
                 while let Some(packet) = next {
-                    socket.feed(packet.into()).await.map_err(|closed| reason_of(&closed))?;
+                    socket.feed(packet.into()).map_err(|closed| reason_of(&closed))?;
                     let more = socket.buffered() < WRITE_AT_ONCE;
                     next = more.then(|| session.state().take_packet(&session.config)).flatten();
                 }

@@ -25,7 +25,7 @@ use crate::protocols::engine_io::{
     self, CloseReason, ConnectError, Connection, Handshake, Message, Rejection,
     packet::Packet as EnginePacket,
 };
-use packet::{Arguments, AttachmentLimits, Body, Decoder, InvalidPacket, Packet};
+use packet::{Arguments, AttachmentLimits, Body, Decoder, InvalidPacket, MAIN, Packet};
 
 /// How many events of one namespace may wait for its application.
 const MAX_EVENTS: usize = 16;
@@ -158,8 +158,8 @@ impl ConnectRequest {
 impl Socket {
     /// The next event. `None` when the client has left or the connection has ended, and all earlier
     /// events were returned. Cancel-safe.
-    pub async fn recv(&mut self) -> Option<Event> {
-        poll_fn(|context| self.events.poll_take(context)).await
+    pub fn recv(&mut self) -> impl Future<Output = Option<Event>> {
+        poll_fn(|context| self.events.poll_take(context))
     }
 
     /// Why the connection ended; `None` before its end.
@@ -298,8 +298,8 @@ async fn serve<A: Application>(mut connection: Connection, application: Rc<A>, c
                     deadline = Instant::now() + config.attachments_timeout;
                 }
             }
-            // The timer is created only when it is needed.
-            () = async { sleep_until(deadline).await }, if late => {
+            // The timer is allocated only when it is needed.
+            () = async { Box::pin(sleep_until(deadline)).await }, if late => {
                 // The client may have been admitted since.
                 if is_late(&namespaces, &decoder) {
                     sender.close(CloseReason::Parse);
@@ -378,6 +378,11 @@ impl<A: Application> Namespaces<A> {
             return;
         }
         let known = self.application.has(&namespace);
+        // Copied, since it may be a part of a frame, which it would keep for as long as it is open.
+        let namespace = match &*namespace {
+            MAIN => ByteString::from_static(MAIN),
+            other => ByteString::from(other.to_owned()),
+        };
         let events = Rc::<EventQueue>::default();
         let state = Rc::new(State { admitted: Rc::clone(&self.admitted), left: Cell::default() });
         let socket = Socket {

@@ -211,7 +211,8 @@ impl Socket {
     pub async fn advance(&mut self, receive: bool) -> Result<Progress, Closed> {
         match &mut self.0 {
             Implementation::Owned(socket) => socket.advance(receive).await,
-            Implementation::Managed(socket) => socket.advance(receive).await,
+            // Boxed, so that the future of an owned socket has no room for this one.
+            Implementation::Managed(socket) => Box::pin(socket.advance(receive)).await,
         }
     }
 
@@ -221,7 +222,8 @@ impl Socket {
     /// # Errors
     /// Those of [`advance`](Self::advance), or the connection is broken.
     pub async fn send(&mut self, frame: Frame) -> Result<(), Closed> {
-        self.feed(frame).await?;
+        self.opened().await?;
+        self.feed(frame)?;
         self.advance(false).await?;
         if self.is_broken() { Err(Closed::ByClient) } else { Ok(()) }
     }
@@ -255,13 +257,15 @@ impl Socket {
     }
 
     /// Queues a frame for the next [`advance`](Self::advance), so that several frames need one
-    /// write. Waits only for the upgrade.
+    /// write. Call it after [`opened`](Self::opened), or after something was received.
     ///
     /// # Errors
-    /// Those of [`advance`](Self::advance).
-    pub async fn feed(&mut self, frame: Frame) -> Result<(), Closed> {
+    /// Those of [`advance`](Self::advance), or the upgrade is not complete yet.
+    pub fn feed(&mut self, frame: Frame) -> Result<(), Closed> {
         match &mut self.0 {
-            Implementation::Owned(socket) => socket.feed(frame).await,
+            Implementation::Owned(socket) => {
+                socket.writer().map_or(Err(Closed::ByClient), |writer| writer.feed(frame))
+            }
             Implementation::Managed(socket) => {
                 socket.feed(frame);
                 Ok(())

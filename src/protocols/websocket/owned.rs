@@ -16,7 +16,7 @@ use tokio::time::{Sleep, sleep_until, timeout};
 
 use super::handover::Connection;
 use super::write_handle::WriteHandle;
-use super::{Closed, Frame, Message, Progress, WRITE_DEADLINE};
+use super::{Closed, Message, Progress, WRITE_DEADLINE};
 
 /// How many bytes are read at once.
 const READ: usize = 16 * 1024;
@@ -77,10 +77,6 @@ impl OwnedSocket {
     pub(super) async fn advance(&mut self, receive: bool) -> Result<Progress, Closed> {
         let open = self.open().await.ok_or(Closed::ByClient)?;
         poll_fn(|context| open.poll_advance(context, receive)).await
-    }
-
-    pub(super) async fn feed(&mut self, frame: Frame) -> Result<(), Closed> {
-        self.opened().await?.feed(frame)
     }
 
     pub(super) async fn opened(&mut self) -> Result<&WriteHandle, Closed> {
