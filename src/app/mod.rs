@@ -25,7 +25,7 @@ use crate::models::failure;
 use crate::mongod::{InstallError, MongodError};
 use crate::routes;
 use crate::server;
-use crate::server::capacity::{Capacity, raise_open_files};
+use crate::server::capacity::{Capacity, Pools, raise_open_files};
 use crate::sessions::registry::SessionRegistry;
 
 use database::MongodTask;
@@ -110,13 +110,14 @@ impl Application {
         warn_if_weak(&secret);
         let uri = MongoUri::parse(uri.expose_secret())?;
         database::log_uri(&uri);
-        let capacity = capacity(&config, uri.pool_size.unwrap_or(POOL_SIZE));
+        let capacity = capacity(&config, uri.pool_size);
         let listener = address::listen(config.host, config.port)?;
         let addr = listener.local_addr().map_err(StartError::Server)?;
         let (connector, listens_already) = match name::connector(&uri).await? {
             Some(connector) => (connector, false),
             None => (name::wait_for(&uri, &config, &listener, capacity).await?, true),
         };
+        let connector = connector.with_pools_of(capacity.pool);
 
         let (demo, shutdown_timeout) = (config.demo, config.shutdown_timeout);
         let parts = Parts::new(config, connector, &secret, capacity)?;
@@ -205,13 +206,20 @@ impl Application {
 
 /// The number of connections that the limit of open files allows. Logs it if the configuration asks
 /// for more.
-fn capacity(config: &Config, pool_size: u32) -> Capacity {
+fn capacity(config: &Config, pool_size: Option<u32>) -> Capacity {
     let files = raise_open_files();
     // One pool for each worker, one for the feed and one for the preparation of the database.
-    let pools = (config.workers + 2).saturating_mul(pool_size as usize);
+    let size = pool_size.unwrap_or(POOL_SIZE) as usize;
+    let pools = Pools { number: config.workers + 2, size };
     let wanted = config.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS);
     let capacity = Capacity::within(files, pools, wanted);
-    let Capacity { sockets, .. } = capacity;
+    let Capacity { sockets, pool, .. } = capacity;
+    if pool_size.is_some() && pool < size {
+        log::warn!(
+            "maxPoolSize is {size}, but only {files} files may be open, so each pool has at most \
+             {pool} connections. Raise the hard limit (ulimit -Hn, LimitNOFILE) or lower maxPoolSize"
+        );
+    }
     match config.max_connections {
         Some(wanted) if sockets < wanted => log::warn!(
             "MAX_CONNECTIONS is {wanted}, but only {files} files may be open, so {sockets} sockets \

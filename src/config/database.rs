@@ -48,6 +48,14 @@ impl Connector {
         Ok(Self { options, database: uri.database.clone() })
     }
 
+    /// With at most so many connections in each pool.
+    pub fn with_pools_of(mut self, most: usize) -> Self {
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        self.options.max_pool_size = Some(most);
+        self.options.min_pool_size = self.options.min_pool_size.map(|least| least.min(most));
+        self
+    }
+
     /// A database handle with its own connections, which are opened when they are needed.
     ///
     /// # Errors

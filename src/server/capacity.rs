@@ -27,18 +27,35 @@ pub struct Capacity {
     /// TCP connections beyond those that may wait for a worker. They are not counted yet, but each
     /// has a file.
     pub waiting: usize,
+    /// Connections of each pool to the database.
+    pub pool: usize,
+}
+
+/// The pools of connections to the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pools {
+    /// How many there are.
+    pub number: usize,
+    /// How many connections each should have at most.
+    pub size: usize,
 }
 
 impl Capacity {
-    /// The capacity with `files` open files and `pools` connections to the database, for at most
-    /// `wanted` sockets. A client that polls needs up to two connections.
-    pub fn within(files: usize, pools: usize, wanted: usize) -> Self {
+    /// The capacity with `files` open files and these pools, for at most `wanted` sockets. A client
+    /// that polls needs up to two connections. Where few files may be open, the pools are smaller,
+    /// too: a process with many requests at once opens as many connections as they allow.
+    pub fn within(files: usize, pools: Pools, wanted: usize) -> Self {
         let waiting = WAITING.min(files / 16);
-        let free = files - (OWN_FILES + pools + waiting).min(files / 4);
+        let all = OWN_FILES + pools.number.saturating_mul(pools.size) + waiting;
+        let taken = all.min(files / 4);
+        let own = OWN_FILES.min(taken / 2);
+        let left = taken.saturating_sub(own + waiting) / pools.number.max(1);
+        let pool = pools.size.min(left).max(1);
+        let free = files - taken;
         let reserve = RESERVE.min(files / 4);
         let sockets = wanted.min(free - reserve);
         let connections = free.min(sockets.saturating_mul(2).saturating_add(reserve));
-        Self { sockets, for_sockets: connections - reserve / 2, connections, waiting }
+        Self { sockets, for_sockets: connections - reserve / 2, connections, waiting, pool }
     }
 }
 
@@ -62,28 +79,33 @@ pub fn raise_open_files() -> usize {
 mod tests {
     use super::*;
 
+    const POOLS: Pools = Pools { number: 3, size: 64 };
+
     #[test]
     fn what_fits_is_granted() {
-        let capacity = Capacity::within(1 << 20, 192, 50_000);
-        assert_eq!(capacity.sockets, 50_000);
+        let capacity = Capacity::within(1 << 20, POOLS, 50_000);
+        assert_eq!((capacity.sockets, capacity.pool), (50_000, 64));
         assert_eq!((capacity.for_sockets, capacity.connections), (100_512, 101_024));
-        assert_eq!(Capacity::within(usize::MAX, 192, 10_000_000).sockets, 10_000_000);
+        assert_eq!(Capacity::within(usize::MAX, POOLS, 10_000_000).sockets, 10_000_000);
     }
 
     #[test]
     fn what_does_not_is_lowered() {
-        let capacity = Capacity::within(20_000, 192, 50_000);
-        assert_eq!(capacity.sockets, 17_632);
+        let capacity = Capacity::within(20_000, POOLS, 50_000);
+        assert_eq!((capacity.sockets, capacity.pool), (17_632, 64));
         assert_eq!((capacity.for_sockets, capacity.connections), (18_144, 18_656));
     }
 
     #[test]
     fn something_is_left_of_any_limit() {
         for files in [8, 64, 256, 1_024, 4_096] {
-            let Capacity { sockets, for_sockets, connections, waiting } =
-                Capacity::within(files, 4_160, 50_000);
+            let pools = Pools { number: 5, size: 500 };
+            let Capacity { sockets, for_sockets, connections, waiting, pool } =
+                Capacity::within(files, pools, 50_000);
             assert!(0 < sockets && sockets <= for_sockets, "{files}");
             assert!(for_sockets < connections && connections + waiting < files, "{files}");
+            let pooled = pool * pools.number;
+            assert!(files < 64 || connections + waiting + pooled < files, "{files}");
         }
     }
 }

@@ -340,9 +340,13 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::server::capacity::Pools;
 
     fn registry(max_sessions: usize, max_per_address: usize) -> Arc<SessionRegistry> {
-        Arc::new(SessionRegistry::new(Capacity::within(1 << 20, 0, max_sessions), max_per_address))
+        Arc::new(SessionRegistry::new(
+            Capacity::within(1 << 20, Pools { number: 0, size: 0 }, max_sessions),
+            max_per_address,
+        ))
     }
 
     fn address(last: u8) -> Address {
