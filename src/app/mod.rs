@@ -123,9 +123,9 @@ impl Application {
         let parts = Parts::new(config, connector, &secret, capacity)?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         parts.run(&tasks, &stop);
-        // Wait for the feed, so that the first clients get positions; but not long, because MongoDB
-        // may be down.
-        let _ = tokio::time::timeout(FEED_START_TIMEOUT, parts.feed.started()).await;
+        // Wait for the feed, so that the first clients get positions, and cost no query each when
+        // all come back at once; but not long, because MongoDB may be down.
+        let _ = tokio::time::timeout(FEED_START_TIMEOUT, parts.feed.ready()).await;
 
         let options = server::Options {
             workers: parts.config.workers,

@@ -15,7 +15,8 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use bson::{DateTime, doc};
-use tokio::time::{sleep, timeout};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::event::Event;
 use super::ring::Batch;
@@ -59,6 +60,8 @@ pub struct Revoked {
     /// read.
     epoch: AtomicU64,
     read: AtomicU64,
+    /// Notified when the collection was read.
+    on_read: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +95,7 @@ impl Revoked {
             current_until: AtomicU64::new(0),
             epoch: AtomicU64::new(1),
             read: AtomicU64::new(0),
+            on_read: Notify::new(),
         }
     }
 
@@ -149,6 +153,17 @@ impl Revoked {
     /// The stream begins anew: what happened meanwhile has to be read from the collection.
     pub(super) fn begin(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Waits until the collection was read.
+    async fn wait_until_read(&self) {
+        loop {
+            let read = self.on_read.notified();
+            if self.is_read() {
+                return;
+            }
+            read.await;
+        }
     }
 
     fn is_read(&self) -> bool {
@@ -212,10 +227,17 @@ impl Known {
 }
 
 impl Feed {
+    /// Waits until rooms can be joined, and the database need not be asked about each token.
+    pub async fn ready(&self) {
+        self.started().await;
+        self.revoked.wait_until_read().await;
+    }
+
     /// Keeps the set and the clock, for ever.
     pub(super) async fn run_revocations(&self) {
         let mut newest = None;
         let mut sampled: Option<Instant> = None;
+        let mut phases = self.phase.subscribe();
         loop {
             if sampled.is_none_or(|at| at.elapsed() >= SAMPLE) && self.sample_clock().await {
                 sampled = Some(Instant::now());
@@ -225,7 +247,9 @@ impl Feed {
                 self.read_revocations(&mut newest).await;
             }
             self.revoked.forget_old();
-            sleep(POLL).await;
+            // When the stream has begun, read at once: until then the database is asked about every
+            // token, and after a start all clients come back.
+            let _ = timeout(POLL, phases.changed()).await;
         }
     }
 
@@ -270,9 +294,9 @@ impl Feed {
         self.tell_revoked(new);
         revoked.forget_old();
         revoked.read.store(epoch, Ordering::SeqCst);
-        if self.polls() {
-            revoked.is_heard();
-        }
+        // What the collection has now is as good as what the stream has brought up to now.
+        revoked.is_heard();
+        revoked.on_read.notify_waiters();
     }
 
     /// Lets the hubs end the sessions of revoked tokens.
