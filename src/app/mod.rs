@@ -204,8 +204,8 @@ impl Application {
     }
 }
 
-/// The number of connections that the limit of open files allows. Logs it if the configuration asks
-/// for more.
+/// How many connections, to clients and to the database, the limit of open files allows. Logs it if
+/// the configuration asks for more.
 fn capacity(config: &Config, pool_size: Option<u32>) -> Capacity {
     let files = raise_open_files();
     // One pool for each worker, one for the feed and one for the preparation of the database.
@@ -216,8 +216,8 @@ fn capacity(config: &Config, pool_size: Option<u32>) -> Capacity {
     let Capacity { sockets, pool, .. } = capacity;
     if pool_size.is_some() && pool < size {
         log::warn!(
-            "maxPoolSize is {size}, but only {files} files may be open, so each pool has at most \
-             {pool} connections. Raise the hard limit (ulimit -Hn, LimitNOFILE) or lower maxPoolSize"
+            "Each pool has at most {pool} connections to MongoDB instead of {size}, because only \
+             {files} files may be open. Raise the hard limit (ulimit -Hn, LimitNOFILE) for more"
         );
     }
     match config.max_connections {

@@ -15,8 +15,9 @@ use super::uri::MongoUri;
 /// logged error of a request names the servers and not only a timeout.
 const SERVER_SELECTION: Duration = Duration::from_millis(4_200);
 
-/// Connections per client. Each worker has a client, and the feed has one. A worker runs on one
-/// thread, so more operations at once would not make it faster.
+/// The most connections per client; fewer where few files may be open. Each worker has a client,
+/// the feed has one, and so has what runs in the background. A worker runs on one thread, so more
+/// operations at once would not make it faster.
 pub const POOL_SIZE: u32 = 64;
 
 /// The parsed options of the connection. Each worker makes a client of its own from them, since a
@@ -86,5 +87,18 @@ pub fn certificate_hint(error: &str) -> Option<&'static str> {
         )
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pools_have_at_most_what_fits() {
+        let uri = "mongodb://127.0.0.1/chat?maxPoolSize=10&minPoolSize=8";
+        let connector = Connector::new(&MongoUri::parse(uri).unwrap()).await.unwrap();
+        let options = connector.with_pools_of(4).options;
+        assert_eq!((options.max_pool_size, options.min_pool_size), (Some(4), Some(4)));
     }
 }

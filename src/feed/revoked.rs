@@ -146,8 +146,14 @@ impl Revoked {
 
     /// The stream has brought everything up to now.
     pub(super) fn is_heard(&self) {
-        let until = self.started.elapsed() + CURRENT;
-        self.current_until.store(millis(until), Ordering::Relaxed);
+        self.is_current_at(Instant::now());
+    }
+
+    /// The set had everything at this moment.
+    fn is_current_at(&self, at: Instant) {
+        let until = at.saturating_duration_since(self.started) + CURRENT;
+        // A slow query must not take back what the stream has said meanwhile.
+        self.current_until.fetch_max(millis(until), Ordering::Relaxed);
     }
 
     /// The stream begins anew: what happened meanwhile has to be read from the collection.
@@ -277,6 +283,7 @@ impl Feed {
                 revoked.clock.millis().saturating_sub(kept.saturating_mul(1000))
             }
         };
+        let asked = Instant::now();
         let reading = self.revocations.since(DateTime::from_millis(from), MOST);
         let recent = match timeout(QUERY_TIMEOUT, reading).await {
             Ok(Ok(recent)) => recent,
@@ -293,9 +300,9 @@ impl Feed {
         }
         self.tell_revoked(new);
         revoked.forget_old();
+        // What was read is as good as what the stream had brought when the query was sent.
+        revoked.is_current_at(asked);
         revoked.read.store(epoch, Ordering::SeqCst);
-        // What the collection has now is as good as what the stream has brought up to now.
-        revoked.is_heard();
         revoked.on_read.notify_waiters();
     }
 

@@ -8,8 +8,12 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Files of the process itself: its log, the listener, the event queues of the runtimes, the pipes
-/// of the embedded MongoDB, and connections that monitor the nodes of a replica set.
+/// of the embedded MongoDB, and connections that monitor the nodes of a replica set, for some ten
+/// workers.
 const OWN_FILES: usize = 128;
+/// A pool has at least so many connections. Those of the feed and of the background need three: a
+/// change stream or another cursor that waits for the next event keeps one busy.
+const LEAST_POOL: usize = 4;
 /// Connections that the system has accepted but no worker has taken yet.
 const WAITING: usize = 1_024;
 /// Connections beyond those of the sockets. Half of them are for requests only.
@@ -27,7 +31,7 @@ pub struct Capacity {
     /// TCP connections beyond those that may wait for a worker. They are not counted yet, but each
     /// has a file.
     pub waiting: usize,
-    /// Connections of each pool to the database.
+    /// The most connections of each pool to the database.
     pub pool: usize,
 }
 
@@ -43,15 +47,17 @@ pub struct Pools {
 impl Capacity {
     /// The capacity with `files` open files and these pools, for at most `wanted` sockets. A client
     /// that polls needs up to two connections. Where few files may be open, the pools are smaller,
-    /// too: a process with many requests at once opens as many connections as they allow.
+    /// too, because with many requests at once each pool opens all of its connections.
     pub fn within(files: usize, pools: Pools, wanted: usize) -> Self {
         let waiting = WAITING.min(files / 16);
-        let all = OWN_FILES + pools.number.saturating_mul(pools.size) + waiting;
-        let taken = all.min(files / 4);
-        let own = OWN_FILES.min(taken / 2);
-        let left = taken.saturating_sub(own + waiting) / pools.number.max(1);
-        let pool = pools.size.min(left).max(1);
-        let free = files - taken;
+        let own = OWN_FILES.min(files / 8);
+        let left = (files / 4).saturating_sub(own + waiting) / pools.number.max(1);
+        let pool = pools.size.min(left.max(LEAST_POOL)).max(1);
+        let all =
+            |own: usize, pool| pools.number.saturating_mul(pool).saturating_add(own + waiting);
+        let wished = all(OWN_FILES, pools.size).min(files / 4);
+        // With very many workers, sockets give way to their pools.
+        let free = files - wished.max(all(own, pool)).min(files / 2);
         let reserve = RESERVE.min(files / 4);
         let sockets = wanted.min(free - reserve);
         let connections = free.min(sockets.saturating_mul(2).saturating_add(reserve));
@@ -98,14 +104,27 @@ mod tests {
 
     #[test]
     fn something_is_left_of_any_limit() {
-        for files in [8, 64, 256, 1_024, 4_096] {
-            let pools = Pools { number: 5, size: 500 };
+        let pools = Pools { number: 5, size: 500 };
+        for files in [8, 64, 256, 1_024, 4_096, 65_536] {
             let Capacity { sockets, for_sockets, connections, waiting, pool } =
                 Capacity::within(files, pools, 50_000);
             assert!(0 < sockets && sockets <= for_sockets, "{files}");
             assert!(for_sockets < connections && connections + waiting < files, "{files}");
-            let pooled = pool * pools.number;
-            assert!(files < 64 || connections + waiting + pooled < files, "{files}");
+            let others = OWN_FILES.min(files / 8) + waiting + pool * pools.number;
+            assert!(files < 64 || connections + others <= files, "{files}");
         }
+        for files in 0..8 {
+            Capacity::within(files, pools, 50_000);
+        }
+        Capacity::within(1_024, Pools { number: usize::MAX, size: usize::MAX }, usize::MAX);
+    }
+
+    #[test]
+    fn pools_are_smaller_where_few_files_may_be_open() {
+        let pool =
+            |files, number, size| Capacity::within(files, Pools { number, size }, 50_000).pool;
+        assert_eq!([256, 1_024, 4_096, 20_000].map(|files| pool(files, 4, 64)), [4, 16, 64, 64]);
+        assert_eq!(pool(1_024, 34, 64), LEAST_POOL, "many workers");
+        assert_eq!(pool(256, 3, 2), 2, "as the operator wants it");
     }
 }

@@ -25,7 +25,7 @@ use crate::protocols::engine_io::{
     self, CloseReason, ConnectError, Connection, Handshake, Message, Rejection,
     packet::Packet as EnginePacket,
 };
-use packet::{Arguments, AttachmentLimits, Body, Decoder, InvalidPacket, MAIN, Packet};
+use packet::{Arguments, AttachmentLimits, Body, Decoder, InvalidPacket, Packet};
 
 /// How many events of one namespace may wait for its application.
 const MAX_EVENTS: usize = 16;
@@ -378,11 +378,6 @@ impl<A: Application> Namespaces<A> {
             return;
         }
         let known = self.application.has(&namespace);
-        // Copied, since it may be a part of a frame, which it would keep for as long as it is open.
-        let namespace = match &*namespace {
-            MAIN => ByteString::from_static(MAIN),
-            other => ByteString::from(other.to_owned()),
-        };
         let events = Rc::<EventQueue>::default();
         let state = Rc::new(State { admitted: Rc::clone(&self.admitted), left: Cell::default() });
         let socket = Socket {

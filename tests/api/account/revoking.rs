@@ -151,12 +151,14 @@ async fn revoked_tokens_stay_revoked_after_a_restart() {
     let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
     let (ada, bob) = (server.register("ada").await, server.register("bob").await);
     let (ada_token, bob_token) = (ada.token.clone(), bob.token.clone());
+    let eve_token = server.register("eve").await.token.clone();
     let old = token_for(&ada.id, 1_000_000);
     log_out_everywhere(&server, &ada_token).await;
     log_out(&server, &bob_token).await;
     server.stop().await;
     let server = TestServer::start_with(&[("MONGO_URI", &uri)]).await;
     // From the first request on, and without a query, since the set was read before.
+    assert_eq!(refusal(&server, &eve_token).await, "");
     for token in [&ada_token, &bob_token, &old] {
         assert_eq!(refusal(&server, token).await, "token_revoked");
         let mut socket = Socket::connect(&server, token).await;
