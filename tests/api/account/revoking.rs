@@ -347,8 +347,6 @@ async fn while_the_stream_is_silent_the_database_is_asked() {
     let asked = async || metric(slow.addr, "chat_revocation_queries_total").await;
     let before = asked().await;
     neighbour.hold_slow_back(Duration::from_secs(8)).await;
-    // A request of the stream that was under way is answered within half a second.
-    tokio::time::sleep(Duration::from_millis(600)).await;
     log_out_everywhere(&quick, &ada.token).await;
     eventually_within(IN_TIME, "it is refused where nothing was heard", async || {
         refusal(&slow, &ada.token).await == "token_revoked"

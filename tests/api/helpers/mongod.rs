@@ -168,6 +168,9 @@ impl Neighbour {
             "maxTimeMS": 10_000,
         };
         self.admin().run_command(entered).await.unwrap();
+        // That may have been another cursor. A request of the stream that was under way is answered
+        // within half a second, and would still bring what comes now.
+        tokio::time::sleep(Duration::from_millis(600)).await;
     }
 
     /// The database `admin`.
