@@ -420,13 +420,11 @@ impl Handshake {
     fn of(req: &HttpRequest) -> Self {
         // A clone would keep the buffer that the whole request was read into, for as long as the
         // session lives.
-        let copy = |value: &HeaderValue| {
-            HeaderValue::from_bytes(value.as_bytes()).expect("it was a header value before")
-        };
+        let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
         Self {
             query: req.query_string().into(),
-            authorization: req.headers().get(header::AUTHORIZATION).map(copy),
-            forwarded_for: req.headers().get_all("X-Forwarded-For").map(copy).collect(),
+            authorization: req.headers().get(header::AUTHORIZATION).and_then(copy),
+            forwarded_for: req.headers().get_all("X-Forwarded-For").filter_map(copy).collect(),
             peer: req.peer_addr(),
         }
     }
