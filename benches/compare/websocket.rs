@@ -11,6 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Poll, ready};
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -113,6 +115,9 @@ impl Socket {
         if let Some(buffer) = source.buffer {
             socket.set_recv_buffer_size(buffer)?;
         }
+        // The kernel chooses the port when it connects. When it binds, it would look through all
+        // sockets that were closed in the last minute.
+        setsockopt(&socket, IpBindAddressNoPort, &true)?;
         socket.bind(SocketAddr::new(IpAddr::V4(source.address), 0))?;
         let mut stream = socket.connect(addr).await?;
         stream.set_nodelay(true)?;
