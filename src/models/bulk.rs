@@ -1,13 +1,15 @@
-//! Reading and replacing many messages in one operation.
+//! Reads and writes many documents in one operation.
 //!
 //! MongoDB's `update` takes many statements, but says only how many documents they matched, not
-//! which. Nearly always all did. Otherwise the documents are read again: each says whether its
-//! replacement was stored.
+//! which. For replacements, nearly always all did. Otherwise the documents are read again: each
+//! says whether its replacement was stored.
 
 use std::collections::HashMap;
 
 use bson::oid::ObjectId;
-use bson::{Bson, Document, RawArrayBuf, RawDocument, RawDocumentBuf, doc, rawdoc};
+use bson::{
+    Bson, Document, RawArray, RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, doc, rawdoc,
+};
 use mongodb::error::Error;
 use mongodb::options::ReadConcern;
 use mongodb::{Collection, Cursor, Database};
@@ -52,12 +54,14 @@ pub(super) struct Replacement {
 /// Whether each replacement was stored. One whose document has changed meanwhile is not.
 type Replaced = Vec<Result<bool, StoreError>>;
 
-/// What one operation has done.
-struct Reply {
-    /// How many documents were matched and replaced.
-    matched: usize,
-    /// The statements that failed.
-    failed: Vec<usize>,
+/// What [`update_all`] has done.
+pub(super) struct Updated {
+    /// How many documents were matched, by the last attempt.
+    pub matched: usize,
+    /// The indexes of the statements that failed.
+    pub failed: Vec<usize>,
+    /// Whether a first attempt failed, which may have updated some of the documents.
+    pub is_repeated: bool,
 }
 
 /// Replaces messages, confirmed by a majority of the replica set.
@@ -101,15 +105,12 @@ async fn replace_together(
     collection: &Collection<RawDocumentBuf>,
     all: &[Replacement],
 ) -> Result<Replaced, StoreError> {
-    let (reply, is_first) = match update(database, collection.name(), all).await {
-        Ok(reply) => (reply, true),
-        // As the driver does with its own writes. What the first attempt has replaced is not
-        // matched again.
-        Err(StoreError::Unavailable(error)) if failure::is_transient(&error) => {
-            (update(database, collection.name(), all).await?, false)
-        }
-        Err(error) => return Err(error),
-    };
+    let mut statements = RawArrayBuf::new();
+    for Replacement { guard, new, .. } in all {
+        statements.push(rawdoc! { "q": encode(guard)?, "u": new.clone() });
+    }
+    // What the first of two attempts has replaced is not matched again.
+    let reply = update_all(database, collection.name(), statements).await?;
     let mut replaced: Replaced = all.iter().map(|_| Ok(true)).collect();
     if reply.matched + reply.failed.len() < all.len() {
         let ids: Vec<_> = all.iter().map(|one| one.id).collect();
@@ -119,8 +120,8 @@ async fn replace_together(
         let uncertain = found.iter().filter(|state| state.is_none()).count();
         // The statements that matched, but whose documents are gone again.
         let overtaken = match reply.matched.checked_sub(certain) {
-            Some(0) if is_first => Some(false),
-            Some(count) if is_first && count == uncertain => Some(true),
+            Some(0) if !reply.is_repeated => Some(false),
+            Some(count) if !reply.is_repeated && count == uncertain => Some(true),
             _ => None,
         };
         for (result, state) in replaced.iter_mut().zip(found) {
@@ -136,22 +137,46 @@ async fn replace_together(
     Ok(replaced)
 }
 
+/// Encodes a document.
+///
+/// # Errors
+/// It cannot be encoded, for example because it is too large.
+pub(super) fn encode(document: &Document) -> Result<RawDocumentBuf, StoreError> {
+    let encoded = RawDocumentBuf::try_from(document);
+    encoded.map_err(|error| StoreError::Database(Error::custom(error.to_string())))
+}
+
+/// Runs these statements, `{q, u}` each, confirmed by a majority of the replica set. If the
+/// connection breaks, or the primary changes, all of them are run once more. So a statement must
+/// not match a document that it has updated already.
+///
+/// # Errors
+/// The database failed. Which of the documents were updated is unknown.
+pub(super) async fn update_all(
+    database: &Database,
+    collection: &str,
+    statements: RawArrayBuf,
+) -> Result<Updated, StoreError> {
+    match update(database, collection, &statements).await {
+        Err(StoreError::Unavailable(error)) if failure::is_worth_repeating(&error) => {
+            let updated = update(database, collection, &statements).await?;
+            Ok(Updated { is_repeated: true, ..updated })
+        }
+        result => result,
+    }
+}
+
 async fn update(
     database: &Database,
     collection: &str,
-    all: &[Replacement],
-) -> Result<Reply, StoreError> {
-    let mut updates = RawArrayBuf::new();
-    for Replacement { guard, new, .. } in all {
-        let guard = RawDocumentBuf::try_from(guard).map_err(|error| failed(&error))?;
-        updates.push(rawdoc! { "q": guard, "u": new.clone() });
-    }
-    let command = rawdoc! {
+    statements: &RawArray,
+) -> Result<Updated, StoreError> {
+    let mut command = rawdoc! {
         "update": collection,
-        "updates": updates,
         "ordered": false,
         "writeConcern": { "w": "majority" },
     };
+    command.append(bson::cstr!("updates"), RawBsonRef::Array(statements));
     let reply = database.run_raw_command(command).await?;
     if let Ok(unconfirmed) = reply.get_document("writeConcernError") {
         return Err(StoreError::Unavailable(Error::custom(unconfirmed.to_string())));
@@ -159,9 +184,10 @@ async fn update(
     let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
     let indexes = errors.iter().filter_map(Bson::as_document).map(|error| error.get_i32("index"));
     let indexes = indexes.map(|index| index.ok().and_then(|index| usize::try_from(index).ok()));
-    Ok(Reply {
+    Ok(Updated {
         matched: reply.get_i32("n").ok().and_then(|n| usize::try_from(n).ok()).unwrap_or(0),
         failed: indexes.flatten().collect(),
+        is_repeated: false,
     })
 }
 
@@ -194,8 +220,4 @@ fn version(document: &RawDocument) -> i32 {
 
 fn unknown() -> StoreError {
     StoreError::Unavailable(Error::custom("it is not known whether the message was replaced"))
-}
-
-fn failed(error: &bson::error::Error) -> StoreError {
-    StoreError::Database(Error::custom(error.to_string()))
 }

@@ -123,6 +123,17 @@ pub(super) fn is_transient(error: &Error) -> bool {
         .any(|label| error.contains_label(label))
 }
 
+/// Whether an operation may succeed if it is repeated at once: the connection broke, or the member
+/// is not the primary any more. The driver repeats only its own operations, not commands.
+pub(super) fn is_worth_repeating(error: &Error) -> bool {
+    match Failure::of(error) {
+        // The driver has waited long enough for a server already.
+        Failure::Unreachable => !matches!(*error.kind, ErrorKind::ServerSelection { .. }),
+        Failure::NotPrimary => true,
+        _ => is_transient(error),
+    }
+}
+
 /// Describes an error of the driver in one sentence of a few hundred bytes at most, without values
 /// of documents.
 pub fn describe(error: &Error) -> String {

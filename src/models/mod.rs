@@ -50,7 +50,7 @@ pub use revision::Revision;
 pub use revocations::{Revocation, Revocations, Scope, TokenIdentity};
 pub use room::{Room, Rooms};
 pub use signals::SignalBundles;
-pub use socket::{Owner, SocketRecord, Sockets};
+pub use socket::{Claimed, Owner, SocketRecord, Sockets};
 pub use user::{Credentials, Users};
 
 /// Declares the id of one kind of document: an `ObjectId` that no other kind accepts.
@@ -167,7 +167,7 @@ pub struct Store {
     /// `messages`, and their idempotency keys.
     pub messages: Messages,
     /// The records of sessions whose clients may reconnect.
-    pub sockets: Sockets,
+    pub sockets: Arc<Sockets>,
     /// Private rooms and direct conversations.
     pub members_rooms: MembersRooms,
     /// Refresh tokens.
@@ -205,7 +205,7 @@ impl Store {
                 Idempotency { keys: Own::new(&database, &shared.keys) },
                 shared.message_turns.clone(),
             ),
-            sockets: Sockets { records: Own::new(&database, &shared.sockets) },
+            sockets: Arc::new(Sockets::new(Own::new(&database, &shared.sockets))),
             members_rooms: MembersRooms {
                 rooms: Own::new(&database, &shared.members_rooms),
                 members: Own::new(&database, &shared.members),

@@ -4,13 +4,26 @@
 //! room, so that no instance can forget a room that its client has joined. It belongs to one
 //! connection at a time, the newest; writes of an older connection match no record. Positions are
 //! opaque texts here.
+//!
+//! When a server or a proxy restarts, all clients resume at the same time. So what they need is
+//! read, and taken over, for many of them in one operation.
+
+use std::collections::{HashMap, HashSet};
 
 use bson::oid::ObjectId;
-use bson::{Bson, DateTime, Document, doc};
+use bson::raw::RawArrayBuf;
+use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc, rawdoc};
+use mongodb::Collection;
 use mongodb::options::ReturnDocument;
 
+use super::batcher::Batcher;
+use super::bulk::{encode, update_all};
 use super::own::{FIELD, MARK, Own, SOCKETS};
 use super::{RoomId, StoreError, UserId};
+
+/// The most bytes of a private id that is looked up; ours have 20. The records of many clients are
+/// looked up together, and MongoDB limits the size of the operation.
+const MAX_PID: usize = 64;
 
 /// The connection that a record belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,13 +50,49 @@ pub struct SocketRecord {
 }
 
 /// The [own](super::own) collection of [`SOCKETS`]:
-/// `{_id: pid, app, sid, user, owner, expires, rooms: {<id>: <position>}}`.
-#[derive(Debug, Clone)]
+/// `{_id: pid, app, sid, user, owner, expires, rooms: {<id>: <position>}}`, where `owner` is
+/// `{instance, generation}` and, after it was taken over, the id `claim` of the operation that did.
 pub struct Sockets {
-    pub(super) records: Own<Document>,
+    records: Own<Document>,
+    instances: Batcher<Session, Option<ObjectId>>,
+    claims: Batcher<Claim, Result<Claimed, StoreError>>,
+}
+
+/// The session that a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Session {
+    pid: String,
+    user: UserId,
+}
+
+/// What a connection asks for that takes a record over.
+#[derive(Debug, Clone)]
+struct Claim {
+    session: Session,
+    instance: ObjectId,
+    expires: DateTime,
+}
+
+/// The result of a [claim](Sockets::claim).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// The record, as its new owner has it.
+    Record(SocketRecord),
+    /// At the same time, another connection has taken the record over or stored it. The client
+    /// should try again.
+    Superseded,
+    /// There is no such record, or it has expired or belongs to another user.
+    Nothing,
 }
 
 impl Sockets {
+    pub(super) fn new(records: Own<Document>) -> Self {
+        let (read, claimed) = (records.clone(), records.clone());
+        let instances = Batcher::new(move |sessions| instances_of(read.clone(), sessions));
+        let claims = Batcher::new(move |claims| claim_all(claimed.clone(), claims));
+        Self { records, instances, claims }
+    }
+
     /// Whether records can be stored.
     ///
     /// # Errors
@@ -132,7 +181,7 @@ impl Sockets {
     }
 
     /// Takes a record over for a new connection of the same user, whichever connection had it
-    /// before. `None` if there is no such record, or it has expired or belongs to another user.
+    /// before.
     ///
     /// # Errors
     /// The database failed.
@@ -142,21 +191,9 @@ impl Sockets {
         user: UserId,
         instance: ObjectId,
         expires: DateTime,
-    ) -> Result<Option<SocketRecord>, StoreError> {
-        let claimed = self
-            .records
-            .get()
-            .await?
-            .find_one_and_update(
-                unexpired(pid, user),
-                doc! {
-                    "$set": { "owner.instance": instance, "expires": expires },
-                    "$inc": { "owner.generation": 1_i64 },
-                },
-            )
-            .return_document(ReturnDocument::After)
-            .await?;
-        claimed.map(|document| read(pid, user, &document)).transpose()
+    ) -> Result<Claimed, StoreError> {
+        let Some(session) = Session::new(pid, user) else { return Ok(Claimed::Nothing) };
+        self.claims.call_one(Claim { session, instance, expires }).await?
     }
 
     /// Which instance owns a record; `None` if there is no such record, or it has expired or
@@ -169,15 +206,8 @@ impl Sockets {
         pid: &str,
         user: UserId,
     ) -> Result<Option<ObjectId>, StoreError> {
-        let record = self
-            .records
-            .get()
-            .await?
-            .find_one(unexpired(pid, user))
-            .projection(doc! { "owner.instance": 1 })
-            .await?;
-        let owner = record.as_ref().and_then(|record| record.get_document("owner").ok());
-        Ok(owner.and_then(|owner| owner.get_object_id("instance").ok()))
+        let Some(session) = Session::new(pid, user) else { return Ok(None) };
+        self.instances.call_one(session).await
     }
 
     /// Those of these records, all once owned by `instance`, that now belong to another instance,
@@ -215,8 +245,126 @@ impl Sockets {
     }
 }
 
-fn unexpired(pid: &str, user: UserId) -> Document {
-    doc! { "_id": pid, "user": user.0, "expires": { "$gt": DateTime::now() } }
+async fn instances_of(
+    records: Own<Document>,
+    sessions: Vec<Session>,
+) -> Result<Vec<Option<ObjectId>>, StoreError> {
+    let collection = records.get().await?;
+    let stored = unexpired(collection, &sessions, doc! { "user": 1, "owner": 1 }).await?;
+    let instance_of = |session| {
+        let owner = stored.get(session)?.get_document("owner").ok()?;
+        owner.get_object_id("instance").ok()
+    };
+    Ok(sessions.iter().map(instance_of).collect())
+}
+
+/// Takes many records over in two operations: `update` does not say which documents it has matched,
+/// so it writes an id of this operation into each record, and `find` then says who has which.
+async fn claim_all(
+    records: Own<Document>,
+    claims: Vec<Claim>,
+) -> Result<Vec<Result<Claimed, StoreError>>, StoreError> {
+    if let [claim] = &*claims {
+        return Ok(vec![claim_one(&records, claim).await]);
+    }
+    let collection = records.get().await?;
+    let (id, mut statements) = (ObjectId::new(), RawArrayBuf::new());
+    let (mut asked, mut seen) = (Vec::with_capacity(claims.len()), HashSet::new());
+    // Of two connections that take the same record over, the later one gets it.
+    for (index, claim) in claims.iter().enumerate().rev() {
+        if !seen.insert(&claim.session) {
+            continue;
+        }
+        let mut filter = claim.session.unexpired();
+        // Not again, if the statements are run twice.
+        filter.insert("owner.claim", doc! { "$ne": id });
+        statements.push(rawdoc! { "q": encode(&filter)?, "u": encode(&claim.update(id))? });
+        asked.push((index, claim));
+    }
+    let updated = update_all(records.database(), collection.name(), statements).await?;
+
+    let sessions: Vec<_> = claims.iter().map(|claim| claim.session.clone()).collect();
+    let stored = unexpired(collection, &sessions, doc! {}).await?;
+    let mut claimed: Vec<_> = sessions
+        .iter()
+        .map(|session| Ok(stored.get(session).map_or(Claimed::Nothing, |_| Claimed::Superseded)))
+        .collect();
+    for (number, (index, claim)) in asked.into_iter().enumerate() {
+        let Some(result) = claimed.get_mut(index) else { continue };
+        if updated.failed.contains(&number) {
+            // Alone, so that the error is the driver's own.
+            *result = claim_one(&records, claim).await;
+        } else if let Some(record) = stored.get(&claim.session)
+            && claim.has_taken(record, id)
+        {
+            *result = read(record).map(Claimed::Record);
+        }
+    }
+    Ok(claimed)
+}
+
+async fn claim_one(records: &Own<Document>, claim: &Claim) -> Result<Claimed, StoreError> {
+    let claimed = records
+        .get()
+        .await?
+        .clone_with_type::<RawDocumentBuf>()
+        .find_one_and_update(claim.session.unexpired(), claim.update(ObjectId::new()))
+        .return_document(ReturnDocument::After)
+        .await?;
+    claimed.map_or(Ok(Claimed::Nothing), |record| read(&record).map(Claimed::Record))
+}
+
+/// The records of those of these sessions that have one, with these fields or, by `{}`, all.
+async fn unexpired(
+    collection: &Collection<Document>,
+    sessions: &[Session],
+    fields: Document,
+) -> Result<HashMap<Session, RawDocumentBuf>, StoreError> {
+    let pids: Vec<_> = sessions.iter().map(|session| session.pid.as_str()).collect();
+    let unexpired = doc! { "_id": { "$in": pids }, "expires": { "$gt": DateTime::now() } };
+    let mut found = collection.find(unexpired).projection(fields).await?;
+    let mut records = HashMap::with_capacity(sessions.len());
+    while found.advance().await? {
+        let record = found.current();
+        if let (Ok(pid), Ok(user)) = (record.get_str("_id"), record.get_object_id("user"))
+            && let Some(session) = Session::new(pid, UserId(user))
+        {
+            records.insert(session, record.to_owned());
+        }
+    }
+    Ok(records)
+}
+
+impl Session {
+    /// `None` for an id that no session has.
+    fn new(pid: &str, user: UserId) -> Option<Self> {
+        (pid.len() <= MAX_PID).then(|| Self { pid: pid.to_owned(), user })
+    }
+
+    fn unexpired(&self) -> Document {
+        doc! { "_id": &self.pid, "user": self.user.0, "expires": { "$gt": DateTime::now() } }
+    }
+}
+
+impl Claim {
+    fn update(&self, id: ObjectId) -> Document {
+        doc! {
+            "$set": {
+                "owner.instance": self.instance,
+                "owner.claim": id,
+                "expires": self.expires,
+            },
+            "$inc": { "owner.generation": 1_i64 },
+        }
+    }
+
+    /// Whether the operation with this id, and none after it, has taken the record over.
+    fn has_taken(&self, record: &RawDocument, id: ObjectId) -> bool {
+        let Ok(owner) = record.get_document("owner") else { return false };
+        let is = |field, id| owner.get_object_id(field).is_ok_and(|found| found == id);
+        // A version of this server that knows no claims leaves the id of an earlier one.
+        is("claim", id) && is("instance", self.instance)
+    }
 }
 
 fn owned(pid: &str, owner: Owner) -> Document {
@@ -227,24 +375,45 @@ fn owned(pid: &str, owner: Owner) -> Document {
     }
 }
 
-fn read(pid: &str, user: UserId, document: &Document) -> Result<SocketRecord, StoreError> {
-    let malformed = |field| move |_| StoreError::Malformed(SOCKETS.collection, field);
-    let owner = document.get_document("owner").map_err(malformed("owner"))?;
-    let rooms = document.get_document("rooms").map_err(malformed("rooms"))?;
-    let rooms = rooms.iter().map(|(room, position)| {
-        let room = room.parse().map_err(|_| StoreError::Malformed(SOCKETS.collection, "rooms"))?;
-        let position =
-            position.as_str().ok_or(StoreError::Malformed(SOCKETS.collection, "rooms"))?;
+fn read(record: &RawDocument) -> Result<SocketRecord, StoreError> {
+    fn malformed<E>(field: &'static str) -> impl FnOnce(E) -> StoreError {
+        move |_| StoreError::Malformed(SOCKETS.collection, field)
+    }
+    let owner = record.get_document("owner").map_err(malformed("owner"))?;
+    let rooms = record.get_document("rooms").map_err(malformed("rooms"))?;
+    let rooms = rooms.iter().map(|entry| {
+        let (room, position) = entry.map_err(malformed("rooms"))?;
+        let room = room.as_str().parse().map_err(malformed("rooms"))?;
+        let position = position.as_str().ok_or(()).map_err(malformed("rooms"))?;
         Ok((room, position.to_owned()))
     });
     Ok(SocketRecord {
-        pid: pid.to_owned(),
-        sid: document.get_str("sid").map_err(malformed("sid"))?.to_owned(),
-        user,
+        pid: record.get_str("_id").map_err(malformed("_id"))?.to_owned(),
+        sid: record.get_str("sid").map_err(malformed("sid"))?.to_owned(),
+        user: UserId(record.get_object_id("user").map_err(malformed("user"))?),
         owner: Owner {
             instance: owner.get_object_id("instance").map_err(malformed("owner"))?,
             generation: owner.get_i64("generation").map_err(malformed("owner"))?,
         },
         rooms: rooms.collect::<Result<_, StoreError>>()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_of_the_operation_and_the_instance_that_wrote_it_last() {
+        let (instance, id) = (ObjectId::new(), ObjectId::new());
+        let session = Session::new("pid", UserId::new()).unwrap();
+        let claim = Claim { session, instance, expires: DateTime::now() };
+        let has = |owner| claim.has_taken(&rawdoc! { "owner": owner }, id);
+        assert!(has(rawdoc! { "instance": instance, "generation": 1_i64, "claim": id }));
+        let another = ObjectId::new();
+        assert!(!has(rawdoc! { "instance": instance, "generation": 2_i64, "claim": another }));
+        // It was taken over by a version that knows no claims.
+        assert!(!has(rawdoc! { "instance": another, "generation": 2_i64, "claim": id }));
+        assert!(!has(rawdoc! { "instance": instance, "generation": 0_i64 }));
+    }
 }

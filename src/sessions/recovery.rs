@@ -7,6 +7,7 @@
 //! instance.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bson::DateTime;
@@ -21,7 +22,7 @@ use crate::feed::ring::Seq;
 use crate::hub::member::Start;
 use crate::hub::offset::{Entry, Offset};
 use crate::middleware::deadline::DEADLINE;
-use crate::models::{Owner, RoomId, SocketRecord, Sockets, StoreError, UserId};
+use crate::models::{Claimed, Owner, RoomId, SocketRecord, Sockets, StoreError, UserId};
 use crate::protocols::engine_io::random_id;
 
 /// How long a connection is still read after another one took its session over, for the packets
@@ -39,9 +40,8 @@ const TAKEOVER_WAIT: Duration = Duration::from_secs(2);
 const FILL_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Keeps the database record of one session up to date, while the session lasts.
-#[derive(Debug)]
 pub struct RecoveryRecord {
-    sockets: Sockets,
+    sockets: Arc<Sockets>,
     /// The private id.
     pub pid: String,
     /// The public id, which stays the same when the session is resumed.
@@ -60,8 +60,18 @@ pub struct RecoveryRecord {
     ended: Cell<bool>,
 }
 
+/// Whether a client can go on with its session.
+pub enum Recovery {
+    /// It goes on.
+    Resumed(Resumed),
+    /// The session is unknown or another user's, or a missed event is no longer recoverable.
+    Lost,
+    /// At the same time, another connection has taken the session over or stored it. The client
+    /// should try again.
+    Superseded,
+}
+
 /// A resumed session, or a new one.
-#[derive(Debug)]
 pub struct Resumed {
     /// Its record, which this connection owns now.
     pub record: RecoveryRecord,
@@ -82,7 +92,7 @@ impl RecoveryRecord {
     pub fn new(worker: &Worker, claims: Claims) -> Self {
         let window = worker.config.recovery_window;
         Self {
-            sockets: worker.store.sockets.clone(),
+            sockets: Arc::clone(&worker.store.sockets),
             pid: random_id(),
             sid: random_id(),
             user: claims.user,
@@ -212,9 +222,7 @@ impl Worker {
         Resumed { record, rooms: Vec::new(), known, joins, checked: 0, since: None }
     }
 
-    /// Takes a session over for a client that resumes it. `None` if the session is unknown or
-    /// another user's, or if a missed event is no longer recoverable. Then the client gets a new
-    /// session.
+    /// Takes a session over for a client that resumes it.
     ///
     /// # Errors
     /// The database failed.
@@ -223,30 +231,34 @@ impl Worker {
         pid: &str,
         offset: Option<&str>,
         claims: Claims,
-    ) -> Result<Option<Resumed>, ApiError> {
+    ) -> Result<Recovery, ApiError> {
         let window = self.config.recovery_window;
         let expires = expiry(claims, window);
         let offset = match offset.map(str::parse::<Offset>) {
             Some(Ok(offset)) => Some(offset),
-            Some(Err(_)) => return Ok(None),
+            Some(Err(_)) => return Ok(Recovery::Lost),
             None => None,
         };
         let sockets = &self.store.sockets;
         match self.registry.end_and_wait(pid, claims.user, TAKEOVER_WAIT).await {
             Some(true) => {}
-            Some(false) => return Ok(None),
+            Some(false) => return Ok(Recovery::Lost),
             None => match sockets.instance_of(pid, claims.user).await? {
-                None => return Ok(None),
+                None => return Ok(Recovery::Lost),
                 Some(instance) if instance == self.registry.instance => {}
                 // That instance may be killed, or about to read a disconnect packet.
                 Some(_) => sleep(TAKEOVER_GRACE).await,
             },
         }
         let claimed = sockets.claim(pid, claims.user, self.registry.instance, expires).await?;
-        let Some(stored) = claimed else { return Ok(None) };
+        let stored = match claimed {
+            Claimed::Record(record) => record,
+            Claimed::Superseded => return Ok(Recovery::Superseded),
+            Claimed::Nothing => return Ok(Recovery::Lost),
+        };
         self.registry.take_over(pid, stored.owner.generation);
         let record = RecoveryRecord {
-            sockets: sockets.clone(),
+            sockets: Arc::clone(sockets),
             pid: stored.pid,
             sid: stored.sid,
             user: stored.user,
@@ -270,13 +282,13 @@ impl Worker {
         }
         if !self.can_tell_user(claims.user, since, was_removed).await? {
             record.remove().await;
-            return Ok(None);
+            return Ok(Recovery::Lost);
         }
         let mut rooms = Vec::with_capacity(stored_rooms.len());
         let mut known = offset.as_ref().map(|offset| offset.base);
         let mut joins = offset.as_ref().and_then(|offset| offset.joins).unwrap_or(0);
         for (room, entry) in stored_rooms {
-            let Ok(entry) = entry.parse::<Entry>() else { return Ok(None) };
+            let Ok(entry) = entry.parse::<Entry>() else { return Ok(Recovery::Lost) };
             known = known.max(entry.known);
             joins = joins.max(entry.join);
             let since = offset.as_ref().map_or(entry.from, |offset| offset.since(room, entry));
@@ -292,10 +304,10 @@ impl Worker {
         let ring = self.hub.ring();
         let is_whole = |&(room, start): &(RoomId, Start)| matches!(start, Start::After(since) if ring.recovers(room, since));
         if rooms.iter().all(is_whole) {
-            Ok(Some(Resumed { record, rooms, known, joins, checked, since }))
+            Ok(Recovery::Resumed(Resumed { record, rooms, known, joins, checked, since }))
         } else {
             record.remove().await;
-            Ok(None)
+            Ok(Recovery::Lost)
         }
     }
 

@@ -27,7 +27,7 @@ use crate::protocols::engine_io::{
 use crate::protocols::socket_io::packet::MAIN;
 use crate::protocols::socket_io::{Application, ConnectRequest, Encoded, Event, Socket};
 use crate::protocols::websocket::WRITE_AT_ONCE;
-use crate::sessions::recovery::{RecoveryRecord, Resumed, TAKEOVER_GRACE};
+use crate::sessions::recovery::{Recovery, RecoveryRecord, TAKEOVER_GRACE};
 use crate::sessions::registry::Worker;
 use crate::sessions::{Answer, EndReason, Output, Request, RequestKind, Session};
 
@@ -162,9 +162,13 @@ async fn admit(worker: Data<Worker>, request: ConnectRequest) -> Option<Client> 
     if auth.offsets == OffsetMode::Off || !can_recover {
         return enter(request, permit);
     }
-    let Ok(resumed) = resume(worker, &auth, claims).await else {
-        request.close();
-        return None;
+    let resumed = match resume(worker, &auth, claims).await {
+        Ok(Recovery::Resumed(resumed)) => Some(resumed),
+        Ok(Recovery::Lost) => None,
+        Ok(Recovery::Superseded) | Err(_) => {
+            request.close();
+            return None;
+        }
     };
     if auth.pid.is_some() {
         worker.metrics.recovery(resumed.is_some());
@@ -190,8 +194,8 @@ fn reject(worker: &Worker, request: ConnectRequest, refused: &TokenRefused) {
 }
 
 /// Resumes the session of an earlier connection, if there is one.
-async fn resume(worker: &Worker, auth: &Auth, claims: Claims) -> Result<Option<Resumed>, ApiError> {
-    let Some(pid) = &auth.pid else { return Ok(None) };
+async fn resume(worker: &Worker, auth: &Auth, claims: Claims) -> Result<Recovery, ApiError> {
+    let Some(pid) = &auth.pid else { return Ok(Recovery::Lost) };
     let taking_over = worker.take_over(pid, auth.offset.as_deref(), claims);
     let late = |_| ApiError::Unavailable("no answer within the deadline".to_owned());
     let taken = timeout(DEADLINE, taking_over).await.map_err(late).and_then(|taken| taken);

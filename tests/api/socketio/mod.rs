@@ -8,3 +8,4 @@ mod load;
 mod polls;
 mod recovery;
 mod subprotocols;
+mod takeovers;
