@@ -15,6 +15,7 @@ use std::future::ready;
 use std::io::{self, Write};
 use std::marker::PhantomData;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use actix_codec::Framed;
 use actix_http::body::{MessageBody, to_bytes_limited};
 use actix_http::error::DispatchError;
-use actix_http::h1::{Codec, SendResponse};
+use actix_http::h1::{Codec, Message, SendResponse};
 use actix_http::{ConnectionType, HttpService, Protocol, Request, Response};
 use actix_server::Server;
 use actix_service::{
@@ -207,7 +208,7 @@ fn accept(io: TcpStream, connections: &Connections, timeout: Duration) -> io::Re
 }
 
 /// Answers an upgrade request, and hands the connection over if a handler has accepted it.
-async fn upgrade<S, B>(app: &S, req: Request, connection: Framed<Stream, Codec>)
+async fn upgrade<S, B>(app: &S, req: Request, mut connection: Framed<Stream, Codec>)
 where
     S: Service<Request>,
     S::Error: Into<Response<actix_http::body::BoxBody>>,
@@ -226,17 +227,22 @@ where
     let mut response = response.set_body(body);
     let accepted =
         handover.taken().filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
-    if accepted.is_none() {
+    let Some(handler) = accepted else {
         response.head_mut().set_connection_type(ConnectionType::Close);
+        // An error means that the client has disconnected.
+        let _ = SendResponse::new(connection, response).await;
+        return;
+    };
+    let (head, body) = response.into_parts();
+    // Only encoded: the handler writes it together with its first frames.
+    if Pin::new(&mut connection).write(Message::Item((head, body.size()))).is_err() {
+        return;
     }
-    // An error means that the client has disconnected.
-    let Ok(connection) = SendResponse::new(connection, response).await else { return };
-    if let Some(socket) = accepted {
-        let parts = connection.into_parts();
-        let (io, counted) = parts.io.into_inner();
-        // The handler that accepted it may have given up meanwhile.
-        let _ = socket.send(Connection { io, read: parts.read_buf, guard: Box::new(counted) });
-    }
+    let parts = connection.into_parts();
+    let (io, counted) = parts.io.into_inner();
+    let (read, unwritten) = (parts.read_buf, parts.write_buf);
+    // The handler that accepted it may have given up meanwhile.
+    let _ = handler.send(Connection { io, read, unwritten, guard: Box::new(counted) });
 }
 
 /// Creates the service of a worker, and shares it with upgrade requests.

@@ -118,6 +118,8 @@ async fn admit(
     mut socket: Socket,
     token: Result<Claims, TokenRefused>,
 ) -> Option<(PlainSession, Socket)> {
+    // The database may be asked first, and the client must not wait for it to be connected.
+    socket.opened().await.and_then(|_| socket.write_now()).ok()?;
     let claims = match token {
         Ok(claims) => Some(claims),
         Err(refused) if worker.config.legacy_trust => {

@@ -145,6 +145,15 @@ impl Sender {
         self.0.send(packets)
     }
 
+    /// As [`send`](Self::send), but the packets are usually written together with those that are
+    /// sent before the caller waits.
+    ///
+    /// # Errors
+    /// Those of [`send`](Self::send).
+    pub fn send_soon(&self, packets: impl IntoIterator<Item = Packet>) -> Result<(), Ended> {
+        self.0.send_soon(packets)
+    }
+
     /// Sends texts, each with its `4`, in one direct write if nothing else waits to be written;
     /// otherwise sends none of them and returns `false`. Does not wake the session's task.
     pub fn send_now(&self, texts: impl IntoIterator<Item = ByteString>) -> bool {

@@ -137,6 +137,25 @@ impl Session {
     /// Queues packets together, so that nothing comes between a header and its attachments. If the
     /// queue exceeds its bounds, the session ends.
     pub(super) fn send(&self, packets: impl IntoIterator<Item = Packet>) -> Result<(), Ended> {
+        self.queue(packets)?.flush_queue();
+        Ok(())
+    }
+
+    /// As [`send`](Self::send), but leaves the packets to the transport, which usually writes them
+    /// together with those that are sent before the caller waits.
+    pub(super) fn send_soon(&self, packets: impl IntoIterator<Item = Packet>) -> Result<(), Ended> {
+        let mut state = self.queue(packets)?;
+        // While something is queued, nobody else may write.
+        state.writer = None;
+        state.wake(Side::Transport);
+        Ok(())
+    }
+
+    /// Queues packets. If the queue exceeds its bounds, the session ends.
+    fn queue(
+        &self,
+        packets: impl IntoIterator<Item = Packet>,
+    ) -> Result<MutexGuard<'_, State>, Ended> {
         let mut state = self.state();
         if state.end.is_some() {
             return Err(Ended);
@@ -153,8 +172,7 @@ impl Session {
             self.end(CloseReason::TooSlow, None);
             return Err(Ended);
         }
-        state.flush_queue();
-        Ok(())
+        Ok(state)
     }
 
     /// Sends texts in one direct write if nothing else waits to be written; otherwise sends none of

@@ -134,7 +134,9 @@ impl ConnectRequest {
             None => format!(r#"{{"sid":"{sid}"}}"#),
         };
         self.socket.state.admitted.set(true);
-        self.socket.send(Body::Connect(json.into()), Vec::new());
+        let admission = self.socket.packet(Body::Connect(json.into()));
+        // What a client has missed follows at once. If it is too slow, `recv` returns `None`.
+        let _ = self.socket.sender.send_soon([admission]);
         self.socket
     }
 
@@ -209,10 +211,14 @@ impl Socket {
     }
 
     fn send(&self, body: Body, attachments: Vec<Bytes>) {
-        let packet = Packet { namespace: self.namespace.clone(), body };
-        let header = EnginePacket::Text(format!("4{packet}").into());
         let attachments = attachments.into_iter().map(EnginePacket::Binary);
-        let _ = self.sender.send(std::iter::once(header).chain(attachments));
+        let _ = self.sender.send(std::iter::once(self.packet(body)).chain(attachments));
+    }
+
+    /// A packet without its attachments.
+    fn packet(&self, body: Body) -> EnginePacket {
+        let packet = Packet { namespace: self.namespace.clone(), body };
+        EnginePacket::Text(format!("4{packet}").into())
     }
 }
 

@@ -12,24 +12,26 @@ use tokio::sync::oneshot;
 /// A value that the server attaches to a connection. It is dropped when the connection ends.
 pub type Guard = Box<dyn Any + Send + Sync>;
 
-/// A TCP connection, and the bytes that were already read from it.
+/// A TCP connection, with the bytes that were read from it and those that are to be written first.
 pub struct Connection {
     /// The connection.
     pub io: TcpStream,
     /// The bytes after the request.
     pub read: BytesMut,
+    /// The response to the request.
+    pub unwritten: BytesMut,
     /// Kept as long as the connection.
     pub guard: Guard,
 }
 
-/// The offer, in the extensions of an upgrade request: the server hands its connection over after
-/// it has written the response.
+/// The offer, in the extensions of an upgrade request: the server hands its connection over as soon
+/// as it has the response. The handler's side writes it, together with its first frames.
 #[derive(Clone, Default)]
 pub struct Handover(Rc<RefCell<Option<oneshot::Sender<Connection>>>>);
 
 impl Handover {
-    /// Accepts the offer. The connection arrives after the response is written; the receiver fails
-    /// if it is lost before.
+    /// Accepts the offer. The connection arrives after the handler has returned the response; the
+    /// receiver fails if it is lost before.
     pub fn accept(&self) -> oneshot::Receiver<Connection> {
         let (sender, receiver) = oneshot::channel();
         self.0.borrow_mut().replace(sender);

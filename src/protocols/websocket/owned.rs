@@ -36,7 +36,7 @@ pub(super) struct OwnedSocket {
 }
 
 enum State {
-    /// The response is being written.
+    /// The server has not handed the connection over yet.
     Upgrading(oneshot::Receiver<Connection>),
     Open(Open),
     Gone,
@@ -98,8 +98,9 @@ impl OwnedSocket {
 }
 
 impl Open {
-    fn new(Connection { io, read, guard }: Connection, max_message: usize) -> Self {
-        let writer = WriteHandle::new(io, guard);
+    fn new(connection: Connection, max_message: usize) -> Self {
+        let Connection { io, read, unwritten, guard } = connection;
+        let writer = WriteHandle::new(io, guard, &unwritten);
         // Copied, since the buffer of the HTTP connection is larger than the bytes left in it.
         let read = BytesMut::from(&*read);
         let codec = Codec::new().max_size(max_message);

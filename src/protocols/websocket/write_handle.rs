@@ -56,8 +56,10 @@ struct Outgoing {
 }
 
 impl WriteHandle {
-    pub(super) fn new(io: TcpStream, guard: Guard) -> Self {
-        let (bytes, progress) = (BytesMut::new(), Instant::now());
+    /// A handle that writes these bytes first.
+    pub(super) fn new(io: TcpStream, guard: Guard, unwritten: &[u8]) -> Self {
+        let (mut bytes, progress) = (SPARE_BUFFER.take(), Instant::now());
+        bytes.extend_from_slice(unwritten);
         let outgoing = Outgoing { bytes, progress, task: None, closing: false, broken: false };
         Self(Arc::new(Shared { io, _guard: guard, outgoing: Mutex::new(outgoing) }))
     }

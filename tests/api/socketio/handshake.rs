@@ -1,6 +1,8 @@
 //! What clients send along when a session of Socket.IO begins, and what they are refused for.
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::helpers::engine_io::Ws;
 use crate::helpers::socket_io::{Caller, Memory};
@@ -120,4 +122,19 @@ async fn refusals_name_the_field_whatever_the_mode_of_errors() {
         assert!(caller.ask("authenticate", bearer).await["expires"].is_u64());
         server.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_to_an_upgrade_and_the_open_packet_are_one_write() {
+    let server = TestServer::start().await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    let request = "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: localhost\r\n\
+        Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut bytes = [0; 4096];
+    let count = stream.read(&mut bytes).await.unwrap();
+    let text = String::from_utf8_lossy(&bytes[..count]);
+    assert!(text.starts_with("HTTP/1.1 101 ") && text.contains(r#"0{"sid":""#), "{text}");
+    server.stop().await;
 }

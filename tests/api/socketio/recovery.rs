@@ -142,6 +142,30 @@ async fn a_message_and_its_offset_are_one_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_is_let_in_and_told_what_was_missed_in_one_write() {
+    let server = TestServer::start_with(ONE_WORKER).await;
+    let ada = server.register("ada").await;
+    let room = ada.create_room("lounge").await;
+    let mut witness = Caller::connect(server.addr, &ada.token).await;
+    witness.join(&room).await;
+    let mut caller = Caller::connect(server.addr, &ada.token).await;
+    caller.join(&room).await;
+    let (sid, memory) = (caller.sid.clone(), caller.cut());
+    tell(&ada, &room, ["1", "2"]).await;
+    assert_eq!(witness.contents(2).await, ["1", "2"]);
+    let mut ws = Ws::open(server.addr, "/socket.io/").await;
+    let auth = json!({ "token": ada.token, "pid": memory.pid, "offset": memory.offset });
+    ws.send(format!("40{auth}")).await;
+    let bytes = ws.read_once().await;
+    let text = String::from_utf8_lossy(&bytes);
+    let admission = format!(r#"40{{"sid":"{sid}""#);
+    let parts = [&admission, r#""content":"1""#, r#""content":"2""#, r#"42["position",""#];
+    let places: Vec<_> = parts.iter().map(|part| text.find(*part)).collect();
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{text}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_poll_has_one_offset_behind_the_last_message() {
     let server = TestServer::start().await;
     let ada = server.register("ada").await;
