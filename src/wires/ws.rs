@@ -118,7 +118,7 @@ async fn admit(
     mut socket: Socket,
     token: Result<Claims, TokenRefused>,
 ) -> Option<(PlainSession, Socket)> {
-    // The database may be asked first, and the client must not wait for it to be connected.
+    // At once: the client must not wait for its 101 while the database is asked about its token.
     socket.opened().await.and_then(|_| socket.write_now()).ok()?;
     let claims = match token {
         Ok(claims) => Some(claims),
